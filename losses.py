@@ -1,0 +1,270 @@
+"""Denoising score matching, and the optimisation step.  [S21, section 3.3, appendix C]
+
+The losses of score SDEs, SMLD and DDPM are one formula, |s score(x_t) + z|^2 with
+x_t = m x_0 + s z; they differ in how the noise level is drawn and in how it is weighted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.utils import get_model_fn, get_score_fn
+from sde_lib import SDE
+from utils.tensors import batch_mul
+
+
+class Draws(NamedTuple):
+    """What a loss draws for a batch: noise levels (times, or indices), (B,), and noise (B, *D)."""
+
+    level: Tensor
+    z: Tensor
+
+
+class DenoisingLoss:
+    """Score matching at randomly drawn noise levels.
+
+    Called as `loss_fn(model, batch)`, with the batch (B, *D) in the network's range, it draws
+    levels, then noise, and gives the mean loss of the batch.  `draw` and `given` are its halves:
+    a batch that is split into parts can be drawn for as a whole.
+
+    Args:
+        train: whether dropout is on.
+        reduce_mean: average over dimensions; otherwise half the sum.
+    """
+
+    def __init__(self, train: bool, reduce_mean: bool):
+        self.train, self.reduce_mean = train, reduce_mean
+
+    def __call__(self, model: Callable, batch: Tensor) -> Tensor:
+        return self.given(model, batch, self.draw(batch))
+
+    def draw(self, batch: Tensor) -> Draws:
+        """Noise levels and noise for a batch, from PyTorch's global generator."""
+        level = self.draw_level(batch.shape[0], batch.device)
+        return Draws(level, torch.randn_like(batch))
+
+    def given(self, model: Callable, batch: Tensor, draws: Draws) -> Tensor:
+        """Mean loss of a batch for given noise levels and noise."""
+        residual, weight = self.weighted_residual(model, batch, draws)
+        square = residual.square().flatten(1)
+        losses = square.mean(1) if self.reduce_mean else 0.5 * square.sum(1)
+        return (losses * weight).mean()
+
+    def draw_level(self, count: int, device: torch.device) -> Tensor:
+        """Noise levels, (count,)."""
+        raise NotImplementedError
+
+    def weighted_residual(self, model, batch, draws) -> tuple[Tensor, Tensor]:
+        """s score + z, (B, *D), and its weight, (B,)."""
+        raise NotImplementedError
+
+
+class _ContinuousLoss(DenoisingLoss):
+    """Times uniform on [eps, T], weight 1 or g^2 / s^2.  [S21, equation 7]"""
+
+    def __init__(self, sde, train, reduce_mean, continuous, likelihood_weighting, eps):
+        super().__init__(train, reduce_mean)
+        self.sde, self.continuous = sde, continuous
+        self.likelihood_weighting, self.eps = likelihood_weighting, eps
+
+    def draw_level(self, count, device):
+        return torch.rand(count, device=device) * (self.sde.T - self.eps) + self.eps
+
+    def weighted_residual(self, model, batch, draws):
+        t, z = draws
+        mean, std = self.sde.marginal_prob(batch, t)
+        x_t = mean + batch_mul(std, z)
+        score = get_score_fn(self.sde, model, self.train, self.continuous)(x_t, t)
+        weight = torch.ones_like(std)
+        if self.likelihood_weighting:
+            weight = (self.sde.sde(torch.zeros_like(batch), t)[1] / std) ** 2
+        return batch_mul(std, score) + z, weight
+
+
+class _DiscreteLoss(DenoisingLoss):
+    """Noise indices uniform on the N levels of a discrete chain, weight 1."""
+
+    def __init__(self, sde, train, reduce_mean):
+        super().__init__(train, reduce_mean)
+        self.sde = sde
+
+    def draw_level(self, count, device):
+        return torch.randint(0, self.sde.N, (count,), device=device)
+
+    def weighted_residual(self, model, batch, draws):
+        label, z = draws
+        scale, std = self.sde.discrete_coeffs(label)
+        output = get_model_fn(model, self.train)(batch_mul(scale, batch) + batch_mul(std, z), label)
+        return batch_mul(std, self.sde.score_from_output(output, std)) + z, torch.ones_like(std)
+
+
+def get_sde_loss_fn(
+    sde: SDE,
+    train: bool,
+    reduce_mean: bool = True,
+    continuous: bool = True,
+    likelihood_weighting: bool = True,
+    eps: float = 1e-5,
+) -> DenoisingLoss:
+    """Loss over continuous time, t uniform on [eps, T].  [S21, equation 7]
+
+    Args:
+        sde: the forward process.
+        train: whether dropout is on.
+        reduce_mean: average over dimensions; otherwise half the sum.
+        continuous: whether the network is told continuous times.
+        likelihood_weighting: weight g(t)^2 of Song et al. 2021 (*Maximum Likelihood Training*),
+            instead of s(t)^2.
+        eps: smallest time.
+    Returns:
+        `loss_fn(model, batch)`.
+    """
+    return _ContinuousLoss(sde, train, reduce_mean, continuous, likelihood_weighting, eps)
+
+
+def get_smld_loss_fn(vesde: SDE, train: bool, reduce_mean: bool = False) -> DenoisingLoss:
+    """Loss over the noise levels of SMLD (NCSN).  [S21, equation 1]"""
+    return _DiscreteLoss(vesde, train, reduce_mean)
+
+
+def get_ddpm_loss_fn(vpsde: SDE, train: bool, reduce_mean: bool = True) -> DenoisingLoss:
+    """Loss over the steps of DDPM.  [S21, equation 3]"""
+    return _DiscreteLoss(vpsde, train, reduce_mean)
+
+
+def get_loss_fn(
+    sde: SDE, train: bool, reduce_mean: bool, continuous: bool, likelihood_weighting: bool
+) -> DenoisingLoss:
+    """The loss that suits a config: over continuous time, or over the chain's own levels.
+
+    Raises:
+        ValueError: likelihood weighting with discrete levels.
+    """
+    if continuous:
+        return get_sde_loss_fn(sde, train, reduce_mean, likelihood_weighting=likelihood_weighting)
+    if likelihood_weighting:
+        raise ValueError(
+            "training.likelihood_weighting needs training.continuous = True: the losses of SMLD "
+            "and DDPM have weights of their own"
+        )
+    return _DiscreteLoss(sde, train, reduce_mean)
+
+
+def get_optimizer(config, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The configured optimiser.
+
+    Raises:
+        ValueError: `optim.optimizer` is not "Adam".
+    """
+    optim = config.optim
+    if optim.optimizer.lower() != "adam":
+        raise ValueError(f"unknown optim.optimizer {optim.optimizer!r}: known is 'Adam'")
+    return torch.optim.Adam(
+        params,
+        lr=optim.lr,
+        betas=(optim.beta1, 0.999),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        amsgrad=optim.get("amsgrad", False),
+    )
+
+
+def optimization_manager(config) -> Callable:
+    """Linear warm-up, clipping of the gradient's norm, and the optimiser's step.
+
+    Returns:
+        `optimize_fn(optimizer, params, step)`, which returns the gradient's norm before clipping,
+        a scalar on the device.  Its keywords lr, warmup (steps; 0 is none) and grad_clip (negative
+        is none) default to the config's.
+    """
+    optim = config.optim
+
+    def optimize_fn(
+        optimizer, params, step, lr=optim.lr, warmup=optim.warmup, grad_clip=optim.grad_clip
+    ):
+        params = [p for p in params if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in params])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, lr, warmup)
+        if grad_clip >= 0:
+            nn.utils.clip_grads_with_norm_(params, grad_clip, norm)
+        optimizer.step()
+        return norm
+
+    return optimize_fn
+
+
+def learning_rate(step: int, lr: float, warmup: int) -> float:
+    """Learning rate of the update after `step` others: linear warm-up from 0, then constant."""
+    return lr * min(step / warmup, 1.0) if warmup > 0 else lr
+
+
+def get_step_fn(
+    sde: SDE,
+    train: bool,
+    optimize_fn: Callable | None = None,
+    reduce_mean: bool = False,
+    continuous: bool = True,
+    likelihood_weighting: bool = False,
+    *,
+    accumulation: int = 1,
+) -> Callable:
+    """One step of training, or one evaluation with the averaged weights.
+
+    Args:
+        sde: the forward process.
+        train: train, or evaluate.
+        optimize_fn: as made by `optimization_manager`; needed to train.
+        reduce_mean, continuous, likelihood_weighting: see `get_sde_loss_fn`.
+        accumulation: parts into which a training batch is split, to save memory.  Noise is drawn
+            for the whole batch, and the step that is clipped sees the gradient of the whole batch.
+    Returns:
+        `step_fn(state, batch)`, giving the mean loss, a scalar on the device.  `state` holds the
+        live "model", "optimizer", "ema" and the number "step" of updates made; training changes
+        them in place and leaves the gradient's norm in `step_fn.grad_norm`.
+    """
+    loss_fn = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting)
+    if train:
+        return _TrainStep(loss_fn, optimize_fn, accumulation)
+
+    @torch.no_grad()
+    def eval_step(state, batch):
+        parameters = list(state["model"].parameters())
+        state["ema"].store(parameters)
+        state["ema"].copy_to(parameters)
+        try:
+            return loss_fn(state["model"], batch)
+        finally:
+            state["ema"].restore(parameters)
+
+    return eval_step
+
+
+class _TrainStep:
+    def __init__(self, loss_fn: DenoisingLoss, optimize_fn: Callable, accumulation: int):
+        self.loss_fn, self.optimize_fn, self.accumulation = loss_fn, optimize_fn, accumulation
+        self.grad_norm: Tensor | None = None
+
+    def __call__(self, state: dict, batch: Tensor) -> Tensor:
+        model, optimizer = state["model"], state["optimizer"]
+        optimizer.zero_grad()
+        loss = self._backward(model, batch)
+        self.grad_norm = self.optimize_fn(optimizer, model.parameters(), step=state["step"])
+        state["step"] += 1
+        state["ema"].update(model.parameters())
+        return loss
+
+    def _backward(self, model, batch):
+        """Gradient of the batch's mean loss, part by part."""
+        draws, total = self.loss_fn.draw(batch), 0.0
+        parts = (tensor.tensor_split(self.accumulation) for tensor in (batch, *draws))
+        for part, level, z in zip(*parts, strict=True):
+            share = len(part) / len(batch)
+            loss = self.loss_fn.given(model, part, Draws(level, z)) * share
+            loss.backward()
+            total = total + loss.detach()
+        return total

@@ -1,0 +1,108 @@
+"""Exponential moving average of a network's trainable parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+class ExponentialMovingAverage:
+    """theta' <- d theta' + (1 - d) theta after every optimisation step.  [S21, appendix G]
+
+    The average is a bare list in the order in which the trainable parameters were created: that
+    order is part of the checkpoint format.
+
+    Args:
+        parameters: the network's parameters; those that need no gradient are passed over.
+        decay: d, in [0, 1]; 0 keeps the latest parameters.
+        use_num_updates: warm the decay up as min(d, (1 + n) / (10 + n)) after n updates.
+    Raises:
+        ValueError: the decay is outside [0, 1].
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], decay: float, use_num_updates: bool = True):
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"the decay of the moving average must be in [0, 1], not {decay}")
+        self.decay = decay
+        self.num_updates = 0 if use_num_updates else None
+        self.shadow_params = [p.detach().clone() for p in _trainable(parameters)]
+        self.collected_params: list[Tensor] = []
+
+    @torch.no_grad()
+    def update(self, parameters: Iterable[Parameter]) -> None:
+        """Move the average towards the parameters, as they are after an optimisation step."""
+        decay = self.decay
+        if self.num_updates is not None:
+            self.num_updates += 1
+            decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(self.shadow_params, self._match(parameters), 1.0 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, parameters: Iterable[Parameter]) -> None:
+        """Overwrite the parameters with the average."""
+        torch._foreach_copy_(self._match(parameters), self.shadow_params)
+
+    def store(self, parameters: Iterable[Parameter]) -> None:
+        """Set the parameters aside, so that `restore` can bring them back after `copy_to`."""
+        self.collected_params = [p.detach().clone() for p in _trainable(parameters)]
+
+    @torch.no_grad()
+    def restore(self, parameters: Iterable[Parameter]) -> None:
+        """Bring back the parameters that `store` set aside.
+
+        Raises:
+            RuntimeError: nothing was stored.
+        """
+        if not self.collected_params:
+            raise RuntimeError("there is nothing to restore: call store() first")
+        torch._foreach_copy_(self._match(parameters), self.collected_params)
+        self.collected_params = []
+
+    def state_dict(self) -> dict:
+        """What a checkpoint holds: decay, num_updates, shadow_params."""
+        return {
+            "decay": self.decay,
+            "num_updates": self.num_updates,
+            "shadow_params": self.shadow_params,
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take over a saved average, on the devices and in the dtypes of the present one.
+
+        Raises:
+            ValueError: the number or the shapes of the averaged parameters differ.
+        """
+        loaded = state_dict["shadow_params"]
+        if len(loaded) != len(self.shadow_params):
+            raise ValueError(
+                f"the checkpoint averages {len(loaded)} parameters, the network has "
+                f"{len(self.shadow_params)} trainable ones"
+            )
+        for i, (new, old) in enumerate(zip(loaded, self.shadow_params, strict=True)):
+            if new.shape != old.shape:
+                raise ValueError(
+                    f"averaged parameter {i} has shape {tuple(new.shape)} in the checkpoint "
+                    f"and {tuple(old.shape)} in the network"
+                )
+        self.decay = float(state_dict["decay"])
+        self.num_updates = state_dict["num_updates"]
+        self.shadow_params = [
+            new.detach().to(old, copy=True)
+            for new, old in zip(loaded, self.shadow_params, strict=True)
+        ]
+
+    def _match(self, parameters: Iterable[Parameter]) -> list[Parameter]:
+        trainable = _trainable(parameters)
+        if len(trainable) != len(self.shadow_params):
+            raise ValueError(
+                f"{len(trainable)} trainable parameters were given to an average of "
+                f"{len(self.shadow_params)}"
+            )
+        return trainable
+
+
+def _trainable(parameters: Iterable[Parameter]) -> list[Parameter]:
+    return [p for p in parameters if p.requires_grad]

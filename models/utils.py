@@ -1,0 +1,150 @@
+"""Building networks by name, and turning a network into a score.
+
+The network and the process are peers that do not know each other: the process says what the
+network is told (`noise_label`) and what its output means (`to_score`); this module puts the two
+together.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.registry import Registry
+
+_MODELS = Registry("model")
+register_model = _MODELS.register
+
+# Where the networks of this project are defined; imported when one is first asked for.
+_MODULES = ("ddpm", "ncsnpp", "ncsnv2")
+
+
+def get_model(name: str) -> type[nn.Module]:
+    """The network class registered under a name.
+
+    Raises:
+        ValueError: no such name; the message lists the known ones.
+    """
+    for module in _MODULES:
+        importlib.import_module(f"models.{module}")
+    return _MODELS.get(name)
+
+
+def get_sigmas(config) -> np.ndarray:
+    """Noise levels of SMLD, from sigma_max down to sigma_min in geometric steps.
+
+    Returns:
+        (num_scales,), float64.
+    """
+    model = config.model
+    return np.exp(np.linspace(np.log(model.sigma_max), np.log(model.sigma_min), model.num_scales))
+
+
+def get_ddpm_params(config) -> dict[str, np.ndarray | float | int]:
+    """The noise schedule of DDPM: beta_i from beta_min / N to beta_max / N, and what follows.
+
+    Returns:
+        betas, alphas, alphas_cumprod, sqrt_alphas_cumprod, sqrt_1m_alphas_cumprod: float64
+        (num_scales,); beta_min, beta_max: of the continuous process; num_diffusion_timesteps.
+    """
+    steps = config.model.num_scales
+    betas = np.linspace(config.model.beta_min / steps, config.model.beta_max / steps, steps)
+    alphas_cumprod = np.cumprod(1.0 - betas)
+    return {
+        "betas": betas,
+        "alphas": 1.0 - betas,
+        "alphas_cumprod": alphas_cumprod,
+        "sqrt_alphas_cumprod": np.sqrt(alphas_cumprod),
+        "sqrt_1m_alphas_cumprod": np.sqrt(1.0 - alphas_cumprod),
+        "beta_min": config.model.beta_min,
+        "beta_max": config.model.beta_max,
+        "num_diffusion_timesteps": steps,
+    }
+
+
+def create_model(config, device: torch.device | str | None = None) -> nn.Module:
+    """The configured network, on a device (default: as `config.device` says).
+
+    Raises:
+        ValueError: the name is unknown, or the network refuses an option of the config.
+    """
+    model = get_model(config.model.name)(config)
+    return model.to(resolve_device(config.get("device", "auto") if device is None else device))
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """The device a config names; "auto" is the first GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: a GPU is asked for that is not there, or the name means nothing.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"unknown device {device!r}: try 'auto', 'cpu', 'cuda' or 'cuda:1'"
+        ) from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} was asked for, but this machine shows "
+            f"{torch.cuda.device_count()} CUDA devices: try 'auto' or 'cpu'"
+        )
+    return chosen
+
+
+def device_of(model: Callable) -> torch.device:
+    """Where a network's parameters live; for a bare function, what "auto" would choose."""
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return resolve_device("auto") if parameter is None else parameter.device
+
+
+def get_model_fn(model: Callable, train: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+    """`model_fn(x, labels)`: the network in training or evaluation mode.
+
+    Args:
+        model: a network, or any function of (x, labels).
+        train: whether dropout is on.
+    """
+
+    def model_fn(x: Tensor, labels: Tensor) -> Tensor:
+        # Setting the mode walks all submodules: only when it changes.
+        if isinstance(model, nn.Module) and model.training != train:
+            model.train(train)
+        return model(x, labels)
+
+    return model_fn
+
+
+def get_score_fn(sde, model: Callable, train: bool = False, continuous: bool = False) -> Callable:
+    """`score_fn(x, t)`: the score of p_t that a network estimates for a process.
+
+    Args:
+        sde: the process; it says how time becomes a label and output becomes a score.
+        model: a network, or any function of (x, labels).
+        train: whether dropout is on.
+        continuous: whether the network was trained on all times of [0, T] or on a grid.
+    Returns:
+        Function of x (B, *D) in the network's range and t (B,) in [0, T], giving (B, *D).
+    """
+    model_fn = get_model_fn(model, train)
+
+    def score_fn(x: Tensor, t: Tensor) -> Tensor:
+        return sde.to_score(model_fn(x, sde.noise_label(t, continuous)), t, continuous)
+
+    return score_fn
+
+
+def to_flattened_numpy(x: Tensor) -> np.ndarray:
+    """A tensor as a flat NumPy array on the host."""
+    return x.detach().cpu().numpy().reshape(-1)
+
+
+def from_flattened_numpy(x: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    """A flat NumPy array as a tensor of the given shape."""
+    return torch.from_numpy(x.reshape(shape))

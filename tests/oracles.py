@@ -1,0 +1,79 @@
+"""Networks whose answer is known: the exact score of Gaussian data, and recorded figures."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+
+import numpy as np
+import torch
+
+from sde_lib import VESDE, VPSDE, LinearSDE, subVPSDE
+from utils import batch_mul
+
+DATA = pathlib.Path(__file__).parent / "data"
+MU, S0 = 0.3, 0.5
+# Seeds of the recorded figures.
+SEEDS = {"pc": 7, "ode": 8, "likelihood": 9, "loss": 10, "control": 11}
+
+
+@functools.cache
+def goldens() -> dict[str, torch.Tensor]:
+    """Recorded inputs and outputs, by name."""
+    with np.load(DATA / "golden_processes.npz") as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+@functools.cache
+def golden_facts() -> dict:
+    """Recorded numbers and settings."""
+    return json.loads((DATA / "golden_processes.json").read_text())
+
+
+def golden_sde(name: str) -> LinearSDE:
+    """The processes of the recorded figures."""
+    N = golden_facts()["pc"]["N"]
+    makers = {
+        "vesde": lambda: VESDE(sigma_min=0.01, sigma_max=10, N=N),
+        "vpsde": lambda: VPSDE(N=N),
+        "subvpsde": lambda: subVPSDE(N=N),
+    }
+    return makers[name]()
+
+
+def inverse_scaler(x):
+    """From [-1, 1] to [0, 1]."""
+    return (x + 1) / 2
+
+
+class GaussianOracle(torch.nn.Module):
+    """The network that has learned data ~ N(mu, s0^2 I) exactly.
+
+    Its output is what each process reads as a score, from the label that the process gives it.
+    """
+
+    def __init__(self, sde: LinearSDE, continuous: bool = True, mu: float = MU, s0: float = S0):
+        super().__init__()
+        self.sde, self.continuous, self.mu, self.s0 = sde, continuous, mu, s0
+
+    def forward(self, x, labels):
+        if isinstance(self.sde, VESDE):
+            sigma = labels if self.continuous else self.sde.discrete_coeffs(labels)[1]
+            return -batch_mul(1 / (self.s0**2 + sigma**2).to(x), x - self.mu)
+        if self.continuous:
+            scale, std = self.sde.marginal_coeffs(labels / 999)
+        else:
+            scale, std = self.sde.discrete_coeffs(labels.long())
+        variance = (scale * self.s0) ** 2 + std**2
+        centred = x - batch_mul(scale, torch.full_like(x, self.mu))
+        return batch_mul(std / variance, centred)
+
+
+def assert_close_to_largest(actual, expected, tolerance=2e-4):
+    """Agreement relative to the largest recorded value, and on where there is no number."""
+    if not expected.isfinite().all():
+        assert torch.equal(actual.isnan(), expected.isnan())
+        return
+    error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max()
+    assert error <= tolerance, f"off by {error:.2e} of the largest value"

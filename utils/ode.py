@@ -1,0 +1,164 @@
+"""Adaptive Runge-Kutta integration on the device of the state.
+
+Dormand and Prince's embedded pair of orders 5 and 4, with the step control of Hairer, Norsett and
+Wanner (*Solving Ordinary Differential Equations I*, section II.4) and the constants of SciPy's
+RK45, so that results and function evaluations can be compared with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Butcher tableau: nodes, stage weights, the fifth-order solution's weights (which are also the
+# last stage's: the first evaluation of a step is the last of the one before), and the difference
+# between the two solutions.
+_C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+_A = (
+    (),
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+_E = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
+
+_SAFETY, _SHRINK_MOST, _GROW_MOST = 0.9, 0.2, 10.0
+_EXPONENT = -1 / 5
+
+
+def integrate(
+    fn: Callable[[Tensor, Tensor], Tensor],
+    y: Tensor,
+    t0: float,
+    t1: float,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    method: str = "RK45",
+    per_sample: bool = False,
+) -> tuple[Tensor, int]:
+    """Solve dy/dt = fn(t, y) from t0 to t1, forwards or backwards.
+
+    The host reads one number a step, whether it is accepted; everything else stays on the device.
+
+    Args:
+        fn: function of t (B,) and y (B, *D), in the dtype of y, giving dy/dt (B, *D).
+        y: state at t0, (B, *D); its dtype is that of the integration.
+        t0, t1: start and end of time.
+        rtol, atol: tolerances: a step's error is kept below atol + rtol |y|, in the root mean
+            square over the batch.
+        method: "RK45", or another method of `scipy.integrate.solve_ivp`, which runs on the host.
+        per_sample: control each sample's step by its own error alone, so that the result does not
+            depend on who else is in the batch.  RK45 only.
+    Returns:
+        y at t1, (B, *D), and the number of evaluations of fn.
+    Raises:
+        ValueError: an unknown method, or per_sample with a method other than RK45.
+        RuntimeError: the step became smaller than rounding (fn is stiff or not finite).
+    """
+    if method == "RK45":
+        return _RK45(fn, y, t1, rtol, atol, per_sample).run(t0)
+    if per_sample:
+        raise ValueError(f"per-sample error control needs method 'RK45', not {method!r}")
+    return _integrate_on_host(fn, y, t0, t1, rtol, atol, method)
+
+
+class _RK45:
+    """One integration.  Steps are controlled in G groups: the whole batch, or every sample.
+
+    Inside, the state is (G, n), and time, step size and error are (G,).
+    """
+
+    def __init__(self, fn, y, t1, rtol, atol, per_sample):
+        self.fn, self.shape, self.t1, self.rtol, self.atol = fn, y.shape, t1, rtol, atol
+        self.y = y.reshape(y.shape[0] if per_sample else 1, -1)
+        self.nfev = 0
+        like = {"dtype": y.dtype, "device": y.device}
+        self.a = [torch.tensor(row, **like) for row in _A]
+        self.e = torch.tensor(_E, **like)
+
+    def run(self, t0: float) -> tuple[Tensor, int]:
+        y, t = self.y, self.y.new_full((len(self.y),), t0)
+        # All times are counted along the direction of integration.
+        sign = 1.0 if self.t1 >= t0 else -1.0
+        slope = self._evaluate(t, y)
+        h = self._first_step(t, y, slope, sign)
+        rejected = torch.zeros_like(t, dtype=torch.bool)
+        left = sign * (self.t1 - t)
+        while bool((left > 0).any()):
+            h = torch.minimum(h, left)
+            if bool(((h < 10 * torch.finfo(t.dtype).eps * t.abs()) & (left > 0)).any()):
+                raise RuntimeError(
+                    f"the ODE cannot be integrated beyond t = {t.min():.3g} to {t.max():.3g}: the "
+                    "step has become smaller than rounding; is the score finite there?"
+                )
+            y_new, slope_new, error = self._step(t, y, slope, sign * h)
+            accepted = (error < 1) & (left > 0)
+            t = torch.where(accepted, torch.where(h == left, self.t1, t + sign * h), t)
+            y = torch.where(accepted[:, None], y_new, y)
+            slope = torch.where(accepted[:, None], slope_new, slope)
+            h = h * self._factor(error, accepted, rejected)
+            rejected = ~accepted
+            left = sign * (self.t1 - t)
+        return y.reshape(self.shape), self.nfev
+
+    def _evaluate(self, t: Tensor, y: Tensor) -> Tensor:
+        self.nfev += 1
+        slope = self.fn(t.expand(self.shape[0]), y.reshape(self.shape))
+        return slope.to(y.dtype).reshape(y.shape)
+
+    def _step(self, t, y, slope, h):
+        """The fifth-order step, the slope at its end, and its error relative to tolerance."""
+        stages = torch.empty(len(_C), *y.shape, dtype=y.dtype, device=y.device)
+        stages[0] = slope
+        for i in range(1, len(_C)):
+            y_new = y + h[:, None] * torch.tensordot(self.a[i], stages[:i], dims=1)
+            stages[i] = self._evaluate(t + _C[i] * h, y_new)
+        error = h[:, None] * torch.tensordot(self.e, stages, dims=1)
+        scale = self.atol + self.rtol * torch.maximum(y.abs(), y_new.abs())
+        # An error that is not a number is the worst there is.
+        return y_new, stages[-1], torch.nan_to_num(_rms(error / scale), nan=torch.inf)
+
+    def _first_step(self, t, y, slope, sign):
+        """A step at which an explicit Euler step would change little."""
+        scale = self.atol + self.rtol * y.abs()
+        size, speed = _rms(y / scale), _rms(slope / scale)
+        small = (size < 1e-5) | (speed < 1e-5)
+        h = torch.where(small, 1e-6, 0.01 * size / speed).clamp(max=sign * float(self.t1 - t[0]))
+        ahead = self._evaluate(t + sign * h, y + sign * h[:, None] * slope)
+        bend = torch.maximum(speed, _rms((ahead - slope) / scale) / h)
+        longer = torch.where(bend <= 1e-15, (h * 1e-3).clamp(min=1e-6), (0.01 / bend) ** 0.2)
+        return torch.minimum(100 * h, longer)
+
+    @staticmethod
+    def _factor(error, accepted, rejected_before):
+        """What the next step is relative to this one; no growth right after a rejection."""
+        factor = _SAFETY * error**_EXPONENT
+        growth = factor.clamp(max=_GROW_MOST)
+        growth = torch.where(rejected_before, growth.clamp(max=1.0), growth)
+        return torch.where(accepted, growth, factor.clamp(_SHRINK_MOST, 1.0))
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean(dim=1).sqrt()
+
+
+def _integrate_on_host(fn, y, t0, t1, rtol, atol, method):
+    from scipy import integrate as scipy_integrate
+
+    def slope(t, flat):
+        state = torch.from_numpy(flat).reshape(y.shape).to(y)
+        return fn(y.new_full((y.shape[0],), t), state).reshape(-1).double().cpu().numpy()
+
+    start = y.reshape(-1).double().cpu().numpy()
+    solution = scipy_integrate.solve_ivp(
+        slope, (t0, t1), start, rtol=rtol, atol=atol, method=method, t_eval=(t1,)
+    )
+    if not solution.success:
+        raise RuntimeError(f"the ODE solver {method} failed: {solution.message}")
+    return torch.from_numpy(solution.y[:, -1]).reshape(y.shape).to(y), solution.nfev

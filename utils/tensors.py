@@ -1,0 +1,78 @@
+"""Tensor helpers: broadcasting over a batch, seeds, and noise that belongs to a sample."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def batch_mul(a: Tensor, x: Tensor) -> Tensor:
+    """a_b x_b for each element b of a batch: a (B,), x (B, *D) -> (B, *D).
+
+    The one place that reshapes coefficients for broadcasting.
+    """
+    return a.reshape(-1, *(1,) * (x.dim() - 1)) * x
+
+
+def image_shape(config) -> tuple[int, int, int]:
+    """(C, H, W) of the configured images; `data.image_size` is one side or (height, width)."""
+    size = config.data.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return config.data.num_channels, int(height), int(width)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that is a fixed function of its parts, such as (seed, "order", epoch).
+
+    Different parts give streams that do not overlap in practice; consecutive integers as seeds
+    would not promise that.
+    """
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+class SampleNoise:
+    """Standard normal noise in which sample k has a stream of its own.
+
+    Called like `torch.randn_like`, it returns (B, *D) noise whose row b is the next piece of the
+    stream of sample `indices[b]`: a function of the seed, that index and how often it was called,
+    but not of the batch that the sample happens to be in.
+
+    Args:
+        seed: seed of the run.
+        indices: (B,) numbers of the samples in the batch.
+        device: where noise is drawn; a CPU and a GPU give different (equally good) streams.
+    """
+
+    # Numbers drawn at once from each stream: few launches for small images, little memory for
+    # large ones.  Part of what defines a stream.
+    BLOCK = 1 << 16
+
+    def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self._streams = [
+            torch.Generator(self.device).manual_seed(derive_seed(seed, "sample", int(k)))
+            for k in indices
+        ]
+        self._block: Tensor | None = None
+        self._used = 0
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """Noise of the shape, dtype and device of `like` (B, *D)."""
+        if like.shape[0] != len(self._streams):
+            raise ValueError(
+                f"noise for {len(self._streams)} samples was asked for a batch of {like.shape[0]}"
+            )
+        row = like.shape[1:]
+        if self._block is None or self._block.shape[2:] != row or self._used == len(self._block):
+            self._refill(row)
+        self._used += 1
+        return self._block[self._used - 1].to(like)
+
+    def _refill(self, row: torch.Size) -> None:
+        draws = max(1, self.BLOCK // max(1, row.numel()))
+        rows = [torch.randn(draws, *row, generator=g, device=self.device) for g in self._streams]
+        self._block, self._used = torch.stack(rows, dim=1), 0
