@@ -6,6 +6,7 @@ x_t = m x_0 + s z; they differ in how the noise level is drawn and in how it is 
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -24,12 +25,12 @@ class Draws(NamedTuple):
     z: Tensor
 
 
-class DenoisingLoss:
+class DenoisingLoss(abc.ABC):
     """Score matching at randomly drawn noise levels.
 
     Called as `loss_fn(model, batch)`, with the batch (B, *D) in the network's range, it draws
-    levels, then noise, and gives the mean loss of the batch.  `draw` and `given` are its halves:
-    a batch that is split into parts can be drawn for as a whole.
+    levels, then noise, and gives the mean loss of the batch.  `draw` and `per_sample` are its
+    halves: a batch that is split into parts can be drawn for as a whole.
 
     Args:
         train: whether dropout is on.
@@ -40,27 +41,38 @@ class DenoisingLoss:
         self.train, self.reduce_mean = train, reduce_mean
 
     def __call__(self, model: Callable, batch: Tensor) -> Tensor:
-        return self.given(model, batch, self.draw(batch))
+        return self.per_sample(model, batch, self.draw(batch)).mean()
 
-    def draw(self, batch: Tensor) -> Draws:
-        """Noise levels and noise for a batch, from PyTorch's global generator."""
-        level = self.draw_level(batch.shape[0], batch.device)
-        return Draws(level, torch.randn_like(batch))
+    def draw(self, batch: Tensor, noise: Callable | None = None) -> Draws:
+        """Noise levels and noise for a batch.
 
-    def given(self, model: Callable, batch: Tensor, draws: Draws) -> Tensor:
-        """Mean loss of a batch for given noise levels and noise."""
+        They come from PyTorch's global generator, or from a source of standard normal noise that
+        is called like `torch.randn_like`.
+        """
+        count = batch.shape[0]
+        if noise is None:
+            return Draws(self.draw_level(count, batch.device), torch.randn_like(batch))
+        uniform = torch.special.ndtr(noise(batch.new_empty(count)))
+        return Draws(self.level_at(uniform), noise(batch))
+
+    def per_sample(self, model: Callable, batch: Tensor, draws: Draws) -> Tensor:
+        """Loss of each sample, (B,), for given noise levels and noise."""
         residual, weight = self.weighted_residual(model, batch, draws)
         square = residual.square().flatten(1)
         losses = square.mean(1) if self.reduce_mean else 0.5 * square.sum(1)
-        return (losses * weight).mean()
+        return losses * weight
 
+    @abc.abstractmethod
     def draw_level(self, count: int, device: torch.device) -> Tensor:
-        """Noise levels, (count,)."""
-        raise NotImplementedError
+        """Noise levels, (count,), from PyTorch's global generator."""
 
+    @abc.abstractmethod
+    def level_at(self, uniform: Tensor) -> Tensor:
+        """The noise levels that uniform numbers in [0, 1], (B,), stand for."""
+
+    @abc.abstractmethod
     def weighted_residual(self, model, batch, draws) -> tuple[Tensor, Tensor]:
         """s score + z, (B, *D), and its weight, (B,)."""
-        raise NotImplementedError
 
 
 class _ContinuousLoss(DenoisingLoss):
@@ -72,7 +84,10 @@ class _ContinuousLoss(DenoisingLoss):
         self.likelihood_weighting, self.eps = likelihood_weighting, eps
 
     def draw_level(self, count, device):
-        return torch.rand(count, device=device) * (self.sde.T - self.eps) + self.eps
+        return self.level_at(torch.rand(count, device=device))
+
+    def level_at(self, uniform):
+        return uniform * (self.sde.T - self.eps) + self.eps
 
     def weighted_residual(self, model, batch, draws):
         t, z = draws
@@ -94,6 +109,9 @@ class _DiscreteLoss(DenoisingLoss):
 
     def draw_level(self, count, device):
         return torch.randint(0, self.sde.N, (count,), device=device)
+
+    def level_at(self, uniform):
+        return (uniform * self.sde.N).long().clamp(max=self.sde.N - 1)
 
     def weighted_residual(self, model, batch, draws):
         label, z = draws
@@ -233,13 +251,8 @@ def get_step_fn(
 
     @torch.no_grad()
     def eval_step(state, batch):
-        parameters = list(state["model"].parameters())
-        state["ema"].store(parameters)
-        state["ema"].copy_to(parameters)
-        try:
+        with state["ema"].applied(state["model"].parameters()):
             return loss_fn(state["model"], batch)
-        finally:
-            state["ema"].restore(parameters)
 
     return eval_step
 
@@ -264,7 +277,37 @@ class _TrainStep:
         parts = (tensor.tensor_split(self.accumulation) for tensor in (batch, *draws))
         for part, level, z in zip(*parts, strict=True):
             share = len(part) / len(batch)
-            loss = self.loss_fn.given(model, part, Draws(level, z)) * share
+            loss = self.loss_fn.per_sample(model, part, Draws(level, z)).mean() * share
             loss.backward()
             total = total + loss.detach()
         return total
+
+
+class LossGuard:
+    """Stops a run whose loss or gradient is not finite.
+
+    On a GPU the verdict stays there until it is asked for, so that nothing waits for the device.
+    """
+
+    def __init__(self):
+        self.bad_step: Tensor | None = None
+
+    def watch(self, value: Tensor, step: int) -> None:
+        """Look at a step's value, a scalar; raises at once on the CPU."""
+        bad = torch.where(value.isfinite(), torch.inf, float(step))
+        self.bad_step = bad if self.bad_step is None else torch.minimum(self.bad_step, bad)
+        if value.device.type == "cpu":
+            self.check()
+
+    def check(self) -> None:
+        """Raise if a value was not finite.
+
+        Raises:
+            FloatingPointError: names the first such step.
+        """
+        if self.bad_step is not None and self.bad_step.isfinite():
+            raise FloatingPointError(
+                f"the loss or its gradient is not finite at step {int(self.bad_step)}: no "
+                "checkpoint was written since. Try a smaller optim.lr, a longer optim.warmup, or "
+                "optim.grad_clip = 1"
+            )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -60,6 +61,17 @@ class ExponentialMovingAverage:
             raise RuntimeError("there is nothing to restore: call store() first")
         torch._foreach_copy_(self._match(parameters), self.collected_params)
         self.collected_params = []
+
+    @contextlib.contextmanager
+    def applied(self, parameters: Iterable[Parameter]) -> Iterator[None]:
+        """Context in which the parameters are the average."""
+        parameters = list(parameters)
+        self.store(parameters)
+        self.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self.restore(parameters)
 
     def state_dict(self) -> dict:
         """What a checkpoint holds: decay, num_updates, shadow_params."""

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import logging
 import os
 import pathlib
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import IO
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -44,3 +51,58 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+
+def open_folder(folder: str | os.PathLike, config) -> pathlib.Path:
+    """Make a run's folder and write the resolved config into it, as `config.json`.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    folder = pathlib.Path(folder)
+    text = json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
+    path = folder / "config.json"
+    try:
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            logging.warning("the config differs from the one in %s, which is replaced", path)
+        with atomic_write(path, "w") as file:
+            file.write(text)
+    except OSError as error:
+        raise OSError(f"the work directory {folder} cannot be written: {error}") from error
+    return folder
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """A short hash of a file's contents."""
+    digest = hashlib.blake2b(digest_size=8)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def save_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> None:
+    """Write arrays as a compressed .npz, whole or not at all."""
+    with atomic_write(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read an .npz without running code that it may hold.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or not an .npz of plain arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (
+        ValueError,
+        AttributeError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(f"{path} is damaged or not an .npz of plain arrays ({error})") from error

@@ -92,7 +92,8 @@ class _RK45:
         left = sign * (self.t1 - t)
         while bool((left > 0).any()):
             h = torch.minimum(h, left)
-            if bool(((h < 10 * torch.finfo(t.dtype).eps * t.abs()) & (left > 0)).any()):
+            rounding = 10 * (torch.nextafter(t, torch.full_like(t, torch.inf)) - t)
+            if bool((~(h >= rounding) & (left > 0)).any()):  # a step that is no number, too
                 raise RuntimeError(
                     f"the ODE cannot be integrated beyond t = {t.min():.3g} to {t.max():.3g}: the "
                     "step has become smaller than rounding; is the score finite there?"

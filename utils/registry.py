@@ -39,9 +39,8 @@ class Registry:
         if name not in self._entries:
             close = difflib.get_close_matches(str(name), self._entries, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"unknown {self.kind} {name!r}: known are {sorted(self._entries)}{hint}"
-            )
+            known = ", ".join(self)
+            raise ValueError(f"unknown {self.kind} {name!r}: known are {known}{hint}")
         return self._entries[name]
 
     def __contains__(self, name: str) -> bool:

@@ -47,9 +47,9 @@ class SampleNoise:
         device: where noise is drawn; a CPU and a GPU give different (equally good) streams.
     """
 
-    # Numbers drawn at once from each stream: few launches for small images, little memory for
-    # large ones.  Part of what defines a stream.
-    BLOCK = 1 << 16
+    # Draws made at once from each stream, and numbers that they may hold: few launches for small
+    # images, little memory for large ones.  Part of what defines a stream.
+    MOST_DRAWS, MOST_NUMBERS = 64, 1 << 14
 
     def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu"):
         self.device = torch.device(device)
@@ -73,6 +73,6 @@ class SampleNoise:
         return self._block[self._used - 1].to(like)
 
     def _refill(self, row: torch.Size) -> None:
-        draws = max(1, self.BLOCK // max(1, row.numel()))
+        draws = max(1, min(self.MOST_DRAWS, self.MOST_NUMBERS // max(1, row.numel())))
         rows = [torch.randn(draws, *row, generator=g, device=self.device) for g in self._streams]
         self._block, self._used = torch.stack(rows, dim=1), 0

@@ -1,0 +1,1 @@
+"""Experiments: `ve/`, `vp/` and `subvp/` hold one file each, composed from `data` and `parts`."""

@@ -1,0 +1,95 @@
+"""Data sets: the images, the noise scales that suit them, and the training published for them.
+
+Each function starts a config; `parts` does the rest.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs.defaults import base
+
+
+def cifar10_defaults() -> ConfigDict:
+    """CIFAR-10, 32 px."""
+    config = base()
+    config.data.update(dataset="CIFAR10", image_size=32)
+    return config
+
+
+def celeba_defaults() -> ConfigDict:
+    """CelebA, 64 px."""
+    config = base()
+    config.data.update(dataset="CELEBA", image_size=64)
+    config.model.sigma_max = 90.0
+    config.sampling.snr = 0.17
+    config.eval.update(begin_ckpt=1, enable_sampling=True)
+    return config
+
+
+def lsun_defaults(category: str, image_size: int = 256) -> ConfigDict:
+    """One category of LSUN, such as "bedroom" or "church_outdoor"."""
+    config = _large_images()
+    config.data.update(dataset="LSUN", category=category, image_size=image_size)
+    return config
+
+
+def celebahq_defaults(tfrecords_path: str, image_size: int = 256) -> ConfigDict:
+    """CelebA-HQ from TFRecords."""
+    config = _large_images() if image_size <= 256 else _huge_images()
+    config.data.update(dataset="CelebAHQ", tfrecords_path=tfrecords_path, image_size=image_size)
+    return config
+
+
+def ffhq_defaults(tfrecords_path: str, image_size: int = 256) -> ConfigDict:
+    """FFHQ from TFRecords."""
+    config = celebahq_defaults(tfrecords_path, image_size)
+    config.data.dataset = "FFHQ"
+    return config
+
+
+def digits_defaults() -> ConfigDict:
+    """The 8 px handwritten digits that come with scikit-learn, learnt in minutes on a CPU."""
+    config = base()
+    config.data.update(
+        dataset="DIGITS",
+        image_size=8,
+        num_channels=1,
+        random_flip=False,
+        uniform_dequantization=True,
+        num_workers=0,
+    )
+    # The two digits furthest apart differ by 4.8.
+    config.model.update(sigma_max=5.0, dropout=0.0)
+    config.training.update(
+        n_iters=1500, snapshot_freq=1500, snapshot_freq_for_preemption=250, eval_freq=100
+    )
+    config.eval.update(begin_ckpt=1, end_ckpt=1, batch_size=512, num_samples=512, enable_bpd=True)
+    return config
+
+
+def images_defaults(image_size: int = 32) -> ConfigDict:
+    """The user's own images; `data.path` says where they are."""
+    config = base()
+    config.data.update(dataset="IMAGES", image_size=image_size)
+    return config
+
+
+def _large_images() -> ConfigDict:
+    """Images of about 256 px."""
+    config = base()
+    config.model.update(sigma_max=378.0, num_scales=2000, dropout=0.0)
+    config.training.update(batch_size=64, n_iters=2400001, snapshot_freq_for_preemption=5000)
+    config.sampling.snr = 0.075
+    config.eval.update(begin_ckpt=50, end_ckpt=96, batch_size=512, enable_sampling=True)
+    return config
+
+
+def _huge_images() -> ConfigDict:
+    """Images of about 1024 px."""
+    config = _large_images()
+    config.model.sigma_max = 1348.0
+    config.training.batch_size = 8
+    config.sampling.snr = 0.15
+    config.eval.update(begin_ckpt=1, batch_size=1024)
+    return config

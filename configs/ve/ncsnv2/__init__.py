@@ -1,0 +1,1 @@
+"""NCSNv2: all its techniques together."""

@@ -1,0 +1,16 @@
+"""NCSN++ with discrete time (DDPM) on CIFAR-10."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs.data import cifar10_defaults
+from configs.parts import ncsnpp, pc_sampling, vp_sde
+
+
+def get_config() -> ConfigDict:
+    config = cifar10_defaults()
+    vp_sde(config, continuous=False)
+    ncsnpp(config, num_res_blocks=4)
+    pc_sampling(config, predictor="reverse_diffusion")
+    return config

@@ -1,0 +1,1 @@
+"""The networks of DDPM, as in its paper."""

@@ -1,0 +1,246 @@
+"""The rounds of an evaluation: loss, bits/dim and samples of one set of weights.
+
+Every round is a file, computed once: an evaluation that was killed goes on with the first round
+that is missing, and ends in the same figures.  The randomness of a round is a function of the seed
+and of the number of the example or sample that it is for, not of the batches they come in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import pathlib
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import losses
+from datasets import get_dataset
+from likelihood import bits_per_dim, get_log_likelihood_fn
+from utils.files import file_digest, load_arrays, save_arrays
+from utils.images import save_grid, to_uint8
+from utils.tensors import SampleNoise, derive_seed
+
+
+@dataclasses.dataclass
+class Job:
+    """The evaluation of one checkpoint.
+
+    Attributes:
+        run: with the checkpoint's averaged weights in place.
+        folder: where results go.
+        label: number or name of the checkpoint, part of file names.
+        fingerprint: of the checkpoint and the options; rounds with another one are not reused.
+    """
+
+    run: object
+    folder: pathlib.Path
+    label: str
+    fingerprint: str
+
+    def round(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict:
+        """The arrays of a round: from its file, or computed and written there.
+
+        Raises:
+            ValueError: the file is damaged, or belongs to another evaluation.
+        """
+        path = self.folder / name
+        if path.exists():
+            arrays = load_arrays(path)
+            if str(arrays.pop("fingerprint", "")) != self.fingerprint:
+                raise ValueError(
+                    f"{path} was made with other options or another checkpoint: choose another "
+                    "--eval_folder, or remove it"
+                )
+            return arrays
+        arrays = compute()
+        save_arrays(path, fingerprint=np.array(self.fingerprint), **arrays)
+        return arrays
+
+
+def evaluate_loss(job: Job) -> dict[str, float]:
+    """Mean loss over the held-out examples, with its standard error."""
+    run, options = job.run, job.run.config.training
+    loss_fn = losses.get_loss_fn(
+        run.sde, False, options.reduce_mean, options.continuous, options.likelihood_weighting
+    )
+
+    @torch.no_grad()
+    def compute():
+        data = HeldOut(run, "test", run.config.data.uniform_dequantization)
+        model, seed, values = run.state["model"], derive_seed(run.config.seed, "loss"), []
+        for number in range(len(data)):
+            images = data.read(number)
+            draws = loss_fn.draw(images, SampleNoise(seed, data.indices(number), run.device))
+            values.append(loss_fn.per_sample(model, images, draws))
+        values = torch.cat(values).double().cpu().numpy()
+        return {"all_losses": values, "mean_loss": values.mean()}
+
+    losses_ = job.round(f"ckpt_{job.label}_loss.npz", compute)["all_losses"]
+    return mean_and_error("loss", losses_)
+
+
+def evaluate_bpd(job: Job) -> dict[str, float]:
+    """Mean bits/dim of uniformly dequantised examples, with its standard error.
+
+    `eval.bpd_num_repeats` passes over `eval.bpd_dataset`, each with noise of its own.  The error
+    is that of the mean over examples, as others might have been drawn.
+    """
+    run, options = job.run, job.run.config.eval
+    split = options.get("dataset", "") or options.bpd_dataset
+    log_likelihood_fn = get_log_likelihood_fn(
+        run.sde,
+        num_probes=options.get("num_probes", 1),
+        continuous=run.config.training.continuous,
+        per_sample=options.get("per_sample_error", False),
+    )
+    repeats = []
+    for repeat in range(options.get("bpd_num_repeats", 5)):
+        seed = derive_seed(run.config.seed, "bpd", repeat)
+        data = HeldOut(run, split, True, seed)
+        rounds = []
+        for number in range(len(data)):
+            name = f"{split}_ckpt_{job.label}_bpd_{repeat * len(data) + number}.npz"
+            compute = functools.partial(_bpd_round, run, log_likelihood_fn, data, number, seed)
+            rounds.append(job.round(name, compute)["bpd"])
+            logging.info("bits/dim, pass %d, batch %d: %.4f", repeat, number, rounds[-1].mean())
+        repeats.append(np.concatenate(rounds))
+    return mean_and_error("bpd", np.mean(repeats, axis=0))
+
+
+def _bpd_round(run, log_likelihood_fn, data, number, seed) -> dict[str, np.ndarray]:
+    """Bits/dim of one batch, with the log-likelihood's terms in nats."""
+    images = data.read(number)
+    noise = SampleNoise(seed, data.indices(number), run.device)
+    result = log_likelihood_fn(run.state["model"], images, noise=noise)
+    bpd = bits_per_dim(result.total, images[0].numel(), run.inverse_scaler, data.levels)
+    terms = {"bpd": bpd, **result._asdict()}
+    terms.pop("z")
+    nfe = terms.pop("nfe")
+    return {name: value.cpu().numpy() for name, value in terms.items()} | {"nfe": np.array(nfe)}
+
+
+def evaluate_samples(job: Job) -> dict[str, float]:
+    """Draw exactly `eval.num_samples` samples, in rounds of `eval.batch_size`."""
+    run, options = job.run, job.run.config.eval
+    folder = f"ckpt_{job.label}"
+    drawn = 0
+    while drawn < options.num_samples:
+        indices = range(drawn, min(drawn + options.batch_size, options.num_samples))
+        number = drawn // options.batch_size
+        compute = functools.partial(_sample_round, run, indices)
+        samples = job.round(f"{folder}/samples_{number}.npz", compute)["samples"]
+        if number == 0:
+            shown = torch.from_numpy(samples[:64]).movedim(-1, 1) / 255
+            save_grid(job.folder / folder / "samples.png", shown)
+        drawn += len(samples)
+        logging.info("%d of %d samples", drawn, options.num_samples)
+    return {"samples": drawn}
+
+
+def _sample_round(run, indices: range) -> dict[str, np.ndarray]:
+    return {"samples": to_uint8(run.sample(indices, run.config.seed)).numpy()}
+
+
+class HeldOut:
+    """The batches of one pass over a part of the data set, by number.
+
+    Args:
+        run: the run.
+        split: "train" or "test".
+        dequantize: add uniform noise within each grey level.
+        seed: of that noise; by default the data set's own.
+    Raises:
+        ValueError: there is no such part.
+    """
+
+    def __init__(self, run, split: str, dequantize: bool, seed: int | None = None):
+        train, test, info = get_dataset(run.config, dequantize, evaluation=True, device=run.device)
+        streams = {"train": train, "test": test}
+        if split not in streams:
+            raise ValueError(f"eval.bpd_dataset must be 'train' or 'test', not {split!r}")
+        self.stream, self.levels, self.scaler = streams[split], info.levels, run.scaler
+        self.stream.seed = self.stream.seed if seed is None else seed
+        self._batches, self._next = None, None
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def indices(self, number: int) -> range:
+        """Numbers of the examples in a batch."""
+        first = number * self.stream.batch_size
+        return range(first, min(first + self.stream.batch_size, len(self.stream.source)))
+
+    def read(self, number: int) -> Tensor:
+        """A batch in the network's range, (B, C, H, W); one after the other is fastest."""
+        if number != self._next:
+            self.stream.seek(number * self.stream.batch_size)
+            self._batches = iter(self.stream)
+        self._next = number + 1
+        return self.scaler(next(self._batches)["image"])
+
+
+def mean_and_error(name: str, values: np.ndarray) -> dict[str, float]:
+    """Mean of a quantity over examples and the standard error of that mean."""
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return {name: float(values.mean()), f"{name}_standard_error": float(error)}
+
+
+# What an evaluation may consist of, and the option that asks for it.
+TASKS = {
+    "enable_loss": evaluate_loss,
+    "enable_bpd": evaluate_bpd,
+    "enable_sampling": evaluate_samples,
+}
+
+# Options that say which rounds are made, and not what is in them.
+_NOT_IN_FINGERPRINT = (
+    *TASKS,
+    "begin_ckpt",
+    "end_ckpt",
+    "checkpoint",
+    "wait_minutes",
+    "bpd_num_repeats",
+)
+
+
+def find_checkpoints(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Files of the checkpoints to evaluate, by number or name.
+
+    Raises:
+        FileNotFoundError: names all that are missing, once `eval.wait_minutes` are over.
+    """
+    options = config.eval
+    if options.get("checkpoint", ""):
+        path = pathlib.Path(options.checkpoint)
+        wanted = {path.stem.removeprefix("checkpoint_"): path}
+    else:
+        folder = workdir / "checkpoints"
+        numbers = range(options.begin_ckpt, options.end_ckpt + 1)
+        wanted = {str(k): folder / f"checkpoint_{k}.pth" for k in numbers}
+    deadline = time.monotonic() + 60 * options.get("wait_minutes", 0.0)
+    while missing := [str(path) for path in wanted.values() if not path.is_file()]:
+        if time.monotonic() >= deadline:
+            raise FileNotFoundError(
+                f"there are no checkpoints {', '.join(missing)}: set eval.begin_ckpt and "
+                "eval.end_ckpt to those that exist, eval.checkpoint to a file, or "
+                "eval.wait_minutes to wait for them"
+            )
+        logging.info("waiting for %s", missing[0])
+        time.sleep(10)
+    return wanted
+
+
+def fingerprint(config, checkpoint: pathlib.Path) -> str:
+    """A short hash of what the rounds of an evaluation depend on: the checkpoint and options."""
+    plain = json.loads(config.to_json_best_effort())
+    plain["eval"] = {k: v for k, v in plain["eval"].items() if k not in _NOT_IN_FINGERPRINT}
+    plain.pop("device")
+    text = json.dumps(plain, sort_keys=True) + file_digest(checkpoint)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,83 @@
+"""Pictures of samples: grids as PNG."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from utils.files import atomic_write
+
+# Small images are enlarged to at least this height, so that a person can see them.
+_LEGIBLE_HEIGHT = 32
+
+
+def make_grid(images: Tensor, columns: int | None = None) -> Tensor:
+    """One picture of a batch of images, side by side.
+
+    Args:
+        images: (B, C, H, W) in [0, 1].
+        columns: images in a row; by default the grid is about square.
+    Returns:
+        (3 or 4, H', W') in [0, 1], on the CPU.
+    """
+    images = images.detach().float().cpu().clamp(0, 1)
+    scale = math.ceil(_LEGIBLE_HEIGHT / images.shape[2])
+    images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    return _torchvision_utils().make_grid(images, nrow=columns, padding=2, pad_value=0.5)
+
+
+def save_grid(path: str | os.PathLike, images: Tensor, columns: int | None = None) -> bool:
+    """Write a grid of images as PNG.
+
+    Data that are no pictures (anything but 1, 3 or 4 channels and two sides) are left out.
+
+    Returns:
+        whether a picture was written.
+    """
+    if not is_picture(images.shape):
+        return False
+    with atomic_write(path) as file:
+        _torchvision_utils().save_image(make_grid(images, columns), file, format="png")
+    return True
+
+
+def is_picture(shape: tuple[int, ...]) -> bool:
+    """Whether a batch of this shape can be shown: (B, C, H, W) with 1, 3 or 4 channels."""
+    return len(shape) == 4 and shape[1] in (1, 3, 4)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [0, 1], (B, C, *D), as uint8 with channels last, (B, *D, C), on the CPU.
+
+    Truncates as the published evaluation does: its statistics depend on it.
+    """
+    pixels = (images * 255).clamp(0, 255).to(torch.uint8).cpu()
+    return pixels.movedim(1, -1) if pixels.dim() > 2 else pixels
+
+
+def _torchvision_utils():
+    _declare_box_operators()
+    from torchvision import utils
+
+    return utils
+
+
+def _declare_box_operators() -> None:
+    """Let a torchvision that was built for CUDA be imported beside a PyTorch without it.
+
+    Its import refers to two operators that only its compiled part defines; we use neither.
+    """
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            library.define(schema)
+            _LIBRARIES.append(library)
+
+
+# Operators are forgotten together with the library object that declared them.
+_LIBRARIES: list = []

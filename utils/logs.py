@@ -1,0 +1,134 @@
+"""What a run says: messages, numbers, and how far it has come."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import pathlib
+import sys
+import time
+import types
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from utils.files import atomic_write
+
+_FORMAT = "%(asctime)s %(levelname).1s %(message)s"
+
+
+@contextlib.contextmanager
+def messages_to(path: str | os.PathLike) -> Iterator[None]:
+    """Context in which log messages go to a file as well as to the console."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def log_to_console() -> None:
+    """Show messages from level INFO up on the console."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+
+
+class MetricsLog:
+    """The numbers of a run, step by step: `metrics.jsonl`, and TensorBoard's event files.
+
+    `metrics.jsonl` has one JSON object a line, with a "step" and values that are a function of the
+    config alone.  Lines past the step at which a run resumes are dropped, so that a run that was
+    stopped leaves the same file as one that was not.  What depends on the machine, such as images
+    a second, goes to TensorBoard only.
+
+    Args:
+        workdir: folder of the run.
+        step: steps made so far; later records are dropped.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, step: int = 0):
+        workdir = pathlib.Path(workdir)
+        self.path = workdir / "metrics.jsonl"
+        self._keep_until(step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._writer = _summary_writer(workdir / "tensorboard", step)
+
+    def write(self, step: int, machine: dict[str, float] | None = None, **values: float) -> None:
+        """Record values of a step; `machine` are those that depend on the machine."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in {**values, **(machine or {})}.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, picture: Tensor) -> None:
+        """Show a picture, (C, H, W) in [0, 1], in TensorBoard."""
+        self._writer.add_image(name, picture, step)
+
+    def close(self) -> None:
+        """Write out what is still in memory."""
+        self._file.close()
+        self._writer.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _keep_until(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        with atomic_write(self.path, "w") as file:
+            file.writelines(line + "\n" for line in kept)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # cut short when the run was killed
+        return float("inf")
+
+
+def _summary_writer(folder: pathlib.Path, step: int):
+    # TensorBoard loads TensorFlow for its file access where it is installed, unless this module
+    # of its builds without TensorFlow is there.
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def progress_bar(total: int, done: int, unit: str):
+    """A progress bar with rate and time left; silent where there is no terminal."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total, initial=done, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True
+    )
+
+
+class Rate:
+    """Images per second between two looks."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size, self.step, self.time = batch_size, None, 0.0
+
+    def at(self, step: int) -> float:
+        """Images per second since the last call; nan at the first."""
+        now = time.perf_counter()
+        done = 0 if self.step is None else (step - self.step) * self.batch_size
+        rate = done / (now - self.time) if done else math.nan
+        self.step, self.time = step, now
+        return rate
