@@ -1,0 +1,162 @@
+"""Likelihoods against closed forms."""
+
+import math
+
+import pytest
+import torch
+from oracles import GaussianOracle
+
+from likelihood import bits_per_dim, get_div_fn, get_likelihood_fn, get_log_likelihood_fn
+from sde_lib import VESDE, VPSDE, subVPSDE
+from utils import SampleNoise, batch_mul
+
+SDES = (VESDE(sigma_min=0.01, sigma_max=50), VPSDE(), subVPSDE())
+SCALERS = {"centred": lambda x: (x + 1) / 2, "not centred": lambda x: x}
+
+
+def gaussian_log_p(x, mu, std):
+    return torch.distributions.Normal(mu, std).log_prob(x.double()).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=repr)
+@pytest.mark.parametrize("levels", (256, 32, 17))
+@pytest.mark.parametrize("scaler", SCALERS)
+def test_gaussian_bits_per_dim(sde, levels, scaler):
+    """Data ~ N(mu, s0^2 I) with its exact score.
+
+    On the average: that p_T is not quite the prior, and p_eps not quite p_0, moves single
+    samples in the first order, and their mean in the second.
+    """
+    mu, s0 = 0.3, 0.2
+    torch.manual_seed(0)
+    x = mu + s0 * torch.randn(500, 1, 4, 3)
+    bpd, z, _ = get_likelihood_fn(sde, SCALERS[scaler], levels=levels)(
+        GaussianOracle(sde, mu=mu, s0=s0), x
+    )
+    assert z.shape == x.shape
+    # Per dimension: the density of a pixel on the scale of 0 ... levels, in bits.
+    width = {"centred": 2, "not centred": 1}[scaler] / levels
+    expected = -(gaussian_log_p(x, mu, s0) / 12 + math.log(width)) / math.log(2)
+    assert bpd.mean() == pytest.approx(float(expected.mean()), abs=1e-3)
+    torch.testing.assert_close(bpd, expected, rtol=0, atol=0.05)
+
+
+def test_offsets_of_eight_bit_data():
+    """7 bits for data in [-1, 1], 8 for data in [0, 1]."""
+    zero = torch.zeros(1)
+    assert bits_per_dim(zero, 5, SCALERS["centred"]) == 7
+    assert bits_per_dim(zero, 5, SCALERS["not centred"]) == 8
+
+
+class Mixture(torch.nn.Module):
+    """Exact score of a mixture of two Gaussians in the plane, with mean 0."""
+
+    def __init__(self, sde):
+        super().__init__()
+        self.sde = sde
+        self.means = torch.tensor([[0.7, 0.35], [-0.3, -0.15]], dtype=torch.float64)
+        self.stds = torch.tensor([0.15, 0.3], dtype=torch.float64)
+        self.weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
+
+    def sample(self, count):
+        """Data, (count, 2)."""
+        which = torch.multinomial(self.weights, count, replacement=True)
+        z = torch.randn(count, 2, dtype=torch.float64)
+        return self.means[which] + self.stds[which, None] * z
+
+    def log_p(self, x, scale, std):
+        """Log density of x_t, (B,), for m and s, (B,)."""
+        variance = (scale[:, None] * self.stds) ** 2 + std[:, None] ** 2
+        offset = x[:, None] - scale[:, None, None] * self.means
+        square = offset.square().sum(-1) / variance
+        return torch.logsumexp(
+            self.weights.log() - square / 2 - torch.log(2 * math.pi * variance), dim=1
+        )
+
+    def forward(self, x, labels):
+        if isinstance(self.sde, VESDE):
+            scale, std = torch.ones_like(labels), labels
+        else:
+            scale, std = self.sde.marginal_coeffs(labels / 999)
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_(True)
+            total = self.log_p(x, scale, std).sum()
+            (score,) = torch.autograd.grad(total, x, create_graph=True)
+        return score if isinstance(self.sde, VESDE) else batch_mul(-std, score)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=repr)
+def test_mixture_log_likelihood_with_exact_trace(sde):
+    model = Mixture(sde)
+    torch.manual_seed(0)
+    x = model.sample(30)
+    result = get_log_likelihood_fn(sde, hutchinson_type="exact", rtol=1e-6, atol=1e-6)(model, x)
+    zero = torch.full((30,), 1e-5, dtype=torch.float64)
+    expected = model.log_p(x, *sde.marginal_coeffs(zero))
+    torch.testing.assert_close(result.total, expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(result.total, result.prior + result.divergence)
+    assert not result.standard_error.any()
+
+
+def test_standard_error_covers_the_truth():
+    """Exact and estimated log-likelihood differ by less than 2 errors about 95% of the time."""
+    sde, model = VPSDE(), Mixture(VPSDE())
+    torch.manual_seed(0)
+    x = model.sample(400)
+    exact = get_log_likelihood_fn(sde, hutchinson_type="exact")(model, x).total
+    for kind in ("Gaussian", "Rademacher"):
+        fn = get_log_likelihood_fn(sde, hutchinson_type=kind, num_probes=80)
+        estimate = fn(model, x)
+        assert (estimate.standard_error > 0).all()
+        within = ((estimate.total - exact).abs() < 2 * estimate.standard_error).double().mean()
+        assert within == pytest.approx(0.95, abs=0.03), kind
+
+
+def test_one_probe_says_nothing_about_its_error():
+    x = torch.randn(2, 3)
+    result = get_log_likelihood_fn(VPSDE())(GaussianOracle(VPSDE()), x)
+    assert result.standard_error.isnan().all()
+
+
+def test_one_forward_pass_an_evaluation():
+    sde = VPSDE()
+
+    class Counting(GaussianOracle):
+        calls = 0
+
+        def forward(self, x, labels):
+            self.calls += 1
+            return super().forward(x, labels)
+
+    model = Counting(sde)
+    assert get_log_likelihood_fn(sde, num_probes=3)(model, torch.randn(2, 3)).nfe == model.calls
+
+
+def test_results_do_not_depend_on_the_batch():
+    """With per-sample error control and noise of its own, a sample's figures are its own."""
+    sde, model = VPSDE(), Mixture(VPSDE())
+    x = torch.randn(5, 2, dtype=torch.float64)
+    fn = get_log_likelihood_fn(sde, per_sample=True)
+
+    def run(rows):
+        return fn(model, x[rows], noise=SampleNoise(1, rows)).total
+
+    torch.testing.assert_close(
+        run(range(5)), torch.cat([run(range(2)), run(range(2, 5))]), rtol=0, atol=1e-9
+    )
+
+
+def test_divergence_of_a_linear_map():
+    A = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    div_fn = get_div_fn(lambda x, t: x @ A.T)
+    x, t = torch.randn(4, 2), torch.zeros(4)
+    eps = torch.tensor([1.0, -1.0]).expand(4, 2)
+    expected = torch.full((4,), float(eps[0] @ A @ eps[0]))
+    torch.testing.assert_close(div_fn(x, t, eps), expected)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="'Rademacher', 'Gaussian' and 'exact'"):
+        get_likelihood_fn(VPSDE(), lambda x: x, hutchinson_type="rademaker")
+    with pytest.raises(ValueError, match="at least one probe"):
+        get_likelihood_fn(VPSDE(), lambda x: x, num_probes=0)

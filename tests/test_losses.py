@@ -1,0 +1,186 @@
+"""Losses, averages and optimisation steps."""
+
+import math
+
+import pytest
+import torch
+from ml_collections import ConfigDict
+from oracles import MU, S0, GaussianOracle, golden_sde
+
+import losses
+from models.ema import ExponentialMovingAverage
+from sde_lib import VESDE, VPSDE, subVPSDE
+from utils import SampleNoise
+
+SDES = (VESDE(N=100), VPSDE(N=100), subVPSDE(N=100))
+
+
+class Zero(torch.nn.Module):
+    def forward(self, x, labels):
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=repr)
+def test_loss_of_the_zero_score_is_one(sde):
+    """|s 0 + z|^2 averages to 1 a dimension, and half the dimension when summed."""
+    torch.manual_seed(0)
+    x = torch.randn(20_000, 5)
+    options = {"train": False, "likelihood_weighting": False}
+    assert losses.get_sde_loss_fn(sde, **options)(Zero(), x) == pytest.approx(1, abs=0.02)
+    summed = losses.get_sde_loss_fn(sde, reduce_mean=False, **options)
+    assert summed(Zero(), x) == pytest.approx(2.5, abs=0.05)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=repr)
+def test_exact_score_has_the_smallest_loss(sde):
+    """E|s score + z|^2 = m^2 s0^2 / (m^2 s0^2 + s^2), averaged over t; any other score is worse."""
+    torch.manual_seed(0)
+    x = MU + S0 * torch.randn(200_000, 1)
+    loss_fn = losses.get_sde_loss_fn(sde, train=False, likelihood_weighting=False)
+    t = torch.linspace(1e-5, 1, 20_001, dtype=torch.float64)
+    scale, std = sde.marginal_coeffs(t)
+    signal = (scale * S0) ** 2
+    expected = float((signal / (signal + std**2)).mean())
+    assert loss_fn(GaussianOracle(sde), x) == pytest.approx(expected, rel=0.02)
+    for wrong in (GaussianOracle(sde, mu=MU + 0.1), GaussianOracle(sde, s0=0.8 * S0)):
+        torch.manual_seed(1)
+        worse = loss_fn(wrong, x)
+        torch.manual_seed(1)
+        assert worse > loss_fn(GaussianOracle(sde), x)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=repr)
+def test_weightings_differ_by_their_weight(sde):
+    """With one time for all, the two losses differ by the factor g^2 / s^2."""
+    x, t, z = torch.randn(4, 3), torch.full((4,), 0.3), torch.randn(4, 3)
+    plain, weighted = (
+        losses.get_sde_loss_fn(sde, train=False, likelihood_weighting=w).per_sample(
+            Zero(), x, losses.Draws(t, z)
+        )
+        for w in (False, True)
+    )
+    factor = (sde.diffusion(t) / sde.marginal_coeffs(t)[1]) ** 2
+    torch.testing.assert_close(weighted, plain * factor)
+
+
+@pytest.mark.parametrize("kind", ("continuous", "discrete"))
+def test_draws_belong_to_the_sample(kind):
+    """With noise of its own, a sample's loss does not depend on its batch."""
+    sde = golden_sde("vpsde")
+    loss_fn = losses.get_loss_fn(sde, False, True, kind == "continuous", False)
+    x = torch.randn(6, 2, 3)
+
+    def per_sample(rows):
+        draws = loss_fn.draw(x[rows], SampleNoise(3, rows))
+        return loss_fn.per_sample(Zero(), x[rows], draws)
+
+    whole = per_sample(range(6))
+    torch.testing.assert_close(whole, torch.cat([per_sample(range(2)), per_sample(range(2, 6))]))
+    assert whole.unique().numel() == 6
+
+
+def test_discrete_levels_are_uniform():
+    sde = VPSDE(N=4)
+    loss_fn = losses.get_ddpm_loss_fn(sde, train=False)
+    for noise in (None, torch.randn_like):
+        levels = loss_fn.draw(torch.zeros(40_000, 1), noise).level
+        assert torch.bincount(levels, minlength=4) / 40_000 == pytest.approx([0.25] * 4, abs=0.02)
+
+
+def test_likelihood_weighting_needs_continuous_time():
+    with pytest.raises(ValueError, match=r"training\.continuous"):
+        losses.get_loss_fn(VPSDE(), True, True, False, True)
+
+
+def optim_config(**changes):
+    values = {"optimizer": "Adam", "lr": 0.1, "beta1": 0.9, "eps": 1e-8, "weight_decay": 0.0}
+    return ConfigDict({"optim": {**values, "warmup": 4, "grad_clip": 1.0, **changes}})
+
+
+def test_warm_up_is_linear():
+    assert [losses.learning_rate(s, 0.1, 4) for s in (0, 1, 4, 9)] == [0, 0.025, 0.1, 0.1]
+    assert losses.learning_rate(0, 0.1, 0) == 0.1
+
+
+@pytest.mark.parametrize("grad_clip", (1.0, -1.0))
+def test_gradient_is_clipped_to_its_norm(grad_clip):
+    config = optim_config(grad_clip=grad_clip)
+    parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(1))]
+    optimizer = losses.get_optimizer(config, parameters)
+    parameters[0].grad, parameters[1].grad = torch.full((3,), 2.0), torch.full((1,), 2.0)
+    norm = losses.optimization_manager(config)(optimizer, parameters, step=9)
+    assert norm == pytest.approx(4.0)
+    left = math.sqrt(sum(float((p.grad**2).sum()) for p in parameters))
+    assert left == pytest.approx(1.0 if grad_clip > 0 else 4.0, rel=1e-5)
+
+
+def test_unknown_optimizer():
+    with pytest.raises(ValueError, match="Adam"):
+        losses.get_optimizer(optim_config(optimizer="SGD"), [])
+
+
+def test_parts_of_a_batch_make_the_same_step():
+    """Accumulation changes memory, not the step, though 3 does not divide the batch."""
+    results = []
+    for accumulation in (1, 3):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
+        ema = ExponentialMovingAverage(model.parameters(), 0.9)
+        config = optim_config(warmup=0)
+        state = {"model": model, "ema": ema, "step": 0}
+        state["optimizer"] = losses.get_optimizer(config, model.parameters())
+        network = _IgnoresLabels(model)
+        step = losses.get_step_fn(
+            VPSDE(), True, losses.optimization_manager(config), accumulation=accumulation
+        )
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(5))
+        loss = [float(step({**state, "model": network}, x)) for _ in range(3)]
+        results.append((loss, [p.detach().clone() for p in model.parameters()]))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+class _IgnoresLabels(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, labels):
+        return self.inner(x)
+
+
+def test_average_follows_the_formula():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+    ema = ExponentialMovingAverage([parameter, frozen], decay=0.5)
+    expected = torch.zeros(2)
+    for n in range(1, 30):
+        parameter.data += 1
+        ema.update([parameter, frozen])
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * parameter.detach()
+    torch.testing.assert_close(ema.shadow_params, [expected])
+    with ema.applied([parameter, frozen]):
+        torch.testing.assert_close(parameter.detach(), expected)
+    assert torch.equal(parameter.detach(), torch.full((2,), 29.0))
+
+
+def test_average_refuses_what_does_not_fit():
+    ema = ExponentialMovingAverage([torch.nn.Parameter(torch.zeros(2))], decay=0.5)
+    with pytest.raises(ValueError, match="0 trainable"):
+        ema.update([])
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        ema.load_state_dict({"decay": 0.5, "num_updates": 1, "shadow_params": [torch.zeros(3)]})
+    with pytest.raises(RuntimeError, match="store"):
+        ema.restore([torch.nn.Parameter(torch.zeros(2))])
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        ExponentialMovingAverage([], decay=1.5)
+
+
+def test_guard_names_the_first_bad_step():
+    guard = losses.LossGuard()
+    guard.watch(torch.tensor(1.0), 1)
+    with pytest.raises(FloatingPointError, match="step 2"):
+        guard.watch(torch.tensor(math.nan), 2)
+    with pytest.raises(FloatingPointError, match="step 2"):
+        guard.watch(torch.tensor(1.0), 3)
