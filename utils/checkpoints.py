@@ -68,7 +68,7 @@ def restore_checkpoint(
         path: the file.
         state: live "model" and "ema", perhaps "optimizer" and "step"; changed in place.
         device: where the file's tensors are loaded before they are copied.
-        must_exist: raise if there is no such file; otherwise a warning is logged, and the state
+        must_exist: raise if there is no such file; otherwise that is logged, and the state
             returned as it is, which is how a training run starts.
     Returns:
         The state.
@@ -78,7 +78,7 @@ def restore_checkpoint(
     """
     path = pathlib.Path(path)
     if not path.exists() and not must_exist:
-        logging.warning("there is no checkpoint at %s: starting from scratch", path)
+        logging.info("there is no checkpoint at %s: starting from scratch", path)
         return state
     loaded = read_checkpoint(path, device)
     _check_model(path, _without_wrapper(loaded["model"]), state["model"])

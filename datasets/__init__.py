@@ -1,0 +1,24 @@
+"""Images of every kind as batches of tensors, in an order that can be resumed exactly.
+
+A *source* gives examples by number, as uint8, the same ones on every call (`datasets.sources`).
+A *stream* turns a source into shuffled, flipped, dequantised batches (`datasets.stream`).
+`get_dataset` builds both from a config.
+"""
+
+from datasets import digits, images, public, tfrecords  # noqa: F401  (they register their names)
+from datasets.loading import DatasetInfo, get_data_inverse_scaler, get_data_scaler, get_dataset
+from datasets.sources import DataError, MemorySource, Source, Subset, register_dataset
+from datasets.stream import ImageStream
+
+__all__ = [
+    "DataError",
+    "DatasetInfo",
+    "ImageStream",
+    "MemorySource",
+    "Source",
+    "Subset",
+    "get_data_inverse_scaler",
+    "get_data_scaler",
+    "get_dataset",
+    "register_dataset",
+]

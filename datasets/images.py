@@ -1,0 +1,240 @@
+"""IMAGES: the user's own pictures, from a folder, a zip file, an .npy or an .npz."""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import logging
+import os
+import pathlib
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.arrays import open_array
+from datasets.preprocess import fit
+from datasets.sources import DataError, PerProcess, Source, Subset, register_dataset
+from utils import image_shape
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+HELD_OUT_FOLDERS = ("test", "val", "validation")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# One encoded file: more than any picture within Pillow's own limit of pixels needs.
+MAX_BYTES = 1 << 29
+
+
+@register_dataset(name="IMAGES")
+def images(config) -> tuple[Source, Source]:
+    """The images of `data.path`, cropped to the middle and resized to `data.image_size`.
+
+    Held out are the images below `test/`, `val/` or `validation/` where there is a `train/`
+    beside it, and otherwise every tenth image in the order of the names (or of the array).  With
+    fewer than ten, all are in both parts.
+
+    Raises:
+        DataError: no path, nothing there, or nothing that can be read.
+    """
+    path = pathlib.Path(os.path.expanduser(config.data.get("path", "")))
+    shape, on_error = image_shape(config), config.data.get("on_error", "raise")
+    if on_error not in ("raise", "skip"):
+        raise DataError(f"data.on_error={on_error!r}: known are 'raise' and 'skip'")
+    if shape[0] not in MODES:
+        raise DataError(f"data.num_channels={shape[0]}: images have 1 (gray), 3 (RGB) or 4 (RGBA)")
+    if path == pathlib.Path():
+        raise DataError("data.dataset='IMAGES' reads data.path: a folder, a .zip, .npy or .npz")
+    if path.is_dir():
+        return _split_files(Folder(path), shape, on_error)
+    if not path.is_file():
+        raise DataError(f"data.path: there is no file or folder {str(path)!r}")
+    if path.suffix.lower() == ".zip":
+        return _split_files(Zip(path), shape, on_error)
+    if path.suffix.lower() in (".npy", ".npz"):
+        return _split_tenths(open_array(path, shape))
+    raise DataError(f"data.path: {str(path)!r} is neither a folder nor a .zip, .npy or .npz file")
+
+
+def _split_tenths(source: Source) -> tuple[Source, Source]:
+    numbers = np.arange(len(source))
+    if len(source) < 10:
+        return source, source
+    return Subset(source, numbers[numbers % 10 != 9]), Subset(source, numbers[9::10])
+
+
+class Folder:
+    """Names of the files below a folder, and their contents.  Links to folders are not entered."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.names = []
+        for folder, folders, files in os.walk(path, onerror=_cannot_list):
+            linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            inside = pathlib.Path(folder).relative_to(path)
+            self.names += [(inside / name).as_posix() for name in files + linked]
+
+    def read(self, name: str) -> bytes:
+        file = self.path / name
+        if not file.is_file():  # a pipe or a device could be read for ever
+            raise OSError("it is not a regular file")
+        _check_size(file.stat().st_size)
+        return file.read_bytes()
+
+
+class Zip:
+    """Names of the files in a zip file, and their contents, without unpacking it."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self._zip = PerProcess(functools.partial(zipfile.ZipFile, path))
+        try:
+            self.names = sorted({name for name in self._zip().namelist() if name[-1:] != "/"})
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            raise DataError(f"{path} is not a readable zip file: {error}") from error
+
+    def read(self, name: str) -> bytes:
+        _check_size(self._zip().getinfo(name).file_size)
+        return self._zip().read(name)
+
+
+def _cannot_list(error: OSError) -> None:
+    raise DataError(f"the folder {error.filename} cannot be listed: {error.strerror}")
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise OSError(f"{size} bytes are too many for an image")
+
+
+class ImageFiles(Source):
+    """Image files of a folder or zip file, decoded when they are read."""
+
+    def __init__(
+        self,
+        files: Folder | Zip,
+        names: list[str],
+        labels: list[int],
+        num_classes: int,
+        shape: tuple[int, int, int],
+    ):
+        self._files, self._names, self._labels = files, names, torch.tensor(labels)
+        self.num_classes, self.shape = num_classes, shape
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        channels, height, width = self.shape
+        images = [
+            fit(decode(self._files, self._names[n], channels), height, width) for n in numbers
+        ]
+        return torch.cat(images), self._labels[numbers]
+
+
+def decode(files: Folder | Zip, name: str, channels: int) -> Tensor:
+    """One image as (1, C, h, w) uint8; of several frames the first.
+
+    Raises:
+        DataError: not an image, cut off, damaged, or too large; names the file.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(files.read(name))) as image:
+            pixels = _plain(ImageOps.exif_transpose(image)).convert(MODES[channels])
+    except Exception as error:  # damaged files make decoders raise errors of nearly any type
+        raise DataError(f"{name} in {files.path} is not a readable image: {error}") from error
+    array = np.array(pixels).reshape(pixels.height, pixels.width, channels)
+    return torch.from_numpy(array).permute(2, 0, 1)[None]
+
+
+def _plain(image):
+    """What Pillow converts to every mode without loss or complaint."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("its values are floats, whose range is not known")
+    if image.mode.startswith("I"):  # gray of 16 bits: Pillow would cut off what is above 255
+        levels = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+    return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+
+
+def _split_files(files: Folder | Zip, shape, on_error: str) -> tuple[Source, Source]:
+    names = _image_names(files)
+    if on_error == "skip":
+        names = _readable(files, names, shape[0])
+    parts = _parts_below_root(names)
+    folders = {part[0] for part in parts.values() if len(part) > 1}
+    held_out = next((name for name in HELD_OUT_FOLDERS if name in folders), None)
+    if "train" not in folders or held_out is None:
+        return _split_tenths(_labelled(files, parts, 0, shape))
+    both = {name: part for name, part in parts.items() if part[0] in ("train", held_out)}
+    _report(files, sorted(set(parts) - set(both)), f"are neither in train/ nor in {held_out}/")
+    source = _labelled(files, both, 1, shape)
+    train = np.array([part[0] == "train" for part in both.values()])
+    return Subset(source, np.flatnonzero(train)), Subset(source, np.flatnonzero(~train))
+
+
+def _image_names(files: Folder | Zip) -> list[str]:
+    names = sorted(name for name in files.names if _is_image(name))
+    _report(files, sorted(set(files.names) - set(names)), "are not images")
+    if not names:
+        raise DataError(
+            f"there is no image in {files.path}: known are files ending in {', '.join(SUFFIXES)}"
+        )
+    return names
+
+
+def _is_image(name: str) -> bool:
+    parts = pathlib.PurePosixPath(name).parts
+    hidden = any(part == "__MACOSX" or part[0] == "." for part in parts)
+    return not hidden and name.lower().endswith(SUFFIXES)
+
+
+def _report(files: Folder | Zip, names: list[str], why: str) -> None:
+    """Say what is left out: all of it is counted, the first few are named."""
+    if names:
+        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        log.warning("%s: %d left out because they %s: %s", files.path, len(names), why, shown)
+
+
+def _readable(files: Folder | Zip, names: list[str], channels: int) -> list[str]:
+    """The images that can be decoded; the others are reported."""
+
+    def fails(name: str) -> bool:
+        try:
+            decode(files, name, channels)
+        except DataError:
+            return True
+        return False
+
+    with ThreadPoolExecutor() as pool:
+        broken = set(itertools.compress(names, pool.map(fails, names)))
+    _report(files, sorted(broken), "cannot be read")
+    if len(broken) == len(names):
+        raise DataError(f"none of the {len(names)} images in {files.path} can be read")
+    return [name for name in names if name not in broken]
+
+
+def _parts_below_root(names: list[str]) -> dict[str, tuple[str, ...]]:
+    """Name -> its folders and file name, without the folders that are common to all the images."""
+    parts = {name: pathlib.PurePosixPath(name).parts for name in names}
+    folders = [part[:-1] for part in parts.values()]
+    pairs = zip(min(folders), max(folders), strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return {name: part[common:] for name, part in parts.items()}
+
+
+def _labelled(files, parts: dict[str, tuple[str, ...]], level: int, shape) -> ImageFiles:
+    """Label = number of the folder at that level, if every image is in one; 0 otherwise."""
+    if any(len(part) <= level + 1 for part in parts.values()):
+        return ImageFiles(files, list(parts), [0] * len(parts), 1, shape)
+    classes = sorted({part[level] for part in parts.values()})
+    number = {name: k for k, name in enumerate(classes)}
+    labels = [number[part[level]] for part in parts.values()]
+    return ImageFiles(files, list(parts), labels, len(classes), shape)

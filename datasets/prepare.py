@@ -1,0 +1,26 @@
+"""Download a data set and prepare it for random access: python -m datasets.prepare NAME [FOLDER]
+
+NAME is what tensorflow-datasets calls it: cifar10, svhn_cropped, celeb_a, lsun/church_outdoor.
+This imports TensorFlow, so training runs it in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="name in tensorflow-datasets, such as cifar10")
+    parser.add_argument("folder", nargs="?", help="its data directory (default: its own)")
+    options = parser.parse_args()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # TensorFlow would take all memory of the GPUs
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(options.name, data_dir=options.folder, file_format="array_record")
+    builder.download_and_prepare()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Crops and resizing: uint8 in, uint8 out, equal to TensorFlow's before the last rounding.
+
+PyTorch's antialiased `interpolate` and `tf.image.resize(antialias=True)` agree to a thousandth of
+a grey level, so results differ, by one level, only where that decides a rounding.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def celeba(images: Tensor, size: int) -> Tensor:
+    """CelebA: the central 140 x 140, shrunk.  (n, 3, 218, 178) -> (n, 3, size, size).
+
+    The published code keeps the fractions that shrinking leaves; here they are rounded to the
+    nearest of 256 levels (an error of 0.3 levels), so that images have levels to dequantise.
+    """
+    return shrink(center_crop(images, 140, 140), size).round().byte()
+
+
+def lsun(images: Tensor, size: int) -> Tensor:
+    """LSUN: (n, 3, h, w) -> (n, 3, size, size); 128 px are made differently, as published."""
+    if size == 128:
+        return center_crop(shrink(images, size), size, size).round().byte()
+    side = min(images.shape[-2:])
+    # The published data are truncated, not rounded.
+    return resize(center_crop(images, side, side), size, size, "bicubic").byte()
+
+
+def fit(images: Tensor, height: int, width: int) -> Tensor:
+    """Centre crop to the wanted aspect ratio, then bicubic resizing.
+
+    Images of the right size already come back as they are.
+    """
+    h, w = images.shape[-2:]
+    if (h, w) == (height, width):
+        return images
+    if h * width > w * height:
+        cropped = center_crop(images, max(1, round(w * height / width)), w)
+    else:
+        cropped = center_crop(images, h, max(1, round(h * width / height)))
+    return resize(cropped, height, width, "bicubic").round().byte()
+
+
+def center_crop(images: Tensor, height: int, width: int) -> Tensor:
+    """The middle of (..., h, w); an odd row or column too many is left out at the far end."""
+    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+    return images[..., top : top + height, left : left + width]
+
+
+def shrink(images: Tensor, size: int) -> Tensor:
+    """Resize so that the shorter side becomes `size`; the other is rounded half to even."""
+    h, w = images.shape[-2:]
+    short = min(h, w)
+    return resize(images, round(h * size / short), round(w * size / short), "bilinear")
+
+
+def resize(images: Tensor, height: int, width: int, mode: str) -> Tensor:
+    """Antialiased resizing of (n, C, h, w), as float32 grey levels in [0, 255]."""
+    images = F.interpolate(images.float(), (height, width), mode=mode, antialias=True)
+    return images.clamp(0, 255)  # bicubic overshoots at edges

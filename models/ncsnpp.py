@@ -1,0 +1,51 @@
+"""NCSN++ and DDPM++.  [S21, section 4.1 and appendix H]"""
+
+from __future__ import annotations
+
+from models.layers import choose
+from models.unet import Options, UNet
+from models.utils import register_model
+
+
+@register_model(name="ncsnpp")
+class NCSNpp(UNet):
+    """U-Net with the improvements of NCSN++ on DDPM, each switched by a key of `model`.
+
+    - `embedding_type`: how the noise level is told, "fourier" (random features of log sigma, at
+      scale `fourier_scale`) or "positional" (sines and cosines of the time step);
+    - `resblock_type`: "ddpm", with resampling layers in between (`resamp_with_conv`: and a
+      convolution), or "biggan", whose blocks resample;
+    - `fir`, `fir_kernel`: resample with an FIR filter;
+    - `skip_rescale`: divide residual sums by sqrt(2);
+    - `progressive_input`: "none"; "input_skip" brings the halved image into the features at every
+      resolution, by `progressive_combine` "sum" or "cat"; "residual" adds a convolved pyramid;
+    - `progressive`: "none"; "output_skip" sums an image from every resolution; "residual" adds a
+      convolved pyramid to the features;
+    - `init_scale`: initial scale of the last layer of every branch;
+    - `conditional`: whether the network is told the noise level at all;
+    - `scale_by_sigma`: whether the output is divided by it.
+
+    `conv_size` and `attention_type` have one value each, 3 and "ddpm".
+
+    Raises:
+        ValueError: an option is unknown, or the image size cannot be halved often enough.
+    """
+
+    def __init__(self, config):
+        model = config.model
+        choose("model.conv_size", model.conv_size, {3: None})
+        choose("model.attention_type", model.attention_type, {"ddpm": None})
+        fourier = model.embedding_type == "fourier"
+        options = Options(
+            embedding_type=model.embedding_type,
+            fourier_scale=model.fourier_scale if fourier else None,  # some configs have none
+            resblock_type=model.resblock_type,
+            fir=model.fir,
+            fir_kernel=model.fir_kernel,
+            skip_rescale=model.skip_rescale,
+            progressive=model.progressive,
+            progressive_input=model.progressive_input,
+            progressive_combine=model.progressive_combine,
+            init_scale=model.init_scale,
+        )
+        super().__init__(config, options)

@@ -1,0 +1,172 @@
+"""Normalisation layers, by name; those of NCSN can be conditioned on the noise level.
+
+All are called as `norm(x, y)` with x (B, C, H, W) and noise indices y (B,), which the
+unconditional ones ignore.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import choose
+
+EPS = 1e-5
+
+
+def get_normalization(config, conditional: bool = False) -> Callable[..., nn.Module]:
+    """The layer that `model.normalization` names.
+
+    Args:
+        conditional: scales and shifts depend on the noise index, one of `model.num_scales`.
+    Returns:
+        A class, or function, of the number of channels; `torch.nn.GroupNorm` (of the numbers of
+        groups and channels) for "GroupNorm".
+    Raises:
+        ValueError: no such layer.
+    """
+    name = config.model.normalization
+    if not conditional:
+        plain = {
+            "InstanceNorm": InstanceNorm2d,
+            "InstanceNorm++": InstanceNorm2dPlus,
+            "VarianceNorm": VarianceNorm2d,
+            "GroupNorm": nn.GroupNorm,
+        }
+        return choose("model.normalization", name, plain)
+    conditioned = {
+        "InstanceNorm": ConditionalInstanceNorm2d,
+        "InstanceNorm++": ConditionalInstanceNorm2dPlus,
+        "VarianceNorm": ConditionalVarianceNorm2d,
+    }
+    layer = choose("model.normalization (conditional)", name, conditioned)
+    return functools.partial(layer, num_classes=config.model.num_scales)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation of NCSN++: min(C // 4, 32) groups, or the next fewer that divide C."""
+    groups = max(1, min(channels // 4, 32))
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class InstanceNorm2d(nn.Module):
+    """Each channel of each image with mean 0 and variance 1."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return F.instance_norm(x, eps=EPS)
+
+
+class InstanceNorm2dPlus(nn.Module):
+    """InstanceNorm++: gives back, as a shift, how channel means compare with each other.
+
+    Instance normalisation forgets the mean of each channel, and with it the overall intensity.
+    """
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        _need_two_channels(num_features)
+        self.alpha = nn.Parameter(torch.empty(num_features).normal_(1, 0.02))
+        self.gamma = nn.Parameter(torch.empty(num_features).normal_(1, 0.02))
+        self.beta = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return _instance_norm_plus(x, self.gamma, self.alpha, self.beta)
+
+
+class VarianceNorm2d(nn.Module):
+    """Each channel of each image divided by its standard deviation; the mean stays."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.empty(num_features).normal_(1, 0.02))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return _variance_norm(x, self.alpha)
+
+
+class _Conditional(nn.Module):
+    """Per-channel scales around 1, and a shift that starts at 0, for each noise level."""
+
+    scales: int
+    has_shift: bool
+
+    def __init__(self, num_features: int, num_classes: int):
+        super().__init__()
+        self.parts = self.scales + self.has_shift
+        self.embed = nn.Embedding(num_classes, self.parts * num_features)
+        with torch.no_grad():
+            self.embed.weight[:, : self.scales * num_features].normal_(1, 0.02)
+            self.embed.weight[:, self.scales * num_features :].zero_()
+
+    def coefficients(self, y: Tensor) -> tuple[Tensor, ...]:
+        """Noise indices (B,) -> each part (B, C)."""
+        return self.embed(y.long()).chunk(self.parts, dim=1)
+
+
+class ConditionalInstanceNorm2d(_Conditional):
+    """Instance normalisation, scaled and shifted according to the noise level."""
+
+    scales, has_shift = 1, True
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        gamma, beta = self.coefficients(y)
+        return _affine(F.instance_norm(x, eps=EPS), gamma, beta)
+
+
+class ConditionalInstanceNorm2dPlus(_Conditional):
+    """InstanceNorm++ with gamma, alpha and beta (in this order) of the noise level."""
+
+    scales, has_shift = 2, True
+
+    def __init__(self, num_features: int, num_classes: int):
+        _need_two_channels(num_features)
+        super().__init__(num_features, num_classes)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return _instance_norm_plus(x, *self.coefficients(y))
+
+
+class ConditionalVarianceNorm2d(_Conditional):
+    """Variance normalisation with a scale for each noise level."""
+
+    scales, has_shift = 1, False
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return _variance_norm(x, *self.coefficients(y))
+
+
+# Coefficients are (C,), or (B, C) where they depend on the noise level.
+
+
+def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return scale[..., None, None] * x + shift[..., None, None]
+
+
+def _instance_norm_plus(x: Tensor, gamma: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    means = x.mean(dim=(2, 3))
+    variance, mean = torch.var_mean(means, dim=1, keepdim=True)
+    means = (means - mean) / torch.sqrt(variance + EPS)
+    h = F.instance_norm(x, eps=EPS) + (alpha * means)[..., None, None]
+    return _affine(h, gamma, beta)
+
+
+def _variance_norm(x: Tensor, scale: Tensor) -> Tensor:
+    variance = x.var(dim=(2, 3), keepdim=True)
+    return scale[..., None, None] * x / torch.sqrt(variance + EPS)
+
+
+def _need_two_channels(num_features: int) -> None:
+    if num_features < 2:
+        raise ValueError(
+            f"InstanceNorm++ compares channels with each other: it needs two, not {num_features}"
+        )

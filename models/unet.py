@@ -1,0 +1,397 @@
+"""The U-Net behind DDPM and NCSN++: which layers there are, and how a forward pass walks them.
+
+Published checkpoints number all layers in one list, in an order of their own.  So one flat list
+owns the layers, and a plan, made once, says which slot of the list does what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import check_input, choose, ddpm_conv3x3, dense, get_act, get_timestep_embedding
+from models.layerspp import (
+    AttnBlockpp,
+    Combine,
+    Downsample,
+    GaussianFourierProjection,
+    ResnetBlockBigGANpp,
+    ResnetBlockDDPMpp,
+    Upsample,
+    residual_sum,
+)
+from models.normalization import group_norm
+from models.up_or_down_sampling import Taps
+from models.utils import get_sigmas
+from utils import batch_mul, image_shape
+
+Make = Callable[..., nn.Module]  # from numbers of channels to a layer
+
+
+class Options(NamedTuple):
+    """What NCSN++ may change in the U-Net of DDPM; the defaults are DDPM's.  [S21, appendix H]"""
+
+    embedding_type: str = "positional"
+    fourier_scale: float | None = None
+    resblock_type: str = "ddpm"
+    fir: bool = False
+    fir_kernel: Sequence[float] = (1, 3, 3, 1)
+    skip_rescale: bool = False
+    progressive: str = "none"
+    progressive_input: str = "none"
+    progressive_combine: str = "sum"
+    init_scale: float = 0.0
+    norm: Callable[[int], nn.Module] = group_norm
+
+
+class Slots(nn.ModuleList):
+    """Owns every layer in checkpoint order; `add` returns the slot it filled."""
+
+    def add(self, layer: nn.Module) -> int:
+        self.append(layer)
+        return len(self) - 1
+
+
+class Projection(NamedTuple):
+    """Slots of what turns features into an image: normalise, (activate,) convolve."""
+
+    norm: int
+    conv: int
+
+
+class Embedding(NamedTuple):
+    """Slots of what embeds the noise level; None where there is no such layer."""
+
+    fourier: int | None
+    dense: tuple[int, int] | None  # None for a network that is not told the noise level
+
+
+class EncoderLevel(NamedTuple):
+    """Slots of one resolution on the way down; None where there is no such layer."""
+
+    blocks: list[tuple[int, int | None]]  # (residual block, attention)
+    down: int | None  # None at the coarsest resolution
+    merge: int | None  # joins the input pyramid
+
+
+class DecoderLevel(NamedTuple):
+    """Slots of one resolution on the way up; None where there is no such layer."""
+
+    blocks: list[int]
+    attention: int | None
+    merge: int | None  # joins the output pyramid
+    project: Projection | None  # what the features give to the output pyramid
+    up: int | None  # None at the finest resolution
+
+
+class Plan(NamedTuple):
+    """Which slot does what, in the order of a forward pass."""
+
+    embedding: Embedding
+    stem: int
+    encoder: list[EncoderLevel]
+    middle: tuple[int, int, int]
+    decoder: list[DecoderLevel]
+    head: Projection | None  # None where the output pyramid is the output
+
+
+class UNet(nn.Module):
+    """Noise-conditional U-Net: x_t and its noise level -> a field of the shape of x_t.
+
+    Attention goes where `model.attn_resolutions` contains the height of the images at a level:
+    after each residual block on the way down, once on the way up; and always in the middle.
+
+    Args:
+        config: `data` and `model` are read.
+        options: what differs from DDPM.
+    Raises:
+        ValueError: an option is unknown, or the image size cannot be halved often enough.
+    """
+
+    def __init__(self, config, options: Options):
+        super().__init__()
+        self.channels, height, width = image_shape(config)
+        self.stride = _total_stride(height, width, config.model.ch_mult)
+        self.centered = config.data.centered
+        self.scale_by_sigma = config.model.scale_by_sigma
+        self.nf = config.model.nf
+        self.register_buffer("sigmas", torch.tensor(get_sigmas(config)))
+        self.act = get_act(config)
+        self.enlarge = Upsample(fir=options.fir, fir_kernel=options.fir_kernel)
+        builder = _Builder(config, options, self.act)
+        self.plan = builder.build()
+        self.all_modules = builder.slots
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The network's output, which the process turns into a score.
+
+        Args:
+            x: images in the network's range, (B, C, H, W); both sides multiples of `stride`.
+            labels: (B,), whole numbers or not: noise levels sigma for Fourier features, otherwise
+                time steps (which index `sigmas` where the output is scaled by sigma).
+        Returns:
+            (B, C, H, W), in the dtype of x.
+        Raises:
+            ValueError: the shapes are not those.
+        """
+        images = self._prepare(x, labels)
+        temb = self._embed(labels, x.dtype)
+        skips = self._encode(images, temb)
+        h = self._middle(skips[-1], temb)
+        h = self._decode(h, skips, temb)
+        return self._rescale(h.to(x.dtype), labels)
+
+    def _prepare(self, x: Tensor, labels: Tensor) -> Tensor:
+        check_input(x, labels, self.channels)
+        if x.shape[2] % self.stride or x.shape[3] % self.stride:
+            raise ValueError(
+                f"the network takes images whose sides are multiples of {self.stride}, "
+                f"but was given shape {tuple(x.shape)}"
+            )
+        return x if self.centered else 2 * x - 1
+
+    def _embed(self, labels: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """labels (B,) -> temb (B, 4 nf)."""
+        layer, (fourier, dense_layers) = self.all_modules, self.plan.embedding
+        if dense_layers is None:
+            return None
+        if fourier is None:
+            temb = get_timestep_embedding(labels, self.nf)
+        else:
+            temb = layer[fourier](torch.log(labels))
+        first, second = dense_layers
+        return layer[second](self.act(layer[first](temb.to(dtype))))
+
+    def _encode(self, x: Tensor, temb: Tensor | None) -> list[Tensor]:
+        """Images (B, C, H, W) -> one skip per decoder block, finest first."""
+        layer, pyramid = self.all_modules, x
+        skips = [layer[self.plan.stem](x)]
+        for level in self.plan.encoder:
+            for block, attention in level.blocks:
+                h = layer[block](skips[-1], temb)
+                skips.append(h if attention is None else layer[attention](h, temb))
+            if level.down is not None:
+                h = layer[level.down](skips[-1], temb)
+                if level.merge is not None:
+                    h, pyramid = layer[level.merge](h, pyramid)
+                skips.append(h)
+        return skips
+
+    def _middle(self, h: Tensor, temb: Tensor | None) -> Tensor:
+        for slot in self.plan.middle:
+            h = self.all_modules[slot](h, temb)
+        return h
+
+    def _decode(self, h: Tensor, skips: list[Tensor], temb: Tensor | None) -> Tensor:
+        """Coarsest features, and skips, which are used up -> images (B, C, H, W)."""
+        layer, pyramid = self.all_modules, None
+        for level in self.plan.decoder:
+            for block in level.blocks:
+                h = layer[block](torch.cat([h, skips.pop()], dim=1), temb)
+            if level.attention is not None:
+                h = layer[level.attention](h, temb)
+            if level.merge is not None:
+                h, pyramid = layer[level.merge](h, pyramid)
+            if level.project is not None:
+                image = self._project(level.project, h)
+                pyramid = image if pyramid is None else self.enlarge(pyramid) + image
+            if level.up is not None:
+                h = layer[level.up](h, temb)
+        return pyramid if self.plan.head is None else self._project(self.plan.head, h)
+
+    def _project(self, slots: Projection, h: Tensor) -> Tensor:
+        layer = self.all_modules
+        return layer[slots.conv](self.act(layer[slots.norm](h)))
+
+    def _rescale(self, h: Tensor, labels: Tensor) -> Tensor:
+        if not self.scale_by_sigma:
+            return h
+        # Fourier features are given sigma itself.
+        told_sigma = self.plan.embedding.fourier is not None
+        sigma = labels if told_sigma else self.sigmas[labels.long()]
+        return batch_mul((1 / sigma).to(h.dtype), h)
+
+
+def _total_stride(height: int, width: int, ch_mult: Sequence[int]) -> int:
+    halvings = len(ch_mult) - 1
+    stride = 2**halvings
+    if height % stride or width % stride:
+        raise ValueError(
+            f"data.image_size is {height}x{width}, which cannot be halved {halvings} times as "
+            f"model.ch_mult = {tuple(ch_mult)} asks: both sides must be multiples of {stride}"
+        )
+    return stride
+
+
+class _Builder:
+    """Makes the layers of a U-Net in the order of the published checkpoints, and its plan."""
+
+    def __init__(self, config, options: Options, act: nn.Module):
+        model = config.model
+        self.options = options
+        self.image_ch, height, _ = image_shape(config)
+        self.nf, self.num_res_blocks = model.nf, model.num_res_blocks
+        self.temb_dim = 4 * model.nf if model.conditional else None
+        # Channels of each resolution, finest first, and whether there is attention.
+        self.levels = [
+            (model.nf * mult, height >> i in model.attn_resolutions)
+            for i, mult in enumerate(model.ch_mult)
+        ]
+        self.slots = Slots()
+        self.norm = choose("model.normalization", model.normalization, {"GroupNorm": options.norm})
+        self.fir = {"fir": options.fir, "fir_kernel": options.fir_kernel}
+        residual = {
+            "skip_rescale": options.skip_rescale,
+            "init_scale": options.init_scale,
+            "norm": self.norm,
+        }
+        self.attention = partial(AttnBlockpp, **residual)
+        block = {"temb_dim": self.temb_dim, "dropout": model.dropout, **residual}
+        self.block, self.down, self.up = self._blocks(act, block, model.resamp_with_conv)
+        self.join_input, self.join_output = self._joints()
+
+    def _blocks(self, act: nn.Module, block: dict, with_conv: bool) -> tuple[Make, Make, Make]:
+        """What makes a residual block, and what halves and doubles the resolution."""
+        ddpm = partial(ResnetBlockDDPMpp, act, **block)
+        biggan = partial(ResnetBlockBigGANpp, act, **block, **self.fir)
+        resample = {"with_conv": with_conv, **self.fir}
+        kinds = {
+            "ddpm": (ddpm, partial(Downsample, **resample), partial(Upsample, **resample)),
+            "biggan": (biggan, partial(biggan, down=True), partial(biggan, up=True)),
+        }
+        return choose("model.resblock_type", self.options.resblock_type, kinds)
+
+    def _joints(self) -> tuple[Make | None, Make | None]:
+        """What makes the layers that join the input and the output pyramid to the features."""
+        options = self.options
+        residual = {"skip_rescale": options.skip_rescale, **self.fir}
+        inputs = {
+            "none": None,
+            "input_skip": partial(InputSkip, method=options.progressive_combine, **self.fir),
+            "residual": partial(InputResidual, **residual),
+        }
+        outputs = {
+            "none": None,
+            "output_skip": None,  # touches the image alone
+            "residual": partial(OutputResidual, **residual),
+        }
+        return (
+            choose("model.progressive_input", options.progressive_input, inputs),
+            choose("model.progressive", options.progressive, outputs),
+        )
+
+    def build(self) -> Plan:
+        add, image_only = self.slots.add, self.options.progressive == "output_skip"
+        embedding = self._embedding()
+        stem = add(ddpm_conv3x3(self.image_ch, self.nf))
+        encoder, skips = self._encoder()
+        ch = skips[-1]
+        middle = add(self.block(ch, ch)), add(self.attention(ch)), add(self.block(ch, ch))
+        decoder = self._decoder(skips)
+        head = None if image_only else self._image(self.levels[0][0])
+        return Plan(embedding, stem, encoder, middle, decoder, head)
+
+    def _embedding(self) -> Embedding:
+        add, nf, options = self.slots.add, self.nf, self.options
+        kinds = {"fourier": True, "positional": False}
+        fourier = None
+        if choose("model.embedding_type", options.embedding_type, kinds):
+            fourier = add(GaussianFourierProjection(nf, options.fourier_scale))
+        if self.temb_dim is None:
+            return Embedding(fourier, None)
+        features = nf if fourier is None else 2 * nf
+        first = add(dense(features, self.temb_dim))
+        return Embedding(fourier, (first, add(dense(self.temb_dim, self.temb_dim))))
+
+    def _encoder(self) -> tuple[list[EncoderLevel], list[int]]:
+        """The way down, and the channels of each skip."""
+        add, plan, skips, pyramid_ch = self.slots.add, [], [self.nf], self.image_ch
+        for i, (width, attends) in enumerate(self.levels):
+            blocks, down, merge = [], None, None
+            for _ in range(self.num_res_blocks):
+                block = add(self.block(skips[-1], width))
+                blocks.append((block, add(self.attention(width)) if attends else None))
+                skips.append(width)
+            if i + 1 < len(self.levels):
+                down = add(self.down(skips[-1]))
+                skips.append(skips[-1])
+                if self.join_input is not None:
+                    joint = self.join_input(pyramid_ch, skips[-1])
+                    merge, pyramid_ch, skips[-1] = add(joint), joint.pyramid_ch, joint.out_ch
+            plan.append(EncoderLevel(blocks, down, merge))
+        return plan, skips
+
+    def _decoder(self, skips: list[int]) -> list[DecoderLevel]:
+        """The way up, given the channels of each skip."""
+        add, plan, ch = self.slots.add, [], skips[-1]
+        for i, (width, attends) in reversed(list(enumerate(self.levels))):
+            blocks = []
+            for _ in range(self.num_res_blocks + 1):
+                blocks.append(add(self.block(ch + skips.pop(), width)))
+                ch = width
+            attention = add(self.attention(ch)) if attends else None
+            merge, project = self._output_pyramid(i)
+            up = add(self.up(ch)) if i > 0 else None
+            plan.append(DecoderLevel(blocks, attention, merge, project, up))
+        return plan
+
+    def _output_pyramid(self, i: int) -> tuple[int | None, Projection | None]:
+        """What joins the output pyramid at resolution i, and what gives to it."""
+        ch, _ = self.levels[i]
+        if self.options.progressive == "output_skip":
+            return None, self._image(ch)
+        if self.join_output is None:
+            return None, None
+        if i + 1 == len(self.levels):  # the pyramid starts here
+            return None, self._projection(ch, ch)
+        coarser_ch, _ = self.levels[i + 1]
+        return self.slots.add(self.join_output(coarser_ch, ch)), None
+
+    def _image(self, ch: int) -> Projection:
+        return self._projection(ch, self.image_ch, self.options.init_scale)
+
+    def _projection(self, in_ch: int, out_ch: int, init_scale: float = 1.0) -> Projection:
+        norm = self.slots.add(self.norm(in_ch))
+        return Projection(norm, self.slots.add(ddpm_conv3x3(in_ch, out_ch, init_scale=init_scale)))
+
+
+# What joins a pyramid to the features.  Called as joint(h, pyramid), with the pyramid still at the
+# neighbouring resolution, they return both, at the resolution of the features h.
+
+
+class InputSkip(Combine):
+    """Halves an image and brings it into the features."""
+
+    def __init__(self, pyramid_ch: int, h_ch: int, *, method: str, fir: bool, fir_kernel: Taps):
+        super().__init__(pyramid_ch, h_ch, method)
+        self.pyramid_ch = pyramid_ch
+        self.halve = Downsample(fir=fir, fir_kernel=fir_kernel)
+
+    def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
+        pyramid = self.halve(pyramid)
+        return super().forward(pyramid, h), pyramid
+
+
+class _ResidualJoint:
+    """Convolves the pyramid and adds it to the features; the sum is the new value of both."""
+
+    def __init__(self, pyramid_ch: int, h_ch: int, *, skip_rescale: bool, **fir):
+        super().__init__(pyramid_ch, h_ch, with_conv=True, **fir)
+        self.pyramid_ch = self.out_ch = h_ch
+        self.skip_rescale = skip_rescale
+
+    def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
+        h = residual_sum(super().forward(pyramid), h, self.skip_rescale)
+        return h, h
+
+
+class InputResidual(_ResidualJoint, Downsample):
+    """Halves the input pyramid."""
+
+
+class OutputResidual(_ResidualJoint, Upsample):
+    """Doubles the output pyramid."""

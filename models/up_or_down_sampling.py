@@ -1,0 +1,192 @@
+"""Changing the resolution of images by a whole factor, also fused with a convolution.
+
+A filter `k` is a list of taps (for both axes alike) or a square table of them, and None a box of
+`factor` taps; its sum does not matter, since it is normalised and then multiplied by `gain`.  The
+padding is such that the result has exactly `factor` times as many pixels a side, or as few; a
+filter of even length keeps the image where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import default_init
+from op import upfirdn2d
+
+Taps = Sequence[float] | Tensor
+
+
+def upsample_2d(x: Tensor, k: Taps | None = None, factor: int = 2, gain: float = 1) -> Tensor:
+    """Upsample with a filter: (B, C, H, W) -> (B, C, H factor, W factor)."""
+    return _upsample(x, _upsampling_kernel(k, factor, gain).to(x), factor)
+
+
+def downsample_2d(x: Tensor, k: Taps | None = None, factor: int = 2, gain: float = 1) -> Tensor:
+    """Downsample with a filter: (B, C, H, W) -> (B, C, H / factor, W / factor)."""
+    return _downsample(x, _kernel(k, factor, gain).to(x), factor)
+
+
+def upsample_conv_2d(
+    x: Tensor, w: Tensor, k: Taps | None = None, factor: int = 2, gain: float = 1
+) -> Tensor:
+    """Insert zeros, convolve with `w`, then filter.
+
+    Args:
+        x: (B, C, H, W).
+        w: weights of the convolution, (C', C, n, n) with odd n.
+    Returns:
+        (B, C', H factor, W factor).
+    """
+    return _upsample_conv(x, w, _upsampling_kernel(k, factor, gain).to(x), factor)
+
+
+def conv_downsample_2d(
+    x: Tensor, w: Tensor, k: Taps | None = None, factor: int = 2, gain: float = 1
+) -> Tensor:
+    """Filter, then convolve with `w` in steps of `factor`.
+
+    Args:
+        x: (B, C, H, W).
+        w: weights of the convolution, (C', C, n, n) with odd n.
+    Returns:
+        (B, C', H / factor, W / factor).
+    """
+    return _conv_downsample(x, w, _kernel(k, factor, gain).to(x), factor)
+
+
+def naive_upsample_2d(x: Tensor, factor: int = 2) -> Tensor:
+    """Repeat every pixel: (B, C, H, W) -> (B, C, H factor, W factor)."""
+    return F.interpolate(x, scale_factor=factor, mode="nearest")
+
+
+def naive_downsample_2d(x: Tensor, factor: int = 2) -> Tensor:
+    """Average over squares of pixels: (B, C, H, W) -> (B, C, H / factor, W / factor)."""
+    return F.avg_pool2d(x, factor)
+
+
+class Resample2d(nn.Module):
+    """Doubles (`up`) or halves the resolution with a filter."""
+
+    def __init__(self, k: Taps, *, up: bool):
+        super().__init__()
+        self.up = up
+        _register_kernel(self, k, up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _upsample(x, self.kernel) if self.up else _downsample(x, self.kernel)
+
+
+def resampler(*, up: bool, k: Taps | None) -> nn.Module:
+    """Layer that doubles or halves the resolution: filtered, or naive where `k` is None."""
+    if k is not None:
+        return Resample2d(k, up=up)
+    return nn.Upsample(scale_factor=2, mode="nearest") if up else nn.AvgPool2d(2)
+
+
+class Conv2d(nn.Module):
+    """Convolution that can be fused with filtered up- or downsampling by 2.
+
+    Args:
+        kernel: size of the convolution, odd.
+        up, down: what it is fused with, if anything.
+        resample_kernel: taps of the filter.
+        kernel_init: function from the shape of the weights to initial ones.
+    Raises:
+        ValueError: an even kernel, or both up and down.
+    """
+
+    def __init__(
+        self,
+        in_ch: int,
+        out_ch: int,
+        kernel: int,
+        up: bool = False,
+        down: bool = False,
+        resample_kernel: Taps = (1, 3, 3, 1),
+        use_bias: bool = True,
+        kernel_init: Callable[[Sequence[int]], Tensor] | None = None,
+    ):
+        super().__init__()
+        if kernel < 1 or kernel % 2 == 0 or (up and down):
+            raise ValueError(
+                "Conv2d takes an odd kernel and goes up or down, not both: "
+                f"given kernel={kernel}, up={up}, down={down}"
+            )
+        self.up, self.down = up, down
+        init = kernel_init or default_init()
+        self.weight = nn.Parameter(init((out_ch, in_ch, kernel, kernel)))
+        self.bias = nn.Parameter(torch.zeros(out_ch)) if use_bias else None
+        if up or down:
+            _register_kernel(self, resample_kernel, up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.up:
+            x = _upsample_conv(x, self.weight, self.kernel)
+        elif self.down:
+            x = _conv_downsample(x, self.weight, self.kernel)
+        else:
+            x = F.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2)
+        return x if self.bias is None else x + self.bias[:, None, None]
+
+
+# Below, kernels are ready-made: (n, n) tensors with the gain in them.
+
+
+def _kernel(k: Taps | None, factor: int = 2, gain: float = 1) -> Tensor:
+    taps = torch.as_tensor([1.0] * factor if k is None else k, dtype=torch.float64)
+    if taps.dim() == 1:
+        taps = torch.outer(taps, taps)
+    if taps.dim() != 2 or taps.shape[0] != taps.shape[1]:
+        raise ValueError(
+            f"a filter is a list of taps or a square table, not of shape {tuple(taps.shape)}"
+        )
+    return taps * (gain / taps.sum())
+
+
+def _upsampling_kernel(k: Taps | None, factor: int = 2, gain: float = 1) -> Tensor:
+    # Only one pixel in factor^2 is not an inserted zero: the gain makes up for that.
+    return _kernel(k, factor, gain * factor**2)
+
+
+def _upsample(x: Tensor, kernel: Tensor, factor: int = 2) -> Tensor:
+    return upfirdn2d(x, kernel, up=factor, pad=_upsampling_pad(kernel, factor))
+
+
+def _downsample(x: Tensor, kernel: Tensor, factor: int = 2) -> Tensor:
+    return upfirdn2d(x, kernel, down=factor, pad=_downsampling_pad(kernel, factor))
+
+
+def _upsample_conv(x: Tensor, w: Tensor, kernel: Tensor, factor: int = 2) -> Tensor:
+    # Zero insertion and convolution together are a transposed convolution with the flipped weights.
+    flipped = w.flip(2, 3).transpose(0, 1)
+    x = F.conv_transpose2d(x, flipped, stride=factor, output_padding=factor - 1)
+    return upfirdn2d(x, kernel, pad=_upsampling_pad(kernel, factor, w.shape[-1]))
+
+
+def _conv_downsample(x: Tensor, w: Tensor, kernel: Tensor, factor: int = 2) -> Tensor:
+    x = upfirdn2d(x, kernel, pad=_downsampling_pad(kernel, factor, w.shape[-1]))
+    return F.conv2d(x, w, stride=factor)
+
+
+def _register_kernel(layer: nn.Module, k: Taps, up: bool) -> None:
+    # Moves and copies with the layer, but is no part of the state dict: it belongs to the config.
+    kernel = _upsampling_kernel(k) if up else _kernel(k)
+    layer.register_buffer("kernel", kernel.to(torch.get_default_dtype()), persistent=False)
+
+
+# p zeros in all give the right size.  With a convolution of n taps, the transposed one adds n - 1
+# pixels, which the padding takes back; the strided one loses them, which it makes up for.
+
+
+def _upsampling_pad(kernel: Tensor, factor: int, taps: int = 1) -> tuple[int, int]:
+    p = kernel.shape[0] - factor - (taps - 1)
+    return (p + 1) // 2 + factor - 1, p // 2
+
+
+def _downsampling_pad(kernel: Tensor, factor: int, taps: int = 1) -> tuple[int, int]:
+    p = kernel.shape[0] - factor + (taps - 1)
+    return (p + 1) // 2, p // 2

@@ -1,0 +1,10 @@
+"""Image operations that are worth a kernel of their own.
+
+One function per operation, and no other place in the project computes it: whatever runs behind the
+name, the networks do not change.
+"""
+
+from op.fused_act import FusedLeakyReLU, fused_leaky_relu
+from op.upfirdn2d import upfirdn2d
+
+__all__ = ["FusedLeakyReLU", "fused_leaky_relu", "upfirdn2d"]

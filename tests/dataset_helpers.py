@@ -1,0 +1,53 @@
+"""What the tests of `datasets` share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+
+from datasets import MemorySource
+
+
+def make_config(dataset: str, *, image_size=8, num_channels=3, batch_size=4, seed=42, **data):
+    """A config with what `datasets` reads, and nothing else."""
+    return ConfigDict(
+        {
+            "seed": seed,
+            "data": {
+                "dataset": dataset,
+                "image_size": image_size,
+                "num_channels": num_channels,
+                "random_flip": False,
+                "centered": False,
+                **data,
+            },
+            "training": {"batch_size": batch_size},
+            "eval": {"batch_size": batch_size},
+        }
+    )
+
+
+def numbered_source(size: int, *, levels: int = 256, side: int = 4) -> MemorySource:
+    """Images of random values, with their numbers as labels."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, levels, (size, 3, side, side), generator=generator, dtype=torch.uint8)
+    return MemorySource(images, torch.arange(size), levels=levels)
+
+
+def random_images(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def smooth_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """(height, width, 3) uint8 with structure at every scale, like a photograph."""
+    generator = torch.Generator().manual_seed(seed)
+    image = sum(
+        torch.nn.functional.interpolate(
+            torch.rand(1, 3, max(2, height // scale), max(2, width // scale), generator=generator),
+            (height, width),
+            mode="bicubic",
+        )
+        for scale in (1, 4, 16, 64)
+    )
+    return (image / 4 * 255).clamp(0, 255).byte()[0].permute(1, 2, 0).numpy()

@@ -1,0 +1,106 @@
+"""Small networks, recorded outputs of the published ones, and the rule that gave these weights."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from torch import nn
+
+DATA = pathlib.Path(__file__).parent / "data"
+
+
+def load_json(name: str) -> dict:
+    """A table of `tests/data`."""
+    return json.loads((DATA / name).read_text())
+
+
+@functools.cache
+def golden_networks() -> dict[str, SimpleNamespace]:
+    """Recorded cases by name.
+
+    Each has config, name (of the network), state_dict (names and shapes, in order), num_params, and
+    the tensors x, labels, out, cotangent and grad_x, the gradient of (out * cotangent).sum().
+    """
+    with np.load(DATA / "golden_networks.npz") as file:
+        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+    keys = ("x", "labels", "out", "cotangent", "grad_x")
+    return {
+        case: SimpleNamespace(
+            name=entry["model"],
+            config=ConfigDict(entry["config"]),
+            state_dict=[(name, tuple(shape)) for name, shape in entry["state_dict"]],
+            num_params=entry["num_params"],
+            **{key: arrays[f"{case}/{key}"] for key in keys},
+        )
+        for case, entry in load_json("golden_networks.json").items()
+    }
+
+
+def fill_weights(model: nn.Module) -> nn.Module:
+    """Give every entry of the state dict but `sigmas` the weights that its name stands for."""
+    state = {
+        name: value if name == "sigmas" else _weights(name, tuple(value.shape))
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(state)
+    return model
+
+
+def _weights(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    if len(shape) > 1:
+        value = z / np.sqrt(np.prod(shape[1:]))
+    elif name.endswith(("weight", "alpha", "gamma")):
+        value = 1 + 0.1 * z
+    else:
+        value = z if name.endswith(".W") else 0.1 * z
+    return torch.from_numpy(value.astype(np.float32))
+
+
+def tiny_config(name: str = "ncsnpp", *, image_size=8, num_channels=3, centered=False, **model):
+    """Config of a network that runs in milliseconds; `model` overrides keys of that section."""
+    common = {
+        "name": name,
+        "nf": 8,
+        "sigma_min": 0.01,
+        "sigma_max": 50,
+        "num_scales": 10,
+        "dropout": 0.1,
+        "conditional": True,
+        "scale_by_sigma": False,
+    }
+    refine_net = {
+        "normalization": "InstanceNorm++",
+        "nonlinearity": "elu",
+        "interpolation": "bilinear",
+    }
+    unet = {
+        "normalization": "GroupNorm",
+        "nonlinearity": "swish",
+        "ch_mult": (1, 2),
+        "num_res_blocks": 1,
+        "attn_resolutions": (4,),
+        "resamp_with_conv": True,
+        "conv_size": 3,
+        "attention_type": "ddpm",
+        "embedding_type": "positional",
+        "fourier_scale": 16,
+        "resblock_type": "biggan",
+        "fir": False,
+        "fir_kernel": [1, 3, 3, 1],
+        "skip_rescale": True,
+        "progressive": "none",
+        "progressive_input": "none",
+        "progressive_combine": "sum",
+        "init_scale": 0.0,
+    }
+    family = refine_net if name.startswith("ncsnv2") or name == "ncsn" else unet
+    data = {"image_size": image_size, "num_channels": num_channels, "centered": centered}
+    return ConfigDict({"data": data, "model": {**common, **family, **model}})

@@ -1,0 +1,232 @@
+"""Checkpoints: published layouts load, anything else is refused and changes nothing."""
+
+import copy
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from runs import small_config
+
+import run_lib
+from utils.checkpoints import (
+    CheckpointError,
+    read_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+)
+
+
+@pytest.fixture(scope="module")
+def state():
+    """A trained state, after a few steps."""
+    run = run_lib.setup(small_config())
+    train_step, _ = run_lib._step_fns(run)
+    torch.manual_seed(0)
+    for _ in range(3):
+        train_step(run.state, torch.rand(4, *run.shape))
+    return run.state
+
+
+@pytest.fixture
+def fresh():
+    run = run_lib.setup(small_config(seed=1))
+    return run.state
+
+
+def assert_same(one, other):
+    torch.testing.assert_close(
+        dict(one["model"].state_dict()), dict(other["model"].state_dict()), rtol=0, atol=0
+    )
+    torch.testing.assert_close(one["ema"].state_dict(), other["ema"].state_dict(), rtol=0, atol=0)
+    if "optimizer" in one:
+        torch.testing.assert_close(
+            one["optimizer"].state_dict(), other["optimizer"].state_dict(), rtol=0, atol=0
+        )
+    assert one["step"] == other["step"]
+
+
+def published(state, old_numpy=True):
+    """The state as published files hold it: wrapped names, and a NumPy learning rate."""
+    optimizer = copy.deepcopy(state["optimizer"].state_dict())
+    optimizer["param_groups"][0]["lr"] = np.float64(2e-4)
+    for values in optimizer["state"].values():
+        values["step"] = int(values["step"])  # older PyTorch counted with plain numbers
+    for key in ("foreach", "maximize", "capturable", "differentiable", "fused"):
+        optimizer["param_groups"][0].pop(key, None)  # and had fewer options
+    return {
+        "optimizer": optimizer,
+        "model": {f"module.{k}": v for k, v in state["model"].state_dict().items()},
+        "ema": state["ema"].state_dict(),
+        "step": state["step"],
+    }
+
+
+def test_round_trip(state, fresh, tmp_path):
+    path = tmp_path / "deep" / "checkpoint.pth"
+    save_checkpoint(path, {**state, "position": 48})
+    restored = restore_checkpoint(path, {**fresh, "position": 0}, "cpu")
+    assert_same(restored, state)
+    assert restored["position"] == 48
+    assert os.listdir(path.parent) == ["checkpoint.pth"]
+
+
+@pytest.mark.parametrize("legacy", (False, True), ids=("zip", "legacy"))
+def test_published_layout(state, fresh, tmp_path, legacy):
+    path = tmp_path / "checkpoint_8.pth"
+    torch.save(published(state), path, _use_new_zipfile_serialization=not legacy)
+    restored = restore_checkpoint(path, fresh, "cpu", must_exist=True)
+    torch.testing.assert_close(
+        dict(restored["model"].state_dict()), dict(state["model"].state_dict()), rtol=0, atol=0
+    )
+    torch.testing.assert_close(
+        restored["ema"].shadow_params, state["ema"].shadow_params, rtol=0, atol=0
+    )
+    assert restored["step"] == 3
+    assert restored["optimizer"].param_groups[0]["lr"] == 2e-4
+    assert type(restored["optimizer"].param_groups[0]["lr"]) is float
+    # The optimiser goes on from there.
+    for parameter in restored["model"].parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    restored["optimizer"].step()
+
+
+def test_numpy_scalars_under_their_old_name(state, fresh, tmp_path):
+    """Published files were written when NumPy's core was numpy.core."""
+    path, renamed = tmp_path / "new.pth", tmp_path / "old.pth"
+    torch.save(published(state), path)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(renamed, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("data.pkl"):
+                assert b"numpy._core.multiarray" in data
+                data = data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+                assert b"numpy._core" not in data
+            target.writestr(name, data)
+    assert restore_checkpoint(renamed, fresh, "cpu")["step"] == 3
+
+
+def test_for_evaluation_no_optimizer_is_needed(state, fresh, tmp_path):
+    torch.save(published(state), tmp_path / "c.pth")
+    del fresh["optimizer"]
+    assert restore_checkpoint(tmp_path / "c.pth", fresh, "cpu")["step"] == 3
+
+
+def test_a_missing_file_starts_from_scratch_or_is_an_error(fresh, tmp_path, caplog):
+    caplog.set_level("INFO")
+    before = copy.deepcopy(fresh["model"].state_dict())
+    path = tmp_path / "none.pth"
+    assert restore_checkpoint(path, fresh, "cpu") is fresh
+    assert str(path) in caplog.text
+    torch.testing.assert_close(dict(fresh["model"].state_dict()), dict(before))
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+        restore_checkpoint(path, fresh, "cpu", must_exist=True)
+
+
+class Malicious:
+    """Unpickled, it would run a command."""
+
+    def __reduce__(self):
+        return os.system, ("touch /dev/null/never",)
+
+
+def wrong_shape(contents):
+    key = next(k for k in contents["model"] if k.endswith("Conv_0.weight"))
+    contents["model"][key] = contents["model"][key][:1]
+
+
+def without(*keys):
+    def change(contents):
+        target = contents
+        for key in keys[:-1]:
+            target = target[key]
+        del target[keys[-1]]
+
+    return change
+
+
+def one_less_average(contents):
+    contents["ema"]["shadow_params"] = contents["ema"]["shadow_params"][:-1]
+
+
+def replaced(key, value):
+    return lambda contents: contents.update({key: value})
+
+
+MISMATCHES = {
+    "wrong shape": (wrong_shape, r"of another shape .*Conv_0\.weight"),
+    "missing weight": (without("model", "module.all_modules.0.weight"), "1 missing"),
+    "no model": (without("model"), "'model'"),
+    "no averages": (without("ema", "shadow_params"), "shadow_params"),
+    "fewer averages": (one_less_average, "averages"),
+    "weights of another network": (
+        replaced("model", {"conv.weight": torch.zeros(3)}),
+        r"missing .*not in the network \(conv.weight\)",
+    ),
+    "weights that are none": (replaced("model", 3), "holds no weights"),
+    "another optimiser": (
+        replaced("optimizer", {"state": {}, "param_groups": [{"params": [0]}]}),
+        "optimiser of 1",
+    ),
+    "no optimiser": (without("optimizer"), "optimiser of 0"),
+}
+
+
+@pytest.mark.parametrize("case", MISMATCHES)
+def test_mismatches_are_named_and_change_nothing(case, state, fresh, tmp_path):
+    change, message = MISMATCHES[case]
+    contents = published(state)
+    change(contents)
+    path = tmp_path / "c.pth"
+    torch.save(contents, path)
+    before = copy.deepcopy(fresh)
+    with pytest.raises(CheckpointError, match=message) as error:
+        restore_checkpoint(path, fresh, "cpu")
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert_same(fresh, before)
+
+
+def test_foreign_and_damaged_files_are_refused(state, tmp_path):
+    good = tmp_path / "good.pth"
+    save_checkpoint(good, state)
+    data = good.read_bytes()
+    files = {
+        "empty": b"",
+        "text": b"not a checkpoint\n" * 99,
+        "truncated": data[: len(data) // 2],
+        "headless": data[1000:],
+        "pickle": pickle.dumps({"model": Malicious(), "ema": {}, "step": 0}),
+        "image": b"\x89PNG\r\n\x1a\n" + bytes(500),
+    }
+    for name, contents in files.items():
+        path = tmp_path / name
+        path.write_bytes(contents)
+        with pytest.raises(CheckpointError, match="cannot be read as a checkpoint") as error:
+            read_checkpoint(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value), name
+    torch.save({"model": Malicious(), "ema": {}, "step": 0}, tmp_path / "malicious.pth")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_checkpoint(tmp_path / "malicious.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="not list"):
+        read_checkpoint(tmp_path / "list.pth")
+    torch.save({"state_dict": {}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="state_dict"):
+        read_checkpoint(tmp_path / "other.pth")
+
+
+def test_a_failed_write_leaves_the_old_file(state, tmp_path, monkeypatch):
+    path = tmp_path / "c.pth"
+    save_checkpoint(path, state)
+    before = path.read_bytes()
+
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, {**state, "step": 99})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["c.pth"]

@@ -1,0 +1,394 @@
+"""CIFAR10, SVHN, CELEBA, LSUN through tensorflow-datasets; preprocessing against TensorFlow's."""
+
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+from dataset_helpers import make_config, random_images, smooth_image
+from PIL import Image
+
+import datasets
+from datasets import DataError, preprocess, public
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+MOCKED = [
+    ("CIFAR10", 32, {}, 10),
+    ("SVHN", 32, {}, 10),
+    ("CELEBA", 64, {}, 1),
+    ("LSUN", 128, {"category": "church_outdoor"}, 1),
+    ("LSUN", 256, {"category": "bedroom"}, 1),
+]
+
+
+def mocked(num_examples=6):
+    return pytest.importorskip("tensorflow_datasets").testing.mock_data(num_examples=num_examples)
+
+
+@pytest.mark.parametrize("name, size, data, classes", MOCKED)
+def test_mocked_data_sets(name, size, data, classes):
+    with mocked():
+        config = make_config(name, image_size=size, **data)
+        train, test, info = datasets.get_dataset(config, evaluation=True)
+        assert info.num_examples == {"train": 6, "test": 6}
+        assert (info.shape, info.levels, info.num_classes) == ((3, size, size), 256, classes)
+        for stream in (train, test):
+            batches = list(stream)
+            assert [tuple(b["image"].shape) for b in batches] == [
+                (n, 3, size, size) for n in (4, 2)
+            ]
+            assert all((b["image"] >= 0).all() and (b["image"] <= 1).all() for b in batches)
+            assert all(b["label"].dtype == torch.int64 for b in batches)
+
+
+def test_mocked_images_are_as_stored():
+    with mocked():
+        import tensorflow_datasets as tfds
+
+        stored = tfds.builder("cifar10").as_data_source("train")[3]
+        source = datasets.get_dataset(make_config("CIFAR10", image_size=32))[2].sources["train"]
+        for _ in range(2):  # decoded, then remembered
+            image, label = source.read(np.array([3]))
+            assert np.array_equal(image[0].permute(1, 2, 0).numpy(), stored["image"])
+            assert label.item() == stored["label"]
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (make_config("CIFAR10", image_size=64), "set data.image_size=32 and data.num_channels=3"),
+        (make_config("SVHN", image_size=32, num_channels=1), "set data.image_size=32"),
+        (make_config("CELEBA", image_size=(64, 32)), "square and in colour"),
+        (make_config("LSUN", image_size=64, num_channels=1, category="bridge"), "square"),
+        (make_config("LSUN", image_size=64, category="bedrom"), "no 'lsun/bedrom'"),
+    ],
+)
+def test_mistakes_in_the_config(config, message):
+    with mocked(), pytest.raises(DataError, match=message):
+        datasets.get_dataset(config)
+
+
+# Data prepared for real, by hand: what tensorflow-datasets leaves in its folder.
+
+
+def prepare_cifar10(folder, file_format, sizes=(5, 3)):
+    """A little CIFAR-10 in a data directory of tensorflow-datasets; returns images and labels."""
+    features = pytest.importorskip("tensorflow_datasets.core.features")
+    place = folder / "cifar10" / "3.0.2"
+    place.mkdir(parents=True)
+    spec = features.FeaturesDict(
+        {
+            "id": features.Text(),
+            "image": features.Image(shape=(32, 32, 3)),
+            "label": features.ClassLabel(num_classes=10),
+        }
+    )
+    spec.save_metadata(place, feature_name=None)
+    (place / "features.json").write_text(json.dumps(spec.to_json()))
+    template, splits, images = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", [], {}
+    for split, size in zip(("train", "test"), sizes, strict=True):
+        images[split] = random_images(size, 32, 32, 3, seed=size)
+        records = [_record(image, k) for k, image in enumerate(images[split])]
+        _write(place / f"cifar10-{split}.{file_format}-00000-of-00001", file_format, records)
+        splits.append({"name": split, "shardLengths": [str(size)], "filepathTemplate": template})
+    info = {
+        "name": "cifar10",
+        "version": "3.0.2",
+        "fileFormat": file_format,
+        "moduleName": "tensorflow_datasets.image_classification.cifar",
+        "splits": splits,
+    }
+    (place / "dataset_info.json").write_text(json.dumps(info))
+    return images
+
+
+def _record(image, label):
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "PNG")
+    message = tf_example_pb2.Example()
+    message.features.feature["id"].bytes_list.value.append(b"x")
+    message.features.feature["image"].bytes_list.value.append(encoded.getvalue())
+    message.features.feature["label"].int64_list.value.append(label)
+    return message.SerializeToString()
+
+
+def _write(path, file_format, records):
+    if file_format == "tfrecord":
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        with open(path, "wb") as file:
+            for record in records:
+                RecordWriter(file).write(record)
+    else:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
+
+
+def check_cifar10(folder, images, **data):
+    config = make_config("CIFAR10", image_size=32, data_dir=str(folder), **data)
+    train, test, _ = datasets.get_dataset(config, evaluation=True)
+    for stream, split in ((train, "train"), (test, "test")):
+        batches = list(stream)
+        seen = torch.cat([batch["image"] for batch in batches]).permute(0, 2, 3, 1)
+        assert torch.equal(seen, torch.from_numpy(images[split]) / 255)
+        labels = torch.cat([batch["label"] for batch in batches])
+        assert labels.tolist() == list(range(len(images[split])))
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_prepared_data_are_read_in_both_formats(tmp_path, file_format):
+    check_cifar10(tmp_path, prepare_cifar10(tmp_path, file_format))
+
+
+@pytest.mark.slow
+def test_workers_read_what_this_process_has_read_too(tmp_path):
+    """The reader of ArrayRecord files does not survive a fork."""
+    images = prepare_cifar10(tmp_path, "array_record")
+    check_cifar10(tmp_path, images)
+    check_cifar10(tmp_path, images, num_workers=2)
+
+
+def test_damaged_prepared_data_are_named(tmp_path):
+    prepare_cifar10(tmp_path, "tfrecord")
+    (path,) = tmp_path.rglob("*train*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    config = make_config("CIFAR10", image_size=32, data_dir=str(tmp_path))
+    with pytest.raises(DataError, match=r"record 2 of .*cifar10-train.* fails its checksum"):
+        list(datasets.get_dataset(config, evaluation=True)[0])
+    path.unlink()
+    with pytest.raises(DataError, match=r"cifar10-train.* cannot be read: No such file"):
+        datasets.get_dataset(config)
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_a_missing_part_is_named(tmp_path, file_format):
+    prepare_cifar10(tmp_path, file_format)
+    (path,) = tmp_path.rglob("dataset_info.json")
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps({**info, "splits": info["splits"][:1]}))
+    with pytest.raises(DataError, match=r"has the parts \['train'\], not 'test'"):
+        datasets.get_dataset(make_config("CIFAR10", image_size=32, data_dir=str(tmp_path)))
+
+
+def unreachable(*args, **options):
+    raise urllib.error.URLError("no network")
+
+
+def test_missing_data_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(subprocess, "run", unreachable)
+    config = make_config("CIFAR10", image_size=32, data_dir=str(tmp_path))
+    expected = (
+        rf"^cifar10 is not in {tmp_path}/cifar10/3.0.2, .* cannot be reached: run "
+        rf"`python -m datasets.prepare cifar10 {tmp_path}` .* set data.data_dir"
+    )
+    with pytest.raises(DataError, match=expected):
+        datasets.get_dataset(config)
+
+
+def test_missing_data_are_prepared_by_another_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(public, "_reachable", lambda page: True)
+    prepared = {}
+
+    def run(command, cwd):
+        assert command == [sys.executable, "-m", "datasets.prepare", "cifar10", str(tmp_path)]
+        assert pathlib.Path(cwd) == ROOT
+        prepared.update(prepare_cifar10(tmp_path, "array_record"))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    config = make_config("CIFAR10", image_size=32, data_dir=str(tmp_path))
+    datasets.get_dataset(config)
+    check_cifar10(tmp_path, prepared)
+
+
+def test_a_failed_preparation_says_how_to_repeat_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(public, "_reachable", lambda page: True)
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, cwd: subprocess.CompletedProcess(command, 1)
+    )
+    config = make_config("SVHN", image_size=32, data_dir=str(tmp_path))
+    with pytest.raises(
+        DataError, match=r"could not be prepared in .*python -m datasets.prepare svhn"
+    ):
+        datasets.get_dataset(config)
+
+
+def test_tensorflow_datasets_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(DataError, match="pip install tensorflow-datasets"):
+        datasets.get_dataset(make_config("CIFAR10", image_size=32))
+
+
+def test_reading_imports_no_tensorflow(tmp_path):
+    prepare_cifar10(tmp_path / "a", "array_record")
+    prepare_cifar10(tmp_path / "t", "tfrecord")
+    program = f"""
+import sys
+finders = list(sys.meta_path)
+class WithoutTensorFlow:  # as where it is not installed
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] == "tensorflow":
+            return None
+        found = (finder.find_spec(name, path, target) for finder in finders)
+        return next(filter(None, found), None)
+sys.meta_path[:] = [WithoutTensorFlow]
+import tensorflow_datasets as tfds
+import datasets
+from dataset_helpers import make_config
+for folder in ("a", "t"):
+    config = make_config("CIFAR10", image_size=32, data_dir={str(tmp_path)!r} + "/" + folder)
+    print(len(list(datasets.get_dataset(config, evaluation=True)[0])))
+with tfds.testing.mock_data(num_examples=2):
+    for name, size, data, _ in {MOCKED!r}:
+        config = make_config(name, image_size=size, **data)
+        print(next(iter(datasets.get_dataset(config)[0]))["image"].shape[1:])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    sizes = [f"torch.Size([3, {size}, {size}])" for _, size, _, _ in MOCKED]
+    assert run.stdout.split("\n")[:-1] == ["2", "2", *sizes]
+
+
+# Crops and resizing.
+
+
+def batch_of(image):
+    return torch.from_numpy(image).permute(2, 0, 1)[None]
+
+
+def test_center_crop_takes_the_middle():
+    image = torch.arange(7 * 9).reshape(1, 1, 7, 9)
+    assert torch.equal(preprocess.center_crop(image, 4, 4), image[..., 1:5, 2:6])
+
+
+def test_constant_images_stay_constant():
+    image = torch.full((1, 3, 218, 178), 77, dtype=torch.uint8)
+    for result in (
+        preprocess.celeba(image, 64),
+        preprocess.lsun(image, 128),
+        preprocess.fit(image, 32, 48),
+    ):
+        assert (result == 77).all()
+    # Truncation may take a level off, as it does in TensorFlow.
+    assert preprocess.lsun(image, 64).unique().tolist() in ([77], [76, 77])
+
+
+def test_lsun_at_its_own_size_is_only_cropped():
+    image = batch_of(smooth_image(256, 341))
+    assert torch.equal(preprocess.lsun(image, 256), image[..., 42:298])
+
+
+def test_fit_crops_to_the_aspect_ratio():
+    image = torch.zeros(1, 1, 60, 100, dtype=torch.uint8)
+    image[..., 30:70] = 200  # what a ratio of 3 : 2 keeps, height to width
+    assert (preprocess.fit(image, 6, 4) == 200).all()
+    assert preprocess.fit(image.mT, 4, 6).shape == (1, 1, 4, 6)
+    assert preprocess.fit(image, 60, 100) is image
+
+
+@pytest.fixture(scope="module")
+def tf():
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    return pytest.importorskip("tensorflow")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_celeba_is_tensorflows(tf, size):
+    image = smooth_image(218, 178)
+    cropped = image[39:179, 19:159]
+    expected = tf.image.resize(cropped, (size, size), antialias=True).numpy()
+    found = preprocess.celeba(batch_of(image), size)[0].permute(1, 2, 0).numpy()
+    assert np.abs(found - expected).max() < 0.501  # nothing but the rounding
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("height, width", [(256, 341), (500, 256), (300, 451), (256, 256)])
+def test_lsun_at_128_is_tensorflows(tf, height, width):
+    image = smooth_image(height, width)
+    short = min(height, width)
+    shape = [int(tf.round(side * 128 / short)) for side in (height, width)]
+    shrunk = tf.image.resize(image, shape, antialias=True).numpy()
+    top, left = ((side - 128) // 2 for side in shape)
+    expected = shrunk[top : top + 128, left : left + 128]
+    found = preprocess.lsun(batch_of(image), 128)[0].permute(1, 2, 0).numpy()
+    assert np.abs(found - expected).max() < 0.501
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("height, width", [(256, 341), (375, 500), (257, 256)])
+@pytest.mark.parametrize("size", [64, 256])
+def test_lsun_is_tensorflows(tf, height, width, size):
+    image = smooth_image(height, width)
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top : top + side, left : left + side]
+    expected = tf.image.resize(square, (size, size), method="bicubic", antialias=True)
+    expected = tf.cast(tf.clip_by_value(expected, 0, 255), tf.uint8).numpy().astype(int)
+    found = preprocess.lsun(batch_of(image), size)[0].permute(1, 2, 0).numpy()
+    assert np.abs(found - expected).max() <= 1
+    assert (found != expected).mean() < 1e-3
+
+
+@pytest.mark.slow
+def test_images_and_digits_become_tensorflows_floats(tf):
+    image = random_images(16, 16, 3)
+    source = datasets.MemorySource(batch_of(image))
+    (batch,) = datasets.ImageStream(source, 1, evaluation=True)
+    expected = tf.image.convert_image_dtype(image, tf.float32).numpy()
+    found = batch["image"][0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(found, expected, rtol=2e-7)
+
+
+@pytest.mark.slow
+def test_tensorflows_records(tf, tmp_path):
+    images = random_images(3, 3, 8, 8)
+    path = str(tmp_path / "r08.tfrecords")
+    with tf.io.TFRecordWriter(path) as writer:
+        for image in images:
+            feature = {
+                "shape": tf.train.Feature(int64_list=tf.train.Int64List(value=image.shape)),
+                "data": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image.tobytes()])),
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
+    config = make_config("CelebAHQ", image_size=8, tfrecords_path=path)
+    _, _, info = datasets.get_dataset(config)
+    assert np.array_equal(info.sources["train"].images(range(3)).numpy(), images)
+
+
+@pytest.mark.slow
+def test_downloading_is_real(tmp_path):
+    """The command that messages name reaches for the data set's own archive."""
+    program = (
+        "import sys, unittest.mock as mock, datasets.prepare as prepare\n"
+        "def stop(self, url): sys.exit('would download ' + str(url))\n"
+        "manager = 'tensorflow_datasets.core.download.DownloadManager.download_and_extract'\n"
+        f"sys.argv = ['prepare', 'cifar10', {str(tmp_path)!r}]\n"
+        "import tensorflow_datasets as tfds\n"
+        "with mock.patch(manager, stop): prepare.main()\n"
+    )
+    pytest.importorskip("importlib_resources")  # which tensorflow-datasets needs to prepare
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert "would download https://www.cs.toronto.edu/~kriz/cifar-10-binary" in run.stderr

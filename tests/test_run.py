@@ -1,0 +1,218 @@
+"""Training runs: files, resumption after a kill, clear ends."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from runs import SMALL, command, run, small_config
+
+import run_lib
+from utils.checkpoints import read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a run that was never stopped."""
+    folder = tmp_path_factory.mktemp("run")
+    run_lib.train(small_config(), folder)
+    return folder
+
+
+def assert_same_run(folder, expected):
+    """Bitwise the same weights, averages, optimiser and log."""
+    for name in ("checkpoints-meta/checkpoint.pth", "checkpoints/checkpoint_2.pth"):
+        ours, theirs = read_checkpoint(folder / name), read_checkpoint(expected / name)
+        assert ours.pop("config") == theirs.pop("config")
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert (folder / "metrics.jsonl").read_text() == (expected / "metrics.jsonl").read_text()
+    for name in ("samples/iter_6/sample.np", "samples/iter_12/sample.np"):
+        assert np.array_equal(np.load(folder / name), np.load(expected / name))
+
+
+def test_files(undisturbed):
+    found = {str(p.relative_to(undisturbed)) for p in undisturbed.rglob("*") if p.is_file()}
+    assert {
+        "checkpoints/checkpoint_1.pth",
+        "checkpoints/checkpoint_2.pth",
+        "checkpoints-meta/checkpoint.pth",
+        "samples/iter_6/sample.np",
+        "samples/iter_6/sample.png",
+        "samples/iter_12/sample.np",
+        "metrics.jsonl",
+        "stdout.txt",
+        "config.json",
+    } <= found
+    assert any(name.startswith("tensorboard/events") for name in found)
+    records = [json.loads(line) for line in (undisturbed / "metrics.jsonl").open()]
+    assert [r["step"] for r in records if "training_loss" in r] == list(range(1, 13))
+    assert [r["step"] for r in records if "eval_loss" in r] == [4, 8, 12]
+    samples = np.load(undisturbed / "samples" / "iter_12" / "sample.np")
+    assert samples.shape == (4, 8, 8, 1) and samples.dtype == np.uint8
+    config = json.loads((undisturbed / "config.json").read_text())
+    assert config["model"]["nf"] == 8
+    checkpoint = read_checkpoint(undisturbed / "checkpoints" / "checkpoint_1.pth")
+    assert checkpoint["step"] == 6 and checkpoint["position"] == 96
+    assert json.loads(checkpoint["config"])["model"]["nf"] == 8
+
+
+def test_tensorboard_shows_losses_and_samples(undisturbed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(undisturbed / "tensorboard"))
+    events.Reload()
+    assert {"training_loss", "eval_loss", "learning_rate", "grad_norm", "images_per_second"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert events.Tags()["images"] == ["samples"]
+    assert [e.step for e in events.Scalars("eval_loss")] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("stop", (1, 3, 5, 6, 7, 11))
+def test_stop_and_resume_equals_no_stop(stop, undisturbed, tmp_path, monkeypatch):
+    """The process dies after any step; what came after the last checkpoint is done again."""
+
+    class Killed(BaseException):
+        pass
+
+    original = run_lib.losses._TrainStep.__call__
+
+    def dying(self, state, batch):
+        if state["step"] == stop:
+            raise Killed
+        return original(self, state, batch)
+
+    monkeypatch.setattr(run_lib.losses._TrainStep, "__call__", dying)
+    with pytest.raises(Killed):
+        run_lib.train(small_config(), tmp_path)
+    monkeypatch.undo()
+    run_lib.train(small_config(), tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_what_is_logged_changes_nothing(undisturbed, tmp_path):
+    """Evaluating and sampling at other steps leaves the weights as they are."""
+    run_lib.train(small_config(training__eval_freq=5, training__snapshot_sampling=False), tmp_path)
+    one, other = (
+        read_checkpoint(folder / "checkpoints" / "checkpoint_2.pth")
+        for folder in (tmp_path, undisturbed)
+    )
+    torch.testing.assert_close(one["model"], other["model"], rtol=0, atol=0)
+
+
+def test_several_steps_a_call(undisturbed, tmp_path):
+    run_lib.train(small_config(training__n_jitted_steps=2, training__log_freq=2,
+                               training__snapshot_freq_for_preemption=6), tmp_path)  # fmt: skip
+    one, other = (
+        read_checkpoint(folder / "checkpoints" / "checkpoint_2.pth")
+        for folder in (tmp_path, undisturbed)
+    )
+    torch.testing.assert_close(one["model"], other["model"], rtol=0, atol=0)
+
+
+def test_a_finished_run_stays_as_it_is(undisturbed, tmp_path):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.pth")}
+    run_lib.train(small_config(), undisturbed)
+    assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.pth")}
+
+
+@pytest.mark.slow
+def test_killed_processes(undisturbed, tmp_path):
+    """SIGKILL at random moments after random steps, until the run gets through."""
+    rng = np.random.default_rng(0)
+    log, kills = tmp_path / "metrics.jsonl", 0
+    for target in sorted(rng.integers(1, 15, size=5)):
+        with (tmp_path / "stderr").open("w") as stderr:
+            process = subprocess.Popen(command(workdir=tmp_path), stderr=stderr)
+            while process.poll() is None:
+                if log.exists() and len(log.read_text().splitlines()) >= target:
+                    time.sleep(0.1 * rng.random())
+                    process.send_signal(signal.SIGKILL)
+                    kills += 1
+                    break
+                time.sleep(0.001)
+            process.wait()
+        assert process.returncode in (0, -signal.SIGKILL), (tmp_path / "stderr").read_text()
+    result = run(command(workdir=tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert kills > 1
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_while_a_checkpoint_is_written(undisturbed, tmp_path):
+    """The kill comes as soon as the temporary file of a checkpoint appears."""
+    kills = 0
+    for _ in range(4):
+        process = subprocess.Popen(command(workdir=tmp_path), stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            if any(tmp_path.glob("checkpoints*/.checkpoint*.tmp")):
+                process.kill()
+                kills += 1
+                break
+            time.sleep(0.0005)
+        process.wait()
+        for leftover in tmp_path.glob("checkpoints*/.checkpoint*.tmp"):
+            leftover.unlink()
+    result = run(command(workdir=tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert kills > 0
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_sample_mode(undisturbed, tmp_path):
+    checkpoint = str(undisturbed / "checkpoints" / "checkpoint_2.pth")
+    folder = run_lib.sample(small_config(eval__checkpoint=checkpoint), tmp_path)
+    expected = undisturbed / "samples" / "iter_12" / "sample.np"
+    assert np.array_equal(np.load(folder / "sample.np"), np.load(expected))
+    assert (folder / "sample.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ("ve/digits", "subvp/digits"))
+def test_other_processes_train(name, tmp_path):
+    config = small_config(name, training__n_iters=2, training__snapshot_freq=2)
+    run_lib.train(config, tmp_path)
+    assert (tmp_path / "samples" / "iter_2" / "sample.png").exists()
+
+
+def test_no_tensorflow_and_quick_start(tmp_path):
+    """Training loads no TensorFlow, though it is installed; nor does the help."""
+    code = (
+        "import sys, runpy; sys.argv = {argv!r}\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "found = [m for m in sys.modules if m.split('.')[0] in "
+        "('tensorflow', 'tensorflow_datasets', 'jax')]\n"
+        "assert not found, found[:3]"
+    )
+    training = command(workdir=tmp_path, training__n_iters=1, training__snapshot_freq=1)[1:]
+    for argv in (training, [training[0], "--helpfull"]):
+        result = run([command()[0], "-c", code.format(argv=argv)])
+        # absl's help ends with 1.
+        assert result.returncode == 0 or "flags:" in result.stdout, result.stderr
+        assert "AssertionError: [" not in result.stderr
+
+
+def test_runs_where_tensorflow_is_not_installed(tmp_path):
+    blocker = tmp_path / "block"
+    for name in ("tensorflow", "tensorflow_datasets", "tensorflow_gan", "jax"):
+        (blocker / name).mkdir(parents=True)
+        (blocker / name / "__init__.py").write_text("raise ImportError('not installed here')")
+    arguments = command(workdir=tmp_path / "w", training__n_iters=1, training__snapshot_freq=1)
+    result = subprocess.run(
+        arguments,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(blocker)},
+    )
+    assert result.returncode == 0, result.stderr
+    assert pathlib.Path(tmp_path / "w" / "samples" / "iter_1" / "sample.png").exists()
+
+
+assert SMALL["training.n_iters"] == 12  # what the steps above are counted by
