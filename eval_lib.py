@@ -14,17 +14,29 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import losses
-from datasets import get_dataset
+from datasets import ImageStream, Source, get_dataset
+from evaluation import (
+    Statistics,
+    compute_statistics,
+    fitting_num_scales,
+    get_extractor,
+    largest_pairwise_distance,
+    load_dataset_stats,
+    metrics,
+    save_statistics,
+    stats_path,
+)
 from likelihood import bits_per_dim, get_log_likelihood_fn
 from utils.files import file_digest, load_arrays, save_arrays
 from utils.images import save_grid, to_uint8
+from utils.reports import save_histogram
 from utils.tensors import SampleNoise, derive_seed
 
 
@@ -51,16 +63,15 @@ class Job:
             ValueError: the file is damaged, or belongs to another evaluation.
         """
         path = self.folder / name
-        if path.exists():
-            arrays = load_arrays(path)
-            if str(arrays.pop("fingerprint", "")) != self.fingerprint:
-                raise ValueError(
-                    f"{path} was made with other options or another checkpoint: choose another "
-                    "--eval_folder, or remove it"
-                )
-            return arrays
-        arrays = compute()
-        save_arrays(path, fingerprint=np.array(self.fingerprint), **arrays)
+        if not path.exists():
+            save_arrays(path, fingerprint=np.array(self.fingerprint), **compute())
+        # Read even if it was just written: then nothing depends on when it was.
+        arrays = load_arrays(path)
+        if str(arrays.pop("fingerprint", "")) != self.fingerprint:
+            raise ValueError(
+                f"{path} was made with other options or another checkpoint: choose another "
+                "--eval_folder, or remove it"
+            )
         return arrays
 
 
@@ -111,7 +122,9 @@ def evaluate_bpd(job: Job) -> dict[str, float]:
             rounds.append(job.round(name, compute)["bpd"])
             logging.info("bits/dim, pass %d, batch %d: %.4f", repeat, number, rounds[-1].mean())
         repeats.append(np.concatenate(rounds))
-    return mean_and_error("bpd", np.mean(repeats, axis=0))
+    bpd = np.mean(repeats, axis=0)
+    save_histogram(job.folder / f"ckpt_{job.label}_bpd.png", bpd, "bits/dim")
+    return mean_and_error("bpd", bpd)
 
 
 def _bpd_round(run, log_likelihood_fn, data, number, seed) -> dict[str, np.ndarray]:
@@ -126,26 +139,95 @@ def _bpd_round(run, log_likelihood_fn, data, number, seed) -> dict[str, np.ndarr
     return {name: value.cpu().numpy() for name, value in terms.items()} | {"nfe": np.array(nfe)}
 
 
-def evaluate_samples(job: Job) -> dict[str, float]:
-    """Draw exactly `eval.num_samples` samples, in rounds of `eval.batch_size`."""
+def evaluate_samples(job: Job) -> dict[str, float | None]:
+    """FID, Inception Score, KID, precision and recall of exactly `eval.num_samples` samples.
+
+    They are drawn in rounds of `eval.batch_size` and compared with the data set's statistics.
+    """
     run, options = job.run, job.run.config.eval
-    folder = f"ckpt_{job.label}"
-    drawn = 0
-    while drawn < options.num_samples:
-        indices = range(drawn, min(drawn + options.batch_size, options.num_samples))
-        number = drawn // options.batch_size
+    real = load_dataset_stats(run.config)
+    extractor = get_extractor(run.config, run.device)
+    folder, features = f"ckpt_{job.label}", []
+    for number, first in enumerate(range(0, options.num_samples, options.batch_size)):
+        indices = range(first, min(first + options.batch_size, options.num_samples))
         compute = functools.partial(_sample_round, run, indices)
         samples = job.round(f"{folder}/samples_{number}.npz", compute)["samples"]
+        compute = functools.partial(_feature_round, extractor, samples)
+        features.append(job.round(f"{folder}/statistics_{number}.npz", compute))
         if number == 0:
             shown = torch.from_numpy(samples[:64]).movedim(-1, 1) / 255
             save_grid(job.folder / folder / "samples.png", shown)
-        drawn += len(samples)
-        logging.info("%d of %d samples", drawn, options.num_samples)
-    return {"samples": drawn}
+        logging.info("%d of %d samples", indices.stop, options.num_samples)
+    pool_3, logits = (_joined(features, name) for name in ("pool_3", "logits"))
+    result = metrics(real, Statistics.of(extractor, pool_3, logits, "samples"), run.device)
+    published = {"IS": "inception_score", "fid": "fid", "kid": "kid"}
+    arrays = {key: np.array(result[name], dtype=float) for key, name in published.items()}
+    save_arrays(job.folder / f"report_{job.label}.npz", **arrays)
+    return {**result, "num_samples": options.num_samples}
 
 
 def _sample_round(run, indices: range) -> dict[str, np.ndarray]:
-    return {"samples": to_uint8(run.sample(indices, run.config.seed)).numpy()}
+    images = run.sample(indices, run.config.seed)
+    return {"samples": to_uint8(images, run.levels).numpy()}
+
+
+def _feature_round(extractor, samples: np.ndarray) -> dict[str, np.ndarray]:
+    found = extractor(samples)
+    return {name: values.numpy() for name, values in found.items() if values is not None}
+
+
+def _joined(rounds: list[dict], name: str) -> np.ndarray | None:
+    return np.concatenate([r[name] for r in rounds]) if name in rounds[0] else None
+
+
+def make_statistics(run) -> pathlib.Path:
+    """Write the statistics of the configured data set's training part, for FID and the like.
+
+    Images are taken as uint8, without flips or dequantisation, and none is left out.  With
+    `eval.suggest_noise_scales`, also say which `model.sigma_max` and `model.num_scales` fit.
+
+    Returns:
+        the file, see `evaluation.stats_path`.
+    """
+    config = run.config
+    extractor = get_extractor(config, run.device)
+    _, _, info = get_dataset(config, evaluation=True)
+    batches = DataBytes(config, info.sources["train"])
+    stats = compute_statistics(extractor, batches, progress=True, dataset=info.name)
+    path = stats_path(config)
+    save_statistics(path, stats)
+    logging.info("statistics of %d images are in %s", stats.count, path)
+    if config.eval.get("suggest_noise_scales", False):
+        _suggest_noise_scales(config, batches)
+    return path
+
+
+def _suggest_noise_scales(config, batches: DataBytes) -> None:
+    images = torch.cat(list(batches)) / 255
+    sigma_max = largest_pairwise_distance(images)
+    logging.info(
+        "the largest distance between two images is %.4g: model.sigma_max for a VE process; with "
+        "model.sigma_min = %g, model.num_scales = %d fits discrete noise levels",
+        sigma_max,
+        config.model.sigma_min,
+        fitting_num_scales(sigma_max, config.model.sigma_min, images[0].numel()),
+    )
+
+
+class DataBytes:
+    """The images of a source in batches of bytes, (B, H, W, C), as extractors take them."""
+
+    def __init__(self, config, source: Source):
+        workers = config.data.get("num_workers", 4)
+        self.stream = ImageStream(
+            source, config.eval.batch_size, evaluation=True, as_uint8=True, num_workers=workers
+        )
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (batch["image"].movedim(1, -1) for batch in self.stream)
 
 
 class HeldOut:
@@ -207,6 +289,7 @@ _NOT_IN_FINGERPRINT = (
     "checkpoint",
     "wait_minutes",
     "bpd_num_repeats",
+    "suggest_noise_scales",
 )
 
 

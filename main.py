@@ -14,13 +14,20 @@ from absl import app, flags
 from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
-MODES = ("train", "eval", "sample")
+MODES = ("train", "eval", "sample", "fid_stats")
 
 config_flags.DEFINE_config_file("config", None, "The experiment's config.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of the run.")
 flags.DEFINE_enum("mode", None, MODES, "What to do.")
 flags.DEFINE_string("eval_folder", "eval", "Folder for evaluation results, inside workdir.")
 flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
+
+
+@flags.multi_flags_validator(
+    ["mode", "workdir"], message="--workdir says where the run's files are: it is needed here"
+)
+def _has_folder(values: dict) -> bool:
+    return bool(values["workdir"]) or values["mode"] in (None, "fid_stats")
 
 
 def main(argv: list[str]) -> None:
@@ -32,12 +39,13 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"what does {' '.join(argv[1:])!r} mean? Options start with --")
     log_to_console()
     try:
-        if FLAGS.mode == "train":
-            run_lib.train(FLAGS.config, FLAGS.workdir)
-        elif FLAGS.mode == "eval":
-            run_lib.evaluate(FLAGS.config, FLAGS.workdir, FLAGS.eval_folder)
-        else:
-            run_lib.sample(FLAGS.config, FLAGS.workdir)
+        actions = {
+            "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
+            "eval": lambda: run_lib.evaluate(FLAGS.config, FLAGS.workdir, FLAGS.eval_folder),
+            "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir),
+            "fid_stats": lambda: run_lib.fid_stats(FLAGS.config),
+        }
+        actions[FLAGS.mode]()
     # Mistakes in the input are raised as these, with a message for the user.
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if FLAGS.traceback:
@@ -59,5 +67,5 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir", "mode"])
+    flags.mark_flags_as_required(["config", "mode"])
     app.run(main, flags_parser=parse_flags)

@@ -21,7 +21,7 @@ from torch import Tensor
 import losses
 from configs.defaults import check_keys, complete
 from datasets import get_data_inverse_scaler, get_data_scaler, get_dataset
-from eval_lib import TASKS, Job, find_checkpoints, fingerprint
+from eval_lib import TASKS, Job, find_checkpoints, fingerprint, make_statistics
 from models.ema import ExponentialMovingAverage
 from models.utils import create_model, resolve_device
 from sampling import get_sampling_fn
@@ -52,6 +52,11 @@ class Run:
     scaler: Callable[[Tensor], Tensor]
     inverse_scaler: Callable[[Tensor], Tensor]
     shape: tuple[int, ...]
+
+    @property
+    def levels(self) -> int:
+        """Grey levels of the images that are written."""
+        return self.config.data.get("levels", 0) or 256
 
     def sampler(self, count: int) -> Callable:
         """The configured sampler, for batches of `count` images."""
@@ -209,7 +214,7 @@ def _snapshot(run: Run, workdir: pathlib.Path, step: int, log: MetricsLog) -> No
         return
     count = run.config.sampling.get("num_samples", 64)
     images = run.sample(range(count), run.config.seed, progress=sys.stderr.isatty())
-    _save_samples(workdir / "samples" / f"iter_{step}", images)
+    _save_samples(workdir / "samples" / f"iter_{step}", images, run.levels)
     if is_picture(images.shape):
         log.image(step, "samples", make_grid(images))
 
@@ -218,10 +223,10 @@ def _save(run: Run, path: pathlib.Path) -> None:
     save_checkpoint(path, {**run.state, "config": run.config.to_json_best_effort()})
 
 
-def _save_samples(folder: pathlib.Path, images: Tensor) -> None:
+def _save_samples(folder: pathlib.Path, images: Tensor, levels: int) -> None:
     """`sample.np`, uint8 with channels last, and `sample.png`."""
     with atomic_write(folder / "sample.np") as file:
-        np.save(file, to_uint8(images).numpy(), allow_pickle=False)
+        np.save(file, to_uint8(images, levels).numpy(), allow_pickle=False)
     save_grid(folder / "sample.png", images)
 
 
@@ -282,6 +287,15 @@ def sample(config, workdir: str | os.PathLike) -> pathlib.Path:
     logging.info("drawing %d samples from step %d", count, run.state["step"])
     images = run.sample(range(count), run.config.seed, progress=sys.stderr.isatty())
     folder = workdir / "samples" / f"step_{run.state['step']}"
-    _save_samples(folder, images)
+    _save_samples(folder, images, run.levels)
     logging.info("samples are in %s", folder)
     return folder
+
+
+def fid_stats(config) -> pathlib.Path:
+    """Write the statistics of the configured data set: `assets/stats/` or `eval.stats`.
+
+    Returns:
+        the file.
+    """
+    return make_statistics(setup(config))

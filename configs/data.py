@@ -58,13 +58,22 @@ def digits_defaults() -> ConfigDict:
         random_flip=False,
         uniform_dequantization=True,
         num_workers=0,
+        levels=17,
     )
     # The two digits furthest apart differ by 4.8.
     config.model.update(sigma_max=5.0, dropout=0.0)
     config.training.update(
         n_iters=1500, snapshot_freq=1500, snapshot_freq_for_preemption=250, eval_freq=100
     )
-    config.eval.update(begin_ckpt=1, end_ckpt=1, batch_size=512, num_samples=512, enable_bpd=True)
+    config.eval.update(
+        begin_ckpt=1,
+        end_ckpt=1,
+        batch_size=512,
+        num_samples=512,
+        enable_bpd=True,
+        enable_sampling=True,
+        bpd_num_repeats=1,
+    )
     return config
 
 

@@ -101,6 +101,7 @@ OPTIONS = {
         "per_sample_error": False,  # step sizes of the likelihood's solver for each image alone
         "extractor": "",  # of features for FID and the like; "": what suits the data set
         "extractor_weights": "",  # file of its weights; "": where it keeps or downloads them
+        "suggest_noise_scales": False,  # with --mode fid_stats, also say which noise levels fit
         "stats": "",  # file of the data set's statistics; "": by its name, in assets/stats
         "wait_minutes": 0.0,  # for checkpoints that are still to be written
     },

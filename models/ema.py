@@ -64,14 +64,15 @@ class ExponentialMovingAverage:
 
     @contextlib.contextmanager
     def applied(self, parameters: Iterable[Parameter]) -> Iterator[None]:
-        """Context in which the parameters are the average."""
-        parameters = list(parameters)
-        self.store(parameters)
+        """Context in which the parameters are the average; contexts may be nested."""
+        parameters = _trainable(parameters)
+        own = [p.detach().clone() for p in parameters]
         self.copy_to(parameters)
         try:
             yield
         finally:
-            self.restore(parameters)
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, own)
 
     def state_dict(self) -> dict:
         """What a checkpoint holds: decay, num_updates, shadow_params."""

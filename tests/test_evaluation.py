@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import types
 import urllib.error
 
 import numpy as np
@@ -15,6 +17,7 @@ from assets.train_digits_classifier import examples
 from configs.data import digits_defaults
 from datasets import get_dataset
 from evaluation import Statistics, distances, inception, noise_scales, stats
+from utils import Registry
 
 
 def features(rows, width, seed, scale=1.0):
@@ -30,23 +33,21 @@ SIZES = [(300, 250, 24), (300, 20, 32), (30, 25, 48), (1100, 2300, 8)]
 
 @pytest.fixture(scope="module")
 def fidelity():
-    inception._declare_box_operators()
+    inception.declare_box_operators()
     pytest.importorskip("torch_fidelity")
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
-    names = ConfigDict()
+    names = {}
     for module in (metric_fid, metric_isc, metric_kid, metric_prc):
-        for name in dir(module):
-            if "_to_" in name:
-                names[name] = getattr(module, name)
-    return names
+        names |= vars(module)
+    return types.SimpleNamespace(**names)
 
 
 # Fréchet distance
 
 
 def test_frechet_distance_of_commuting_covariances():
-    a, b = (torch.zeros(3), torch.diag(torch.tensor([1.0, 4.0, 0.0]))), None
+    a = (torch.zeros(3), torch.diag(torch.tensor([1.0, 4.0, 0.0])))
     b = (torch.tensor([1.0, 2.0, 2.0]), torch.diag(torch.tensor([9.0, 4.0, 16.0])))
     # |mu|^2 + (1 - 3)^2 + (2 - 2)^2 + (0 - 4)^2
     assert evaluation.frechet_distance(a, b) == pytest.approx(9 + 4 + 0 + 16, rel=1e-12)
@@ -71,6 +72,17 @@ def test_fid_of_gaussians_with_one_shared_null_space():
     basis = np.linalg.qr(rng.standard_normal((50, 2)))[0]
     x, y = rng.standard_normal((40, 2)), rng.standard_normal((30, 2)) @ np.array([[2, 1], [0, 1]])
     assert evaluation.fid(x @ basis.T, y @ basis.T) == pytest.approx(evaluation.fid(x, y), rel=1e-9)
+
+
+def test_fid_of_singular_covariances_is_exact():
+    # From the few features instead of their large covariances: with S = C' C, the trace of the root
+    # of the product is the sum of the singular values of C_a C_b'.
+    a, b = features(40, 300, 1), features(60, 300, 2)
+    ca, cb = ((x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (a, b))
+    shared = np.linalg.norm(ca @ cb.T, "nuc")
+    means = np.square(a.mean(0) - b.mean(0)).sum()
+    expected = means + np.square(ca).sum() + np.square(cb).sum() - 2 * shared
+    assert evaluation.fid(a, b) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -188,6 +200,11 @@ def test_collapse_has_precision_and_no_recall():
     assert evaluation.precision_recall(real, fake) == (1.0, 1 / 200)
 
 
+def test_equal_features_have_no_distance():
+    x = torch.from_numpy(1000 + features(200, 300, 1))
+    assert (distances.squared_distances(x, x) == 0).equal(torch.eye(200, dtype=torch.bool))
+
+
 def test_features_that_cannot_be_compared_are_named():
     with pytest.raises(ValueError, match="features of 4 and of 5 numbers"):
         evaluation.precision_recall(features(9, 4, 1), features(9, 5, 1))
@@ -207,9 +224,6 @@ def test_features_that_cannot_be_compared_are_named():
 @pytest.fixture(scope="module")
 def tfgan():
     tf = pytest.importorskip("tensorflow")
-    import sys
-    import types
-
     # TF-GAN asks for a part of TensorFlow that is no more, though not for metrics.
     tf.estimator = types.SimpleNamespace(SessionRunHook=tf.compat.v1.train.SessionRunHook)
     sys.modules["tensorflow_gan.python.estimator"] = types.ModuleType("estimator")
@@ -348,10 +362,7 @@ class MeanColour(evaluation.Extractor):
 
 
 def test_a_users_own_extractor(monkeypatch):
-    monkeypatch.setattr(
-        "evaluation.extractors._EXTRACTORS",
-        type(evaluation.extractors._EXTRACTORS)("feature extractor"),
-    )
+    monkeypatch.setattr(evaluation.extractors, "_EXTRACTORS", Registry("feature extractor"))
     evaluation.register_extractor(MeanColour)
     config = ConfigDict(
         {"data": {"dataset": "X"}, "eval": {"extractor": "mean_colour", "extractor_weights": "w"}}
@@ -503,6 +514,21 @@ def test_tfgan_inception_from_a_folder(tfgan, tmp_path, kind):
 
 
 @pytest.mark.slow
+def test_models_that_return_something_else_are_explained(tfgan, tmp_path):
+    import tensorflow as tf
+
+    class Model(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
+        def __call__(self, x):
+            return {"features": x[:, 0, 0]}
+
+    tf.saved_model.save(Model(), str(tmp_path / "model"))
+    extractor = inception.TFGANInception(str(tmp_path / "model"))
+    with pytest.raises(ValueError, match=r"'pool_3' and 'logits', .*not \['features'\]"):
+        extractor(torch.zeros(2, 8, 8, 3, dtype=torch.uint8))
+
+
+@pytest.mark.slow
 def test_published_way_to_the_inception_model(tfgan, tmp_path, monkeypatch):
     import tensorflow as tf
 
@@ -567,6 +593,15 @@ def test_common_layouts_are_read(tmp_path, caplog):
     assert moments.pop("fid") == pytest.approx(expected["fid"], rel=1e-5)
     assert set(moments.values()) == {None}
     assert "no KID, precision or recall" in caplog.text and "no Inception Score" in caplog.text
+
+
+def test_few_samples_leave_distances_out(caplog):
+    real = some_statistics(pool_3=features(5000, 6, 1), logits=None)
+    found = evaluation.metrics(real, some_statistics(pool_3=features(8, 6, 5), logits=None))
+    assert found["fid"] > 0 and 0 <= found["precision"] <= 1 and found["kid"] is None
+    assert "left out: 5000 and 8 features do not give 5 blocks" in caplog.text
+    found = evaluation.metrics(real, some_statistics(pool_3=features(3, 6, 5), logits=None))
+    assert found["fid"] > 0 and found["precision"] is None
 
 
 @pytest.mark.parametrize("change", [{"extractor": "inception"}, {"resize": "x"}, {"digest": "d"}])

@@ -97,12 +97,20 @@ def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (
-        ValueError,
-        AttributeError,
-        KeyError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except FileNotFoundError:
+        raise
+    except _DAMAGED as error:
         raise ValueError(f"{path} is damaged or not an .npz of plain arrays ({error})") from error
+
+
+# What reading damaged bytes as an .npz may raise.
+_DAMAGED = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)

@@ -50,23 +50,29 @@ def is_picture(shape: tuple[int, ...]) -> bool:
     return len(shape) == 4 and shape[1] in (1, 3, 4)
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [0, 1], (B, C, *D), as uint8 with channels last, (B, *D, C), on the CPU.
+def to_uint8(images: Tensor, levels: int = 256) -> Tensor:
+    """Samples in [0, 1], (B, C, *D), as bytes with channels last, (B, *D, C), on the CPU.
 
-    Truncates as the published evaluation does: its statistics depend on it.
+    With 256 grey levels the published evaluation's truncation of 255 x, which its figures depend
+    on.  With fewer, the levels of dequantised data, spread over 0 to 255 as the data's own are.
     """
-    pixels = (images * 255).clamp(0, 255).to(torch.uint8).cpu()
+    if levels == 256:
+        pixels = (images * 255).clamp(0, 255)
+    else:
+        grey = (images * levels).floor().clamp(0, levels - 1)
+        pixels = (grey * (255 / (levels - 1))).round()
+    pixels = pixels.to(torch.uint8).cpu()
     return pixels.movedim(1, -1) if pixels.dim() > 2 else pixels
 
 
 def _torchvision_utils():
-    _declare_box_operators()
+    declare_box_operators()
     from torchvision import utils
 
     return utils
 
 
-def _declare_box_operators() -> None:
+def declare_box_operators() -> None:
     """Let a torchvision that was built for CUDA be imported beside a PyTorch without it.
 
     Its import refers to two operators that only its compiled part defines; we use neither.

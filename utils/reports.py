@@ -49,3 +49,16 @@ def _cell(record: dict, column: str) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+
+def save_histogram(path: str | os.PathLike, values, label: str) -> None:
+    """Draw a histogram of values as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.add_subplot(xlabel=label, ylabel="examples")
+    axes.hist(values, bins=40)
+    axes.set_title(f"mean {sum(values) / len(values):.4f}")
+    with atomic_write(path) as file:
+        FigureCanvasAgg(figure).print_png(file)

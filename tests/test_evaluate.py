@@ -1,0 +1,245 @@
+"""Evaluation runs: files, reports, and going on after a kill."""
+
+import json
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from runs import command, run, small_config
+
+import eval_lib
+import run_lib
+from datasets import get_dataset
+from evaluation import load_statistics
+from utils.files import load_arrays
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """What is evaluated: 400 digits, 40 of them held out, as a user's own images."""
+    folder = tmp_path_factory.mktemp("data")
+    _, _, info = get_dataset(small_config(), evaluation=True)
+    np.save(folder / "digits.npy", info.sources["train"].read(np.arange(400))[0].numpy())
+    options = {
+        "data__dataset": "IMAGES",
+        "data__path": str(folder / "digits.npy"),
+        "eval__stats": str(folder / "stats.npz"),
+        "eval__extractor": "digits",
+        "eval__begin_ckpt": 1,
+        "eval__end_ckpt": 2,
+        "eval__batch_size": 20,
+        "eval__num_samples": 32,
+        "eval__bpd_num_repeats": 2,
+        "eval__enable_sampling": True,
+    }
+    run_lib.fid_stats(small_config(**options))
+    return options
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, options):
+    """A trained run, evaluated without a disturbance."""
+    folder = tmp_path_factory.mktemp("run")
+    run_lib.train(small_config(**options), folder)
+    run_lib.evaluate(small_config(**options), folder)
+    return folder
+
+
+def report(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_files_and_report(workdir):
+    folder = workdir / "eval"
+    records = report(folder)
+    assert [r["checkpoint"] for r in records] == ["1", "2"] and records[1]["step"] == 12
+    assert {"loss", "bpd", "bpd_standard_error", "fid", "kid", "precision"} <= records[0].keys()
+    losses = load_arrays(folder / "ckpt_2_loss.npz")
+    assert losses["all_losses"].shape == (40,)
+    assert losses["mean_loss"] == pytest.approx(records[1]["loss"])
+    rounds = [load_arrays(folder / f"test_ckpt_1_bpd_{i}.npz") for i in range(4)]
+    assert [len(r["bpd"]) for r in rounds] == [20, 20, 20, 20]
+    mean = np.mean([np.concatenate([r["bpd"] for r in rounds[i : i + 2]]) for i in (0, 2)])
+    assert records[0]["bpd"] == pytest.approx(mean)
+    # The two passes have noise of their own.
+    assert not np.allclose(rounds[0]["bpd"], rounds[2]["bpd"], atol=1e-3)
+    samples = [load_arrays(folder / "ckpt_1" / f"samples_{i}.npz")["samples"] for i in range(2)]
+    assert [s.shape for s in samples] == [(20, 8, 8, 1), (12, 8, 8, 1)]
+    assert load_arrays(folder / "ckpt_1" / "statistics_1.npz")["pool_3"].shape[0] == 12
+    published = load_arrays(folder / "report_2.npz")
+    assert published["fid"] == pytest.approx(records[1]["fid"])
+    assert {"IS", "kid"} <= published.keys()
+    table = (folder / "report.md").read_text()
+    assert "bpd" in table and "±" in table and len(table.splitlines()) == 4
+    assert (folder / "ckpt_1" / "samples.png").exists()
+    assert (folder / "ckpt_1_bpd.png").exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.slow
+def test_killed_after_every_round(workdir, options, monkeypatch):
+    """The same report, and no round is made twice."""
+    written, original = [], eval_lib.save_arrays
+    budget = iter([])
+
+    def dying(path, **arrays):
+        if next(budget, None) is None:
+            raise Killed
+        written.append(path)
+        original(path, **arrays)
+
+    monkeypatch.setattr(eval_lib, "save_arrays", dying)
+    folder = workdir / "killed"
+    for attempt in range(100):
+        budget = iter(range(1 + attempt % 3))
+        try:
+            run_lib.evaluate(small_config(**options), workdir, "killed")
+            break
+        except Killed:
+            continue
+    assert attempt > 5
+    rounds = [p for p in written if "report" not in str(p)]
+    assert len(rounds) == len(set(rounds)) == 2 * (1 + 4 + 2 + 2)
+    assert (folder / "report.json").read_text() == (workdir / "eval" / "report.json").read_text()
+
+
+@pytest.mark.slow
+def test_killed_processes(workdir, options):
+    """SIGKILL ten times at random moments: the same report, bit for bit."""
+    rng, folder = np.random.default_rng(0), workdir / "signals"
+    arguments = [*command(workdir=workdir, mode="eval", **options), "--eval_folder=signals"]
+    kills = 0
+    for target in np.sort(rng.integers(0, 20, size=10)):
+        process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            if len(list(folder.rglob("*.npz"))) >= target and (folder / "config.json").exists():
+                time.sleep(0.3 * rng.random())
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.002)
+        process.wait()
+    result = run(arguments)
+    assert result.returncode == 0, result.stderr
+    assert kills >= 5
+    assert (folder / "report.json").read_text() == (workdir / "eval" / "report.json").read_text()
+
+
+def test_batches_do_not_matter(workdir, options):
+    """Other batches, the same losses and samples, and bits/dim within the solver's tolerance."""
+    changes = {"eval__batch_size": 30, "eval__end_ckpt": 1}
+    run_lib.evaluate(small_config(**{**options, **changes}), workdir, "other")
+    ours, theirs = report(workdir / "other")[0], report(workdir / "eval")[0]
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+    assert ours["bpd"] == pytest.approx(theirs["bpd"], abs=1e-3)
+
+    def samples(name):
+        files = sorted((workdir / name / "ckpt_1").glob("samples_*.npz"))
+        return np.concatenate([load_arrays(f)["samples"] for f in files])
+
+    # Rounding may differ with the size of a matrix product, and tip a pixel over.
+    assert (samples("other") == samples("eval")).mean() > 0.999
+
+
+def test_per_sample_error_control_does_not_depend_on_batches(workdir, options):
+    values = []
+    for size in (20, 30):
+        changes = {
+            "eval__batch_size": size,
+            "eval__end_ckpt": 1,
+            "eval__per_sample_error": True,
+            "eval__bpd_num_repeats": 1,
+            "eval__enable_sampling": False,
+        }
+        config = small_config(**{**options, **changes})
+        run_lib.evaluate(config, workdir, f"per_sample_{size}")
+        values.append(report(workdir / f"per_sample_{size}")[0]["bpd"])
+    assert values[0] == pytest.approx(values[1], abs=1e-4)
+
+
+def test_one_file_anywhere(workdir, options, tmp_path):
+    """A checkpoint by its path, into another work directory."""
+    path = workdir / "checkpoints" / "checkpoint_2.pth"
+    only_loss = {"eval__enable_sampling": False, "eval__enable_bpd": False}
+    changes = {"eval__checkpoint": str(path), **only_loss}
+    records = run_lib.evaluate(small_config(**{**options, **changes}), tmp_path)
+    assert records[0]["checkpoint"] == "2"
+    assert records[0]["loss"] == report(workdir / "eval")[1]["loss"]
+
+
+def test_rounds_of_another_evaluation_are_not_reused(workdir, options):
+    with pytest.raises(ValueError, match=r"ckpt_1_loss\.npz was made with other options"):
+        run_lib.evaluate(small_config(**options, seed=7), workdir)
+
+
+def test_missing_checkpoints_are_all_named(workdir, options):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint_3\.pth, .*checkpoint_4\.pth"):
+        run_lib.evaluate(small_config(**{**options, "eval__end_ckpt": 4}), workdir, "missing")
+
+
+def test_waiting_for_a_checkpoint(workdir, tmp_path, monkeypatch):
+    source = workdir / "checkpoints" / "checkpoint_1.pth"
+    target = tmp_path / "checkpoints" / "checkpoint_1.pth"
+    target.parent.mkdir()
+    monkeypatch.setattr(time, "sleep", lambda seconds: target.write_bytes(source.read_bytes()))
+    config = small_config(eval__begin_ckpt=1, eval__end_ckpt=1, eval__wait_minutes=1.0)
+    assert eval_lib.find_checkpoints(config, tmp_path) == {"1": target}
+
+
+def test_statistics_of_a_data_set(tmp_path, caplog):
+    """The training digits, all of them, and the noise levels that fit."""
+    caplog.set_level("INFO")
+    path = tmp_path / "stats.npz"
+    config = small_config("ve/digits", eval__stats=str(path), eval__suggest_noise_scales=True)
+    assert run_lib.fid_stats(config) == path
+    made, shipped = load_statistics(path), load_statistics("assets/stats/digits_8_stats.npz")
+    assert made.count == 1501 and made.extractor == "digits"
+    assert np.allclose(made.pool_3, shipped.pool_3, atol=1e-4)
+    assert "model.sigma_max" in caplog.text and "4.814" in caplog.text
+
+
+def test_statistics_of_a_folder_with_broken_files(tmp_path, caplog):
+    """Images of mixed sizes; the broken ones are named and the rest counted, or it stops."""
+    from PIL import Image
+
+    folder, rng = tmp_path / "images", np.random.default_rng(0)
+    folder.mkdir()
+    count = 60
+    for i in range(count):
+        size = rng.integers(8, 20, size=2)
+        Image.fromarray(rng.integers(0, 255, (*size, 1), dtype=np.uint8)[..., 0]).save(
+            folder / f"{i:04}.png"
+        )
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
+    whole = (folder / "0003.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("not an image")
+    options = {
+        "data__dataset": "IMAGES",
+        "data__path": str(folder),
+        "data__levels": 0,
+        "eval__extractor": "digits",
+        "eval__stats": str(tmp_path / "stats.npz"),
+    }
+    with pytest.raises(ValueError, match=r"(broken|cut)\.png"):
+        run_lib.fid_stats(small_config(**options))
+    assert not (tmp_path / "stats.npz").exists()
+    caplog.clear()
+    run_lib.fid_stats(small_config(**options, data__on_error="skip"))
+    assert "broken.png" in caplog.text and "cut.png" in caplog.text
+    # One in ten of the readable images is held out.
+    assert load_statistics(tmp_path / "stats.npz").count == count - count // 10
+
+
+def test_mean_and_error():
+    values = np.random.default_rng(0).normal(3, 2, size=10_000)
+    result = eval_lib.mean_and_error("x", values)
+    assert result["x"] == pytest.approx(3, abs=0.1)
+    assert result["x_standard_error"] == pytest.approx(0.02, rel=0.05)
+    assert torch.tensor(eval_lib.mean_and_error("x", values[:1])["x_standard_error"]).isnan()
