@@ -76,25 +76,38 @@ class Job:
 
 
 def evaluate_loss(job: Job) -> dict[str, float]:
-    """Mean loss over the held-out examples, with its standard error."""
+    """Mean loss over the held-out examples, with its standard error.
+
+    `eval.loss_num_repeats` passes, each with noise and noise levels of its own.
+    """
     run, options = job.run, job.run.config.training
     loss_fn = losses.get_loss_fn(
         run.sde, False, options.reduce_mean, options.continuous, options.likelihood_weighting
     )
 
+    repeats = run.config.eval.get("loss_num_repeats", 1)
+
     @torch.no_grad()
     def compute():
-        data = HeldOut(run, "test", run.config.data.uniform_dequantization)
-        model, seed, values = run.state["model"], derive_seed(run.config.seed, "loss"), []
-        for number in range(len(data)):
-            images = data.read(number)
-            draws = loss_fn.draw(images, SampleNoise(seed, data.indices(number), run.device))
-            values.append(loss_fn.per_sample(model, images, draws))
-        values = torch.cat(values).double().cpu().numpy()
+        passes = [
+            _losses(run, loss_fn, derive_seed(run.config.seed, "loss", r)) for r in range(repeats)
+        ]
+        values = np.mean(passes, axis=0)
         return {"all_losses": values, "mean_loss": values.mean()}
 
-    losses_ = job.round(f"ckpt_{job.label}_loss.npz", compute)["all_losses"]
-    return mean_and_error("loss", losses_)
+    values = job.round(f"ckpt_{job.label}_loss.npz", compute)["all_losses"]
+    return mean_and_error("loss", values)
+
+
+def _losses(run, loss_fn: losses.DenoisingLoss, seed: int) -> np.ndarray:
+    """Loss of each held-out example, at one noise level each."""
+    data = HeldOut(run, "test", run.config.data.uniform_dequantization, seed)
+    values = []
+    for number in range(len(data)):
+        images = data.read(number)
+        draws = loss_fn.draw(images, SampleNoise(seed, data.indices(number), run.device))
+        values.append(loss_fn.per_sample(run.state["model"], images, draws))
+    return torch.cat(values).double().cpu().numpy()
 
 
 def evaluate_bpd(job: Job) -> dict[str, float]:
@@ -105,12 +118,6 @@ def evaluate_bpd(job: Job) -> dict[str, float]:
     """
     run, options = job.run, job.run.config.eval
     split = options.get("dataset", "") or options.bpd_dataset
-    log_likelihood_fn = get_log_likelihood_fn(
-        run.sde,
-        num_probes=options.get("num_probes", 1),
-        continuous=run.config.training.continuous,
-        per_sample=options.get("per_sample_error", False),
-    )
     repeats = []
     for repeat in range(options.get("bpd_num_repeats", 5)):
         seed = derive_seed(run.config.seed, "bpd", repeat)
@@ -118,7 +125,7 @@ def evaluate_bpd(job: Job) -> dict[str, float]:
         rounds = []
         for number in range(len(data)):
             name = f"{split}_ckpt_{job.label}_bpd_{repeat * len(data) + number}.npz"
-            compute = functools.partial(_bpd_round, run, log_likelihood_fn, data, number, seed)
+            compute = functools.partial(_bpd_round, run, data, number, seed)
             rounds.append(job.round(name, compute)["bpd"])
             logging.info("bits/dim, pass %d, batch %d: %.4f", repeat, number, rounds[-1].mean())
         repeats.append(np.concatenate(rounds))
@@ -127,16 +134,32 @@ def evaluate_bpd(job: Job) -> dict[str, float]:
     return mean_and_error("bpd", bpd)
 
 
-def _bpd_round(run, log_likelihood_fn, data, number, seed) -> dict[str, np.ndarray]:
-    """Bits/dim of one batch, with the log-likelihood's terms in nats."""
-    images = data.read(number)
+def _bpd_round(run, data: HeldOut, number: int, seed: int) -> dict[str, np.ndarray]:
     noise = SampleNoise(seed, data.indices(number), run.device)
-    result = log_likelihood_fn(run.state["model"], images, noise=noise)
-    bpd = bits_per_dim(result.total, images[0].numel(), run.inverse_scaler, data.levels)
-    terms = {"bpd": bpd, **result._asdict()}
-    terms.pop("z")
-    nfe = terms.pop("nfe")
-    return {name: value.cpu().numpy() for name, value in terms.items()} | {"nfe": np.array(nfe)}
+    return likelihood_terms(run, data.read(number), data.levels, noise)
+
+
+def likelihood_terms(run, images: Tensor, levels: int, noise: Callable) -> dict[str, np.ndarray]:
+    """Bits/dim of images, and the terms of their log-likelihood in nats.
+
+    Args:
+        run: whose network's present weights are used.
+        images: (B, C, H, W), dequantised, in the network's range.
+        levels: grey levels of the data.
+        noise: for Hutchinson's probes, called like `torch.randn_like`.
+    """
+    options = run.config.eval
+    log_likelihood_fn = get_log_likelihood_fn(
+        run.sde,
+        num_probes=options.get("num_probes", 1),
+        continuous=run.config.training.continuous,
+        per_sample=options.get("per_sample_error", False),
+    )
+    terms = log_likelihood_fn(run.state["model"], images, noise=noise)._asdict()
+    bpd = bits_per_dim(terms["total"], images[0].numel(), run.inverse_scaler, levels)
+    del terms["z"]
+    nfe = np.array(terms.pop("nfe"))
+    return {"bpd": bpd.cpu().numpy(), "nfe": nfe} | {k: v.cpu().numpy() for k, v in terms.items()}
 
 
 def evaluate_samples(job: Job) -> dict[str, float | None]:

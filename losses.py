@@ -188,6 +188,7 @@ def get_optimizer(config, params: Iterable[nn.Parameter]) -> torch.optim.Optimiz
         eps=optim.eps,
         weight_decay=optim.weight_decay,
         amsgrad=optim.get("amsgrad", False),
+        fused=True,  # one pass over the parameters instead of ten
     )
 
 

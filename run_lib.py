@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 from torch import Tensor
 
 import losses
@@ -60,8 +61,9 @@ class Run:
 
     def sampler(self, count: int) -> Callable:
         """The configured sampler, for batches of `count` images."""
+        sde = _sampling_sde(self.config)
         return get_sampling_fn(
-            self.config, self.sde, (count, *self.shape), self.inverse_scaler, self.sde.sampling_eps
+            self.config, sde, (count, *self.shape), self.inverse_scaler, sde.sampling_eps
         )
 
     def sample(self, indices: range, seed: int, progress: bool = False) -> Tensor:
@@ -103,6 +105,21 @@ def setup(config) -> Run:
     return run
 
 
+def _sampling_sde(config) -> SDE:
+    """The process in `sampling.num_steps` steps, or in as many as it was trained with."""
+    steps = config.sampling.get("num_steps", 0)
+    if not steps:
+        return create_sde(config)
+    if not config.training.continuous:
+        raise ValueError(
+            f"sampling.num_steps = {steps} needs training.continuous = True: a network of discrete "
+            f"noise levels is sampled at all {config.model.num_scales} of them"
+        )
+    config = ConfigDict(config).copy_and_resolve_references()
+    config.model.num_scales = steps
+    return create_sde(config)
+
+
 def train(config, workdir: str | os.PathLike) -> None:
     """Train, from the last checkpoint in the folder where there is one.
 
@@ -130,7 +147,7 @@ def train(config, workdir: str | os.PathLike) -> None:
 
 def _train(run: Run, workdir: pathlib.Path, meta: pathlib.Path, log: MetricsLog) -> None:
     state, options = run.state, run.config.training
-    train_step, eval_step = _step_fns(run)
+    train_step, eval_step = step_fns(run)
     train_batches, eval_batches = _training_data(run)
     guard = losses.LossGuard()
     rate = Rate(options.batch_size)
@@ -163,7 +180,7 @@ def _train(run: Run, workdir: pathlib.Path, meta: pathlib.Path, log: MetricsLog)
                 _save(run, meta)
 
 
-def _step_fns(run: Run) -> tuple[Callable, Callable]:
+def step_fns(run: Run) -> tuple[Callable, Callable]:
     """The training and the evaluation step."""
     options = run.config.training
     shared = {
@@ -214,20 +231,23 @@ def _snapshot(run: Run, workdir: pathlib.Path, step: int, log: MetricsLog) -> No
         return
     count = run.config.sampling.get("num_samples", 64)
     images = run.sample(range(count), run.config.seed, progress=sys.stderr.isatty())
-    _save_samples(workdir / "samples" / f"iter_{step}", images, run.levels)
-    if is_picture(images.shape):
-        log.image(step, "samples", make_grid(images))
+    shown = _save_samples(workdir / "samples" / f"iter_{step}", images, run.levels)
+    if is_picture(shown.shape):
+        log.image(step, "samples", make_grid(shown))
 
 
 def _save(run: Run, path: pathlib.Path) -> None:
     save_checkpoint(path, {**run.state, "config": run.config.to_json_best_effort()})
 
 
-def _save_samples(folder: pathlib.Path, images: Tensor, levels: int) -> None:
-    """`sample.np`, uint8 with channels last, and `sample.png`."""
+def _save_samples(folder: pathlib.Path, images: Tensor, levels: int) -> Tensor:
+    """Write `sample.np`, bytes with channels last, and `sample.png`; returns what they show."""
+    pixels = to_uint8(images, levels)
     with atomic_write(folder / "sample.np") as file:
-        np.save(file, to_uint8(images, levels).numpy(), allow_pickle=False)
-    save_grid(folder / "sample.png", images)
+        np.save(file, pixels.numpy(), allow_pickle=False)
+    shown = pixels.movedim(-1, 1) / 255
+    save_grid(folder / "sample.png", shown)
+    return shown
 
 
 def every(step: int, frequency: int) -> bool:

@@ -62,8 +62,9 @@ def digits_defaults() -> ConfigDict:
     )
     # The two digits furthest apart differ by 4.8.
     config.model.update(sigma_max=5.0, dropout=0.0)
+    config.sampling.num_steps = 500
     config.training.update(
-        n_iters=1500, snapshot_freq=1500, snapshot_freq_for_preemption=250, eval_freq=100
+        n_iters=2000, snapshot_freq=2000, snapshot_freq_for_preemption=250, eval_freq=100
     )
     config.eval.update(
         begin_ckpt=1,
@@ -73,6 +74,7 @@ def digits_defaults() -> ConfigDict:
         enable_bpd=True,
         enable_sampling=True,
         bpd_num_repeats=1,
+        loss_num_repeats=20,
     )
     return config
 

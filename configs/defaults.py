@@ -76,6 +76,7 @@ PUBLISHED = {
 OPTIONS = {
     "data": {
         "category": "",  # of LSUN, such as "bedroom"
+        "image_width": 0,  # where it is not image_size, which then is the height
         "path": "",  # the user's own images: a folder, a zip, an .npy or an .npz
         "data_dir": "",  # where tensorflow-datasets keeps its files; "": its own choice
         "tfrecords_path": "",  # of FFHQ and CelebA-HQ
@@ -92,11 +93,13 @@ OPTIONS = {
     },
     "sampling": {
         "num_samples": 64,
+        "num_steps": 0,  # steps of a continuous model's sampler; 0: model.num_scales
     },
     "eval": {
         "dataset": "",  # another name of bpd_dataset; wins where it is set
         "checkpoint": "",  # one file to evaluate, in place of begin_ckpt ... end_ckpt
         "bpd_num_repeats": 5,  # passes over the test set, each with dequantisation noise of its own
+        "loss_num_repeats": 1,  # passes over the test set, each at other noise levels
         "num_probes": 1,  # Hutchinson probes for the divergence in bits/dim
         "per_sample_error": False,  # step sizes of the likelihood's solver for each image alone
         "extractor": "",  # of features for FID and the like; "": what suits the data set

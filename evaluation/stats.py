@@ -251,14 +251,14 @@ def metrics(
         fake: statistics of samples; the Inception Score is theirs.
         device: where the work is done.
     Returns:
-        "fid", "inception_score", "kid", "kid_error" (its standard error), "precision", "recall".
-        What the statistics do not suffice for is None, and a warning says why.
+        "fid", "inception_score", "kid", "kid_standard_error", "precision" and "recall".  What
+        the statistics do not suffice for is None, and a warning says why.
     Raises:
         ValueError: features of different extractors.
     """
     _check_comparable(real, fake)
     result: dict[str, float | None] = dict.fromkeys(
-        ("fid", "inception_score", "kid", "kid_error", "precision", "recall")
+        ("fid", "inception_score", "kid", "kid_standard_error", "precision", "recall")
     )
     result["fid"] = distances.frechet_distance(real.moments(device), fake.moments(device))
     if fake.logits is None:
@@ -277,7 +277,7 @@ def metrics(
     try:
         result["precision"], result["recall"] = distances.precision_recall(*features)
         kid, error = distances.kid(*features)
-        result["kid"], result["kid_error"] = kid, None if math.isnan(error) else error
+        result["kid"], result["kid_standard_error"] = kid, None if math.isnan(error) else error
     except ValueError as too_few:
         logging.warning("some distances are left out: %s", too_few)
     return result

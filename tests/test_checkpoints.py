@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from runs import small_config
+from small_runs import small_config
 
 import run_lib
 from utils.checkpoints import (
@@ -23,7 +23,7 @@ from utils.checkpoints import (
 def state():
     """A trained state, after a few steps."""
     run = run_lib.setup(small_config())
-    train_step, _ = run_lib._step_fns(run)
+    train_step, _ = run_lib.step_fns(run)
     torch.manual_seed(0)
     for _ in range(3):
         train_step(run.state, torch.rand(4, *run.shape))

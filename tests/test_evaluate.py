@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from runs import command, run, small_config
+from small_runs import command, run, small_config
 
 import eval_lib
 import run_lib

@@ -348,7 +348,14 @@ def test_metrics_tell_digits_from_noise(digits):
     assert good["inception_score"] > 8 > 3 > bad["inception_score"]
     assert good["precision"] > 0.7 > 0.3 > bad["precision"]
     assert good["recall"] > 0.7 > 0.3 > bad["recall"]
-    assert list(good) == ["fid", "inception_score", "kid", "kid_error", "precision", "recall"]
+    assert list(good) == [
+        "fid",
+        "inception_score",
+        "kid",
+        "kid_standard_error",
+        "precision",
+        "recall",
+    ]
 
 
 class MeanColour(evaluation.Extractor):

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from runs import SMALL, command, run, small_config
+from small_runs import SMALL, command, run, small_config
 
 import run_lib
 from utils.checkpoints import read_checkpoint

@@ -18,9 +18,13 @@ def batch_mul(a: Tensor, x: Tensor) -> Tensor:
 
 
 def image_shape(config) -> tuple[int, int, int]:
-    """(C, H, W) of the configured images; `data.image_size` is one side or (height, width)."""
-    size = config.data.image_size
-    height, width = (size, size) if isinstance(size, int) else size
+    """(C, H, W) of the configured images.
+
+    `data.image_size` is the side of a square, the height beside a `data.image_width` other than 0,
+    or in a file (height, width).
+    """
+    size, width = config.data.image_size, config.data.get("image_width", 0)
+    height, width = (size, width or size) if isinstance(size, int) else size
     return config.data.num_channels, int(height), int(width)
 
 

@@ -18,8 +18,8 @@ def get_config() -> ConfigDict:
         embedding_type="fourier",
         ch_mult=(1, 2),
         attn_resolutions=(4,),
-        ema_rate=0.99,
+        ema_rate=0.998,
     )
-    config.optim.update(lr=1e-3, warmup=100)
+    config.optim.update(lr=4e-3, warmup=100)
     pc_sampling(config, predictor="reverse_diffusion", corrector="langevin")
     return config

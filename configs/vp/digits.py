@@ -11,7 +11,7 @@ from configs.parts import ddpmpp, pc_sampling, vp_sde
 def get_config() -> ConfigDict:
     config = digits_defaults()
     vp_sde(config, continuous=True)
-    ddpmpp(config, nf=16, num_res_blocks=1, ch_mult=(1, 2), attn_resolutions=(4,), ema_rate=0.995)
-    config.optim.update(lr=2e-3, warmup=100)
+    ddpmpp(config, nf=16, num_res_blocks=1, ch_mult=(1, 2), attn_resolutions=(4,), ema_rate=0.998)
+    config.optim.update(lr=4e-3, warmup=100)
     pc_sampling(config, predictor="euler_maruyama")
     return config

@@ -6,7 +6,8 @@ The images may be a folder, a zip, an .npy or an .npz:
 
 Change any other option in the same way, or copy this file:
 - `--config.data.num_channels=1` for gray images;
-- `--config.data.image_size=64` for another size; in a file, `(height, width)` need not be square;
+- `--config.data.image_size=64` for another size, with `--config.data.image_width=48` for images
+  that are not square;
 - from 64 px on, a coarser level for every doubling, such as `ch_mult=(1, 1, 2, 2, 2)`, and half
   the batch size or less.  Sides must be divisible by 2 for every level but the first;
 - `--config.data.random_flip=False` where left and right matter, as in writing;

@@ -1,0 +1,1 @@
+"""Measurements: time as a ratio to something measured in the same process."""
