@@ -20,6 +20,7 @@ def make_config(dataset: str, *, image_size=8, num_channels=3, batch_size=4, see
                 "num_channels": num_channels,
                 "random_flip": False,
                 "centered": False,
+                "num_workers": 0,
                 **data,
             },
             "training": {"batch_size": batch_size},

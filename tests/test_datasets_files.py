@@ -173,6 +173,7 @@ def test_mistakes_with_tfrecords(records, tmp_path):
         (example(image=b"123"), r"has \['image'\] instead of 'shape' and 'data'"),
         (b"\x0a\xff\xff\xff", "not a tf.train.Example"),
     ],
+    ids=["size", "names", "bytes"],
 )
 def test_foreign_records_are_refused(tmp_path, message, complaint):
     from tensorboard.summary.writer.record_writer import RecordWriter

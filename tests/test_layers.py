@@ -30,7 +30,8 @@ LAYERS = {
     "eval_lib": ALL_BELOW,
     "run_lib": ALL_BELOW | {"eval_lib"},
     "main": ALL_BELOW | {"run_lib"},
-    "demo": ALL_BELOW | {"run_lib"},
+    "demo": ALL_BELOW | {"run_lib", "eval_lib"},
+    "benchmarks": ALL_BELOW | {"run_lib", "eval_lib"},
     "assets": ALL_BELOW,  # scripts that made what is stored there
 }
 

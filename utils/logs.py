@@ -110,13 +110,22 @@ def _summary_writer(folder: pathlib.Path, step: int):
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
-def progress_bar(total: int, done: int, unit: str):
-    """A progress bar with rate and time left; silent where there is no terminal."""
-    from tqdm import tqdm
+@contextlib.contextmanager
+def progress_bar(total: int | None, done: int, unit: str) -> Iterator:
+    """A progress bar with rate and time left, which messages do not disturb.
 
-    return tqdm(
-        total=total, initial=done, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True
-    )
+    Silent where there is no terminal.
+    """
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    silent = not sys.stderr.isatty()
+    redirected = contextlib.nullcontext() if silent else logging_redirect_tqdm()
+    with (
+        redirected,
+        tqdm(total=total, initial=done, unit=unit, disable=silent, dynamic_ncols=True) as bar,
+    ):
+        yield bar
 
 
 class Rate:
