@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 from torch import Tensor
 
 import losses
+from configs.defaults import flatten
 from datasets import ImageStream, Source, get_dataset
 from evaluation import (
     Statistics,
@@ -151,6 +153,7 @@ def likelihood_terms(run, images: Tensor, levels: int, noise: Callable) -> dict[
     options = run.config.eval
     log_likelihood_fn = get_log_likelihood_fn(
         run.sde,
+        hutchinson_type=options.get("hutchinson_type", "Rademacher"),
         num_probes=options.get("num_probes", 1),
         continuous=run.config.training.continuous,
         per_sample=options.get("per_sample_error", False),
@@ -261,16 +264,12 @@ class HeldOut:
         split: "train" or "test".
         dequantize: add uniform noise within each grey level.
         seed: of that noise; by default the data set's own.
-    Raises:
-        ValueError: there is no such part.
     """
 
     def __init__(self, run, split: str, dequantize: bool, seed: int | None = None):
         train, test, info = get_dataset(run.config, dequantize, evaluation=True, device=run.device)
-        streams = {"train": train, "test": test}
-        if split not in streams:
-            raise ValueError(f"eval.bpd_dataset must be 'train' or 'test', not {split!r}")
-        self.stream, self.levels, self.scaler = streams[split], info.levels, run.scaler
+        self.stream = {"train": train, "test": test}[split]
+        self.levels, self.scaler = info.levels, run.scaler
         self.stream.seed = self.stream.seed if seed is None else seed
         self._batches, self._next = None, None
 
@@ -320,6 +319,7 @@ def find_checkpoints(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     """Files of the checkpoints to evaluate, by number or name.
 
     Raises:
+        ValueError: no checkpoint is asked for.
         FileNotFoundError: names all that are missing, once `eval.wait_minutes` are over.
     """
     options = config.eval
@@ -330,6 +330,10 @@ def find_checkpoints(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
         folder = workdir / "checkpoints"
         numbers = range(options.begin_ckpt, options.end_ckpt + 1)
         wanted = {str(k): folder / f"checkpoint_{k}.pth" for k in numbers}
+        if not wanted:
+            raise ValueError(
+                f"eval.begin_ckpt = {numbers.start} comes after eval.end_ckpt = {numbers.stop - 1}"
+            )
     deadline = time.monotonic() + 60 * options.get("wait_minutes", 0.0)
     while missing := [str(path) for path in wanted.values() if not path.is_file()]:
         if time.monotonic() >= deadline:
@@ -345,8 +349,32 @@ def find_checkpoints(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def fingerprint(config, checkpoint: pathlib.Path) -> str:
     """A short hash of what the rounds of an evaluation depend on: the checkpoint and options."""
-    plain = json.loads(config.to_json_best_effort())
-    plain["eval"] = {k: v for k, v in plain["eval"].items() if k not in _NOT_IN_FINGERPRINT}
-    plain.pop("device")
-    text = json.dumps(plain, sort_keys=True) + file_digest(checkpoint)
+    text = json.dumps(_relevant(config.to_json_best_effort())) + file_digest(checkpoint)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def check_folder(config, folder: pathlib.Path) -> None:
+    """Refuse a folder with rounds that were made with other options.
+
+    Raises:
+        ValueError: names the options.
+    """
+    path = folder / "config.json"
+    if not path.exists() or not any(folder.rglob("*.npz")):
+        return
+    ours = _relevant(config.to_json_best_effort())
+    theirs = _relevant(path.read_text(encoding="utf-8"))
+    if ours != theirs:
+        keys = ours.keys() | theirs.keys()
+        differing = sorted(key for key in keys if ours.get(key) != theirs.get(key))
+        raise ValueError(
+            f"{folder} holds an evaluation with another {', '.join(differing)}: choose another "
+            "--eval_folder, or remove it"
+        )
+
+
+def _relevant(config_json: str) -> dict[str, object]:
+    """Options that rounds depend on, by their dotted names in order."""
+    flat = flatten(ConfigDict(json.loads(config_json)))
+    left_out = {"device", *(f"eval.{name}" for name in _NOT_IN_FINGERPRINT)}
+    return {key: flat[key] for key in sorted(flat.keys() - left_out)}

@@ -8,15 +8,53 @@ Any option of the config can be set, as in `--config.training.batch_size=64`.
 from __future__ import annotations
 
 import logging
+import os
+import runpy
 import sys
+import traceback
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 FLAGS = flags.FLAGS
 MODES = ("train", "eval", "sample", "fid_stats")
 
-config_flags.DEFINE_config_file("config", None, "The experiment's config.", lock_config=True)
+
+class ConfigFile(flags.ArgumentParser):
+    """Loads a config from its file, or says in one line why there is none.
+
+    The stock parser of ml_collections answers with a traceback, or only when an option is read.
+    """
+
+    def parse(self, path: str) -> ConfigDict:
+        """The config, locked; `path` may end in `:argument`, for `get_config(argument)`.
+
+        Raises:
+            ValueError: there is no such file, it fails, or it holds no config.
+        """
+        file, *argument = path.split(":", 1)
+        if not os.path.isfile(file):
+            raise ValueError(f"there is no such file in {os.getcwd()}")
+        config = None
+        try:
+            if get_config := runpy.run_path(file).get("get_config"):
+                config = get_config(*argument)
+        except Exception as error:  # a config is a program: it may raise anything
+            raise ValueError(f"{_place(error, file)}{type(error).__name__}: {error}") from error
+        if not isinstance(config, ConfigDict):
+            raise ValueError("it needs a function get_config() that returns a ConfigDict")
+        return config.lock()
+
+
+def _place(error: Exception, file: str) -> str:
+    """Which line of a file an error comes from, where it comes from one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    return f"line {lines[-1]}: " if lines else ""
+
+
+config_flags.DEFINE_config_file("config", None, "The experiment's config.")
+FLAGS["config"].parser = ConfigFile()
 flags.DEFINE_string("workdir", None, "Folder of the run.")
 flags.DEFINE_enum("mode", None, MODES, "What to do.")
 flags.DEFINE_string("eval_folder", "eval", "Folder for evaluation results, inside workdir.")
@@ -30,13 +68,11 @@ def _has_folder(values: dict) -> bool:
     return bool(values["workdir"]) or values["mode"] in (None, "fid_stats")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Run the chosen mode; a mistake in the input ends it with one message."""
     import run_lib
     from utils.logs import log_to_console
 
-    if len(argv) > 1:
-        raise app.UsageError(f"what does {' '.join(argv[1:])!r} mean? Options start with --")
     log_to_console()
     try:
         actions = {
@@ -47,7 +83,7 @@ def main(argv: list[str]) -> None:
         }
         actions[FLAGS.mode]()
     # Mistakes in the input are raised as these, with a message for the user.
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, NotImplementedError) as error:
         if FLAGS.traceback:
             raise
         logging.error("%s", error)
@@ -55,14 +91,18 @@ def main(argv: list[str]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the command line; a config that cannot be loaded ends it with one message."""
+    """Parse the command line; an option that there is not ends it with one message."""
     try:
-        return app.parse_flags_with_usage(argv)
-    # What misspelt options and values of a wrong type end in.
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # The text of a KeyError is in quotes, and that of a misspelt option on two lines.
-        message = "; ".join(str(error.args[0] if error.args else error).splitlines())
-        print(f"{argv[0]}: {message}", file=sys.stderr)
+        program, *others = app.parse_flags_with_usage(argv)
+        if others:
+            raise LookupError(f"{' '.join(others)!r} (options start with --)")
+        return [program]
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = error.args[0]
+        if isinstance(reason, Exception):  # ml_collections passes some on in this way
+            reason = reason.args[0]
+        message = " ".join(str(reason).splitlines())
+        print(f"FATAL Flags parsing error: no such option: {message}", file=sys.stderr)
         sys.exit(1)
 
 

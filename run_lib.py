@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 import losses
+from configs.checks import check_values
 from configs.defaults import check_keys, complete
 from datasets import get_data_inverse_scaler, get_data_scaler, get_dataset
-from eval_lib import TASKS, Job, find_checkpoints, fingerprint, make_statistics
+from eval_lib import TASKS, Job, check_folder, find_checkpoints, fingerprint, make_statistics
 from models.ema import ExponentialMovingAverage
 from models.utils import create_model, resolve_device
 from sampling import get_sampling_fn
@@ -79,11 +80,14 @@ def setup(config) -> Run:
     """Build everything that a config describes.
 
     Raises:
-        ValueError: an unknown name, a misspelt option, or options that do not go together.
+        ValueError: an unknown name, a misspelt option, a value out of range, or options that do
+            not go together.
+        NotImplementedError: the process cannot do what the config asks for.
     """
     config = complete(config)
     for key in check_keys(config):
         logging.warning("nothing is known to read the option %s", key)
+    check_values(config)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
     model = create_model(config, device)
@@ -101,8 +105,34 @@ def setup(config) -> Run:
         inverse_scaler=get_data_inverse_scaler(config),
         shape=image_shape(config),
     )
-    run.sampler(1)  # a name that it does not know should not wait for the first snapshot
+    _rehearse(run)
     return run
+
+
+def _rehearse(run: Run) -> None:
+    """Compute a loss and draw a sample in two steps, with a network that knows nothing.
+
+    What cannot be done should not wait for the first snapshot.
+    """
+    run.sampler(1)
+    network, images = _Nothing().to(run.device), torch.zeros(1, *run.shape, device=run.device)
+    _, eval_step = step_fns(run)
+    ema = ExponentialMovingAverage(network.parameters(), decay=0.0)
+    eval_step({"model": network, "ema": ema}, images)
+    sde = _in_steps(run.config, 2)
+    sampler = get_sampling_fn(run.config, sde, images.shape, run.inverse_scaler, sde.sampling_eps)
+    sampler(network, noise=torch.zeros_like)
+
+
+class _Nothing(torch.nn.Module):
+    """A network that is always 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.weight * x
 
 
 def _sampling_sde(config) -> SDE:
@@ -115,6 +145,11 @@ def _sampling_sde(config) -> SDE:
             f"sampling.num_steps = {steps} needs training.continuous = True: a network of discrete "
             f"noise levels is sampled at all {config.model.num_scales} of them"
         )
+    return _in_steps(config, steps)
+
+
+def _in_steps(config, steps: int) -> SDE:
+    """The configured process in another number of steps."""
     config = ConfigDict(config).copy_and_resolve_references()
     config.model.num_scales = steps
     return create_sde(config)
@@ -137,24 +172,31 @@ def train(config, workdir: str | os.PathLike) -> None:
         FloatingPointError: the loss is not finite; the last good checkpoint is left alone.
     """
     run = setup(config)
+    meta = pathlib.Path(workdir) / "checkpoints-meta" / "checkpoint.pth"
+    run.state = restore_checkpoint(meta, {**run.state, "position": 0}, run.device)
+    data = _training_data(run)
+    # Last, so that a mistake in any of the above changes no file.
     workdir = open_folder(workdir, run.config)
-    with messages_to(workdir / "stdout.txt"):
-        meta = workdir / "checkpoints-meta" / "checkpoint.pth"
-        run.state = restore_checkpoint(meta, {**run.state, "position": 0}, run.device)
-        with MetricsLog(workdir, run.state["step"]) as log:
-            _train(run, workdir, meta, log)
+    with (
+        messages_to(workdir / "stdout.txt"),
+        MetricsLog(workdir, run.state["step"]) as log,
+    ):
+        _train(run, data, workdir, log)
 
 
-def _train(run: Run, workdir: pathlib.Path, meta: pathlib.Path, log: MetricsLog) -> None:
+def _train(
+    run: Run, data: tuple[Iterator, Iterator], workdir: pathlib.Path, log: MetricsLog
+) -> None:
     state, options = run.state, run.config.training
     train_step, eval_step = step_fns(run)
-    train_batches, eval_batches = _training_data(run)
+    train_batches, eval_batches = data
     guard = losses.LossGuard()
     rate = Rate(options.batch_size)
     logging.info("training from step %d to %d on %s", state["step"], options.n_iters, run.device)
     with progress_bar(options.n_iters, state["step"], "step") as bar:
         while state["step"] < options.n_iters:
-            for _ in range(options.get("n_jitted_steps", 1)):
+            left = options.n_iters - state["step"]
+            for _ in range(min(options.get("n_jitted_steps", 1), left)):
                 torch.manual_seed(derive_seed(run.config.seed, "train", state["step"]))
                 batch = next(train_batches)["image"]
                 loss = train_step(state, run.scaler(batch))
@@ -177,7 +219,7 @@ def _train(run: Run, workdir: pathlib.Path, meta: pathlib.Path, log: MetricsLog)
             # Last, so that a run that was killed in between does all of the above again.
             if every(step, options.snapshot_freq_for_preemption) or last:
                 guard.check()
-                _save(run, meta)
+                _save(run, workdir / "checkpoints-meta" / "checkpoint.pth")
 
 
 def step_fns(run: Run) -> tuple[Callable, Callable]:
@@ -274,7 +316,9 @@ def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> l
     run = setup(config)
     del run.state["optimizer"]
     checkpoints = find_checkpoints(run.config, pathlib.Path(workdir))
-    folder = open_folder(pathlib.Path(workdir) / eval_folder, run.config)
+    folder = pathlib.Path(workdir) / eval_folder
+    check_folder(run.config, folder)
+    folder = open_folder(folder, run.config)
     records = []
     with messages_to(folder / "stdout.txt"):
         for label, path in checkpoints.items():

@@ -101,6 +101,7 @@ OPTIONS = {
         "bpd_num_repeats": 5,  # passes over the test set, each with dequantisation noise of its own
         "loss_num_repeats": 1,  # passes over the test set, each at other noise levels
         "num_probes": 1,  # Hutchinson probes for the divergence in bits/dim
+        "hutchinson_type": "Rademacher",  # or "Gaussian" probes, or "exact": no probes at all
         "per_sample_error": False,  # step sizes of the likelihood's solver for each image alone
         "extractor": "",  # of features for FID and the like; "": what suits the data set
         "extractor_weights": "",  # file of its weights; "": where it keeps or downloads them

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
+import tempfile
 
 from configs.defaults import load
 
@@ -22,6 +25,7 @@ SMALL = {
     "training.snapshot_freq": 6,
     "training.snapshot_freq_for_preemption": 3,
     "sampling.num_samples": 4,
+    "sampling.num_steps": 0,
 }
 
 
@@ -53,3 +57,26 @@ def run(arguments, **options):
     return subprocess.run(
         arguments, capture_output=True, text=True, env=environment, timeout=300, **options
     )
+
+
+def run_forked(arguments, cwd=".", prepare=lambda: None):
+    """Run `main.py` in a fork of this process, which saves the imports: exit code and output.
+
+    `prepare` is called in the fork first.
+    """
+    with tempfile.TemporaryFile("w+") as output:
+        process = multiprocessing.get_context("fork").Process(
+            target=_main, args=([str(ROOT / "main.py"), *arguments], cwd, output, prepare)
+        )
+        process.start()
+        process.join()
+        output.seek(0)
+        return process.exitcode, output.read()
+
+
+def _main(argv, cwd, output, prepare):
+    sys.stdout = sys.stderr = output
+    sys.argv = argv
+    os.chdir(cwd)
+    prepare()
+    runpy.run_path(argv[0], run_name="__main__")

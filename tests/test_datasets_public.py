@@ -149,6 +149,7 @@ def check_cifar10(folder, images, **data):
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+@pytest.mark.slow
 def test_prepared_data_are_read_in_both_formats(tmp_path, file_format):
     check_cifar10(tmp_path, prepare_cifar10(tmp_path, file_format))
 
@@ -161,6 +162,7 @@ def test_workers_read_what_this_process_has_read_too(tmp_path):
     check_cifar10(tmp_path, images, num_workers=2)
 
 
+@pytest.mark.slow
 def test_damaged_prepared_data_are_named(tmp_path):
     prepare_cifar10(tmp_path, "tfrecord")
     (path,) = tmp_path.rglob("*train*")
@@ -201,6 +203,7 @@ def test_missing_data_without_a_network(tmp_path, monkeypatch):
         datasets.get_dataset(config)
 
 
+@pytest.mark.slow
 def test_missing_data_are_prepared_by_another_process(tmp_path, monkeypatch):
     monkeypatch.setattr(public, "_reachable", lambda page: True)
     prepared = {}
@@ -235,6 +238,7 @@ def test_tensorflow_datasets_missing(monkeypatch):
         datasets.get_dataset(make_config("CIFAR10", image_size=32))
 
 
+@pytest.mark.slow
 def test_reading_imports_no_tensorflow(tmp_path):
     prepare_cifar10(tmp_path / "a", "array_record")
     prepare_cifar10(tmp_path / "t", "tfrecord")

@@ -53,7 +53,11 @@ def save_checkpoint(path: str | os.PathLike, state: dict) -> None:
     }
     contents["model"] = _without_wrapper(contents["model"])
     with atomic_write(path) as file:
-        torch.save(contents, file)
+        try:
+            torch.save(contents, file)
+        except RuntimeError as error:
+            # PyTorch's writer covers the error of a full disk with one of its own.
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def restore_checkpoint(
@@ -105,7 +109,9 @@ def read_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
+        raise FileNotFoundError(
+            f"there is no checkpoint at {path}: train first, or set eval.checkpoint to a file"
+        )
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             loaded = torch.load(path, map_location=device, weights_only=True)

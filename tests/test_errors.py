@@ -1,0 +1,399 @@
+"""Mistakes in the input: each ends the command with one message, and no file is lost."""
+
+import os
+import pickle
+import re
+import resource
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from small_runs import ROOT, SMALL, run_forked, small_config
+
+import run_lib
+from datasets import public
+from utils.checkpoints import read_checkpoint, save_checkpoint
+
+FEW = {
+    "training__n_iters": 4,
+    "training__snapshot_freq": 2,
+    "training__snapshot_freq_for_preemption": 4,
+    "eval__begin_ckpt": 1,
+    "eval__end_ckpt": 2,
+    "eval__enable_bpd": False,
+    "eval__enable_sampling": False,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run that was trained and evaluated."""
+    folder = tmp_path_factory.mktemp("run")
+    run_lib.train(small_config(**FEW), folder)
+    run_lib.evaluate(small_config(**FEW), folder)
+    return folder
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def command(workdir, *options, config=ROOT / "configs/vp/digits.py", mode="train"):
+    """The command line of a small run; None leaves an option out."""
+    given = {"config": config, "workdir": workdir, "mode": mode}
+    small = SMALL | {key.replace("__", "."): value for key, value in FEW.items()}
+    arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return [*arguments, *(f"--config.{key}={value}" for key, value in small.items()), *options]
+
+
+def message(arguments, **options):
+    """What a command says that ends with an error: one message, without a traceback."""
+    code, output = run_forked(arguments, **options)
+    assert code == 1, output
+    assert "Traceback" not in output
+    (said,) = re.findall(r"^(?:\S+ E |FATAL )(.*)$", output, flags=re.MULTILINE)
+    return said
+
+
+# Options of a training run, and words that the message has to have.
+OPTIONS = {
+    "training.continuouse=True": ("continuouse", "continuous"),
+    "trainnig.batch_size=8": ("trainnig", "training"),
+    "model.ch_mult[0]=2": ("model.ch_mult[0]",),
+    "training.batch_size=many": ("training.batch_size=many", "int"),
+    "training.continuous=perhaps": ("training.continuous=perhaps", "oolean"),
+    "optim.lr=fast": ("optim.lr=fast", "float"),
+    "model.ch_mult=x": ("model.ch_mult", "several numbers"),
+    "training.batch_size=0": ("training.batch_size = 0", "at least 1"),
+    "training.batch_size=-8": ("training.batch_size = -8", "at least 1"),
+    "training.n_iters=0": ("training.n_iters = 0", "at least 1"),
+    "training.log_freq=0": ("training.log_freq = 0", "at least 1"),
+    "training.eval_freq=0": ("training.eval_freq = 0", "at least 1"),
+    "training.snapshot_freq=0": ("training.snapshot_freq = 0", "at least 1"),
+    "training.snapshot_freq_for_preemption=-1": ("for_preemption = -1", "at least 1"),
+    "training.n_jitted_steps=3": ("training.eval_freq = 4", "multiple", "n_jitted_steps = 3"),
+    "training.grad_accumulation=17": ("grad_accumulation = 17", "training.batch_size = 16"),
+    "training.grad_accumulation=0": ("training.grad_accumulation = 0", "at least 1"),
+    "training.sde=vpsd": ("'vpsd'", "known are", "'vpsde'?"),
+    "sampling.method=pcs": ("sampling.method 'pcs'", "'pc' and 'ode'"),
+    "sampling.predictor=euler": ("predictor 'euler'", "euler_maruyama"),
+    "sampling.corrector=langvin": ("corrector 'langvin'", "'langevin'?"),
+    "sampling.num_samples=0": ("sampling.num_samples = 0", "at least 1"),
+    "optim.optimizer=SGD": ("optim.optimizer 'SGD'", "'Adam'"),
+    "optim.beta1=1.0": ("optim.beta1 = 1.0", "below 1"),
+    "optim.lr=-1": ("optim.lr = -1.0", "above 0"),
+    "model.name=ncsnp": ("model 'ncsnp'", "'ncsnpp'?"),
+    "model.normalization=BatchNorm": ("model.normalization", "'BatchNorm'", "'GroupNorm'"),
+    "model.nonlinearity=gelu": ("model.nonlinearity", "'gelu'", "'swish'"),
+    "model.resblock_type=resnet": ("model.resblock_type", "'resnet'", "'biggan'"),
+    "model.embedding_type=sine": ("model.embedding_type", "'sine'", "'positional'"),
+    "model.progressive=skip": ("model.progressive", "'skip'", "'output_skip'"),
+    "model.progressive_input=skip": ("model.progressive_input", "'skip'", "'input_skip'"),
+    "model.ch_mult=()": ("model.ch_mult = ()", "from 1 up"),
+    "model.ch_mult=(1,1,1,1,1)": ("data.image_size", "8x8", "4 times", "multiples of 16"),
+    "model.nf=0": ("model.nf = 0", "at least 1"),
+    "model.num_scales=0": ("model.num_scales = 0", "at least 1"),
+    "model.ema_rate=1.5": ("model.ema_rate = 1.5", "from 0 to 1"),
+    "model.dropout=-0.1": ("model.dropout = -0.1", "from 0 to 1"),
+    "model.beta_min=30.": ("beta_min = 30", "beta_max = 20"),
+    "model.nf=16": ("checkpoints-meta/checkpoint.pth", "of another shape", "the config"),
+    "model.num_res_blocks=2": ("checkpoints-meta/checkpoint.pth", "not in the network", "missing"),
+    "data.dataset=DIGIT": ("dataset 'DIGIT'", "'DIGITS'?"),
+    "data.dataset=IMAGES": ("data.path", "a folder"),
+    "data.num_workers=-1": ("data.num_workers = -1", "at least 0"),
+    "eval.bpd_dataset=validation": ("eval.bpd_dataset", "'validation'", "'train' or 'test'"),
+    "device=gpu": ("'gpu'", "'cpu'"),
+    # Mistakes that take several options.
+    "training.sde=vesde sampling.predictor=none model.sigma_min=9.": (
+        "sigma_min = 9",
+        "sigma_max = 5",
+    ),
+    "training.likelihood_weighting=True training.continuous=False model.num_scales=30": (
+        "training.likelihood_weighting",
+        "training.continuous = True",
+    ),
+    "training.sde=subvpsde training.continuous=False model.num_scales=30": (
+        "subVPSDE has no discrete noise levels",
+        "training.continuous = True",
+    ),
+    "training.sde=subvpsde sampling.predictor=ancestral_sampling model.num_scales=30": (
+        "subVPSDE has no ancestral sampling",
+        "reverse_diffusion",
+    ),
+    "sampling.predictor=ancestral_sampling sampling.probability_flow=True model.num_scales=30": (
+        "probability-flow",
+        "reverse_diffusion",
+    ),
+    "sampling.predictor=reverse_diffusion sampling.num_steps=20": (
+        "20 steps are too few",
+        "model.beta_max = 20",
+        "sampling.num_steps",
+    ),
+    "training.continuous=False model.num_scales=30 sampling.num_steps=25": (
+        "sampling.num_steps = 25",
+        "training.continuous = True",
+    ),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options(options, workdir):
+    before = contents(workdir)
+    said = message(command(workdir, *(f"--config.{option}" for option in options.split())))
+    assert all(words in said for words in OPTIONS[options]), said
+    assert contents(workdir) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(tmp_path):
+    said = message(command(tmp_path / "new", "--config.device=cuda"))
+    assert "'cuda'" in said and "'cpu'" in said
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"config": None}, ("--config",)),
+        ({"mode": None}, ("--mode",)),
+        ({"mode": "trian"}, ("--mode=trian", "train|eval|sample|fid_stats")),
+        ({"workdir": None}, ("--workdir",)),
+        ({"workdir": ""}, ("--workdir",)),
+    ],
+)
+def test_what_a_command_needs(given, words, tmp_path):
+    arguments = [a for a in command(**{"workdir": tmp_path / "new", **given}) if "config." not in a]
+    said = message(arguments)
+    assert all(word in said for word in words), said
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("extra", ("stray", "--wokrdir=x", "-config.nf=8"))
+def test_arguments_that_mean_nothing(extra, tmp_path):
+    assert extra.strip("-").split("=")[0].removeprefix("config.") in message(
+        command(tmp_path / "new", extra)
+    )
+
+
+CONFIG = """from configs.vp.digits import get_config as digits
+
+
+def get_config():
+    config = digits()
+"""
+FILES = {
+    "def get_config(:\n": ("SyntaxError", "line 1"),
+    "import nothing_of_this_name\n": ("line 1", "nothing_of_this_name"),
+    "config = None\n": ("get_config()",),
+    "def get_config():\n    pass\n": ("get_config()", "ConfigDict"),
+    CONFIG + "    config.model.nff.x = 3\n": ("line 6", "nff"),
+    CONFIG + "    return config + 1\n": ("line 6", "TypeError"),
+    CONFIG + "    config.training.continuouse = True\n    return config\n": (
+        "'training.continuouse'",
+        "'training.continuous'",
+    ),
+    CONFIG + "    config.unlock().training.batch_size = '64'\n    return config\n": ("line 6",),
+    CONFIG + "    del config.training.sde\n    return config\n": ("training.sde",),
+    CONFIG + "    config.model = 'ncsnpp'\n    return config\n": ("model",),
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_config_files(text, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    said = message(["--config=mine.py", "--mode=train", "--workdir=new"], cwd=tmp_path)
+    assert all(words in said for words in FILES[text]), said
+    assert os.listdir(tmp_path) == ["mine.py"]
+
+
+@pytest.mark.parametrize("path", ("missing.py", "configs/vp/digits.py", "."))
+def test_no_config_file(path, tmp_path):
+    """A path is taken from the current folder, which the message names."""
+    said = message([f"--config={path}", "--mode=train", "--workdir=new"], cwd=tmp_path)
+    assert f"--config={path}" in said and f"no such file in {tmp_path}" in said
+    assert not os.listdir(tmp_path)
+
+
+# --- Data -----------------------------------------------------------------------------------------
+
+
+def save(folder, shape, dtype=np.uint8, fill=0):
+    np.save(folder / "images.npy", np.full(shape, fill, dtype))
+    return "--config.data.dataset=IMAGES", f"--config.data.path={folder / 'images.npy'}"
+
+
+def empty(folder):
+    (folder / "images").mkdir()
+    return "--config.data.dataset=IMAGES", f"--config.data.path={folder / 'images'}"
+
+
+DATA = {
+    "another size": (
+        lambda _: ["--config.data.image_size=16"],
+        ("DIGITS", "8 x 8", "data.image_size=8"),
+    ),
+    "another number of channels": (
+        lambda _: ["--config.data.num_channels=3"],
+        ("DIGITS", "(3, 8, 8)", "data.num_channels=1"),
+    ),
+    "no path": (
+        lambda _: ["--config.data.dataset=IMAGES"],
+        ("data.path", "a folder, a .zip, .npy or .npz"),
+    ),
+    "nothing there": (
+        lambda folder: ["--config.data.dataset=IMAGES", f"--config.data.path={folder / 'none'}"],
+        ("data.path", "none", "no file or folder"),
+    ),
+    "empty folder": (empty, ("no image in", "images", ".png")),
+    "whole numbers": (lambda folder: save(folder, (4, 8, 8), np.int64), ("int64", "uint8")),
+    "colour": (lambda folder: save(folder, (4, 8, 8, 3)), ("3 channels", "data.num_channels=1")),
+    "no images": (lambda folder: save(folder, (0, 8, 8)), ("no images",)),
+    "one long list": (lambda folder: save(folder, (64,)), ("(64,)", "(N, H, W)")),
+    "nan": (
+        lambda folder: save(folder, (4, 8, 8), np.float32, np.nan),
+        ("images.npy", "outside [0, 1]", "uint8"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_data(case, tmp_path):
+    make, words = DATA[case]
+    said = message(command(tmp_path / "new", *make(tmp_path)))
+    assert all(word in said for word in words), said
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_data_that_cannot_be_downloaded(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setattr(public, "_reachable", lambda page: False)
+    options = ["--config.model.nf=8", f"--config.data.data_dir={tmp_path / 'data'}"]
+    config = ROOT / "configs/vp/cifar10_ddpmpp.py"
+    run = [f"--config={config}", f"--workdir={tmp_path / 'new'}", "--mode=train", *options]
+    said = message(run)
+    assert "cifar10" in said and str(tmp_path / "data") in said
+    assert "python -m datasets.prepare cifar10" in said and "data.data_dir" in said
+    assert not (tmp_path / "new").exists()
+
+
+# --- Files of a run -------------------------------------------------------------------------------
+
+
+def damaged(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def text(path):
+    path.write_text("step 1: training loss 0.5")
+
+
+def foreign(path):
+    path.write_bytes(pickle.dumps({"model": print, "ema": None, "step": 0}))
+
+
+def incomplete(path):
+    torch.save({"state_dict": {}}, path)
+
+
+def without_average(path):
+    save_checkpoint(path, {**read_checkpoint(path), "ema": {"decay": 0.9, "shadow_params": []}})
+
+
+@pytest.mark.parametrize("mode", ("train", "sample"))
+@pytest.mark.parametrize("change", (damaged, text, foreign, incomplete, without_average))
+def test_checkpoints(change, mode, workdir):
+    change(workdir / "checkpoints-meta" / "checkpoint.pth")
+    before = contents(workdir)
+    said = message(command(workdir, mode=mode))
+    assert "checkpoints-meta/checkpoint.pth" in said
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize("mode", ("train", "eval"))
+def test_a_folder_that_cannot_be_written(mode, workdir):
+    file = workdir / "file"
+    file.touch()
+    places = {
+        "train": command(file / "run"),
+        "eval": [*command(workdir, mode="eval"), "--eval_folder=file"],
+    }
+    before = contents(workdir)
+    said = message(places[mode])
+    assert "cannot be written" in said and str(file) in said
+    assert contents(workdir) == before
+
+
+def test_full_disk(workdir):
+    """What is there stays, and the run goes on from it once there is space."""
+    before = {path: data for path, data in contents(workdir).items() if path.suffix == ".pth"}
+    longer = command(workdir, "--config.training.n_iters=8")
+    limit = min(len(data) for data in before.values()) // 2
+    said = message(
+        longer, prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
+    assert "File too large" in said and "checkpoints/checkpoint_3.pth" in said
+    after = contents(workdir)
+    assert {path: after[path] for path in before} == before
+    assert not [path for path in after if path.suffix == ".tmp"]
+    code, output = run_forked(longer)
+    assert code == 0 and "training from step 4 to 8" in output
+    assert (workdir / "checkpoints" / "checkpoint_4.pth").exists()
+
+
+def test_a_loss_that_is_not_finite(workdir):
+    before = {path: data for path, data in contents(workdir).items() if path.suffix == ".pth"}
+    said = message(command(workdir, "--config.training.n_iters=8", "--config.optim.lr=1e30"))
+    assert "not finite at step 6" in said and "optim.lr" in said
+    after = contents(workdir)
+    assert {path: data for path, data in after.items() if path.suffix == ".pth"} == before
+
+
+# --- Evaluation and sampling ----------------------------------------------------------------------
+
+EVALUATIONS = {
+    "--config.eval.end_ckpt=4": ("checkpoint_3.pth", "checkpoint_4.pth", "eval.end_ckpt"),
+    "--config.eval.begin_ckpt=3": ("eval.begin_ckpt = 3", "eval.end_ckpt = 2"),
+    "--config.eval.checkpoint=none.pth": ("none.pth", "eval.checkpoint"),
+    "--config.seed=7": ("another seed", "--eval_folder"),
+    "--config.eval.batch_size=0": ("eval.batch_size = 0", "at least 1"),
+    "--config.eval.num_samples=0": ("eval.num_samples = 0", "at least 1"),
+    "--config.eval.bpd_dataset=val": ("eval.bpd_dataset = 'val'", "'train' or 'test'"),
+    "--config.eval.dataset=val": ("eval.dataset = 'val'", "'train', 'test'"),
+}
+
+
+@pytest.mark.parametrize("option", EVALUATIONS)
+def test_evaluations(option, workdir):
+    before = contents(workdir)
+    said = message(command(workdir, option, mode="eval"))
+    assert all(words in said for words in EVALUATIONS[option]), said
+    assert contents(workdir) == before
+
+
+def test_an_evaluation_of_a_checkpoint_that_changed(workdir):
+    folder = workdir / "checkpoints"
+    shutil.copy(folder / "checkpoint_2.pth", folder / "checkpoint_1.pth")
+    before = contents(workdir / "eval")
+    said = message(command(workdir, mode="eval"))
+    assert "ckpt_1_loss.npz" in said and "another checkpoint" in said
+    after = contents(workdir / "eval")
+    del before[workdir / "eval" / "stdout.txt"], after[workdir / "eval" / "stdout.txt"]
+    assert after == before
+
+
+def test_extractors(workdir):
+    options = "--config.eval.enable_sampling", "--config.eval.extractor=inceptoin"
+    said = message([*command(workdir, *options, mode="eval"), "--eval_folder=other"])
+    assert "'inceptoin'" in said and "inception" in said
+
+
+def test_samples_of_nothing(tmp_path):
+    said = message(command(tmp_path / "none", mode="sample"))
+    assert "checkpoints-meta/checkpoint.pth" in said and "eval.checkpoint" in said
+    assert not os.listdir(tmp_path)
