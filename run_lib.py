@@ -32,6 +32,7 @@ from utils.checkpoints import restore_checkpoint, save_checkpoint
 from utils.files import atomic_write, open_folder
 from utils.images import is_picture, make_grid, save_grid, to_uint8
 from utils.logs import MetricsLog, Rate, messages_to, progress_bar
+from utils.memory import keep_freed_memory
 from utils.reports import write_report
 from utils.tensors import SampleNoise, derive_seed, image_shape
 
@@ -89,6 +90,8 @@ def setup(config) -> Run:
         logging.warning("nothing is known to read the option %s", key)
     check_values(config)
     device = resolve_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     model = create_model(config, device)
     run = Run(

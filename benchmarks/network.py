@@ -17,7 +17,7 @@ from configs.defaults import load
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="ve/cifar10_ncsnpp_continuous")
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=8)
     arguments = parser.parse_args()
     run = run_lib.setup(load(arguments.config))
     train_step, _ = run_lib.step_fns(run)

@@ -114,6 +114,16 @@ def test_library_example_runs():
     assert names["score"].shape == (4, 2)
 
 
+def test_inpainting_example_keeps_what_is_known():
+    names = example("get_pc_inpainter(")
+    left = slice(None, 4)
+    # The known half has the noise level at which sampling ends.
+    torch.testing.assert_close(
+        names["filled"][..., left], names["images"][..., left], rtol=0, atol=1e-5
+    )
+    assert names["filled"][..., 4:].std() == pytest.approx(1, abs=0.4)
+
+
 def test_published_checkpoint_example(tmp_path, monkeypatch):
     """The example with a small network in place of the large one."""
     from utils.checkpoints import save_checkpoint
