@@ -103,14 +103,7 @@ def get_log_likelihood_fn(
     Raises:
         ValueError: an unknown type of probe, or fewer than one.
     """
-    kind = hutchinson_type.lower()
-    if kind not in (*_PROBES, "exact"):
-        raise ValueError(
-            f"unknown hutchinson_type {hutchinson_type!r}: known are 'Rademacher', 'Gaussian' "
-            "and 'exact'"
-        )
-    if num_probes < 1:
-        raise ValueError(f"at least one probe is needed, not {num_probes}")
+    kind = _kind_of_probe(hutchinson_type, num_probes)
 
     def log_likelihood_fn(model, data, *, noise=None):
         probes = _basis(data) if kind == "exact" else _draw_probes(kind, num_probes, data, noise)
@@ -196,6 +189,19 @@ def bits_per_dim(
     ends = inverse_scaler(torch.tensor([0.0, 1.0], dtype=torch.float64))
     offset = math.log2(levels) + math.log2(float(ends[1] - ends[0]))
     return -log_p / (dimensions * math.log(2)) + offset
+
+
+def _kind_of_probe(hutchinson_type: str, num_probes: int) -> str:
+    """The name of the probes in lower case; ValueError says what there is."""
+    kind = hutchinson_type.lower()
+    if kind not in (*_PROBES, "exact"):
+        raise ValueError(
+            f"unknown hutchinson_type {hutchinson_type!r}: known are 'Rademacher', 'Gaussian' "
+            "and 'exact'"
+        )
+    if num_probes < 1:
+        raise ValueError(f"at least one probe is needed, not {num_probes}")
+    return kind
 
 
 def _draw_probes(kind: str, count: int, data: Tensor, noise: Callable | None) -> Tensor:

@@ -17,6 +17,7 @@ from models.utils import get_score_fn
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="vp/digits")
     parser.add_argument("--batch_size", type=int, default=128)

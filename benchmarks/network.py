@@ -15,6 +15,7 @@ from configs.defaults import load
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="ve/cifar10_ncsnpp_continuous")
     parser.add_argument("--batch_size", type=int, default=8)

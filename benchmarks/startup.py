@@ -20,6 +20,7 @@ COMMANDS = {
 
 
 def main() -> None:
+    """Measure and print."""
     works = {
         name: lambda command=command: subprocess.run(command, capture_output=True)
         for name, command in COMMANDS.items()
