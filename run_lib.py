@@ -76,6 +76,16 @@ class Run:
             images, _ = self.sampler(len(indices))(model, noise=noise, progress=progress)
         return images
 
+    def first_samples(self) -> Tensor:
+        """The first `sampling.num_samples` images of the run's seed, (B, C, H, W).
+
+        In batches no larger than training's, so that what can be trained can be sampled.
+        """
+        indices = range(self.config.sampling.get("num_samples", 64))
+        at_once, progress = self.config.training.batch_size, sys.stderr.isatty()
+        parts = [indices[i : i + at_once] for i in range(0, len(indices), at_once)]
+        return torch.cat([self.sample(part, self.config.seed, progress) for part in parts])
+
 
 def setup(config) -> Run:
     """Build everything that a config describes.
@@ -274,9 +284,7 @@ def _snapshot(run: Run, workdir: pathlib.Path, step: int, log: MetricsLog) -> No
     _save(run, workdir / "checkpoints" / f"checkpoint_{number}.pth")
     if not run.config.training.snapshot_sampling:
         return
-    count = run.config.sampling.get("num_samples", 64)
-    images = run.sample(range(count), run.config.seed, progress=sys.stderr.isatty())
-    shown = _save_samples(workdir / "samples" / f"iter_{step}", images, run.levels)
+    shown = _save_samples(workdir / "samples" / f"iter_{step}", run.first_samples(), run.levels)
     if is_picture(shown.shape):
         log.image(step, "samples", make_grid(shown))
 
@@ -350,11 +358,9 @@ def sample(config, workdir: str | os.PathLike) -> pathlib.Path:
     workdir = pathlib.Path(workdir)
     path = run.config.eval.get("checkpoint", "") or workdir / "checkpoints-meta" / "checkpoint.pth"
     restore_checkpoint(path, run.state, run.device, must_exist=True)
-    count = run.config.sampling.get("num_samples", 64)
-    logging.info("drawing %d samples from step %d", count, run.state["step"])
-    images = run.sample(range(count), run.config.seed, progress=sys.stderr.isatty())
+    logging.info("drawing samples from step %d", run.state["step"])
     folder = workdir / "samples" / f"step_{run.state['step']}"
-    _save_samples(folder, images, run.levels)
+    _save_samples(folder, run.first_samples(), run.levels)
     logging.info("samples are in %s", folder)
     return folder
 

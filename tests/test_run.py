@@ -173,6 +173,16 @@ def test_sample_mode(undisturbed, tmp_path):
     assert (folder / "sample.png").stat().st_size > 0
 
 
+def test_samples_come_in_batches_that_fit(undisturbed, tmp_path):
+    """More samples than a training batch holds: the same ones, in several batches."""
+    checkpoint = str(undisturbed / "checkpoints" / "checkpoint_2.pth")
+    config = small_config(eval__checkpoint=checkpoint, sampling__num_samples=20)
+    samples = np.load(run_lib.sample(config, tmp_path) / "sample.np")
+    assert samples.shape == (20, 8, 8, 1)
+    few = np.load(undisturbed / "samples" / "iter_12" / "sample.np")
+    assert (samples[:4] == few).mean() > 0.99  # up to the rounding of matrix products
+
+
 @pytest.mark.parametrize("name", ("ve/digits", "subvp/digits"))
 def test_other_processes_train(name, tmp_path):
     config = small_config(name, training__n_iters=2, training__snapshot_freq=2)
