@@ -35,7 +35,7 @@ from evaluation import (
     save_statistics,
     stats_path,
 )
-from likelihood import bits_per_dim, get_log_likelihood_fn
+from likelihood import bits_per_dim, get_log_likelihood_fn, offsets
 from utils.files import file_digest, load_arrays, save_arrays
 from utils.images import save_grid, to_uint8
 from utils.reports import save_histogram
@@ -142,7 +142,10 @@ def _bpd_round(run, data: HeldOut, number: int, seed: int) -> dict[str, np.ndarr
 
 
 def likelihood_terms(run, images: Tensor, levels: int, noise: Callable) -> dict[str, np.ndarray]:
-    """Bits/dim of images, and the terms of their log-likelihood in nats.
+    """Bits/dim of images, and their terms.
+
+    "total" = "prior" + "divergence" is the log-likelihood in nats, with a "standard_error" where
+    there are several probes; "dequantisation" and "scaling" are what bits/dim are above it.
 
     Args:
         run: whose network's present weights are used.
@@ -161,8 +164,13 @@ def likelihood_terms(run, images: Tensor, levels: int, noise: Callable) -> dict[
     terms = log_likelihood_fn(run.state["model"], images, noise=noise)._asdict()
     bpd = bits_per_dim(terms["total"], images[0].numel(), run.inverse_scaler, levels)
     del terms["z"]
-    nfe = np.array(terms.pop("nfe"))
-    return {"bpd": bpd.cpu().numpy(), "nfe": nfe} | {k: v.cpu().numpy() for k, v in terms.items()}
+    dequantisation, scaling = map(np.array, offsets(run.inverse_scaler, levels))
+    shared = {
+        "dequantisation": dequantisation,
+        "scaling": scaling,
+        "nfe": np.array(terms.pop("nfe")),
+    }
+    return {"bpd": bpd.cpu().numpy()} | {k: v.cpu().numpy() for k, v in terms.items()} | shared
 
 
 def evaluate_samples(job: Job) -> dict[str, float | None]:

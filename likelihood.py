@@ -186,9 +186,14 @@ def bits_per_dim(
     Returns:
         Bits/dim, (B,).
     """
+    return -log_p / (dimensions * math.log(2)) + sum(offsets(inverse_scaler, levels))
+
+
+def offsets(inverse_scaler: Callable, levels: int = 256) -> tuple[float, float]:
+    """What bits/dim are above the density's own: log2(levels) for dequantisation, and log2(a) for
+    scaling, where the inverse scaler is x -> a x + b."""
     ends = inverse_scaler(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    offset = math.log2(levels) + math.log2(float(ends[1] - ends[0]))
-    return -log_p / (dimensions * math.log(2)) + offset
+    return math.log2(levels), math.log2(float(ends[1] - ends[0]))
 
 
 def _kind_of_probe(hutchinson_type: str, num_probes: int) -> str:

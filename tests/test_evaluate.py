@@ -65,6 +65,11 @@ def test_files_and_report(workdir):
     assert [len(r["bpd"]) for r in rounds] == [20, 20, 20, 20]
     mean = np.mean([np.concatenate([r["bpd"] for r in rounds[i : i + 2]]) for i in (0, 2)])
     assert records[0]["bpd"] == pytest.approx(mean)
+    terms = rounds[0]
+    nats_per_dim = (terms["prior"] + terms["divergence"]) / 64
+    offset = terms["dequantisation"] + terms["scaling"]
+    assert terms["bpd"] == pytest.approx(offset - nats_per_dim / np.log(2))
+    assert offset == pytest.approx(np.log2(17) - 1)
     # The two passes have noise of their own.
     assert not np.allclose(rounds[0]["bpd"], rounds[2]["bpd"], atol=1e-3)
     samples = [load_arrays(folder / "ckpt_1" / f"samples_{i}.npz")["samples"] for i in range(2)]
