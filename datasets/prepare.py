@@ -11,6 +11,7 @@ import os
 
 
 def main() -> None:
+    """Download and prepare the data set that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="name in tensorflow-datasets, such as cifar10")
     parser.add_argument("folder", nargs="?", help="its data directory (default: its own)")

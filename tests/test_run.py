@@ -183,6 +183,14 @@ def test_samples_come_in_batches_that_fit(undisturbed, tmp_path):
     assert (samples[:4] == few).mean() > 0.99  # up to the rounding of matrix products
 
 
+def test_number_of_sampling_steps():
+    """A continuous model is sampled in as many steps as asked for; 0 are those of training."""
+    for steps, expected in ((0, 5), (3, 3)):
+        run = run_lib.setup(small_config(sampling__num_steps=steps))
+        _, evaluations = run.sampler(2)(run.state["model"])
+        assert evaluations == expected and run.sde.N == 5
+
+
 @pytest.mark.parametrize("name", ("ve/digits", "subvp/digits"))
 def test_other_processes_train(name, tmp_path):
     config = small_config(name, training__n_iters=2, training__snapshot_freq=2)
