@@ -11,8 +11,9 @@ from source_code import ROOT, imported_modules, project_files
 
 BOTTOM = {"utils", "op"}
 MIDDLE = BOTTOM | {"sde_lib", "models"}
-METHODS = {"losses", "sampling", "likelihood", "controllable_generation"}
-ALL_BELOW = MIDDLE | METHODS | {"datasets", "evaluation", "configs"}
+METHODS = {"losses", "sampling", "likelihood", "latent", "controllable_generation"}
+ALL_BELOW = MIDDLE | {"operators"} | METHODS | {"datasets", "evaluation", "configs"}
+MODES = {"eval_lib", "control_lib"}
 
 # What each module or package may import from the project, besides itself.
 LAYERS = {
@@ -20,18 +21,22 @@ LAYERS = {
     "op": set(),
     "sde_lib": BOTTOM,
     "models": BOTTOM,
+    "operators": BOTTOM,
     "losses": MIDDLE,
     "sampling": MIDDLE,
     "likelihood": MIDDLE,
-    "controllable_generation": MIDDLE | {"sampling"},
+    "latent": MIDDLE | {"sampling"},
+    "controllable_generation": MIDDLE | {"sampling", "operators"},
     "datasets": {"utils"},
     "evaluation": {"utils"},
     "configs": set(),
-    "eval_lib": ALL_BELOW,
-    "run_lib": ALL_BELOW | {"eval_lib"},
+    "experiment": ALL_BELOW,
+    "eval_lib": ALL_BELOW | {"experiment"},
+    "control_lib": ALL_BELOW | {"experiment"},
+    "run_lib": ALL_BELOW | {"experiment"} | MODES,
     "main": ALL_BELOW | {"run_lib"},
-    "demo": ALL_BELOW | {"run_lib", "eval_lib"},
-    "benchmarks": ALL_BELOW | {"run_lib", "eval_lib"},
+    "demo": ALL_BELOW | {"run_lib", "experiment"} | MODES,
+    "benchmarks": ALL_BELOW | {"run_lib", "experiment"} | MODES,
     "assets": ALL_BELOW,  # scripts that made what is stored there
 }
 
