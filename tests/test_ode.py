@@ -80,3 +80,105 @@ def test_failure_is_said():
         integrate(lambda t, y: y**2, y, 0.0, 2.0)  # infinite at t = 1
     with pytest.raises(ValueError, match="RK45"):
         integrate(lambda t, y: y, y, 0.0, 1.0, method="LSODA", per_sample=True)
+
+
+def logistic(t, y0, rate):
+    """y(t) of y' = rate y (1 - y)."""
+    return y0 * torch.exp(rate * t) / (1 - y0 + y0 * torch.exp(rate * t))
+
+
+@pytest.mark.parametrize("per_sample", (False, True))
+@pytest.mark.parametrize(("t0", "t1"), ((0.0, 2.0), (1.0, -1.0)))
+def test_gradients_of_a_nonlinear_flow(t0, t1, per_sample):
+    y0 = torch.tensor([[0.1, 0.5], [0.3, 0.9]], dtype=torch.float64, requires_grad=True)
+    rate = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+    y1, _ = integrate(
+        lambda t, y: rate * y * (1 - y), y0, t0, t1, rtol=1e-9, atol=1e-9, per_sample=per_sample
+    )
+    expected = logistic(t1 - t0, y0, rate)
+    torch.testing.assert_close(y1, expected, rtol=1e-7, atol=0)
+    towards = torch.tensor([[1.0, -2.0], [3.0, 0.5]], dtype=torch.float64)
+    for gradient, true in zip(
+        torch.autograd.grad(y1, (y0, rate), towards),
+        torch.autograd.grad(expected, (y0, rate), towards),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, true, rtol=1e-6, atol=0)
+
+
+def pulse(t):
+    """A peak at t = 1/2, of area 1 to 2e-12 over [0, 1]."""
+    width = 0.1
+    return torch.exp(-(((t - 0.5) / width) ** 2)) / (width * math.sqrt(math.pi))
+
+
+class Recorded:
+    """A right-hand side that remembers its evaluations."""
+
+    def __init__(self, fn):
+        self.fn, self.times, self.slopes = fn, [], []
+
+    def __call__(self, t, y):
+        self.times.append(t.clone())
+        self.slopes.append(self.fn(t, y))
+        return self.slopes[-1]
+
+    def went_back(self):
+        """Whether each sample's time ran backwards, which it does when a step is rejected and when
+        the first one is sought: (B,)."""
+        return (torch.stack(self.times[2:]).diff(dim=0) < 0).any(dim=0)
+
+
+@pytest.mark.parametrize("per_sample", (False, True))
+def test_steps_count_as_constants_for_the_gradient(per_sample):
+    """For a linear equation y_1 = R y_0, where R depends on the steps alone: the gradient is R to
+    rounding, however coarse the steps are."""
+    y0 = torch.tensor([[1.0], [3.0]], dtype=torch.float64, requires_grad=True)
+    rates = torch.tensor([[3.0], [0.3]], dtype=torch.float64)
+    fn = Recorded(lambda t, y: -rates * (1 + pulse(t)[:, None]) * y)
+    y1, _ = integrate(fn, y0, 0.0, 1.0, rtol=1e-2, atol=1e-2, per_sample=per_sample)
+    gradient = torch.autograd.grad(y1.sum(), y0)[0]
+    torch.testing.assert_close(gradient, (y1 / y0).detach(), rtol=1e-13, atol=0)
+    assert fn.went_back()[0]
+
+
+@pytest.mark.parametrize("per_sample", (False, True))
+def test_rejected_steps_leave_no_trace_in_the_gradient(per_sample):
+    """y' = -c p(t) sqrt(y) is nan where a step goes too far, for the first sample only:
+    sqrt(y_1) = sqrt(y_0) - c / 2."""
+    y0 = torch.tensor([[1.0], [1.0]], dtype=torch.float64, requires_grad=True)
+    c = torch.tensor(1.8, dtype=torch.float64, requires_grad=True)
+    share = torch.tensor([[1.0], [1e-3]], dtype=torch.float64)
+    fn = Recorded(lambda t, y: -c * share * pulse(t)[:, None] * torch.sqrt(y))
+    y1, _ = integrate(fn, y0, 0.0, 1.0, rtol=1e-8, atol=1e-8, per_sample=per_sample)
+    expected = (torch.sqrt(y0) - c * share / 2) ** 2
+    torch.testing.assert_close(y1, expected, rtol=1e-5, atol=0)
+    for gradient, true in zip(
+        torch.autograd.grad(y1.sum(), (y0, c)),
+        torch.autograd.grad(expected.sum(), (y0, c)),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, true, rtol=1e-5, atol=0)
+    assert torch.stack(fn.slopes).isnan().any(dim=0)[:, 0].tolist() == [True, False]
+
+
+def test_gradients_change_no_number():
+    y = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected, evaluations = integrate(oscillator, y, 0.0, 3.0)
+    result, as_many = integrate(oscillator, y.requires_grad_(), 0.0, 3.0)
+    assert torch.equal(result, expected) and as_many == evaluations
+    assert result.requires_grad and not expected.requires_grad
+    with torch.no_grad():
+        assert not integrate(oscillator, y, 0.0, 3.0)[0].requires_grad
+
+
+def test_no_gradient_through_the_host():
+    y = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    rate = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match=r"method 'DOP853', which runs on the host: use 'RK45'"):
+        integrate(lambda t, y: -y, y, 0.0, 1.0, method="DOP853")
+    with pytest.raises(ValueError, match="'RK45'"):
+        integrate(lambda t, y: -rate * y, y.detach(), 0.0, 1.0, method="DOP853")
+    with torch.no_grad():
+        result, _ = integrate(lambda t, y: -rate * y, y, 0.0, 1.0, method="DOP853")
+    torch.testing.assert_close(result, y.detach() * math.exp(-1), rtol=1e-4, atol=0)

@@ -3,6 +3,9 @@
 Dormand and Prince's embedded pair of orders 5 and 4, with the step control of Hairer, Norsett and
 Wanner (*Solving Ordinary Differential Equations I*, section II.4) and the constants of SciPy's
 RK45, so that results and function evaluations can be compared with it.
+
+A solution can be differentiated.  Its gradient is that of the steps that were taken; how long they
+are counts as given.
 """
 
 from __future__ import annotations
@@ -46,6 +49,9 @@ def integrate(
 
     The host reads one number a step, whether it is accepted; everything else stays on the device.
 
+    Where y or what fn returns carries a gradient, so does the solution (RK45 only): accepted steps
+    keep what their backward pass needs, and what fn computed in a rejected one is let go.
+
     Args:
         fn: function of t (B,) and y (B, *D), in the dtype of y, giving dy/dt (B, *D).
         y: state at t0, (B, *D); its dtype is that of the integration.
@@ -58,7 +64,7 @@ def integrate(
     Returns:
         y at t1, (B, *D), and the number of evaluations of fn.
     Raises:
-        ValueError: an unknown method, or per_sample with a method other than RK45.
+        ValueError: an unknown method, or per_sample or a gradient with one other than RK45.
         RuntimeError: the step became smaller than rounding (fn is stiff or not finite).
     """
     if method == "RK45":
@@ -87,7 +93,7 @@ class _RK45:
         # All times are counted along the direction of integration.
         sign = 1.0 if self.t1 >= t0 else -1.0
         slope = self._evaluate(t, y)
-        h = self._first_step(t, y, slope, sign)
+        h = self._first_step(t, y.detach(), slope.detach(), sign).detach()
         rejected = torch.zeros_like(t, dtype=torch.bool)
         left = sign * (self.t1 - t)
         while bool((left > 0).any()):
@@ -100,6 +106,8 @@ class _RK45:
                 )
             y_new, slope_new, error = self._step(t, y, slope, sign * h)
             accepted = (error < 1) & (left > 0)
+            if y_new.requires_grad and bool((~accepted & (left > 0)).any()):
+                y_new, slope_new = self._retake(t, y, slope, sign * h, accepted)
             t = torch.where(accepted, torch.where(h == left, self.t1, t + sign * h), t)
             y = torch.where(accepted[:, None], y_new, y)
             slope = torch.where(accepted[:, None], slope_new, slope)
@@ -120,10 +128,24 @@ class _RK45:
         for i in range(1, len(_C)):
             y_new = y + h[:, None] * torch.tensordot(self.a[i], stages[:i], dims=1)
             stages[i] = self._evaluate(t + _C[i] * h, y_new)
+        return y_new, stages[-1], self._error(y, y_new, stages, h)
+
+    @torch.no_grad()
+    def _error(self, y, y_new, stages, h):
         error = h[:, None] * torch.tensordot(self.e, stages, dims=1)
         scale = self.atol + self.rtol * torch.maximum(y.abs(), y_new.abs())
         # An error that is not a number is the worst there is.
-        return y_new, stages[-1], torch.nan_to_num(_rms(error / scale), nan=torch.inf)
+        return torch.nan_to_num(_rms(error / scale), nan=torch.inf)
+
+    def _retake(self, t, y, slope, h, accepted):
+        """A step again in which the groups that rejected it stand still, and its end's slope.
+
+        Choosing accepted results alone is not enough for a gradient: it counts what a rejected step
+        computed 0 times, which is nan where that overflowed.
+        """
+        if not accepted.any():
+            return y, slope
+        return self._step(t, y, slope, torch.where(accepted, h, 0.0))[:2]
 
     def _first_step(self, t, y, slope, sign):
         """A step at which an explicit Euler step would change little."""
@@ -152,11 +174,19 @@ def _rms(x: Tensor) -> Tensor:
 def _integrate_on_host(fn, y, t0, t1, rtol, atol, method):
     from scipy import integrate as scipy_integrate
 
+    def to_host(x: Tensor):
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError(
+                f"a gradient cannot pass through method {method!r}, which runs on the host: use "
+                "'RK45', or torch.no_grad() if none is wanted"
+            )
+        return x.reshape(-1).double().cpu().numpy()
+
     def slope(t, flat):
         state = torch.from_numpy(flat).reshape(y.shape).to(y)
-        return fn(y.new_full((y.shape[0],), t), state).reshape(-1).double().cpu().numpy()
+        return to_host(fn(y.new_full((y.shape[0],), t), state))
 
-    start = y.reshape(-1).double().cpu().numpy()
+    start = to_host(y)
     solution = scipy_integrate.solve_ivp(
         slope, (t0, t1), start, rtol=rtol, atol=atol, method=method, t_eval=(t1,)
     )
