@@ -2,10 +2,12 @@
 
 A *source* gives examples by number, as uint8, the same ones on every call (`datasets.sources`).
 A *stream* turns a source into shuffled, flipped, dequantised batches (`datasets.stream`).
-`get_dataset` builds both from a config.
+`get_dataset` builds both from a config.  `read_inputs` and `read_mask` read what a user hands in
+for editing.
 """
 
 from datasets import digits, images, public, tfrecords  # noqa: F401  (they register their names)
+from datasets.inputs import Inputs, read_inputs, read_mask
 from datasets.loading import DatasetInfo, get_data_inverse_scaler, get_data_scaler, get_dataset
 from datasets.sources import DataError, MemorySource, Source, Subset, register_dataset
 from datasets.stream import ImageStream
@@ -14,11 +16,14 @@ __all__ = [
     "DataError",
     "DatasetInfo",
     "ImageStream",
+    "Inputs",
     "MemorySource",
     "Source",
     "Subset",
     "get_data_inverse_scaler",
     "get_data_scaler",
     "get_dataset",
+    "read_inputs",
+    "read_mask",
     "register_dataset",
 ]

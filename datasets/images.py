@@ -40,23 +40,47 @@ def images(config) -> tuple[Source, Source]:
     Raises:
         DataError: no path, nothing there, or nothing that can be read.
     """
-    path = pathlib.Path(os.path.expanduser(config.data.get("path", "")))
-    shape, on_error = image_shape(config), config.data.get("on_error", "raise")
+    path = config.data.get("path", "")
+    if not path:
+        raise DataError("data.dataset='IMAGES' reads data.path: a folder, a .zip, .npy or .npz")
+    on_error = config.data.get("on_error", "raise")
+    source = open_images(path, image_shape(config), on_error, what="data.path")
+    return _split_files(source) if isinstance(source, ImageFiles) else _split_tenths(source)
+
+
+def open_images(
+    path: str, shape: tuple[int, int, int], on_error: str = "raise", *, what: str = "images"
+) -> Source:
+    """All the images at a path, in the order of their names (or of the array), cropped and resized.
+
+    Args:
+        path: an image file, a folder, a .zip, .npy or .npz.
+        shape: (C, H, W) that the images are brought to.
+        on_error: "raise" for an image that cannot be read, or "skip" it.
+        what: how messages call the path.
+    Raises:
+        DataError: nothing there, or nothing that can be read.
+    """
     if on_error not in ("raise", "skip"):
         raise DataError(f"data.on_error={on_error!r}: known are 'raise' and 'skip'")
     if shape[0] not in MODES:
         raise DataError(f"data.num_channels={shape[0]}: images have 1 (gray), 3 (RGB) or 4 (RGBA)")
-    if path == pathlib.Path():
-        raise DataError("data.dataset='IMAGES' reads data.path: a folder, a .zip, .npy or .npz")
-    if path.is_dir():
-        return _split_files(Folder(path), shape, on_error)
-    if not path.is_file():
-        raise DataError(f"data.path: there is no file or folder {str(path)!r}")
-    if path.suffix.lower() == ".zip":
-        return _split_files(Zip(path), shape, on_error)
-    if path.suffix.lower() in (".npy", ".npz"):
-        return _split_tenths(open_array(path, shape))
-    raise DataError(f"data.path: {str(path)!r} is neither a folder nor a .zip, .npy or .npz file")
+    place = pathlib.Path(os.path.expanduser(path))
+    if place.is_dir():
+        return _image_files(Folder(place), shape, on_error)
+    if not place.is_file():
+        raise DataError(f"{what}: there is no file or folder {str(place)!r}")
+    suffix = place.suffix.lower()
+    if suffix == ".zip":
+        return _image_files(Zip(place), shape, on_error)
+    if suffix in (".npy", ".npz"):
+        return open_array(place, shape)
+    if suffix in SUFFIXES:
+        return ImageFiles(OneFile(place), [place.name], [0], 1, shape)
+    raise DataError(
+        f"{what}: {str(place)!r} is neither a folder nor a .zip, .npy or .npz file, nor an image "
+        f"({', '.join(SUFFIXES)})"
+    )
 
 
 def _split_tenths(source: Source) -> tuple[Source, Source]:
@@ -85,6 +109,13 @@ class Folder:
         return file.read_bytes()
 
 
+class OneFile(Folder):
+    """A single file, as if it were alone in its folder."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self.names = path.parent, [path.name]
+
+
 class Zip:
     """Names of the files in a zip file, and their contents, without unpacking it."""
 
@@ -111,7 +142,12 @@ def _check_size(size: int) -> None:
 
 
 class ImageFiles(Source):
-    """Image files of a folder or zip file, decoded when they are read."""
+    """Image files of a folder or zip file, decoded when they are read.
+
+    Attributes:
+        files: where they are.
+        names: theirs, within it.
+    """
 
     def __init__(
         self,
@@ -121,17 +157,15 @@ class ImageFiles(Source):
         num_classes: int,
         shape: tuple[int, int, int],
     ):
-        self._files, self._names, self._labels = files, names, torch.tensor(labels)
+        self.files, self.names, self._labels = files, names, torch.tensor(labels)
         self.num_classes, self.shape = num_classes, shape
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         channels, height, width = self.shape
-        images = [
-            fit(decode(self._files, self._names[n], channels), height, width) for n in numbers
-        ]
+        images = [fit(decode(self.files, self.names[n], channels), height, width) for n in numbers]
         return torch.cat(images), self._labels[numbers]
 
 
@@ -164,20 +198,32 @@ def _plain(image):
     return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
 
 
-def _split_files(files: Folder | Zip, shape, on_error: str) -> tuple[Source, Source]:
+def _image_files(files: Folder | Zip, shape, on_error: str) -> ImageFiles:
+    """All the images of a folder or zip file."""
     names = _image_names(files)
     if on_error == "skip":
         names = _readable(files, names, shape[0])
     parts = _parts_below_root(names)
-    folders = {part[0] for part in parts.values() if len(part) > 1}
-    held_out = next((name for name in HELD_OUT_FOLDERS if name in folders), None)
-    if "train" not in folders or held_out is None:
-        return _split_tenths(_labelled(files, parts, 0, shape))
+    return _labelled(files, parts, 0 if _held_out_folder(parts) is None else 1, shape)
+
+
+def _split_files(source: ImageFiles) -> tuple[Source, Source]:
+    files, parts = source.files, _parts_below_root(source.names)
+    held_out = _held_out_folder(parts)
+    if held_out is None:
+        return _split_tenths(source)
     both = {name: part for name, part in parts.items() if part[0] in ("train", held_out)}
     _report(files, sorted(set(parts) - set(both)), f"are neither in train/ nor in {held_out}/")
-    source = _labelled(files, both, 1, shape)
+    source = _labelled(files, both, 1, source.shape)
     train = np.array([part[0] == "train" for part in both.values()])
     return Subset(source, np.flatnonzero(train)), Subset(source, np.flatnonzero(~train))
+
+
+def _held_out_folder(parts: dict[str, tuple[str, ...]]) -> str | None:
+    """The folder of held-out images, where there is one beside `train/`."""
+    folders = {part[0] for part in parts.values() if len(part) > 1}
+    known = (name for name in HELD_OUT_FOLDERS if name in folders)
+    return next(known, None) if "train" in folders else None
 
 
 def _image_names(files: Folder | Zip) -> list[str]:

@@ -1,5 +1,6 @@
 """Streams: order, flips, dequantisation, resuming, sharing; the digits; scalers."""
 
+import colorsys
 import importlib.util
 import itertools
 import pathlib
@@ -334,6 +335,35 @@ def test_the_held_out_digits_are_a_fixed_sixth_of_each_class():
     assert torch.equal(test[0], other.sources["test"].images(range(296)))
 
 
+def test_color_digits_are_the_digits_in_their_order_each_in_a_bright_color():
+    _, _, gray = datasets.get_dataset(digits_config())
+    _, _, color = datasets.get_dataset(make_config("COLOR_DIGITS"))
+    assert (color.shape, color.levels, color.num_classes) == ((3, 8, 8), 256, 10)
+    for split, source in color.sources.items():
+        (ink, expected_labels), (images, labels) = (
+            info.sources[split].read(np.arange(len(source))) for info in (gray, color)
+        )
+        assert torch.equal(labels, expected_labels) and images.dtype == torch.uint8
+        hues = ((5**0.5 - 1) / 2 * number % 1 for number in gray.sources[split]._numbers)
+        tints = torch.tensor([colorsys.hsv_to_rgb(hue, 0.85, 1) for hue in hues])
+        expected = 255 / 16 * ink * tints[:, :, None, None]
+        assert (images - expected).abs().max() < 0.501  # rounded to whole levels
+        assert torch.equal(images.amax(1, keepdim=True), (255 / 16 * ink).round().byte())
+
+
+def test_neither_label_nor_grey_value_says_the_color_of_a_digit():
+    _, _, info = datasets.get_dataset(make_config("COLOR_DIGITS"))
+    images, labels = info.sources["train"].read(np.arange(1501))
+    tints = images.flatten(2).amax(2).double() / 255  # where there is most ink
+    hues = torch.tensor([colorsys.rgb_to_hsv(*tint)[0] for tint in tints.tolist()])
+    for label in range(10):
+        sixths = torch.bincount((6 * hues[labels == label]).long(), minlength=6)
+        assert sixths.min() > sixths.sum() / 12  # half of what it would be for equal parts
+    by_grey = tints[tints.mean(1).argsort()]
+    from_the_next = (by_grey[1:] - by_grey[:-1]).norm(dim=1)
+    assert from_the_next.mean() > 0.9 * torch.pdist(tints).mean()
+
+
 def test_get_dataset_for_training():
     config = digits_config(batch_size=32, random_flip=True)
     config.eval.batch_size = 5
@@ -389,6 +419,10 @@ def test_mistakes_in_the_config(monkeypatch):
     for size, channels in ((28, 1), (8, 3)):
         config = make_config("DIGITS", image_size=size, num_channels=channels)
         with pytest.raises(DataError, match=r"set data.image_size=8 and data.num_channels=1"):
+            datasets.get_dataset(config)
+    for size, channels in ((28, 3), (8, 1)):
+        config = make_config("COLOR_DIGITS", image_size=size, num_channels=channels)
+        with pytest.raises(DataError, match=r"^COLOR_DIGITS are RGB.*data.num_channels=3$"):
             datasets.get_dataset(config)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="pip install scikit-learn"):
