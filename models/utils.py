@@ -20,7 +20,7 @@ _MODELS = Registry("model")
 register_model = _MODELS.register
 
 # Where the networks of this project are defined; imported when one is first asked for.
-_MODULES = ("ddpm", "ncsnpp", "ncsnv2")
+_MODULES = ("ddpm", "ncsnpp", "ncsnv2", "wideresnet")
 
 
 def get_model(name: str) -> type[nn.Module]:
@@ -138,6 +138,29 @@ def get_score_fn(sde, model: Callable, train: bool = False, continuous: bool = F
         return sde.to_score(model_fn(x, sde.noise_label(t, continuous)), t, continuous)
 
     return score_fn
+
+
+def get_classifier_grad_fn(classifier: Callable) -> Callable:
+    """`grad_fn(x, noise_std, labels)`: gradient of log p(label | x_t) with respect to x_t.
+
+    Args:
+        classifier: a network, or any function, of x (B, *D) in the network's range and s(t) (B,),
+            that gives logits (B, K).
+    Returns:
+        Function that gives (B, *D) for labels (B,), int64 in [0, K).  It can be differentiated
+        where gradients are enabled.
+    """
+    logit_fn = get_model_fn(classifier)
+
+    def grad_fn(x: Tensor, noise_std: Tensor, labels: Tensor) -> Tensor:
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            at = x if x.requires_grad else x.detach().requires_grad_(True)
+            log_p = torch.log_softmax(logit_fn(at, noise_std), dim=1)
+            chosen = log_p.gather(1, labels[:, None]).sum()
+            return torch.autograd.grad(chosen, at, create_graph=keep)[0]
+
+    return grad_fn
 
 
 def to_flattened_numpy(x: Tensor) -> np.ndarray:

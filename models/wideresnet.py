@@ -1,0 +1,140 @@
+"""The classifier of noisy images that guides class-conditional sampling.  [S21, appendix I.1]
+
+A wide ResNet [Zagoruyko & Komodakis 2016] that is told the noise level, with swish and group
+normalisation: batch normalisation would mix images of different noise levels, and make what is said
+of one image depend on the others.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import check_input, ddpm_conv1x1, ddpm_conv3x3, dense, get_act
+from models.layerspp import GaussianFourierProjection
+from models.normalization import group_norm
+from models.utils import register_model
+
+# Width, in units of nf * channel_multiplier, and stride of each group of blocks.
+GROUPS = ((1, 1), (2, 2), (4, 2))
+
+
+@register_model(name="wideresnet_noise_conditional")
+class WideResNet(nn.Module):
+    """Logits of p(y | x_t), for images x_t = m(t) x_0 + s(t) z of any process.
+
+    It has 6 blocks_per_group + 4 layers: WRN-28-10 is blocks_per_group = 4, channel_multiplier = 10
+    and nf = 16.  The noise level is embedded in 8 nf numbers, random Fourier features of log s(t).
+
+    Args:
+        config: of `data`, `num_channels` and `num_classes`; of `model`, `nf` (channels of the
+            stem), `blocks_per_group`, `channel_multiplier`, `fourier_scale`, `nonlinearity` and
+            `dropout`.
+    Raises:
+        ValueError: an option is unknown or too small, or `data.num_classes` is missing.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        _check_options(config)
+        model = config.model
+        self.channels = config.data.num_channels
+        self.act = get_act(config)
+        temb_dim = 8 * model.nf
+        self.fourier = GaussianFourierProjection(temb_dim // 2, model.fourier_scale)
+        self.embed_0 = dense(temb_dim, temb_dim)
+        self.embed_1 = dense(temb_dim, temb_dim)
+        self.stem = ddpm_conv3x3(self.channels, model.nf, bias=False)
+        self.blocks, ch = nn.ModuleList(), model.nf
+        for width, first_stride in GROUPS:
+            out_ch = width * model.nf * model.channel_multiplier
+            for i in range(model.blocks_per_group):
+                stride = first_stride if i == 0 else 1
+                block = WideBlock(self.act, ch, out_ch, temb_dim, stride, model.dropout)
+                self.blocks.append(block)
+                ch = out_ch
+        self.norm = group_norm(ch)
+        self.head = dense(ch, config.data.num_classes)
+
+    def forward(self, x: Tensor, noise_std: Tensor) -> Tensor:
+        """Logits of the classes.
+
+        Args:
+            x: images x_t in the network's range, (B, C, H, W), of any size.
+            noise_std: s(t) > 0, the standard deviation of x_t given x_0, (B,).
+        Returns:
+            (B, data.num_classes), in the dtype of x.
+        Raises:
+            ValueError: the shapes are not those, or noise_std is a whole number.
+        """
+        check_input(x, noise_std, self.channels)
+        if not noise_std.is_floating_point():
+            raise ValueError(
+                "the classifier takes the standard deviation of the noise, such as 0.5, but was "
+                f"given labels of dtype {noise_std.dtype}: pass s(t), not the index of a step"
+            )
+        temb = self.fourier(torch.log(noise_std)).to(x.dtype)
+        temb = self.act(self.embed_1(self.act(self.embed_0(temb))))
+        h = self.stem(x)
+        for block in self.blocks:
+            h = block(h, temb)
+        features = self.act(self.norm(h)).mean(dim=(2, 3))
+        return self.head(features).to(x.dtype)
+
+
+class WideBlock(nn.Module):
+    """Two 3x3 convolutions, between which the noise level is added, beside a shortcut.
+
+    Normalisation and activation come before each convolution; where the shape changes, the shortcut
+    is a 1x1 convolution of the first of these.  As in the score networks, the second convolution
+    starts as almost nothing: a block is its shortcut at first, so that a deep network starts like a
+    shallow one.  The other weights keep the variance (`layers.default_init`).  Convolutions have no
+    bias, because a normalisation that has one follows.
+
+    Args:
+        act: activation.
+        in_ch, out_ch: channels.
+        temb_dim: size of the embedded noise level.
+        stride: of the first convolution.
+        dropout: probability, before the second convolution.
+    """
+
+    def __init__(
+        self, act: nn.Module, in_ch: int, out_ch: int, temb_dim: int, stride: int, dropout: float
+    ):
+        super().__init__()
+        self.act = act
+        self.GroupNorm_0 = group_norm(in_ch)
+        self.Conv_0 = ddpm_conv3x3(in_ch, out_ch, stride, bias=False)
+        self.Dense_0 = dense(temb_dim, out_ch)
+        self.GroupNorm_1 = group_norm(out_ch)
+        self.Dropout_0 = nn.Dropout(dropout)
+        self.Conv_1 = ddpm_conv3x3(out_ch, out_ch, bias=False, init_scale=0.0)
+        self.changes_shape = in_ch != out_ch or stride != 1
+        if self.changes_shape:
+            self.Conv_2 = ddpm_conv1x1(in_ch, out_ch, stride, bias=False)
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        """x (B, in_ch, H, W) and temb (B, temb_dim), activated -> (B, out_ch, H', W'), where H' and
+        W' are H and W divided by the stride and rounded up.
+        """
+        h = self.act(self.GroupNorm_0(x))
+        shortcut = self.Conv_2(h) if self.changes_shape else x
+        h = self.Conv_0(h) + self.Dense_0(temb)[:, :, None, None]
+        h = self.Conv_1(self.Dropout_0(self.act(self.GroupNorm_1(h))))
+        return shortcut + h
+
+
+def _check_options(config) -> None:
+    data, model = config.data, config.model
+    if "num_classes" not in data:
+        raise ValueError("a classifier needs data.num_classes, the number of classes")
+    if data.num_classes < 2:
+        raise ValueError(
+            f"data.num_classes is {data.num_classes}, but a classifier needs at least two classes"
+        )
+    if min(model.blocks_per_group, model.channel_multiplier) < 1:
+        raise ValueError(
+            f"model.blocks_per_group = {model.blocks_per_group} and model.channel_multiplier = "
+            f"{model.channel_multiplier} should both be at least 1"
+        )
