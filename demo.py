@@ -21,13 +21,13 @@ from torch import Tensor
 import run_lib
 from configs.vp.digits import get_config
 from datasets import get_dataset
-from eval_lib import DataBytes, likelihood_terms, mean_and_error
+from eval_lib import DataBytes, likelihood_terms
 from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
 from utils.checkpoints import restore_checkpoint
 from utils.files import load_arrays
 from utils.images import save_grid
 from utils.logs import log_to_console
-from utils.reports import markdown_table
+from utils.reports import markdown_table, mean_and_error
 from utils.tensors import SampleNoise
 
 # Images of each kind whose bits/dim are computed for the comparison.

@@ -35,10 +35,11 @@ from evaluation import (
     save_statistics,
     stats_path,
 )
+from experiment import get_loss_fn
 from likelihood import bits_per_dim, get_log_likelihood_fn, offsets
-from utils.files import file_digest, load_arrays, save_arrays
+from utils.files import atomic_write, file_digest, load_arrays, save_arrays
 from utils.images import save_grid, to_uint8
-from utils.reports import save_histogram
+from utils.reports import markdown_table, mean_and_error, save_histogram
 from utils.tensors import SampleNoise, derive_seed
 
 
@@ -82,11 +83,8 @@ def evaluate_loss(job: Job) -> dict[str, float]:
 
     `eval.loss_num_repeats` passes, each with noise and noise levels of its own.
     """
-    run, options = job.run, job.run.config.training
-    loss_fn = losses.get_loss_fn(
-        run.sde, False, options.reduce_mean, options.continuous, options.likelihood_weighting
-    )
-
+    run = job.run
+    loss_fn = get_loss_fn(run, train=False)
     repeats = run.config.eval.get("loss_num_repeats", 1)
 
     @torch.no_grad()
@@ -101,15 +99,63 @@ def evaluate_loss(job: Job) -> dict[str, float]:
     return mean_and_error("loss", values)
 
 
-def _losses(run, loss_fn: losses.DenoisingLoss, seed: int) -> np.ndarray:
+def _losses(run, loss_fn: losses.NoisyLoss, seed: int) -> np.ndarray:
     """Loss of each held-out example, at one noise level each."""
     data = HeldOut(run, "test", run.config.data.uniform_dequantization, seed)
     values = []
     for number in range(len(data)):
-        images = data.read(number)
+        images, labels = data.read(number)
         draws = loss_fn.draw(images, SampleNoise(seed, data.indices(number), run.device))
-        values.append(loss_fn.per_sample(run.state["model"], images, draws))
+        values.append(loss_fn.per_sample(run.state["model"], images, draws, labels))
     return torch.cat(values).double().cpu().numpy()
+
+
+def evaluate_accuracy(job: Job) -> dict[str, float]:
+    """Accuracy of a classifier at `eval.accuracy_num_levels` noise levels from least to most.
+
+    Over the held-out examples, each with `eval.accuracy_num_repeats` draws of noise.  The table is
+    also in `ckpt_{k}_accuracy.md`; the result is the accuracy at the least noise.
+
+    Raises:
+        ValueError: the network is no classifier, or there is no label for it.
+    """
+    run, options = job.run, job.run.config.eval
+    if run.objective != "classifier":
+        raise ValueError("eval.enable_accuracy needs a classifier: training.objective='classifier'")
+    loss_fn = get_loss_fn(run, train=False)
+    count = options.get("accuracy_num_levels", 11)
+    levels = loss_fn.levels.at(torch.linspace(0, 1, count, device=run.device))
+    rows = []
+    for k, level in enumerate(levels):
+        compute = functools.partial(_correct, run, loss_fn, level)
+        shares = job.round(f"ckpt_{job.label}_accuracy_{k}.npz", compute)["correct"]
+        _, std = loss_fn.levels.marginal(torch.zeros_like(level)[None], level[None])
+        place = {"level": float(level), "noise_std": float(std)}
+        rows.append(place | mean_and_error("accuracy", shares))
+    table = markdown_table(rows)
+    with atomic_write(job.folder / f"ckpt_{job.label}_accuracy.md", "w") as file:
+        file.write(table)
+    logging.info("accuracy by noise level; chance is %.4f\n%s", 1 / run.num_classes, table)
+    return {key: rows[0][key] for key in ("accuracy", "accuracy_standard_error")}
+
+
+@torch.no_grad()
+def _correct(run, loss_fn: losses.ClassifierLoss, level: Tensor) -> dict[str, np.ndarray]:
+    """The share of noise draws for which each held-out example gets its label."""
+    repeats = run.config.eval.get("accuracy_num_repeats", 1)
+    seed = derive_seed(run.config.seed, "accuracy")
+    data = HeldOut(run, "test", run.config.data.uniform_dequantization, seed)
+    run.check_labels(data.info)
+    shares = []
+    for number in range(len(data)):
+        images, labels = data.read(number)
+        noise = SampleNoise(seed, data.indices(number), run.device)
+        right = torch.zeros(len(images), dtype=torch.int64, device=run.device)
+        for _ in range(repeats):
+            draws = losses.Draws(level.expand(len(images)), noise(images))
+            right += loss_fn.logits(run.state["model"], images, draws).argmax(1) == labels
+        shares.append(right / repeats)
+    return {"correct": torch.cat(shares).double().cpu().numpy()}
 
 
 def evaluate_bpd(job: Job) -> dict[str, float]:
@@ -138,7 +184,7 @@ def evaluate_bpd(job: Job) -> dict[str, float]:
 
 def _bpd_round(run, data: HeldOut, number: int, seed: int) -> dict[str, np.ndarray]:
     noise = SampleNoise(seed, data.indices(number), run.device)
-    return likelihood_terms(run, data.read(number), data.levels, noise)
+    return likelihood_terms(run, data.read(number)[0], data.levels, noise)
 
 
 def likelihood_terms(run, images: Tensor, levels: int, noise: Callable) -> dict[str, np.ndarray]:
@@ -277,7 +323,7 @@ class HeldOut:
     def __init__(self, run, split: str, dequantize: bool, seed: int | None = None):
         train, test, info = get_dataset(run.config, dequantize, evaluation=True, device=run.device)
         self.stream = {"train": train, "test": test}[split]
-        self.levels, self.scaler = info.levels, run.scaler
+        self.info, self.levels, self.scaler = info, info.levels, run.scaler
         self.stream.seed = self.stream.seed if seed is None else seed
         self._batches, self._next = None, None
 
@@ -289,24 +335,23 @@ class HeldOut:
         first = number * self.stream.batch_size
         return range(first, min(first + self.stream.batch_size, len(self.stream.source)))
 
-    def read(self, number: int) -> Tensor:
-        """A batch in the network's range, (B, C, H, W); one after the other is fastest."""
+    def read(self, number: int) -> tuple[Tensor, Tensor]:
+        """A batch in the network's range, (B, C, H, W), and its labels (B,).
+
+        One batch after the other is fastest.
+        """
         if number != self._next:
             self.stream.seek(number * self.stream.batch_size)
             self._batches = iter(self.stream)
         self._next = number + 1
-        return self.scaler(next(self._batches)["image"])
-
-
-def mean_and_error(name: str, values: np.ndarray) -> dict[str, float]:
-    """Mean of a quantity over examples and the standard error of that mean."""
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return {name: float(values.mean()), f"{name}_standard_error": float(error)}
+        batch = next(self._batches)
+        return self.scaler(batch["image"]), batch["label"]
 
 
 # What an evaluation may consist of, and the option that asks for it.
 TASKS = {
     "enable_loss": evaluate_loss,
+    "enable_accuracy": evaluate_accuracy,
     "enable_bpd": evaluate_bpd,
     "enable_sampling": evaluate_samples,
 }

@@ -1,4 +1,6 @@
-"""Denoising score matching, and the optimisation step.  [S21, section 3.3, appendix C]
+"""Denoising score matching, noisy classification, and the optimisation step.
+
+[S21, section 3.3, appendices C and I.1]
 
 The losses of score SDEs, SMLD and DDPM are one formula, |s score(x_t) + z|^2 with
 x_t = m x_0 + s z; they differ in how the noise level is drawn and in how it is weighted.
@@ -25,23 +27,72 @@ class Draws(NamedTuple):
     z: Tensor
 
 
-class DenoisingLoss(abc.ABC):
-    """Score matching at randomly drawn noise levels.
+class NoiseLevels(abc.ABC):
+    """The noise levels that a network is trained at, and how likely each is."""
 
-    Called as `loss_fn(model, batch)`, with the batch (B, *D) in the network's range, it draws
-    levels, then noise, and gives the mean loss of the batch.  `draw` and `per_sample` are its
-    halves: a batch that is split into parts can be drawn for as a whole.
+    @abc.abstractmethod
+    def draw(self, count: int, device: torch.device) -> Tensor:
+        """Noise levels, (count,), from PyTorch's global generator."""
+
+    @abc.abstractmethod
+    def at(self, uniform: Tensor) -> Tensor:
+        """The noise levels that uniform numbers in [0, 1], (B,), stand for."""
+
+    @abc.abstractmethod
+    def marginal(self, batch: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, *D) and standard deviation (B,) of x at a level, given the batch."""
+
+
+class ContinuousLevels(NoiseLevels):
+    """Times uniform on [eps, T]."""
+
+    def __init__(self, sde: SDE, eps: float = 1e-5):
+        self.sde, self.eps = sde, eps
+
+    def draw(self, count, device):
+        return self.at(torch.rand(count, device=device))
+
+    def at(self, uniform):
+        return uniform * (self.sde.T - self.eps) + self.eps
+
+    def marginal(self, batch, level):
+        return self.sde.marginal_prob(batch, level)
+
+
+class DiscreteLevels(NoiseLevels):
+    """Noise indices uniform on the N levels of a discrete chain."""
+
+    def __init__(self, sde: SDE):
+        self.sde = sde
+
+    def draw(self, count, device):
+        return torch.randint(0, self.sde.N, (count,), device=device)
+
+    def at(self, uniform):
+        return (uniform * self.sde.N).long().clamp(max=self.sde.N - 1)
+
+    def marginal(self, batch, level):
+        scale, std = self.sde.discrete_coeffs(level)
+        return batch_mul(scale, batch), std
+
+
+class NoisyLoss(abc.ABC):
+    """A loss of what a network makes of data at randomly drawn noise levels.
+
+    Called as `loss_fn(model, batch, labels=None)`, with the batch (B, *D) in the network's range,
+    it draws levels, then noise, and gives the mean loss of the batch.  `draw` and `per_sample` are
+    its halves: a batch that is split into parts can be drawn for as a whole.
 
     Args:
+        levels: the noise levels.
         train: whether dropout is on.
-        reduce_mean: average over dimensions; otherwise half the sum.
     """
 
-    def __init__(self, train: bool, reduce_mean: bool):
-        self.train, self.reduce_mean = train, reduce_mean
+    def __init__(self, levels: NoiseLevels, train: bool):
+        self.levels, self.train = levels, train
 
-    def __call__(self, model: Callable, batch: Tensor) -> Tensor:
-        return self.per_sample(model, batch, self.draw(batch)).mean()
+    def __call__(self, model: Callable, batch: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.per_sample(model, batch, self.draw(batch), labels).mean()
 
     def draw(self, batch: Tensor, noise: Callable | None = None) -> Draws:
         """Noise levels and noise for a batch.
@@ -51,24 +102,34 @@ class DenoisingLoss(abc.ABC):
         """
         count = batch.shape[0]
         if noise is None:
-            return Draws(self.draw_level(count, batch.device), torch.randn_like(batch))
+            return Draws(self.levels.draw(count, batch.device), torch.randn_like(batch))
         uniform = torch.special.ndtr(noise(batch.new_empty(count)))
-        return Draws(self.level_at(uniform), noise(batch))
+        return Draws(self.levels.at(uniform), noise(batch))
 
-    def per_sample(self, model: Callable, batch: Tensor, draws: Draws) -> Tensor:
+    @abc.abstractmethod
+    def per_sample(
+        self, model: Callable, batch: Tensor, draws: Draws, labels: Tensor | None = None
+    ) -> Tensor:
         """Loss of each sample, (B,), for given noise levels and noise."""
+
+
+class DenoisingLoss(NoisyLoss):
+    """|s score(x_t) + z|^2, the mean over dimensions or half the sum.
+
+    Args:
+        reduce_mean: average over dimensions; otherwise half the sum.
+    """
+
+    def __init__(self, levels: NoiseLevels, train: bool, reduce_mean: bool):
+        super().__init__(levels, train)
+        self.sde, self.reduce_mean = levels.sde, reduce_mean
+
+    def per_sample(self, model, batch, draws, labels=None):
+        """Loss of each sample, (B,), for given noise levels and noise; labels are not looked at."""
         residual, weight = self.weighted_residual(model, batch, draws)
         square = residual.square().flatten(1)
         losses = square.mean(1) if self.reduce_mean else 0.5 * square.sum(1)
         return losses * weight
-
-    @abc.abstractmethod
-    def draw_level(self, count: int, device: torch.device) -> Tensor:
-        """Noise levels, (count,), from PyTorch's global generator."""
-
-    @abc.abstractmethod
-    def level_at(self, uniform: Tensor) -> Tensor:
-        """The noise levels that uniform numbers in [0, 1], (B,), stand for."""
 
     @abc.abstractmethod
     def weighted_residual(self, model, batch, draws) -> tuple[Tensor, Tensor]:
@@ -76,22 +137,15 @@ class DenoisingLoss(abc.ABC):
 
 
 class _ContinuousLoss(DenoisingLoss):
-    """Times uniform on [eps, T], weight 1 or g^2 / s^2.  [S21, equation 7]"""
+    """Weight 1 or g^2 / s^2.  [S21, equation 7]"""
 
     def __init__(self, sde, train, reduce_mean, continuous, likelihood_weighting, eps):
-        super().__init__(train, reduce_mean)
-        self.sde, self.continuous = sde, continuous
-        self.likelihood_weighting, self.eps = likelihood_weighting, eps
-
-    def draw_level(self, count, device):
-        return self.level_at(torch.rand(count, device=device))
-
-    def level_at(self, uniform):
-        return uniform * (self.sde.T - self.eps) + self.eps
+        super().__init__(ContinuousLevels(sde, eps), train, reduce_mean)
+        self.continuous, self.likelihood_weighting = continuous, likelihood_weighting
 
     def weighted_residual(self, model, batch, draws):
         t, z = draws
-        mean, std = self.sde.marginal_prob(batch, t)
+        mean, std = self.levels.marginal(batch, t)
         x_t = mean + batch_mul(std, z)
         score = get_score_fn(self.sde, model, self.train, self.continuous)(x_t, t)
         weight = torch.ones_like(std)
@@ -101,23 +155,34 @@ class _ContinuousLoss(DenoisingLoss):
 
 
 class _DiscreteLoss(DenoisingLoss):
-    """Noise indices uniform on the N levels of a discrete chain, weight 1."""
+    """Weight 1 at each of the N noise levels."""
 
     def __init__(self, sde, train, reduce_mean):
-        super().__init__(train, reduce_mean)
-        self.sde = sde
-
-    def draw_level(self, count, device):
-        return torch.randint(0, self.sde.N, (count,), device=device)
-
-    def level_at(self, uniform):
-        return (uniform * self.sde.N).long().clamp(max=self.sde.N - 1)
+        super().__init__(DiscreteLevels(sde), train, reduce_mean)
 
     def weighted_residual(self, model, batch, draws):
         label, z = draws
-        scale, std = self.sde.discrete_coeffs(label)
-        output = get_model_fn(model, self.train)(batch_mul(scale, batch) + batch_mul(std, z), label)
+        mean, std = self.levels.marginal(batch, label)
+        output = get_model_fn(model, self.train)(mean + batch_mul(std, z), label)
         return batch_mul(std, self.sde.score_from_output(output, std)) + z, torch.ones_like(std)
+
+
+class ClassifierLoss(NoisyLoss):
+    """Cross-entropy of a classifier that sees noisy data and their noise level.
+
+    [S21, appendix I.1.]  The classifier is a function of x_t (B, *D) and s(t) (B,), whatever the
+    process, and gives logits (B, K).
+    """
+
+    def per_sample(self, model, batch, draws, labels=None):
+        return nn.functional.cross_entropy(
+            self.logits(model, batch, draws), labels, reduction="none"
+        )
+
+    def logits(self, model: Callable, batch: Tensor, draws: Draws) -> Tensor:
+        """What the classifier says of noisy data, (B, K)."""
+        mean, std = self.levels.marginal(batch, draws.level)
+        return get_model_fn(model, self.train)(mean + batch_mul(std, draws.z), std)
 
 
 def get_sde_loss_fn(
@@ -154,14 +219,40 @@ def get_ddpm_loss_fn(vpsde: SDE, train: bool, reduce_mean: bool = True) -> Denoi
     return _DiscreteLoss(vpsde, train, reduce_mean)
 
 
+def get_classifier_loss_fn(sde: SDE, train: bool, continuous: bool = True) -> ClassifierLoss:
+    """Loss of a noise-conditional classifier, at the levels that a score network is trained at.
+
+    Args:
+        sde: the forward process.
+        train: whether dropout is on.
+        continuous: all times of [1e-5, T], or the levels of a discrete chain.
+    Returns:
+        `loss_fn(model, batch, labels)`, with labels (B,) int64.
+    """
+    return ClassifierLoss(ContinuousLevels(sde) if continuous else DiscreteLevels(sde), train)
+
+
 def get_loss_fn(
-    sde: SDE, train: bool, reduce_mean: bool, continuous: bool, likelihood_weighting: bool
-) -> DenoisingLoss:
+    sde: SDE,
+    train: bool,
+    reduce_mean: bool,
+    continuous: bool,
+    likelihood_weighting: bool,
+    objective: str = "score",
+) -> NoisyLoss:
     """The loss that suits a config: over continuous time, or over the chain's own levels.
 
+    Args:
+        objective: "score", or "classifier" of the data's labels.
     Raises:
-        ValueError: likelihood weighting with discrete levels.
+        ValueError: likelihood weighting with discrete levels, or an unknown objective.
     """
+    if objective == "classifier":
+        return get_classifier_loss_fn(sde, train, continuous)
+    if objective != "score":
+        raise ValueError(
+            f"unknown training.objective {objective!r}: known are 'score' and 'classifier'"
+        )
     if continuous:
         return get_sde_loss_fn(sde, train, reduce_mean, likelihood_weighting=likelihood_weighting)
     if likelihood_weighting:
@@ -231,6 +322,7 @@ def get_step_fn(
     likelihood_weighting: bool = False,
     *,
     accumulation: int = 1,
+    objective: str = "score",
 ) -> Callable:
     """One step of training, or one evaluation with the averaged weights.
 
@@ -241,44 +333,47 @@ def get_step_fn(
         reduce_mean, continuous, likelihood_weighting: see `get_sde_loss_fn`.
         accumulation: parts into which a training batch is split, to save memory.  Noise is drawn
             for the whole batch, and the step that is clipped sees the gradient of the whole batch.
+        objective: "score", or "classifier": see `get_loss_fn`.
     Returns:
-        `step_fn(state, batch)`, giving the mean loss, a scalar on the device.  `state` holds the
-        live "model", "optimizer", "ema" and the number "step" of updates made; training changes
-        them in place and leaves the gradient's norm in `step_fn.grad_norm`.
+        `step_fn(state, batch, labels=None)`, giving the mean loss, a scalar on the device; only a
+        classifier needs labels.  `state` holds the live "model", "optimizer", "ema" and the number
+        "step" of updates made; training changes them in place and leaves the gradient's norm in
+        `step_fn.grad_norm`.
     """
-    loss_fn = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting)
+    loss_fn = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting, objective)
     if train:
         return _TrainStep(loss_fn, optimize_fn, accumulation)
 
     @torch.no_grad()
-    def eval_step(state, batch):
+    def eval_step(state, batch, labels=None):
         with state["ema"].applied(state["model"].parameters()):
-            return loss_fn(state["model"], batch)
+            return loss_fn(state["model"], batch, labels)
 
     return eval_step
 
 
 class _TrainStep:
-    def __init__(self, loss_fn: DenoisingLoss, optimize_fn: Callable, accumulation: int):
+    def __init__(self, loss_fn: NoisyLoss, optimize_fn: Callable, accumulation: int):
         self.loss_fn, self.optimize_fn, self.accumulation = loss_fn, optimize_fn, accumulation
         self.grad_norm: Tensor | None = None
 
-    def __call__(self, state: dict, batch: Tensor) -> Tensor:
+    def __call__(self, state: dict, batch: Tensor, labels: Tensor | None = None) -> Tensor:
         model, optimizer = state["model"], state["optimizer"]
         optimizer.zero_grad()
-        loss = self._backward(model, batch)
+        loss = self._backward(model, batch, labels)
         self.grad_norm = self.optimize_fn(optimizer, model.parameters(), step=state["step"])
         state["step"] += 1
         state["ema"].update(model.parameters())
         return loss
 
-    def _backward(self, model, batch):
+    def _backward(self, model, batch, labels):
         """Gradient of the batch's mean loss, part by part."""
         draws, total = self.loss_fn.draw(batch), 0.0
-        parts = (tensor.tensor_split(self.accumulation) for tensor in (batch, *draws))
-        for part, level, z in zip(*parts, strict=True):
-            share = len(part) / len(batch)
-            loss = self.loss_fn.per_sample(model, part, Draws(level, z)).mean() * share
+        given = (batch, *draws) if labels is None else (batch, *draws, labels)
+        parts = (tensor.tensor_split(self.accumulation) for tensor in given)
+        for part, level, z, *label in zip(*parts, strict=True):
+            losses = self.loss_fn.per_sample(model, part, Draws(level, z), *label)
+            loss = losses.mean() * (len(part) / len(batch))
             loss.backward()
             total = total + loss.detach()
         return total

@@ -1,4 +1,4 @@
-"""Command line: train, evaluate, or sample an experiment.
+"""Command line: train, evaluate, sample, or control what an experiment generates.
 
     python main.py --config configs/vp/digits.py --workdir runs/digits --mode train
 
@@ -17,7 +17,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 FLAGS = flags.FLAGS
-MODES = ("train", "eval", "sample", "fid_stats")
+MODES = ("train", "eval", "sample", "control", "fid_stats")
 
 
 class ConfigFile(flags.ArgumentParser):
@@ -79,6 +79,7 @@ def main(_: list[str]) -> None:
             "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
             "eval": lambda: run_lib.evaluate(FLAGS.config, FLAGS.workdir, FLAGS.eval_folder),
             "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir),
+            "control": lambda: run_lib.control(FLAGS.config, FLAGS.workdir),
             "fid_stats": lambda: run_lib.fid_stats(FLAGS.config),
         }
         actions[FLAGS.mode]()

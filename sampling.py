@@ -1,23 +1,27 @@
 """Sampling by running a process backwards in time.  [S21, section 4 and appendices D, F, G]
 
 Every factory returns `sample(model, z=None) -> (images, function evaluations)`.  Inside, a step is
-`update(x, t) -> (x, x_mean)`: predictors, correctors and constraints are such functions, and one
-loop, `run_updates`, applies them.  x is (B, *D) in the network's range, t is (B,).
+`update(x, t) -> (x, x_mean)`: predictors and correctors are such functions, constraints wrap them
+or add to the score, and one loop, `run_updates`, applies them.  x is (B, *D) in the network's
+range, t is (B,).
 
 Noise is drawn in a fixed order: the prior, then at each time the corrector's noise (once a
-corrector step), then the predictor's.  It comes from PyTorch's global generator, or from `noise`,
-a function like `torch.randn_like`; with `utils.SampleNoise(seed, indices)`, sample k is a function
-of the seed and k alone for every method that treats samples apart.
+corrector step), then the predictor's; a constraint that wraps an update draws after it.  Noise
+comes from PyTorch's global generator, or from `noise`, a function like `torch.randn_like`; with
+`utils.SampleNoise(seed, indices)`, sample k is a function of the seed and k alone for every method
+that treats samples apart.
 """
 
 from __future__ import annotations
 
 import abc
+import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from models.utils import device_of, get_score_fn
 from sde_lib import SDE
@@ -188,6 +192,34 @@ def _norms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x.flatten(1), dim=1)
 
 
+class Constraint:
+    """What samples are to satisfy.  [S21, section 5]
+
+    Three hooks, each of which leaves things as they are unless a subclass says otherwise.
+    """
+
+    def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        """Where sampling starts.
+
+        Args:
+            sde: the forward process.
+            x: a draw from the prior, or the given start, (B, *D).
+            t: the first time, (B,).
+            noise: where standard normal noise comes from; called like `torch.randn_like`.
+        Returns:
+            x at that time, (B, *D).
+        """
+        return x
+
+    def guide(self, sde: SDE, score_fn: Callable) -> Callable:
+        """A score function of (x, t), for instance score_fn with a gradient added."""
+        return score_fn
+
+    def wrap(self, sde: SDE, update: Update, noise: Noise) -> Update:
+        """An update (x, t) -> (x, x_mean) that does something to x after another update."""
+        return update
+
+
 class CountedScore:
     """A score function that counts its evaluations."""
 
@@ -227,6 +259,40 @@ def _with_bar(timesteps: Tensor, progress: bool) -> Iterable[Tensor]:
     from tqdm import tqdm
 
     return tqdm(timesteps, desc="sampling", unit="step", leave=False)
+
+
+def visited_times(
+    sde: SDE, eps: float, start_time: float | None = None, stop_time: float | None = None
+) -> Tensor:
+    """The times from start_time down to, and without, stop_time of the N times of a whole run.
+
+    A run that stops at a time and another that starts there are together the whole one.
+
+    Args:
+        eps: the last of the N times; the first is sde.T.
+        start_time: None is T.
+        stop_time: None is after the last one.
+    Returns:
+        Times in the order in which they are visited, on the CPU.
+    Raises:
+        ValueError: no time is left.
+    """
+    times = torch.linspace(sde.T, eps, sde.N)
+    step = (sde.T - eps) / max(sde.N - 1, 1)
+
+    def index(time: float) -> int:
+        # A thousandth of a step is rounding.
+        return max(0, math.ceil((sde.T - time) / step - 1e-3))
+
+    first = 0 if start_time is None else index(start_time)
+    stop = sde.N if stop_time is None else index(stop_time)
+    if len(times[first:stop]) == 0:
+        raise ValueError(
+            f"none of the {sde.N} times from {sde.T:g} down to {eps:g} lies between the start at "
+            f"{sde.T if start_time is None else start_time:g} and the stop at "
+            f"{0 if stop_time is None else stop_time:g}"
+        )
+    return times[first:stop]
 
 
 def draw_prior(sde: SDE, shape: tuple[int, ...], device: torch.device, noise: Noise | None):
@@ -280,7 +346,12 @@ def shared_corrector_update_fn(x, t, sde, model, corrector, continuous, snr, n_s
 
 
 def get_sampling_fn(
-    config, sde: SDE, shape: tuple[int, ...], inverse_scaler: Callable, eps: float
+    config,
+    sde: SDE,
+    shape: tuple[int, ...],
+    inverse_scaler: Callable,
+    eps: float,
+    **options,
 ) -> Callable:
     """The configured sampler.
 
@@ -290,37 +361,34 @@ def get_sampling_fn(
         shape: shape of a batch of samples, (B, *D).
         inverse_scaler: from the network's range to [0, 1].
         eps: time at which sampling stops.
+        options: further keywords that both samplers have, such as `constraints`.
     Returns:
         `sample(model, z=None)`.
     Raises:
         ValueError: an unknown method, predictor or corrector.
     """
-    options = config.sampling
-    method = options.method.lower()
+    settings = config.sampling
+    options |= {
+        "denoise": settings.noise_removal,
+        "eps": eps,
+        "continuous": config.training.continuous,
+    }
+    method = settings.method.lower()
     if method == "ode":
-        return get_ode_sampler(
-            sde,
-            shape,
-            inverse_scaler,
-            denoise=options.noise_removal,
-            eps=eps,
-            continuous=config.training.continuous,
-        )
+        return get_ode_sampler(sde, shape, inverse_scaler, **options)
     if method == "pc":
         return get_pc_sampler(
             sde,
             shape,
-            get_predictor(options.predictor.lower()),
-            get_corrector(options.corrector.lower()),
+            get_predictor(settings.predictor.lower()),
+            get_corrector(settings.corrector.lower()),
             inverse_scaler,
-            options.snr,
-            n_steps=options.n_steps_each,
-            probability_flow=options.probability_flow,
-            continuous=config.training.continuous,
-            denoise=options.noise_removal,
-            eps=eps,
+            settings.snr,
+            n_steps=settings.n_steps_each,
+            probability_flow=settings.probability_flow,
+            **options,
         )
-    raise ValueError(f"unknown sampling.method {options.method!r}: known are 'pc' and 'ode'")
+    raise ValueError(f"unknown sampling.method {settings.method!r}: known are 'pc' and 'ode'")
 
 
 def get_pc_sampler(
@@ -336,11 +404,16 @@ def get_pc_sampler(
     denoise: bool = True,
     eps: float = 1e-3,
     device: torch.device | str | None = None,
+    *,
+    constraints: Sequence[Constraint] = (),
+    start_time: float | None = None,
+    stop_time: float | None = None,
+    differentiable: bool = False,
 ) -> Callable:
     """Predictor-corrector sampling.  [S21, algorithm 1]
 
     Args:
-        sde: the forward process; its N is the number of steps.
+        sde: the forward process; its N is the number of steps of a whole run.
         shape: shape of a batch of samples, (B, *D).
         predictor, corrector: classes, or None.
         inverse_scaler: from the network's range to [0, 1].
@@ -351,23 +424,33 @@ def get_pc_sampler(
         denoise: return the last update's mean, without its noise.
         eps: time at which sampling stops.
         device: where to sample; None is the network's own.
+        constraints: what samples are to satisfy; the first is innermost.
+        start_time, stop_time: part of the run to make, see `visited_times`.
+        differentiable: keep what a gradient of the samples needs: x at every step; scores are
+            computed again in the backward pass.
     Returns:
         `sample(model, z=None, *, noise=None, progress=False) -> (samples (B, *D), evaluations)`;
-        z is x_T (B, *D), in place of a draw from the prior.
+        z is x at the first time, (B, *D), in place of a draw from the prior.
+    Raises:
+        ValueError: no time lies between start_time and stop_time.
     """
+    times = visited_times(sde, eps, start_time, stop_time)
 
-    @torch.no_grad()
+    @_with_gradients(differentiable)
     def sample(model, z=None, *, noise=None, progress=False):
         where = device_of(model) if device is None else torch.device(device)
-        score_fn = CountedScore(get_score_fn(sde, model, train=False, continuous=continuous))
-        updates = (
+        counted, score_fn = _score_fns(sde, model, continuous, constraints, differentiable)
+        updates = [
             corrector_update(sde, score_fn, corrector, snr, n_steps, noise),
             predictor_update(sde, score_fn, predictor, probability_flow, noise),
-        )
-        x = draw_prior(sde, shape, where, noise) if z is None else z.to(where)
-        timesteps = torch.linspace(sde.T, eps, sde.N, device=where)
+        ]
+        for constraint in constraints:
+            wrap = functools.partial(constraint.wrap, sde, noise=noise or torch.randn_like)
+            updates = [wrap(update) for update in updates]
+        timesteps = times.to(where)
+        x = _start(sde, shape, where, z, timesteps[0], noise, constraints)
         x, x_mean = run_updates(x, timesteps, updates, progress)
-        return inverse_scaler(x_mean if denoise else x), score_fn.evaluations
+        return inverse_scaler(x_mean if denoise else x), counted.evaluations
 
     return sample
 
@@ -385,6 +468,9 @@ def get_ode_sampler(
     *,
     continuous: bool = True,
     per_sample: bool = False,
+    constraints: Sequence[Constraint] = (),
+    start_time: float | None = None,
+    differentiable: bool = False,
 ) -> Callable:
     """Sampling by integrating the probability-flow ODE.  [S21, section 4.3, appendix D.1]
 
@@ -399,22 +485,36 @@ def get_ode_sampler(
         device: where to sample; None is the network's own.
         continuous: whether the network was trained on all times.
         per_sample: control the error of each sample by itself.
+        constraints: what samples are to satisfy; here only by a guided score.
+        start_time: time at which integration starts; None is T.
+        differentiable: keep what a gradient of the samples needs; needs "RK45".
     Returns:
         `sample(model, z=None, *, noise=None, progress=False) -> (samples (B, *D), evaluations)`;
         z is the latent code x_T (B, *D), in place of a draw from the prior.  There is no progress
         to show: how many steps the solver takes is not known beforehand.
+    Raises:
+        ValueError: a constraint acts on updates, which an ODE does not have.
     """
+    for constraint in constraints:
+        if type(constraint).wrap is not Constraint.wrap:
+            raise ValueError(
+                f"{type(constraint).__name__} acts on the updates of a predictor-corrector "
+                "sampler, and the ODE sampler has none: use sampling.method = 'pc', or a "
+                "constraint that guides the score"
+            )
+    start_time = sde.T if start_time is None else start_time
 
-    @torch.no_grad()
+    @_with_gradients(differentiable)
     def sample(model, z=None, *, noise=None, progress=False):
         where = device_of(model) if device is None else torch.device(device)
-        score_fn = CountedScore(get_score_fn(sde, model, train=False, continuous=continuous))
-        x = draw_prior(sde, shape, where, noise) if z is None else z.to(where)
+        counted, score_fn = _score_fns(sde, model, continuous, constraints, differentiable)
+        first = torch.tensor(start_time, dtype=torch.float32, device=where)
+        x = _start(sde, shape, where, z, first, noise, constraints)
         dtype = x.dtype
         x, _ = integrate(
             flow_drift(sde, score_fn, dtype),
             x.double(),
-            sde.T,
+            start_time,
             eps,
             rtol=rtol,
             atol=atol,
@@ -425,9 +525,34 @@ def get_ode_sampler(
         if denoise:
             last = predictor_update(sde, score_fn, ReverseDiffusionPredictor, noise=noise)
             _, x = last(x, torch.full((x.shape[0],), eps, device=where))
-        return inverse_scaler(x), score_fn.evaluations
+        return inverse_scaler(x), counted.evaluations
 
     return sample
+
+
+def _with_gradients(differentiable: bool) -> Callable:
+    """Decorator: no gradients inside, unless they are wanted there and outside."""
+    return (lambda fn: fn) if differentiable else torch.no_grad()
+
+
+def _score_fns(sde, model, continuous, constraints, differentiable):
+    """The network's score, which counts, and what constraints make of it."""
+    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+    if differentiable:
+        score_fn = functools.partial(checkpoint, score_fn, use_reentrant=False)
+    counted = guided = CountedScore(score_fn)
+    for constraint in constraints:
+        guided = constraint.guide(sde, guided)
+    return counted, guided
+
+
+def _start(sde, shape, device, z, first_time, noise, constraints) -> Tensor:
+    """x at the first time: drawn or given, and as constraints want it."""
+    x = draw_prior(sde, shape, device, noise) if z is None else z.to(device)
+    t = first_time.expand(x.shape[0])
+    for constraint in constraints:
+        x = constraint.start(sde, x, t, noise or torch.randn_like)
+    return x
 
 
 def flow_drift(sde: SDE, score_fn: Callable, dtype: torch.dtype) -> Callable:

@@ -141,6 +141,19 @@ class SDE(abc.ABC):
         """Scale (B,) of the Langevin corrector's step at time t.  [S21, appendix G]"""
         return torch.ones_like(t)
 
+    def denoised(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
+        """E[x_0 | x_t = x], (B, *D), by Tweedie's formula: (x + s^2 score) / m.
+
+        For processes in which the mean of x_t is m(t) x_0, as it is wherever the drift is linear.
+        """
+        scale, std = self.marginal_prob(torch.ones_like(t), t)
+        return batch_mul(1 / scale, x + batch_mul(std**2, score))
+
+    def score_of_denoised(self, x: Tensor, t: Tensor, denoised: Tensor) -> Tensor:
+        """The score (B, *D) for which `denoised` gives E[x_0 | x_t = x]."""
+        scale, std = self.marginal_prob(torch.ones_like(t), t)
+        return batch_mul(std**-2, batch_mul(scale, denoised) - x)
+
     def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, *D) and standard deviation (B,) of x_{i-1} given x_i.  [S21, appendix F]"""
         raise NotImplementedError(

@@ -21,6 +21,8 @@ _LIMITS = (
             "data.num_channels",
             "model.nf",
             "model.num_scales",
+            "model.blocks_per_group",
+            "model.channel_multiplier",
             "training.batch_size",
             "training.n_iters",
             "training.log_freq",
@@ -35,6 +37,11 @@ _LIMITS = (
             "eval.bpd_num_repeats",
             "eval.loss_num_repeats",
             "eval.num_probes",
+            "eval.accuracy_num_repeats",
+            "control.num_images",
+            "control.num_results",
+            "control.factor",
+            "control.iterations",
         ),
     ),
     (
@@ -43,6 +50,7 @@ _LIMITS = (
         (
             "data.image_width",
             "data.num_workers",
+            "data.num_classes",
             "model.num_res_blocks",
             "optim.weight_decay",
             "optim.warmup",
@@ -51,9 +59,36 @@ _LIMITS = (
             "sampling.snr",
             "eval.begin_ckpt",
             "eval.wait_minutes",
+            "control.noise_std",
+            "control.num_measurements",
+            "control.strength",
+            "control.guidance_scale",
         ),
     ),
-    ("above 0", lambda value: value > 0, ("model.sigma_min", "model.beta_min", "optim.lr")),
+    (
+        "above 0",
+        lambda value: value > 0,
+        (
+            "model.sigma_min",
+            "model.beta_min",
+            "optim.lr",
+            "control.blur_std",
+            "control.data_std",
+            "control.start_time",
+            "control.guidance_until",
+            "control.tolerance",
+        ),
+    ),
+    (
+        "at least 2",
+        lambda value: value >= 2,
+        ("eval.accuracy_num_levels", "control.num_interpolations"),
+    ),
+    (
+        "'score' or 'classifier'",
+        lambda value: value in ("score", "classifier"),
+        ("training.objective",),
+    ),
     ("from 0 to 1", lambda value: 0 <= value <= 1, ("model.dropout", "model.ema_rate")),
     ("from 0 to below 1", lambda value: 0 <= value < 1, ("optim.beta1",)),
     ("numbers from 1 up", lambda value: value and min(value) >= 1, ("model.ch_mult",)),
@@ -143,6 +178,15 @@ def _out_of_range(flat: dict[str, object]) -> Iterator[str]:
 
 
 def _conflicts(flat: dict[str, object]) -> Iterator[str]:
+    if flat["training.objective"] == "classifier":
+        if flat["data.num_classes"] < 2:
+            yield (
+                f"data.num_classes = {flat['data.num_classes']} should be the number of classes "
+                "that a classifier tells apart"
+            )
+        for key in ("training.snapshot_sampling", "eval.enable_bpd", "eval.enable_sampling"):
+            if flat[key]:
+                yield f"{key} = True needs a score network, and training.objective = 'classifier'"
     parts, batch_size = flat["training.grad_accumulation"], flat["training.batch_size"]
     if parts > batch_size:
         yield (

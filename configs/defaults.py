@@ -80,11 +80,13 @@ OPTIONS = {
         "path": "",  # the user's own images: a folder, a zip, an .npy or an .npz
         "data_dir": "",  # where tensorflow-datasets keeps its files; "": its own choice
         "tfrecords_path": "",  # of FFHQ and CelebA-HQ
+        "num_classes": 0,  # of the labels that a classifier learns
         "levels": 0,  # grey values of a pixel, for dequantisation and bits/dim; 0: the data set's
         "num_workers": 4,  # processes that prepare batches
         "on_error": "raise",  # an image that cannot be read: "raise", or "skip" it by name
     },
     "training": {
+        "objective": "score",  # or "classifier": what the network learns
         "n_jitted_steps": 1,  # optimisation steps per call
         "grad_accumulation": 1,  # parts that a batch is computed in, one after the other
     },
@@ -95,10 +97,42 @@ OPTIONS = {
         "num_samples": 64,
         "num_steps": 0,  # steps of a continuous model's sampler; 0: model.num_scales
     },
+    "control": {
+        "task": "inpaint",  # what --mode control does
+        "name": "",  # of the folder for results; "": the task
+        "path": "",  # images to start from: a file, a folder, ...; "": of the held-out part
+        "num_images": 8,
+        "num_results": 4,  # samples for each image
+        "operator": "",  # what was measured of an image; "": what suits the task
+        "method": "pigdm",  # how an image is restored: dps, pigdm, projection or tweedie
+        "noise_std": 0.0,  # of a measurement, where images are in [0, 1]
+        "mask": "",  # file of a mask, white where images are known
+        "box": (),  # operator "box": (top, left, height, width) of what is open; (): the centre
+        "keep": 0.25,  # operator "random_mask": share of pixels that are known
+        "factor": 2,  # operator "super_resolution": how much smaller a side becomes
+        "blur_std": 1.0,  # operator "blur": standard deviation in pixels
+        "num_measurements": 0,  # operator "projection"; 0: a quarter of the dimensions
+        "operator_seed": 0,  # of operators that are drawn at random
+        "strength": 1.0,  # method "dps": step size
+        "data_std": 0.3,  # method "pigdm": standard deviation of pixels in [0, 1]
+        "iterations": 5,  # methods "pigdm" and "tweedie": of conjugate gradients
+        "classifier": "",  # checkpoint of a noise-conditional classifier
+        "labels": (),  # classes to draw; (): all
+        "guidance_scale": 1.0,  # of the classifier's gradient
+        "guidance_until": 1.0,  # the last time at which the classifier is used
+        "start_time": 0.5,  # task "edit": how much of an image is forgotten
+        "tolerance": 1e-5,  # of the ODE solver that encodes and decodes
+        "num_interpolations": 9,  # task "interpolate": images in a row
+        "temperatures": (0.6, 0.8, 1.0, 1.2),  # task "temperature"
+        "other": "",  # task "compare_codes": checkpoint of another network
+    },
     "eval": {
         "dataset": "",  # another name of bpd_dataset; wins where it is set
         "checkpoint": "",  # one file to evaluate, in place of begin_ckpt ... end_ckpt
         "bpd_num_repeats": 5,  # passes over the test set, each with dequantisation noise of its own
+        "enable_accuracy": False,  # of a classifier
+        "accuracy_num_levels": 11,  # noise levels at which it is measured
+        "accuracy_num_repeats": 1,  # draws of noise for each example
         "loss_num_repeats": 1,  # passes over the test set, each at other noise levels
         "num_probes": 1,  # Hutchinson probes for the divergence in bits/dim
         "hutchinson_type": "Rademacher",  # or "Gaussian" probes, or "exact": no probes at all

@@ -120,6 +120,33 @@ def ncsnv2(config: ConfigDict, *, depth: int, ema_rate: float) -> None:
     _refinenet(config, f"ncsnv2_{depth}", ema_rate)
 
 
+def wide_resnet(
+    config: ConfigDict,
+    *,
+    num_classes: int,
+    nf: int = 16,
+    blocks_per_group: int = 4,
+    channel_multiplier: int = 10,
+    dropout: float = 0.1,
+    ema_rate: float = 0.999,
+) -> None:
+    """A classifier of noisy images, by default WRN-28-10; it draws no samples."""
+    config.data.num_classes = num_classes
+    config.model.update(
+        name="wideresnet_noise_conditional",
+        nf=nf,
+        blocks_per_group=blocks_per_group,
+        channel_multiplier=channel_multiplier,
+        nonlinearity="swish",
+        fourier_scale=16.0,
+        dropout=dropout,
+        ema_rate=ema_rate,
+    )
+    config.training.update(objective="classifier", snapshot_sampling=False)
+    config.eval.update(enable_accuracy=True, enable_bpd=False, enable_sampling=False)
+    pc_sampling(config, predictor="none")
+
+
 def _unet(
     config: ConfigDict,
     name: str,

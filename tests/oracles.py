@@ -70,6 +70,57 @@ class GaussianOracle(torch.nn.Module):
         return batch_mul(std / variance, centred)
 
 
+class GaussianDataOracle(torch.nn.Module):
+    """The network that has learned data ~ N(mean, covariance) exactly, for vectors (B, D)."""
+
+    def __init__(self, sde: LinearSDE, mean: torch.Tensor, covariance: torch.Tensor):
+        super().__init__()
+        self.sde, self.mean = sde, mean
+        spectrum, basis = torch.linalg.eigh(covariance.double())
+        self.spectrum, self.basis = spectrum.to(mean), basis.to(mean)
+
+    def forward(self, x, labels):
+        if isinstance(self.sde, VESDE):
+            scale, std = torch.ones_like(labels), labels
+        else:
+            scale, std = self.sde.marginal_coeffs(labels / 999)
+        centred = (x - batch_mul(scale, self.mean.expand_as(x))) @ self.basis
+        variance = scale[:, None] ** 2 * self.spectrum + std[:, None] ** 2
+        score = -(centred / variance) @ self.basis.T
+        return score if isinstance(self.sde, VESDE) else batch_mul(-std, score)
+
+
+class UnitNoise:
+    """Noise of which row 0 has none, and each other row a single 1 in one entry of one draw.
+
+    Attributes:
+        draws: how often it was asked for.
+    """
+
+    def __init__(self):
+        self.draws = 0
+
+    def __call__(self, like):
+        noise, dimensions = torch.zeros_like(like), like.shape[1]
+        rows = noise[1 + self.draws * dimensions :][:dimensions]
+        rows += torch.eye(dimensions)[: len(rows)]
+        self.draws += 1
+        return noise
+
+
+def exact_moments(draw, dimensions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (D,) and covariance (D, D) of the samples of a sampler that is linear in its noise.
+
+    Such a sampler maps noise 0 to the mean, and unit noises to the columns of a matrix whose
+    product with its transpose is the covariance.  `draw(count, noise)` draws samples (count, D).
+    """
+    noise = UnitNoise()
+    draw(1, noise)
+    mean, *responses = draw(1 + noise.draws * dimensions, UnitNoise()).double()
+    responses = torch.stack(responses) - mean
+    return mean, responses.T @ responses
+
+
 def assert_close_to_largest(actual, expected, tolerance=2e-4):
     """Agreement relative to the largest recorded value, and on where there is no number."""
     if not expected.isfinite().all():

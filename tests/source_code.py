@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 ROOT = pathlib.Path(__file__).parent.parent
-SECTIONS = ("data", "model", "training", "optim", "sampling", "eval")
+SECTIONS = ("data", "model", "training", "optim", "sampling", "control", "eval")
 _METHODS = set(dir(ConfigDict()))
 
 

@@ -1,4 +1,6 @@
-"""Inpainting and colorization."""
+"""Constraints: inpainting, colorization, classes, editing, and the one mechanism behind them."""
+
+import math
 
 import pytest
 import torch
@@ -14,9 +16,16 @@ from oracles import (
 )
 
 import sampling
-from controllable_generation import KnownGray, KnownPixels, get_pc_colorizer, get_pc_inpainter
+from controllable_generation import (
+    ClassGuidance,
+    StartFrom,
+    get_pc_colorizer,
+    get_pc_conditional_sampler,
+    get_pc_editor,
+    get_pc_inpainter,
+)
 from sde_lib import VESDE, VPSDE, subVPSDE
-from utils import SampleNoise
+from utils import SampleNoise, batch_mul
 
 SDES = {"ve": VESDE(sigma_max=20, N=200), "vp": VPSDE(N=200), "subvp": subVPSDE(N=200)}
 CASES = (("vesde", "continuous"), ("vesde", "discrete"), ("vpsde", "continuous"))
@@ -32,6 +41,9 @@ def build(get, sde, corrector="langevin", scaler=lambda x: x, continuous=True, *
         continuous=continuous,
         **options,
     )
+
+
+# --- Inpainting and colorization ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "grid"), CASES)
@@ -76,17 +88,6 @@ def test_denoising_removes_the_last_noise(sde):
     assert results[1].std() == pytest.approx(float(std), rel=0.3)
 
 
-def test_nothing_leaks_from_under_the_mask():
-    sde, data = SDES["vp"], torch.randn(3, 1, 4, 4)
-    mask = (torch.arange(16).reshape(1, 1, 4, 4) % 3 == 0).float()
-    other = torch.where(mask == 1, data, torch.full_like(data, torch.nan))
-    results = []
-    for values in (data, other):
-        torch.manual_seed(0)
-        results.append(build(get_pc_inpainter, sde)(GaussianOracle(sde), values, mask))
-    assert torch.equal(*results) and results[0].isfinite().all()
-
-
 @pytest.mark.parametrize("channels", (1, 2, 3, 5))
 @pytest.mark.parametrize("size", ((), (4,), (4, 6)), ids=str)
 def test_colorization_keeps_the_gray_image(channels, size):
@@ -99,10 +100,34 @@ def test_colorization_keeps_the_gray_image(channels, size):
         assert x.std(dim=1).mean() > 0.1
 
 
-def test_known_noise_has_unit_variance_in_its_subspace():
-    z = torch.randn(100_000, 3)
-    spread = KnownGray(torch.zeros(1, 3)).spread(z)
-    assert spread.square().sum(1).mean() == pytest.approx(1, abs=0.02)
+def test_the_noise_of_a_gray_image_has_the_right_variance():
+    """Where neither predictor nor corrector acts, gray values of x_t are m y + s / sqrt(C) z."""
+    sde, part = SDES["vp"], {"start_time": 0.3, "stop_time": 0.29}
+    sample = get_pc_colorizer(sde, None, None, lambda x: x, 0.16, denoise=False, eps=0.01, **part)
+    x = sample(GaussianOracle(sde), torch.full((50_000, 3), 0.5))
+    scale, std = sde.marginal_coeffs(sampling.visited_times(sde, 0.01, **part)[-1:])
+    assert x.mean() == pytest.approx(0.5 * float(scale), abs=0.01)
+    assert x.mean(1).std() == pytest.approx(float(std) / math.sqrt(3), rel=0.02)
+    assert (x.mean(1) - x[:, 0]).abs().max() > 0.1  # the rest is left alone
+
+
+def test_nothing_leaks_from_under_the_mask():
+    sde, data = SDES["vp"], torch.randn(3, 1, 4, 4)
+    mask = (torch.arange(16).reshape(1, 1, 4, 4) % 3 == 0).float()
+    other = torch.where(mask == 1, data, torch.full_like(data, torch.nan))
+    results = []
+    for values in (data, other):
+        torch.manual_seed(0)
+        results.append(build(get_pc_inpainter, sde)(GaussianOracle(sde), values, mask))
+    assert torch.equal(*results) and results[0].isfinite().all()
+
+
+def test_masks_may_differ_between_samples():
+    sde, data = SDES["vp"], torch.randn(2, 4)
+    mask = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0]])
+    x = build(get_pc_inpainter, sde, eps=1e-3)(GaussianOracle(sde), data, mask)
+    scale, _ = sde.marginal_coeffs(torch.tensor([1e-3]))
+    torch.testing.assert_close(x[mask.bool()], data[mask.bool()] * scale)
 
 
 def test_a_result_is_a_function_of_seed_and_number():
@@ -116,8 +141,328 @@ def test_a_result_is_a_function_of_seed_and_number():
     torch.testing.assert_close(run(range(5)), parts, rtol=0, atol=1e-5)
 
 
+# --- Classes --------------------------------------------------------------------------------------
+
+MEANS, SPREAD = torch.tensor([[-0.6, 0.2], [0.5, 0.4], [0.1, -0.7]]), 0.2
+
+
+class MixtureOracle(torch.nn.Module):
+    """The networks that know a mixture of three Gaussians exactly: score, and classifier."""
+
+    def __init__(self, sde):
+        super().__init__()
+        self.sde = sde
+
+    def logits(self, x, scale, std):
+        """log p(x_t, class) up to a constant, (B, 3), and the variance of each class, (B,)."""
+        distance = (x[:, None] - scale[:, None, None] * MEANS).square().sum(2)
+        return -distance / (2 * self.variance(scale, std))[:, None]
+
+    def variance(self, scale, std):
+        return (scale * SPREAD) ** 2 + std**2
+
+    def classify(self, x, noise_std):
+        if isinstance(self.sde, VESDE):
+            return self.logits(x, torch.ones_like(noise_std), noise_std)
+        # s^2 = 1 - m^2 for VP, and s = 1 - m^2 for sub-VP.
+        square = noise_std if isinstance(self.sde, subVPSDE) else noise_std**2
+        return self.logits(x, (1 - square).clamp(min=0).sqrt(), noise_std)
+
+    def forward(self, x, labels):
+        if isinstance(self.sde, VESDE):
+            scale, std = torch.ones_like(labels), labels
+        else:
+            scale, std = self.sde.marginal_coeffs(labels / 999)
+        share = torch.softmax(self.logits(x, scale, std), dim=1)
+        score = -batch_mul(1 / self.variance(scale, std), x - batch_mul(scale, share @ MEANS))
+        return score if isinstance(self.sde, VESDE) else batch_mul(-std, score)
+
+
+def check_classes(x, labels):
+    """Each class is N(its mean, SPREAD^2 I)."""
+    for label, mean in enumerate(MEANS):
+        torch.testing.assert_close(x[labels == label].mean(0), mean, rtol=0, atol=0.03)
+        covariance = torch.cov(x[labels == label].T) / SPREAD**2
+        torch.testing.assert_close(covariance, torch.eye(2), rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_samples_are_of_their_class(sde):
+    torch.manual_seed(0)
+    network, labels = MixtureOracle(sde), torch.arange(1500) % 3
+    sample = get_pc_conditional_sampler(
+        sde,
+        network.classify,
+        (len(labels), 2),
+        sampling.EulerMaruyamaPredictor,
+        None,
+        lambda x: x,
+        0.16,
+        continuous=True,
+        eps=sde.sampling_eps,
+    )
+    check_classes(sample(network, labels), labels)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_the_ode_can_be_guided_by_classes(sde):
+    torch.manual_seed(0)
+    network, labels = MixtureOracle(sde), torch.arange(1500) % 3
+    sample = sampling.get_ode_sampler(
+        sde,
+        (len(labels), 2),
+        lambda x: x,
+        eps=sde.sampling_eps,
+        constraints=[ClassGuidance(network.classify, labels)],
+    )
+    check_classes(sample(network)[0], labels)
+
+
+def test_the_guidance_scale_multiplies_the_gradient():
+    """At 0 the classes do not matter; at 2 samples are further from the other classes."""
+    sde, labels = SDES["vp"], torch.zeros(1500, dtype=torch.int64)
+    network, results = MixtureOracle(sde), {}
+    for scale in (0.0, 1.0, 2.0):
+        torch.manual_seed(0)
+        sample = sampling.get_pc_sampler(
+            sde,
+            (1500, 2),
+            sampling.EulerMaruyamaPredictor,
+            None,
+            lambda x: x,
+            0.16,
+            continuous=True,
+            constraints=[ClassGuidance(network.classify, labels, scale)],
+        )
+        results[scale] = sample(network)[0].mean(0)
+    torch.testing.assert_close(results[0.0], MEANS.mean(0), rtol=0, atol=0.06)
+    away = MEANS[0] - MEANS.mean(0)
+    assert (results[2.0] - results[1.0]) @ away > 0.02
+
+
+# --- Start and stop in the middle -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_a_run_in_two_parts_is_the_whole_one(sde):
+    """Stopping at a time and starting there again visits the same times with the same noise."""
+
+    def part(z, **times):
+        sample = sampling.get_pc_sampler(
+            sde,
+            (8, 3),
+            sampling.ReverseDiffusionPredictor,
+            sampling.PerSampleLangevinCorrector,
+            lambda x: x,
+            0.16,
+            continuous=True,
+            denoise=False,
+            **times,
+        )
+        return sample(GaussianOracle(sde), z)
+
+    z = sde.prior_sampling((8, 3))
+    torch.manual_seed(0)
+    whole, evaluations = part(z)
+    torch.manual_seed(0)
+    middle, before = part(z, stop_time=0.37)
+    end, after = part(middle, start_time=0.37)
+    assert torch.equal(whole, end) and evaluations == before + after and before > after > 0
+
+
+def test_visited_times_are_those_of_the_whole_run():
+    sde = VPSDE(N=11)
+    torch.testing.assert_close(sampling.visited_times(sde, 0.0), torch.linspace(1, 0, 11))
+    times = sampling.visited_times(sde, 0.0, 0.6, 0.2)
+    torch.testing.assert_close(times, torch.tensor([0.6, 0.5, 0.4, 0.3]))
+    with pytest.raises(ValueError, match=r"none of the 11 times from 1 .* 0.2 and the stop at 0.6"):
+        sampling.visited_times(sde, 0.0, 0.2, 0.6)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_editing_forgets_as_much_as_it_should(sde):
+    """Data outside the model's distribution keep the share that the posterior of x_0 given x_t
+    leaves them: for N(0, S0^2) data, x_0 given x_t has mean S0^2 m / (m^2 S0^2 + s^2) x_t."""
+    data = torch.full((4000, 1), 2.0)
+    for start_time in (0.1, 0.5, 0.9):
+        torch.manual_seed(0)
+        edit = build(get_pc_editor, sde, corrector="none", start_time=start_time)
+        x = edit(GaussianOracle(sde, mu=0.0), data)
+        t = sampling.visited_times(sde, 1e-5, start_time)[:1]
+        scale, std = sde.marginal_coeffs(t)
+        kept = S0**2 * scale**2 / (scale**2 * S0**2 + std**2)
+        assert x.mean() == pytest.approx(2 * float(kept), abs=0.04)
+
+
+def test_the_ode_can_start_from_data():
+    """The flow maps N(m a, m^2 S0^2 + s^2) at t0 to its data: a single point to its quantile."""
+    sde, data = SDES["vp"], torch.full((4000, 2), 1.0)
+    sample = sampling.get_ode_sampler(
+        sde, data.shape, lambda x: x, start_time=0.3, constraints=[StartFrom(data)]
+    )
+    x = sample(GaussianOracle(sde, mu=0.0))[0]
+    scale, std = sde.marginal_coeffs(torch.tensor([0.3]))
+    shrink = S0 / ((scale * S0) ** 2 + std**2).sqrt()
+    assert x.mean() == pytest.approx(float(scale * shrink), abs=0.02)
+    assert x.std() == pytest.approx(float(std * shrink), abs=0.02)
+
+
+# --- Gradients ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_gradients_go_through_the_sampler(sde):
+    """For N(mu, S0^2) data every step is linear: the gradient is the same as a difference."""
+    sample = sampling.get_pc_sampler(
+        sde,
+        (1, 1),
+        sampling.ReverseDiffusionPredictor,
+        sampling.AnnealedLangevinDynamics,
+        lambda x: x,
+        0.16,
+        continuous=True,
+        differentiable=True,
+    )
+    network = GaussianOracle(sde)
+    z = torch.tensor([[0.4]], requires_grad=True)
+    (slope,) = torch.autograd.grad(sample(network, z, noise=torch.zeros_like)[0], z)
+    low, high = (
+        sample(network, torch.tensor([[value]]), noise=torch.zeros_like)[0].detach()
+        for value in (-10.0, 10.0)
+    )
+    torch.testing.assert_close(slope, (high - low) / 20, rtol=1e-3, atol=1e-7)
+
+
+def test_gradients_reach_the_weights_and_the_flow():
+    """d x / d z of the flow of N(mu, S0^2) data is the ratio of standard deviations."""
+    sde = SDES["vp"]
+    sample = sampling.get_ode_sampler(sde, (2, 3), lambda x: x, differentiable=True)
+    network = GaussianOracle(sde)
+    network.mu = torch.nn.Parameter(torch.tensor(MU))
+    z = torch.randn(2, 3, requires_grad=True)
+    x, _ = sample(_Shifted(network), z)
+    slope, mean_slope = torch.autograd.grad(x.sum(), [z, network.mu])
+    (scale, last), (first_scale, first) = (
+        sde.marginal_coeffs(torch.tensor([t])) for t in (1e-3, 1.0)
+    )
+    ratio = ((scale * S0) ** 2 + last**2).sqrt() / ((first_scale * S0) ** 2 + first**2).sqrt()
+    torch.testing.assert_close(slope, ratio.expand(2, 3), rtol=1e-3, atol=1e-5)
+    expected = 6 * (scale - ratio * first_scale)
+    torch.testing.assert_close(mean_slope, expected[0], rtol=1e-3, atol=1e-4)
+
+
+class _Shifted(torch.nn.Module):
+    """A Gaussian network whose mean is a parameter."""
+
+    def __init__(self, oracle):
+        super().__init__()
+        self.oracle = oracle
+
+    def forward(self, x, labels):
+        scale, std = self.oracle.sde.marginal_coeffs(labels / 999)
+        variance = (scale * S0) ** 2 + std**2
+        return batch_mul(std / variance, x - batch_mul(scale, self.oracle.mu.expand_as(x)))
+
+
+def test_no_gradient_is_kept_unless_it_is_asked_for():
+    sde, z = VPSDE(N=3), torch.randn(2, 2, requires_grad=True)
+    for sample in (
+        sampling.get_pc_sampler(
+            sde, (2, 2), sampling.EulerMaruyamaPredictor, None, lambda x: x, 0.1
+        ),
+        sampling.get_ode_sampler(sde, (2, 2), lambda x: x),
+    ):
+        assert not sample(GaussianOracle(sde), z)[0].requires_grad
+
+
+# --- One mechanism --------------------------------------------------------------------------------
+
+
+class PositivePart(sampling.Constraint):
+    """A user's own: no entry of the mean is negative."""
+
+    def wrap(self, sde, update, noise):
+        def positive(x, t):
+            x, x_mean = update(x, t)
+            return x, x_mean.clamp(min=0)
+
+        return positive
+
+
+class Tilt(sampling.Constraint):
+    """A user's own: adds a constant to the score of x_0, for which a Gaussian has an answer."""
+
+    def guide(self, sde, score_fn):
+        def tilted(x, t):
+            scale, std = sde.marginal_prob(torch.ones_like(t), t)
+            # E[exp(x_0) | x_t] is a Gaussian's again: tilting N(mu, S0^2) by exp(x) shifts mu.
+            return score_fn(x, t) + batch_mul(
+                scale * S0**2 / ((scale * S0) ** 2 + std**2), torch.ones_like(x)
+            )
+
+        return tilted
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_constraints_of_ones_own_work_together(sde):
+    torch.manual_seed(0)
+    sample = sampling.get_pc_sampler(
+        sde,
+        (4000, 2),
+        sampling.EulerMaruyamaPredictor,
+        None,
+        lambda x: x,
+        0.16,
+        continuous=True,
+        eps=sde.sampling_eps,
+        constraints=[Tilt(), PositivePart()],
+    )
+    x, evaluations = sample(GaussianOracle(sde))
+    shifted = torch.distributions.Normal(MU + S0**2, S0)
+    assert x.min() == 0 and evaluations == sde.N
+    assert (x > 0).float().mean() == pytest.approx(
+        1 - float(shifted.cdf(torch.tensor(0.0))), abs=0.02
+    )
+    assert x.median() == pytest.approx(MU + S0**2, abs=0.03)
+
+
+def test_the_ode_refuses_what_acts_on_updates():
+    with pytest.raises(ValueError, match=r"PositivePart acts on the updates.*'pc'"):
+        sampling.get_ode_sampler(VPSDE(), (1, 2), lambda x: x, constraints=[PositivePart()])
+
+
+# --- Mistakes -------------------------------------------------------------------------------------
+
+
 def test_mistakes_are_named():
+    sde = VPSDE(N=30)
+    inpaint = build(get_pc_inpainter, sde)
     with pytest.raises(ValueError, match=r"mask has shape \(3,\).*\(2, 4\)"):
-        KnownPixels(torch.zeros(2, 4), torch.ones(3))
+        inpaint(GaussianOracle(sde), torch.zeros(5, 2, 4), torch.ones(3))
     with pytest.raises(ValueError, match="1 for what is known"):
-        KnownPixels(torch.zeros(2, 4), torch.full((2, 4), 0.5))
+        inpaint(GaussianOracle(sde), torch.zeros(2, 4), torch.full((2, 4), 0.5))
+    edit = sampling.get_pc_sampler(
+        sde, (3, 4), None, None, lambda x: x, 0.1, constraints=[StartFrom(torch.zeros(3, 5))]
+    )
+    with pytest.raises(ValueError, match=r"data of shape \(3, 5\).*\(3, 4\)"):
+        edit(GaussianOracle(sde))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    (
+        (torch.tensor([0.0, 1.0, 2.0]), "labels are whole numbers.*float32"),
+        (torch.tensor([[0], [1], [2]]), r"labels are whole numbers.*\(3, 1\)"),
+        (torch.tensor([0, 1]), "2 labels were given for 3 samples"),
+        (torch.tensor([0, 1, 3]), "label 3.*3 classes, 0 to 2"),
+        (torch.tensor([0, -1, 2]), "label -1.*3 classes, 0 to 2"),
+    ),
+)
+def test_wrong_labels_are_named(labels, said):
+    sde = VPSDE(N=30)
+    network = MixtureOracle(sde)
+    sample = get_pc_conditional_sampler(
+        sde, network.classify, (3, 2), None, None, lambda x: x, 0.16, continuous=True
+    )
+    with pytest.raises(ValueError, match=said):
+        sample(network, labels)

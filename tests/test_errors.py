@@ -162,7 +162,7 @@ def test_no_gpu(tmp_path):
     [
         ({"config": None}, ("--config",)),
         ({"mode": None}, ("--mode",)),
-        ({"mode": "trian"}, ("--mode=trian", "train|eval|sample|fid_stats")),
+        ({"mode": "trian"}, ("--mode=trian", "train|eval|sample|control|fid_stats")),
         ({"workdir": None}, ("--workdir",)),
         ({"workdir": ""}, ("--workdir",)),
     ],

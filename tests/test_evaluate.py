@@ -15,6 +15,7 @@ import run_lib
 from datasets import get_dataset
 from evaluation import load_statistics
 from utils.files import load_arrays
+from utils.reports import mean_and_error
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +246,7 @@ def test_statistics_of_a_folder_with_broken_files(tmp_path, caplog):
 
 def test_mean_and_error():
     values = np.random.default_rng(0).normal(3, 2, size=10_000)
-    result = eval_lib.mean_and_error("x", values)
+    result = mean_and_error("x", values)
     assert result["x"] == pytest.approx(3, abs=0.1)
     assert result["x_standard_error"] == pytest.approx(0.02, rel=0.05)
-    assert torch.tensor(eval_lib.mean_and_error("x", values[:1])["x_standard_error"]).isnan()
+    assert torch.tensor(mean_and_error("x", values[:1])["x_standard_error"]).isnan()

@@ -9,6 +9,7 @@ from test_configs import OWN
 
 import run_lib
 from configs.defaults import experiments, flatten, load
+from utils import image_shape
 from utils.checkpoints import read_checkpoint
 
 # Making an experiment small changes how much there is of everything, never what it is: the data
@@ -82,7 +83,7 @@ def check_run(config, folder, drawn):
     assert checkpoint["step"] == 1 and checkpoint["model"].keys() == before.keys()
     assert all(value.isfinite().all() for value in checkpoint["model"].values())
     assert any(not torch.equal(checkpoint["model"][key], before[key]) for key in before)
-    (samples,), shape = drawn, run_lib.image_shape(config)
+    (samples,), shape = drawn, image_shape(config)
     assert samples.shape == (2, *shape) and samples.isfinite().all() and samples.std() > 0
     pixels = np.load(folder / "samples" / "iter_1" / "sample.np")
     assert pixels.shape == (2, *shape[1:], shape[0]) and pixels.dtype == np.uint8

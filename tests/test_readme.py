@@ -114,14 +114,32 @@ def test_library_example_runs():
     assert names["score"].shape == (4, 2)
 
 
-def test_inpainting_example_keeps_what_is_known():
+def test_control_example_does_what_it_says():
     names = example("get_pc_inpainter(")
-    left = slice(None, 4)
+    left, images = slice(None, 4), names["images"]
     # The known half has the noise level at which sampling ends.
-    torch.testing.assert_close(
-        names["filled"][..., left], names["images"][..., left], rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(names["filled"][..., left], images[..., left], rtol=0, atol=1e-5)
     assert names["filled"][..., 4:].std() == pytest.approx(1, abs=0.4)
+    again = names["operator"].apply(names["restored"])
+    assert (again - names["y"]).std() < 0.3 < names["y"].std()
+    torch.testing.assert_close(names["decoded"][::2], images[:2], rtol=0, atol=2e-3)
+
+
+def test_own_constraints_hold():
+    """A known mean leaves the rest of independent Gaussian entries as it is."""
+    names = example("class KnownMean")
+    sde = names["VPSDE"](N=300)
+    target, oracle = torch.tensor(1.5), GaussianOracle(sde)
+    torch.manual_seed(0)
+    mean = names["KnownMean"](target)
+    x, _ = names["make_sampler"](sde, (4000, 5), [mean])(oracle)
+    torch.testing.assert_close(x.mean(1), torch.full((4000,), 1.5), rtol=1e-3, atol=0)
+    spread = (x - x.mean(1, keepdim=True)).square().mean().sqrt()
+    assert spread == pytest.approx(oracle.s0 * (4 / 5) ** 0.5, rel=0.05)
+    towards = names["Towards"](torch.tensor([3.0, 0, 0, 0, 0]), 0.5)
+    both, _ = names["make_sampler"](sde, (4000, 5), [towards, mean])(oracle)
+    assert both[:, 0].mean() > x[:, 0].mean() + 0.1
+    torch.testing.assert_close(both.mean(1), x.mean(1), rtol=1e-3, atol=0)
 
 
 def test_published_checkpoint_example(tmp_path, monkeypatch):

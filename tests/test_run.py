@@ -82,10 +82,10 @@ def test_stop_and_resume_equals_no_stop(stop, undisturbed, tmp_path, monkeypatch
 
     original = run_lib.losses._TrainStep.__call__
 
-    def dying(self, state, batch):
+    def dying(self, state, *batch):
         if state["step"] == stop:
             raise Killed
-        return original(self, state, batch)
+        return original(self, state, *batch)
 
     monkeypatch.setattr(run_lib.losses._TrainStep, "__call__", dying)
     with pytest.raises(Killed):

@@ -7,6 +7,8 @@ import logging
 import os
 import pathlib
 
+import numpy as np
+
 from utils.files import atomic_write
 
 
@@ -39,6 +41,12 @@ def markdown_table(records: list[dict]) -> str:
         "| " + " | ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) + " |\n"
         for line in lines
     )
+
+
+def mean_and_error(name: str, values: np.ndarray) -> dict[str, float]:
+    """Mean of a quantity over examples and the standard error of that mean."""
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return {name: float(values.mean()), name + _ERROR: float(error)}
 
 
 _ERROR = "_standard_error"

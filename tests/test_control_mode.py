@@ -1,0 +1,324 @@
+"""`--mode control`: every task from the command line, its files, and mistakes in its input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_runs import ROOT, small_config
+
+import control_lib
+import run_lib
+from configs.defaults import load
+
+TINY = {
+    "training__n_iters": 1,
+    "training__snapshot_freq": 1,
+    "training__snapshot_freq_for_preemption": 1,
+    "training__eval_freq": 1,
+    "sampling__num_samples": 1,
+}
+FILES = {"arrays.npz", "config.json", "grid.png", "report.json", "report.md", "stdout.txt"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of tiny runs: two score networks, one of colour images, and a classifier."""
+    folder = tmp_path_factory.mktemp("runs")
+    experiments = {
+        "score": ("vp/digits", {}),
+        "other": ("vp/digits", {"seed": 1}),
+        "colour": ("vp/color_digits", {}),
+        "classifier": ("vp/digits_classifier", {"model__channel_multiplier": 1}),
+        "ve_classifier": ("ve/digits_classifier", {"model__channel_multiplier": 1}),
+    }
+    for name, (experiment, changes) in experiments.items():
+        run_lib.train(small_config(experiment, **TINY, **changes), folder / name)
+    return folder
+
+
+def checkpoint(runs, name):
+    return str(runs / name / "checkpoints-meta" / "checkpoint.pth")
+
+
+def control(runs, task, run="score", experiment="vp/digits", **changes):
+    """Carry out a task: its arrays, and the rows of its report."""
+    options = {"num_images": 4, "num_results": 2, "name": "out", "tolerance": 1e-3}
+    options = {f"control__{key}": value for key, value in {**options, **changes}.items()}
+    config = small_config(experiment, **TINY, control__task=task, **options)
+    config.control.task = task
+    folder = run_lib.control(config, runs / run)
+    assert {file.name for file in folder.iterdir()} <= FILES
+    with np.load(folder / "arrays.npz") as arrays:
+        return dict(arrays), json.loads((folder / "report.json").read_text()), folder
+
+
+def test_every_task_is_tested():
+    tested = {"inpaint", "colorize", "restore", "class", "edit", "reconstruct", "interpolate"}
+    assert set(control_lib._TASKS) == tested | {"temperature", "compare_codes"}
+
+
+@pytest.mark.parametrize("method", ("dps", "pigdm", "projection", "tweedie"))
+def test_inpainting(runs, method):
+    arrays, (figures,), folder = control(runs, "inpaint", method=method, iterations=2)
+    assert arrays["input"].shape == (4, 1, 8, 8) and arrays["result"].shape == (4, 2, 1, 8, 8)
+    known = arrays["measurement"][..., :4]
+    np.testing.assert_allclose(known, arrays["input"][..., :4], atol=1e-6)
+    np.testing.assert_allclose(arrays["measurement"][..., 4:], 0.5, atol=1e-6)
+    assert figures["method"] == method and np.isfinite(figures["residual"])
+    # Four rows of the input, the measurement and two results, each 32 px wide, and lines between.
+    assert Image.open(folder / "grid.png").size == (4 * 34 + 2, 4 * 34 + 2)
+
+
+def test_projection_keeps_what_is_known(runs):
+    arrays, (figures,), _ = control(runs, "inpaint", method="projection")
+    np.testing.assert_allclose(
+        arrays["result"][..., :4], arrays["input"][:, None, ..., :4].repeat(2, axis=1), atol=1e-3
+    )
+    assert figures["residual"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    "operator", ("blur", "box", "projection", "random_mask", "super_resolution")
+)
+def test_restoring(runs, operator):
+    arrays, (figures,), _ = control(runs, "restore", operator=operator, noise_std=0.1)
+    assert arrays["measurement"].shape == (4, 1, 8, 8)
+    assert np.isfinite(arrays["result"]).all() and figures["noise_std"] == 0.1
+
+
+def test_the_noise_of_a_measurement_is_in_units_of_images(runs):
+    """The network's range is twice as wide, and so is the noise there."""
+    arrays, _, _ = control(runs, "restore", operator="blur", noise_std=0.1, num_images=40)
+    clean, _, _ = control(runs, "restore", operator="blur", noise_std=0.0, num_images=40)
+    assert (arrays["y"] - clean["y"]).std() == pytest.approx(0.2, rel=0.1)
+    assert (arrays["measurement"] - clean["measurement"]).std() == pytest.approx(0.1, rel=0.1)
+
+
+def test_results_do_not_depend_on_how_many_there_are(runs):
+    few, _, _ = control(runs, "inpaint", num_images=2, num_results=1)
+    more, _, _ = control(runs, "inpaint", num_images=3, num_results=1)
+    np.testing.assert_allclose(few["result"], more["result"][:2], atol=1e-5)
+
+
+def test_a_mask_file_and_an_image_file(runs, tmp_path):
+    mask = np.full((8, 8), 255, dtype=np.uint8)
+    mask[2:5, 1:7] = 0
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / "digit.png")
+    arrays, _, _ = control(
+        runs,
+        "inpaint",
+        mask=str(tmp_path / "mask.png"),
+        path=str(tmp_path / "digit.png"),
+        method="projection",
+    )
+    pixels = np.arange(64).reshape(8, 8) * 4 / 255
+    # In the middle of a grey level out of 17, as the network was trained.
+    np.testing.assert_allclose(arrays["input"][0, 0], (pixels * 16 + 0.5) / 17, atol=1e-6)
+    known = mask == 255
+    np.testing.assert_allclose(
+        arrays["result"][0, :, 0, known],
+        arrays["input"][0, 0, known][:, None].repeat(2, 1),
+        atol=2e-3,
+    )
+    assert "labels" not in arrays
+
+
+def test_what_is_under_a_mask_changes_nothing(runs, tmp_path):
+    pictures, results = np.random.default_rng(0).integers(0, 256, (2, 8, 8), dtype=np.uint8), []
+    pictures[1, :, :4] = pictures[0, :, :4]
+    for picture in pictures:
+        Image.fromarray(picture).save(tmp_path / "digit.png")
+        arrays, _, _ = control(runs, "inpaint", path=str(tmp_path / "digit.png"))
+        results.append(arrays["result"])
+    assert np.array_equal(*results)
+
+
+def test_colorizing(runs):
+    arrays, (figures,), _ = control(
+        runs, "colorize", run="colour", experiment="vp/color_digits", method="projection"
+    )
+    assert arrays["result"].shape == (4, 2, 3, 8, 8) and arrays["y"].shape == (4, 1, 8, 8)
+    gray = arrays["input"].mean(1, keepdims=True)
+    np.testing.assert_allclose(arrays["measurement"], gray.repeat(3, axis=1), atol=1e-6)
+    np.testing.assert_allclose(arrays["result"][:, 0].mean(1), gray[:, 0], atol=2e-3)
+    assert figures["operator"] == "GrayScale"
+
+
+def test_classes(runs):
+    arrays, (figures,), _ = control(
+        runs, "class", classifier=checkpoint(runs, "classifier"), labels=(3, 7, 7)
+    )
+    assert arrays["result"].shape == (3, 2, 1, 8, 8) and arrays["labels"].tolist() == [3, 7, 7]
+    assert 0 <= figures["recognised"] <= 1
+    arrays, _, _ = control(runs, "class", classifier=checkpoint(runs, "classifier"))
+    assert arrays["labels"].tolist() == list(range(10))
+
+
+def test_the_classifier_matters(runs):
+    """Both samples of a row have noise of their own; rows of one noise differ by their label."""
+    options = {"classifier": checkpoint(runs, "classifier"), "num_results": 1}
+    three, _, _ = control(runs, "class", labels=(3,), **options)
+    seven, _, _ = control(runs, "class", labels=(7,), **options)
+    unguided, _, _ = control(runs, "class", labels=(7,), guidance_scale=0.0, **options)
+    never, _, _ = control(runs, "class", labels=(3,), guidance_until=1e-9, **options)
+    assert not np.array_equal(three["result"], seven["result"])
+    assert np.array_equal(unguided["result"], never["result"])
+
+
+def test_editing(runs):
+    arrays, (figures,), _ = control(runs, "edit", start_time=0.3)
+    assert arrays["noisy"].shape == (4, 1, 8, 8) and figures["start_time"] == pytest.approx(0.3)
+    assert not np.array_equal(arrays["result"][:, 0], arrays["result"][:, 1])
+
+
+def test_reconstructing(runs):
+    arrays, (figures,), _ = control(runs, "reconstruct", tolerance=1e-5)
+    assert figures["largest_error"] < 1e-3
+    np.testing.assert_allclose(arrays["result"], arrays["input"], atol=1e-3)
+    # A network that knows nothing yet has a flow that grows: codes are no images.
+    assert np.isfinite(arrays["codes"]).all() and arrays["codes"].shape == (4, 1, 8, 8)
+
+
+def test_interpolating(runs):
+    arrays, (figures,), _ = control(runs, "interpolate", num_interpolations=3, tolerance=1e-5)
+    assert arrays["result"].shape == (2, 3, 1, 8, 8)
+    np.testing.assert_allclose(arrays["result"][:, 0], arrays["first"], atol=1e-3)
+    np.testing.assert_allclose(arrays["result"][:, -1], arrays["second"], atol=1e-3)
+    assert figures["largest_error_at_ends"] < 1e-3
+
+
+def test_temperatures(runs):
+    arrays, figures, _ = control(runs, "temperature", temperatures=(0.5, 1.0))
+    assert arrays["result"].shape == (2, 4, 1, 8, 8)
+    assert [row["temperature"] for row in figures] == [0.5, 1.0]
+
+
+def test_comparing_codes(runs):
+    _, (same,), _ = control(runs, "compare_codes", other=checkpoint(runs, "score"))
+    assert same["correlation_same_image"] == pytest.approx(1) and same["relative_distance"] < 1e-6
+    arrays, (differ,), _ = control(runs, "compare_codes", other=checkpoint(runs, "other"))
+    assert differ["correlation_same_image"] < 1 and arrays["by_the_other"].shape == (4, 1, 8, 8)
+    assert differ["relative_distance"] > 1e-3
+
+
+@pytest.mark.slow
+def test_the_ode_sampler_can_be_guided(runs):
+    config = small_config("vp/digits", **TINY, sampling__method="ode", sampling__num_steps=30)
+    config.control.update(task="inpaint", num_images=1, num_results=1)
+    folder = run_lib.control(config, runs / "score")
+    assert np.isfinite(np.load(folder / "arrays.npz")["result"]).all()
+
+
+# --- Mistakes -------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "unknown task": ("inpant", {}, "unknown control task 'inpant'.*did you mean 'inpaint'"),
+    "unknown operator": ("restore", {"operator": "blurr"}, "unknown operator 'blurr'.*'blur'"),
+    "unknown method": ("restore", {"method": "ddrm"}, "unknown restoration method 'ddrm'"),
+    "factor": ("restore", {"factor": 3}, "by a factor 3 needs sides that it divides"),
+    "box": ("restore", {"operator": "box", "box": (0, 0, 9, 2)}, r"a box .*\(0, 0, 9, 2\)"),
+    "keep": ("restore", {"operator": "random_mask", "keep": 2.0}, "share of pixels to keep"),
+    "gray model": ("colorize", {}, "nothing to colour.*one channel"),
+    "no classifier": ("class", {}, "needs control.classifier"),
+    "classifier missing": ("class", {"classifier": "nowhere.pth"}, "no checkpoint at nowhere.pth"),
+    "no other": ("compare_codes", {}, "needs control.other"),
+    "start time": ("edit", {"start_time": 1e-9}, "none of the 5 times"),
+    "one image": ("interpolate", {"num_images": 1}, "needs at least 2 images"),
+    "no image": ("inpaint", {"path": "nowhere.png"}, "nowhere.png"),
+    "no mask": ("inpaint", {"mask": "nowhere.png"}, "no mask file 'nowhere.png'"),
+    "two operators": ("inpaint", {"mask": "a.png", "operator": "box"}, "exclude each other"),
+    "no results": ("inpaint", {"num_results": 0}, "control.num_results = 0 should be at least 1"),
+    "noise": ("restore", {"noise_std": -0.1}, "control.noise_std = -0.1 should be at least 0"),
+    "temperature": ("temperature", {"temperatures": (-1.0,)}, "number of 0 or more, not -1"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_named_and_nothing_is_written(runs, case):
+    task, options, said = MISTAKES[case]
+    with pytest.raises((ValueError, OSError), match=said):
+        control(runs, task, **{**options, "name": "mistake"})
+    assert not (runs / "score" / "control" / "mistake").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    (
+        ({"labels": (1, 10)}, r"control.labels = \(1, 10\) .*from 0 to 9"),
+        ({"labels": (0.5,)}, r"control.labels = \(0.5,\) .*whole numbers"),
+        ({"classifier": "ve_classifier"}, "trained for another process"),
+        ({"classifier": "other"}, "is no classifier"),
+    ),
+)
+def test_wrong_classes_are_named(runs, options, said):
+    path = checkpoint(runs, options.pop("classifier", "classifier"))
+    with pytest.raises(ValueError, match=said):
+        control(runs, "class", classifier=path, **options)
+
+
+def test_another_networks_codes_are_refused(runs):
+    with pytest.raises(ValueError, match="codes of another process or shape"):
+        control(runs, "compare_codes", other=checkpoint(runs, "colour"))
+
+
+def test_a_published_checkpoint_does_not_say_what_its_network_is(runs, tmp_path):
+    contents = torch.load(checkpoint(runs, "other"), weights_only=True)
+    del contents["config"]
+    torch.save(contents, tmp_path / "published.pth")
+    with pytest.raises(ValueError, match="holds no config"):
+        control(runs, "compare_codes", other=str(tmp_path / "published.pth"))
+
+
+# --- Training a classifier ------------------------------------------------------------------------
+
+
+def test_a_classifier_is_evaluated_at_every_level(runs):
+    config = small_config(
+        "vp/digits_classifier", **TINY, model__channel_multiplier=1, eval__loss_num_repeats=1
+    )
+    config.eval.update(accuracy_num_levels=3, accuracy_num_repeats=2)
+    (record,) = run_lib.evaluate(config, runs / "classifier")
+    assert 0 <= record["accuracy"] <= 1 and record["loss"] > 0
+    table = (runs / "classifier" / "eval" / "ckpt_1_accuracy.md").read_text()
+    levels = [line.split("|")[1:3] for line in table.splitlines()[2:]]
+    assert [float(level) for level, _ in levels] == [0.0, 0.5, 1.0]
+    assert [float(std) for _, std in levels] == pytest.approx([0.001, 0.9597, 1.0], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    (
+        ({"data__num_classes": 0}, "data.num_classes = 0 should be the number of classes"),
+        ({"data__num_classes": 5}, "data.num_classes = 5 cannot learn.*there are 10"),
+        ({"eval__enable_bpd": True}, "eval.enable_bpd = True needs a score network"),
+        ({"training__snapshot_sampling": True}, "snapshot_sampling = True needs a score"),
+        ({"training__objective": "classify"}, "training.objective = 'classify' should be"),
+    ),
+)
+def test_what_a_classifier_cannot_do_is_named(changes, said, tmp_path):
+    config = small_config("vp/digits_classifier", **{**TINY, **changes})
+    with pytest.raises(ValueError, match=said):
+        run_lib.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_classifier_draws_no_samples_and_a_score_network_has_no_accuracy(runs):
+    with pytest.raises(ValueError, match="'classifier' draws no samples"):
+        run_lib.sample(
+            small_config("vp/digits_classifier", **TINY, model__channel_multiplier=1),
+            runs / "classifier",
+        )
+    config = small_config("vp/digits", **TINY, eval__enable_accuracy=True)
+    with pytest.raises(ValueError, match="enable_accuracy needs a classifier"):
+        run_lib.evaluate(config, runs / "score")
+
+
+def test_digits_classifiers_fit_their_score_networks():
+    for process in ("ve", "vp", "subvp"):
+        score, classifier = load(f"{process}/digits"), load(f"{process}/digits_classifier")
+        assert score.training.sde == classifier.training.sde
+        assert score.data.centered == classifier.data.centered
+    assert (ROOT / "configs" / "ve" / "cifar10_classifier.py").exists()

@@ -1,0 +1,279 @@
+"""Linear inverse problems with a known posterior: Gaussian data of any covariance."""
+
+import pytest
+import torch
+from oracles import GaussianDataOracle, exact_moments
+
+import sampling
+from controllable_generation import DataConsistency, get_pc_restorer, get_restoration
+from operators import GaussianBlur, LinearOperator, Mask, RandomProjection, SuperResolution
+from sde_lib import VESDE, VPSDE, subVPSDE
+
+D = 4
+MEAN = torch.tensor([0.3, -0.2, 0.1, 0.4])
+# Neighbours have a correlation of 0.8.
+_DISTANCE = (torch.arange(D)[:, None] - torch.arange(D)).abs().double()
+COVARIANCE = 0.25 * 0.8**_DISTANCE
+TRUTH = torch.tensor([[0.9, 0.2, -0.3, -0.5]])
+
+SDES = {
+    "ve": lambda N: VESDE(sigma_max=10, N=N),
+    "vp": lambda N: VPSDE(N=N),
+    "subvp": lambda N: subVPSDE(N=N),
+}
+OPERATORS = {
+    "mask": Mask((D,), torch.tensor([1.0, 0.0, 0.0, 1.0])),
+    "super_resolution": SuperResolution((D,), 2),
+    "blur": GaussianBlur((D,), 1.0),
+    "projection": RandomProjection((D,), 2, seed=0),
+}
+# The corrector whose steps are linear in the noise.
+CORRECTOR = sampling.AnnealedLangevinDynamics
+
+
+def posterior(operator, noise_std, covariance=COVARIANCE):
+    """Closed-form mean and covariance of x given y = A x + noise."""
+    A = operator.apply(torch.eye(D).double()).T
+    A = A[A.abs().sum(1) > 0]
+    y = A @ TRUTH[0].double()
+    of_y = A @ covariance @ A.T + noise_std**2 * torch.eye(len(A)).double()
+    gain = covariance @ A.T @ torch.linalg.inv(of_y)
+    return MEAN + gain @ (y - A @ MEAN.double()), covariance - gain @ A @ covariance
+
+
+def errors(draw_moments, operator, noise_std, covariance=COVARIANCE):
+    """Errors of mean and covariance: the first relative to what the measurement changed."""
+    mean, cov = draw_moments
+    true_mean, true_cov = posterior(operator, noise_std, covariance)
+    change = torch.linalg.norm(true_mean - MEAN)
+    return (
+        float(torch.linalg.norm(mean - true_mean) / change),
+        float(torch.linalg.norm(cov - true_cov) / torch.linalg.norm(true_cov)),
+    )
+
+
+def pc_moments(sde, operator, method, noise_std, corrector=None, covariance=COVARIANCE, **settings):
+    """Mean and covariance of what predictor-corrector sampling draws, without Monte-Carlo error."""
+    y = operator.apply(TRUTH)
+    restore = get_pc_restorer(
+        sde,
+        sampling.ReverseDiffusionPredictor,
+        corrector,
+        lambda x: x,
+        0.3,
+        2,
+        continuous=True,
+        eps=sde.sampling_eps,
+    )
+    network = GaussianDataOracle(sde, MEAN, covariance)
+
+    def draw(count, noise):
+        many = y.expand(count, *y.shape[1:])
+        return restore(network, operator, many, noise_std, method=method, noise=noise, **settings)
+
+    return exact_moments(draw, D)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_tweedie_guidance_samples_the_posterior(sde, operator):
+    """The error is that of the steps, of first order in 1 / N."""
+    mean, cov = zip(
+        *(
+            errors(pc_moments(sde(N), operator, "tweedie", 0.1, iterations=D), operator, 0.1)
+            for N in (50, 100, 200)
+        ),
+        strict=True,
+    )
+    assert mean[-1] < 0.003 and cov[-1] < 0.04
+    assert cov[-1] < 0.75 * cov[0]
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_tweedie_guidance_needs_no_noise_in_the_measurement(sde):
+    operator = OPERATORS["mask"]
+    mean, cov = errors(pc_moments(sde(400), operator, "tweedie", 0.0), operator, 0.0)
+    assert mean < 0.002 and cov < 0.03
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_the_ode_is_guided_to_the_posterior(sde, operator):
+    """Along the probability flow only the prior, which is not quite p_T, is left as an error."""
+    sde, y = sde(100), operator.apply(TRUTH)
+    if isinstance(sde, VESDE):
+        sde = VESDE(sigma_max=100)  # of which the error of the prior's mean is a hundredth
+    network = GaussianDataOracle(sde, MEAN, COVARIANCE)
+
+    def draw(count, noise):
+        many = y.expand(count, *y.shape[1:])
+        constraint = get_restoration("tweedie")(operator, many, 0.1, iterations=D)
+        sample = sampling.get_ode_sampler(
+            sde, (count, D), lambda x: x, eps=sde.sampling_eps, constraints=[constraint]
+        )
+        return sample(network, noise=noise)[0]
+
+    mean, cov = errors(exact_moments(draw, D), operator, 0.1)
+    assert mean < 0.003 and cov < 0.01
+
+
+@pytest.mark.parametrize("noise_std", (0.0, 0.1))
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_inpainting_approaches_the_conditional_distribution(sde, noise_std):
+    """With corrector steps, whose number grows with N, at the rate at which they forget."""
+    operator = OPERATORS["mask"]
+    mean, cov = zip(
+        *(
+            errors(
+                pc_moments(sde(N), operator, "projection", noise_std, CORRECTOR),
+                operator,
+                noise_std,
+            )
+            for N in (25, 100, 400)
+        ),
+        strict=True,
+    )
+    assert mean[0] > 1.2 * mean[1] > 1.2**2 * mean[2]
+    assert cov[0] > 1.2 * cov[1] > 1.2**2 * cov[2]
+    assert mean[2] < 0.04 and cov[2] < 0.18
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_projection_of_noisy_measurements_approaches_the_posterior(operator):
+    _, cov = zip(
+        *(
+            errors(pc_moments(SDES["ve"](N), operator, "projection", 0.1, CORRECTOR), operator, 0.1)
+            for N in (50, 200)
+        ),
+        strict=True,
+    )
+    assert cov[1] < 0.5 * cov[0] and cov[1] < 0.17
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_inpainting_without_a_corrector_is_biased(sde):
+    """However many steps there are: the mean by 12% of what the measurement changes, and the
+    covariance by three fifths."""
+    operator = OPERATORS["mask"]
+    for N in (200, 400):
+        mean, cov = errors(pc_moments(sde(N), operator, "projection", 0.0), operator, 0.0)
+        assert 0.10 < mean < 0.13
+        assert 0.55 < cov < 0.70
+
+
+@pytest.mark.parametrize("operator", ("mask", "super_resolution", "projection"))
+def test_pseudo_inverse_guidance_is_exact_for_independent_entries(operator):
+    operator, covariance = OPERATORS[operator], 0.25 * torch.eye(D).double()
+    found = pc_moments(SDES["vp"](200), operator, "pigdm", 0.1, covariance=covariance, data_std=0.5)
+    mean, cov = errors(found, operator, 0.1, covariance)
+    assert mean < 0.002 and cov < 0.02
+
+
+def test_pseudo_inverse_guidance_is_biased_for_correlated_entries():
+    """With a correlation of 0.8 between neighbours, by 5% of what the measurement changes."""
+    operator = OPERATORS["mask"]
+    mean, _ = errors(pc_moments(SDES["vp"](200), operator, "pigdm", 0.1), operator, 0.1)
+    assert 0.04 < mean < 0.06
+
+
+def test_dps_follows_the_measurement_and_is_biased():
+    """Its samples agree with the measurement, and their mean is off by a third of the posterior's
+    standard deviation or more."""
+    torch.manual_seed(0)
+    operator, sde = OPERATORS["mask"], SDES["vp"](200)
+    y = operator.apply(TRUTH).expand(2000, D)
+    restore = get_pc_restorer(
+        sde, sampling.ReverseDiffusionPredictor, None, lambda x: x, 0.3, continuous=True, eps=1e-3
+    )
+    network = GaussianDataOracle(sde, MEAN, COVARIANCE)
+    x = restore(network, operator, y, 0.1, method="dps", strength=0.3)
+    true_mean, true_cov = posterior(operator, 0.1)
+    off = (x.double().mean(0) - true_mean).abs() / true_cov.diag().sqrt()
+    known = TRUTH[0] != operator.apply(TRUTH)[0]
+    assert (x - y)[:, ~known].square().mean().sqrt() < 0.25
+    assert 0.3 < off[~known].max() < 1.0
+
+
+def test_a_noisy_measurement_stays_with_the_known_coordinates():
+    """At t = eps, x is y up to noise where it was measured."""
+    operator, sde = OPERATORS["super_resolution"], SDES["ve"](200)
+    mean, cov = pc_moments(sde, operator, "projection", 0.1, CORRECTOR)
+    true_mean, true_cov = posterior(operator, 0.1)
+    of = operator.apply(torch.eye(D).double()).T
+    torch.testing.assert_close(of @ mean, of @ true_mean, rtol=0, atol=0.02)
+    torch.testing.assert_close((of @ cov @ of.T), of @ true_cov @ of.T, rtol=0.2, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ("projection", "dps", "pigdm", "tweedie"))
+def test_what_is_not_measured_never_leaks(method):
+    """A measurement may hold anything, even nan, where nothing was measured."""
+    operator, sde = OPERATORS["mask"], SDES["vp"](30)
+    y = operator.apply(TRUTH).expand(3, D)
+    results = []
+    for unknown in (0.0, 7.0, torch.nan):
+        torch.manual_seed(0)
+        restore = get_pc_restorer(
+            sde, sampling.EulerMaruyamaPredictor, None, lambda x: x, 0.3, continuous=True
+        )
+        given = torch.where(operator.mask, y, unknown)
+        network = GaussianDataOracle(sde, MEAN, COVARIANCE)
+        results.append(restore(network, operator, given, 0.05, method=method))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+class Differences(LinearOperator):
+    """A user's own: differences of neighbours, without singular values."""
+
+    def __init__(self):
+        super().__init__((D,), (D - 1,))
+
+    def apply(self, x):
+        return x.diff(dim=1)
+
+    def adjoint(self, y):
+        zero = torch.zeros_like(y[:, :1])
+        return torch.cat([zero, y], dim=1) - torch.cat([y, zero], dim=1)
+
+
+def test_an_operator_of_ones_own_is_enough_for_guidance():
+    operator = Differences()
+    found = pc_moments(SDES["vp"](200), operator, "tweedie", 0.1)
+    mean, cov = errors(found, operator, 0.1)
+    assert mean < 0.003 and cov < 0.04
+    assert operator.picture(operator.apply(TRUTH)).shape == TRUTH.shape
+    with pytest.raises(NotImplementedError, match="Differences does not know its singular values"):
+        DataConsistency(operator, operator.apply(TRUTH))
+
+
+def test_guidance_can_be_differentiated():
+    """By the measurement: the posterior's mean moves by the gain of y."""
+    operator, sde = OPERATORS["super_resolution"], SDES["vp"](60)
+    network = GaussianDataOracle(sde, MEAN, COVARIANCE)
+
+    def restored(y, **options):
+        restore = get_pc_restorer(
+            sde,
+            sampling.ReverseDiffusionPredictor,
+            None,
+            lambda x: x,
+            0.3,
+            continuous=True,
+            eps=1e-3,
+            **options,
+        )
+        return restore(network, operator, y, 0.1, noise=torch.zeros_like)[0]
+
+    y = operator.apply(TRUTH)
+    slope = torch.autograd.functional.jacobian(lambda y: restored(y, differentiable=True), y)[:, 0]
+    differences = [restored(y + step) - restored(y - step) for step in 0.5 * torch.eye(2)[:, None]]
+    torch.testing.assert_close(slope, torch.stack(differences, dim=1), rtol=1e-3, atol=1e-4)
+
+
+def test_mistakes_are_named():
+    operator = OPERATORS["super_resolution"]
+    with pytest.raises(ValueError, match=r"measurement has shape \(1, 3\).*\(B, 2\)"):
+        get_restoration("tweedie")(operator, torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="noise of a measurement is 0 or more, not -1"):
+        get_restoration("projection")(operator, torch.zeros(1, 2), -1.0)
+    with pytest.raises(ValueError, match="known are dps, pigdm, projection, tweedie"):
+        get_restoration("ddrm")
