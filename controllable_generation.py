@@ -41,19 +41,28 @@ class Measured(Constraint):
         measurement: y, (B, *M), of data in the network's range.
         noise_std: sigma_y.
     Raises:
-        ValueError: the measurement is not the operator's, or the noise is negative.
+        ValueError: no operator, a measurement that is not the operator's or not finite, or negative
+            noise.
     """
 
     def __init__(self, operator: LinearOperator, measurement: Tensor, noise_std: float = 0.0):
+        if not isinstance(operator, LinearOperator):
+            raise ValueError(
+                f"the operator is an object such as operators.GaussianBlur((3, 32, 32)), not "
+                f"{operator!r}"
+            )
         if tuple(measurement.shape[1:]) != tuple(operator.measured_shape):
             raise ValueError(
                 f"the measurement has shape {tuple(measurement.shape)}, but {operator!r} gives "
                 f"(B, {', '.join(map(str, operator.measured_shape))})"
             )
+        _check_floats("the measurement", measurement)
         if not (noise_std >= 0 and math.isfinite(noise_std)):
             raise ValueError(f"the noise of a measurement is 0 or more, not {noise_std}")
         self.operator, self.noise_std = operator, noise_std
         self.measurement = operator.observed(measurement)
+        if not self.measurement.isfinite().all():
+            raise ValueError("the measurement holds values that are not finite numbers")
 
     @classmethod
     def from_config(
@@ -66,6 +75,14 @@ class Measured(Constraint):
     ) -> Measured:
         """The constraint with the settings in `config.control`, for data in a range."""
         return cls(operator, measurement, noise_std)
+
+
+def _check_floats(what: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{what} should hold floating-point numbers in the network's range, not {x.dtype}: "
+            "divide bytes by 255, and use the scaler"
+        )
 
 
 @register_restoration(name="projection")
@@ -400,6 +417,7 @@ class StartFrom(Constraint):
     """
 
     def __init__(self, data: Tensor):
+        _check_floats("the data to start from", data)
         self.data = data
 
     def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
@@ -471,6 +489,7 @@ def get_pc_inpainter(data: Tensor, mask: Tensor) -> tuple[Constraint, Tensor]:
     data (B, *D) is in the network's range, and mask is 1 where it is known; what data hold where
     the mask is 0 is not looked at.  Further arguments: see `pc_factory`.
     """
+    _check_floats("the data", data)
     operator = Mask(data.shape[1:], mask.to(data.device))
     return DataConsistency(operator, operator.apply(data)), data
 
@@ -482,6 +501,15 @@ def get_pc_colorizer(gray_scale_img: Tensor) -> tuple[Constraint, Tensor]:
     The gray images (B, C, *D) have equal channels, in the network's range.  Further arguments: see
     `pc_factory`.
     """
+    _check_floats("a gray image", gray_scale_img)
+    if gray_scale_img.dim() < 2 or not torch.allclose(
+        gray_scale_img, gray_scale_img[:, :1], rtol=0, atol=1e-3
+    ):
+        raise ValueError(
+            "gray images are (B, C, *D) with equal channels, as many as the network's: from images "
+            "of one channel, x.expand(-1, C, -1, -1); these have shape "
+            f"{tuple(gray_scale_img.shape)}"
+        )
     operator = GrayScale(gray_scale_img.shape[1:])
     return _PublishedGray(operator, operator.apply(gray_scale_img)), gray_scale_img
 

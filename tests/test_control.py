@@ -441,6 +441,18 @@ def test_mistakes_are_named():
         inpaint(GaussianOracle(sde), torch.zeros(5, 2, 4), torch.ones(3))
     with pytest.raises(ValueError, match="1 for what is known"):
         inpaint(GaussianOracle(sde), torch.zeros(2, 4), torch.full((2, 4), 0.5))
+    with pytest.raises(
+        ValueError, match=r"the data should hold floating.* not torch.uint8: divide"
+    ):
+        inpaint(GaussianOracle(sde), torch.zeros(2, 4, dtype=torch.uint8), torch.ones(4))
+    with pytest.raises(ValueError, match="not finite numbers"):
+        inpaint(GaussianOracle(sde), torch.full((2, 4), torch.inf), torch.ones(4))
+    colorize = build(get_pc_colorizer, sde)
+    for images in (torch.randn(2, 3, 4), torch.zeros(5)):
+        with pytest.raises(ValueError, match=r"gray images are .* with equal channels"):
+            colorize(GaussianOracle(sde), images)
+    with pytest.raises(ValueError, match=r"data to start from should hold .* not torch.int64"):
+        StartFrom(torch.zeros(3, 4, dtype=torch.int64))
     edit = sampling.get_pc_sampler(
         sde, (3, 4), None, None, lambda x: x, 0.1, constraints=[StartFrom(torch.zeros(3, 5))]
     )
