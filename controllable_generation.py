@@ -197,6 +197,16 @@ class PosteriorGuidance(Measured):
         super().__init__(operator, measurement, noise_std)
         self.bounds = bounds
 
+    @classmethod
+    def from_config(cls, config, operator, measurement, noise_std, bounds):
+        settings = cls.settings(config, bounds)
+        return cls(operator, measurement, noise_std, bounds=bounds, **settings)
+
+    @staticmethod
+    def settings(config, bounds: tuple[float, float]) -> dict:
+        """Keywords of the class, as `config.control` sets them, for data in a range."""
+        return {}
+
     def guide(self, sde: SDE, score_fn: Callable) -> Callable:
         def guided(x: Tensor, t: Tensor) -> Tensor:
             score, denoised, pull_back = _denoise(sde, score_fn, x, t)
@@ -246,22 +256,13 @@ class DiffusionPosteriorSampling(PosteriorGuidance):
         strength: step size, zeta' in the paper.
     """
 
-    def __init__(
-        self,
-        operator: LinearOperator,
-        measurement: Tensor,
-        noise_std: float = 0.0,
-        *,
-        strength: float = 1.0,
-        bounds: tuple[float, float] | None = None,
-    ):
-        super().__init__(operator, measurement, noise_std, bounds=bounds)
+    def __init__(self, *measured, strength: float = 1.0, **options):
+        super().__init__(*measured, **options)
         self.strength = strength
 
-    @classmethod
-    def from_config(cls, config, operator, measurement, noise_std, bounds):
-        strength = config.control.get("strength", 1.0)
-        return cls(operator, measurement, noise_std, strength=strength, bounds=bounds)
+    @staticmethod
+    def settings(config, bounds):
+        return {"strength": config.control.get("strength", 1.0)}
 
     def weigh(self, residual: Tensor, pull_back: Callable, sde: SDE, t: Tensor) -> Tensor:
         # A predictor's step moves x by G^2 score.
@@ -282,27 +283,17 @@ class PseudoInverseGuidance(PosteriorGuidance):
         iterations: of conjugate gradients, where A A^T is not a multiple of I.
     """
 
-    def __init__(
-        self,
-        operator: LinearOperator,
-        measurement: Tensor,
-        noise_std: float = 0.0,
-        *,
-        data_std: float = 0.5,
-        iterations: int = 5,
-        bounds: tuple[float, float] | None = None,
-    ):
-        super().__init__(operator, measurement, noise_std, bounds=bounds)
+    def __init__(self, *measured, data_std: float = 0.5, iterations: int = 5, **options):
+        super().__init__(*measured, **options)
         self.data_std, self.iterations = data_std, iterations
 
-    @classmethod
-    def from_config(cls, config, operator, measurement, noise_std, bounds):
+    @staticmethod
+    def settings(config, bounds):
         low, high = bounds
-        settings = {
+        return {
             "data_std": config.control.get("data_std", 0.3) * (high - low),
             "iterations": config.control.get("iterations", 5),
         }
-        return cls(operator, measurement, noise_std, bounds=bounds, **settings)
 
     def weigh(self, residual: Tensor, pull_back: Callable, sde: SDE, t: Tensor) -> Tensor:
         scale, std = sde.marginal_prob(torch.ones_like(t), t)
@@ -325,22 +316,13 @@ class TweedieGuidance(PosteriorGuidance):
         iterations: of conjugate gradients; as many as y has entries solve the system exactly.
     """
 
-    def __init__(
-        self,
-        operator: LinearOperator,
-        measurement: Tensor,
-        noise_std: float = 0.0,
-        *,
-        iterations: int = 5,
-        bounds: tuple[float, float] | None = None,
-    ):
-        super().__init__(operator, measurement, noise_std, bounds=bounds)
+    def __init__(self, *measured, iterations: int = 5, **options):
+        super().__init__(*measured, **options)
         self.iterations = iterations
 
-    @classmethod
-    def from_config(cls, config, operator, measurement, noise_std, bounds):
-        iterations = config.control.get("iterations", 5)
-        return cls(operator, measurement, noise_std, iterations=iterations, bounds=bounds)
+    @staticmethod
+    def settings(config, bounds):
+        return {"iterations": config.control.get("iterations", 5)}
 
     def weigh(self, residual: Tensor, pull_back: Callable, sde: SDE, t: Tensor) -> Tensor:
         scale, std = sde.marginal_prob(torch.ones_like(t), t)
