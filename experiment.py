@@ -192,8 +192,9 @@ def _rehearse(run: Run) -> None:
     network, images = _Nothing().to(run.device), torch.zeros(1, *run.shape, device=run.device)
     ema = ExponentialMovingAverage(network.parameters(), decay=0.0)
     eval_step({"model": network, "ema": ema}, images)
-    sde = _in_steps(run.config, 2)
-    sampler = get_sampling_fn(run.config, sde, images.shape, run.inverse_scaler, sde.sampling_eps)
+    short = _in_steps(run.config, 2)
+    sde = create_sde(short)
+    sampler = get_sampling_fn(short, sde, images.shape, run.inverse_scaler, sde.sampling_eps)
     sampler(network, noise=torch.zeros_like)
 
 
@@ -209,23 +210,28 @@ class _Nothing(torch.nn.Module):
 
 
 def sampling_sde(config) -> SDE:
-    """The process in `sampling.num_steps` steps, or in as many as it was trained with."""
+    """The process in `sampling.num_steps` steps, or in as many as it was trained with.
+
+    Solvers have grids of their own, for which the process stays as it was trained.
+    """
     steps = config.sampling.get("num_steps", 0)
-    if not steps:
+    if not steps or config.sampling.method.lower() not in ("pc", "ode"):
         return create_sde(config)
     if not config.training.continuous:
         raise ValueError(
             f"sampling.num_steps = {steps} needs training.continuous = True: a network of discrete "
-            f"noise levels is sampled at all {config.model.num_scales} of them"
+            f"noise levels is sampled at all {config.model.num_scales} of them, or by one of the "
+            "solvers of few steps, such as sampling.method = 'ddim'"
         )
-    return _in_steps(config, steps)
+    return create_sde(_in_steps(config, steps))
 
 
-def _in_steps(config, steps: int) -> SDE:
-    """The configured process in another number of steps."""
+def _in_steps(config, steps: int) -> ConfigDict:
+    """A config whose process, and whose sampling, is in another number of steps."""
     config = ConfigDict(config).copy_and_resolve_references()
     config.model.num_scales = steps
-    return create_sde(config)
+    config.sampling.num_steps = steps
+    return config
 
 
 def get_loss_fn(run: Run, train: bool) -> losses.NoisyLoss:

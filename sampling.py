@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -31,9 +32,15 @@ from utils.tensors import batch_mul
 
 _PREDICTORS = Registry("predictor")
 _CORRECTORS = Registry("corrector")
+_SAMPLERS = Registry("sampling method")
 
 register_predictor, get_predictor = _PREDICTORS.register, _PREDICTORS.get
 register_corrector, get_corrector = _CORRECTORS.register, _CORRECTORS.get
+# Of functions (config, sde, shape, inverse_scaler, **options) that give a sampler.
+register_sampler = _SAMPLERS.register
+
+# Where further samplers are defined; imported when one is first asked for.
+_MODULES = ("solvers",)
 
 Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Noise = Callable[[Tensor], Tensor]
@@ -356,39 +363,47 @@ def get_sampling_fn(
     """The configured sampler.
 
     Args:
-        config: `sampling.method` is "pc" or "ode".
+        config: `sampling.method` is "pc", "ode" or a solver of `solvers`.
         sde: the forward process.
         shape: shape of a batch of samples, (B, *D).
         inverse_scaler: from the network's range to [0, 1].
         eps: time at which sampling stops.
-        options: further keywords that both samplers have, such as `constraints`.
+        options: further keywords that all samplers have, such as `constraints`.
     Returns:
         `sample(model, z=None)`.
     Raises:
         ValueError: an unknown method, predictor or corrector.
     """
-    settings = config.sampling
     options |= {
-        "denoise": settings.noise_removal,
+        "denoise": config.sampling.noise_removal,
         "eps": eps,
         "continuous": config.training.continuous,
     }
-    method = settings.method.lower()
-    if method == "ode":
-        return get_ode_sampler(sde, shape, inverse_scaler, **options)
-    if method == "pc":
-        return get_pc_sampler(
-            sde,
-            shape,
-            get_predictor(settings.predictor.lower()),
-            get_corrector(settings.corrector.lower()),
-            inverse_scaler,
-            settings.snr,
-            n_steps=settings.n_steps_each,
-            probability_flow=settings.probability_flow,
-            **options,
-        )
-    raise ValueError(f"unknown sampling.method {settings.method!r}: known are 'pc' and 'ode'")
+    for module in _MODULES:
+        importlib.import_module(module)
+    build = _SAMPLERS.get(config.sampling.method.lower())
+    return build(config, sde, shape, inverse_scaler, **options)
+
+
+@register_sampler(name="pc")
+def _pc_from_config(config, sde, shape, inverse_scaler, **options):
+    settings = config.sampling
+    return get_pc_sampler(
+        sde,
+        shape,
+        get_predictor(settings.predictor.lower()),
+        get_corrector(settings.corrector.lower()),
+        inverse_scaler,
+        settings.snr,
+        n_steps=settings.n_steps_each,
+        probability_flow=settings.probability_flow,
+        **options,
+    )
+
+
+@register_sampler(name="ode")
+def _ode_from_config(config, sde, shape, inverse_scaler, **options):
+    return get_ode_sampler(sde, shape, inverse_scaler, **options)
 
 
 def get_pc_sampler(
@@ -436,10 +451,10 @@ def get_pc_sampler(
     """
     times = visited_times(sde, eps, start_time, stop_time)
 
-    @_with_gradients(differentiable)
+    @with_gradients(differentiable)
     def sample(model, z=None, *, noise=None, progress=False):
         where = device_of(model) if device is None else torch.device(device)
-        counted, score_fn = _score_fns(sde, model, continuous, constraints, differentiable)
+        counted, score_fn = score_fns(sde, model, continuous, constraints, differentiable)
         updates = [
             corrector_update(sde, score_fn, corrector, snr, n_steps, noise),
             predictor_update(sde, score_fn, predictor, probability_flow, noise),
@@ -448,7 +463,7 @@ def get_pc_sampler(
             wrap = functools.partial(constraint.wrap, sde, noise=noise or torch.randn_like)
             updates = [wrap(update) for update in updates]
         timesteps = times.to(where)
-        x = _start(sde, shape, where, z, timesteps[0], noise, constraints)
+        x = start(sde, shape, where, z, timesteps[0], noise, constraints)
         x, x_mean = run_updates(x, timesteps, updates, progress)
         return inverse_scaler(x_mean if denoise else x), counted.evaluations
 
@@ -495,21 +510,15 @@ def get_ode_sampler(
     Raises:
         ValueError: a constraint acts on updates, which an ODE does not have.
     """
-    for constraint in constraints:
-        if type(constraint).wrap is not Constraint.wrap:
-            raise ValueError(
-                f"{type(constraint).__name__} acts on the updates of a predictor-corrector "
-                "sampler, and the ODE sampler has none: use sampling.method = 'pc', or a "
-                "constraint that guides the score"
-            )
+    without_wraps(constraints)
     start_time = sde.T if start_time is None else start_time
 
-    @_with_gradients(differentiable)
+    @with_gradients(differentiable)
     def sample(model, z=None, *, noise=None, progress=False):
         where = device_of(model) if device is None else torch.device(device)
-        counted, score_fn = _score_fns(sde, model, continuous, constraints, differentiable)
+        counted, score_fn = score_fns(sde, model, continuous, constraints, differentiable)
         first = torch.tensor(start_time, dtype=torch.float32, device=where)
-        x = _start(sde, shape, where, z, first, noise, constraints)
+        x = start(sde, shape, where, z, first, noise, constraints)
         dtype = x.dtype
         x, _ = integrate(
             flow_drift(sde, score_fn, dtype),
@@ -530,12 +539,27 @@ def get_ode_sampler(
     return sample
 
 
-def _with_gradients(differentiable: bool) -> Callable:
+def without_wraps(constraints: Sequence[Constraint]) -> None:
+    """Refuse constraints that need a predictor-corrector sampler.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for constraint in constraints:
+        if type(constraint).wrap is not Constraint.wrap:
+            raise ValueError(
+                f"{type(constraint).__name__} acts on the updates of a predictor-corrector "
+                "sampler, and this sampler has none: use sampling.method = 'pc', or a constraint "
+                "that guides the score"
+            )
+
+
+def with_gradients(differentiable: bool) -> Callable:
     """Decorator: no gradients inside, unless they are wanted there and outside."""
     return (lambda fn: fn) if differentiable else torch.no_grad()
 
 
-def _score_fns(sde, model, continuous, constraints, differentiable):
+def score_fns(sde, model, continuous, constraints, differentiable):
     """The network's score, which counts, and what constraints make of it."""
     score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
     if differentiable:
@@ -546,7 +570,7 @@ def _score_fns(sde, model, continuous, constraints, differentiable):
     return counted, guided
 
 
-def _start(sde, shape, device, z, first_time, noise, constraints) -> Tensor:
+def start(sde, shape, device, z, first_time, noise, constraints) -> Tensor:
     """x at the first time: drawn or given, and as constraints want it."""
     x = draw_prior(sde, shape, device, noise) if z is None else z.to(device)
     t = first_time.expand(x.shape[0])

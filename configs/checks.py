@@ -57,6 +57,7 @@ _LIMITS = (
             "sampling.n_steps_each",
             "sampling.num_steps",
             "sampling.snr",
+            "sampling.churn",
             "eval.begin_ckpt",
             "eval.wait_minutes",
             "control.noise_std",
@@ -72,6 +73,8 @@ _LIMITS = (
             "model.sigma_min",
             "model.beta_min",
             "optim.lr",
+            "sampling.adaptive_rtol",
+            "sampling.adaptive_atol",
             "control.blur_std",
             "control.data_std",
             "control.start_time",
@@ -202,7 +205,9 @@ def _conflicts(flat: dict[str, object]) -> Iterator[str]:
             )
     # In a chain of N steps beta_max / N is a variance, and what is left of 1 divides.
     has_betas = flat["training.sde"].lower() in ("vpsde", "subvpsde")
-    steps = flat["sampling.num_steps"] or flat["model.num_scales"]
+    steps = flat["model.num_scales"]
+    if flat["sampling.method"].lower() in ("pc", "ode"):  # others have grids of their own
+        steps = flat["sampling.num_steps"] or steps
     if has_betas and _uses_chain(flat) and steps <= flat["model.beta_max"]:
         yield (
             f"{steps} steps are too few: there should be more than model.beta_max = "

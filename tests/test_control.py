@@ -141,6 +141,17 @@ def test_a_result_is_a_function_of_seed_and_number():
     torch.testing.assert_close(run(range(5)), parts, rtol=0, atol=1e-5)
 
 
+def test_where_editing_starts_is_a_function_of_seed_and_number():
+    sde, data = SDES["vp"], torch.randn(5, 2)
+    edit = build(get_pc_editor, sde, corrector="none", start_time=0.5)
+
+    def run(rows):
+        return edit(GaussianOracle(sde), data[rows], noise=SampleNoise(1, rows))
+
+    parts = torch.cat([run(range(2)), run(range(2, 5))])
+    torch.testing.assert_close(run(range(5)), parts, rtol=0, atol=1e-5)
+
+
 # --- Classes --------------------------------------------------------------------------------------
 
 MEANS, SPREAD = torch.tensor([[-0.6, 0.2], [0.5, 0.4], [0.1, -0.7]]), 0.2
@@ -275,8 +286,21 @@ def test_visited_times_are_those_of_the_whole_run():
     torch.testing.assert_close(sampling.visited_times(sde, 0.0), torch.linspace(1, 0, 11))
     times = sampling.visited_times(sde, 0.0, 0.6, 0.2)
     torch.testing.assert_close(times, torch.tensor([0.6, 0.5, 0.4, 0.3]))
+    assert sampling.visited_times(sde, 0.0, 0.59)[0] == sampling.visited_times(sde, 0.0, 0.5)[0]
+    assert len(sampling.visited_times(sde, 0.0, 1.5)) == 11
     with pytest.raises(ValueError, match=r"none of the 11 times from 1 .* 0.2 and the stop at 0.6"):
         sampling.visited_times(sde, 0.0, 0.2, 0.6)
+
+
+def test_rounding_skips_none_of_the_times():
+    """A run may start at, or stop before, each of them, as a number of either precision."""
+    sde = VPSDE(N=200)
+    times = sampling.visited_times(sde, 1e-3)
+    for k, time in enumerate(times.tolist()):
+        assert torch.equal(sampling.visited_times(sde, 1e-3, time), times[k:])
+    exact = torch.linspace(sde.T, 1e-3, sde.N, dtype=torch.float64)
+    for k, time in enumerate(exact.tolist()):
+        assert torch.equal(sampling.visited_times(sde, 1e-3, time), times[k:])
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
@@ -424,6 +448,46 @@ def test_constraints_of_ones_own_work_together(sde):
         1 - float(shifted.cdf(torch.tensor(0.0))), abs=0.02
     )
     assert x.median() == pytest.approx(MU + S0**2, abs=0.03)
+
+
+class Recorder(sampling.Constraint):
+    """Notes the order in which what it adds is called."""
+
+    def __init__(self, name, calls):
+        self.name, self.calls = name, calls
+
+    def guide(self, sde, score_fn):
+        def guided(x, t):
+            self.calls.append(f"guide {self.name}")
+            return score_fn(x, t)
+
+        return guided
+
+    def wrap(self, sde, update, noise):
+        def wrapped(x, t):
+            self.calls.append(f"wrap {self.name}")
+            return update(x, t)
+
+        return wrapped
+
+
+def test_the_first_constraint_is_innermost():
+    """Around the corrector, which is called first, and around the predictor."""
+    calls, sde = [], VPSDE(N=1)
+    constraints = [Recorder("first", calls), Recorder("second", calls)]
+    sample = sampling.get_pc_sampler(
+        sde,
+        (1, 2),
+        sampling.EulerMaruyamaPredictor,
+        None,
+        lambda x: x,
+        0.1,
+        continuous=True,
+        constraints=constraints,
+    )
+    sample(GaussianOracle(sde))
+    inwards = ["wrap second", "wrap first"]
+    assert calls == [*inwards, *inwards, "guide second", "guide first"]
 
 
 def test_the_ode_refuses_what_acts_on_updates():

@@ -9,8 +9,11 @@ from PIL import Image
 from small_runs import ROOT, small_config
 
 import control_lib
+import eval_lib
 import run_lib
 from configs.defaults import load
+from datasets import read_inputs
+from experiment import get_loss_fn, restored
 
 TINY = {
     "training__n_iters": 1,
@@ -18,6 +21,7 @@ TINY = {
     "training__snapshot_freq_for_preemption": 1,
     "training__eval_freq": 1,
     "sampling__num_samples": 1,
+    "optim__warmup": 0,  # during which the first step would change nothing
 }
 FILES = {"arrays.npz", "config.json", "grid.png", "report.json", "report.md", "stdout.txt"}
 
@@ -42,16 +46,30 @@ def checkpoint(runs, name):
     return str(runs / name / "checkpoints-meta" / "checkpoint.pth")
 
 
-def control(runs, task, run="score", experiment="vp/digits", **changes):
-    """Carry out a task: its arrays, and the rows of its report."""
+def control(runs, task, run="score", experiment="vp/digits", weights="", **changes):
+    """Carry out a task, with a run's weights or a checkpoint's: its arrays, and its report."""
     options = {"num_images": 4, "num_results": 2, "name": "out", "tolerance": 1e-3}
     options = {f"control__{key}": value for key, value in {**options, **changes}.items()}
     config = small_config(experiment, **TINY, control__task=task, **options)
-    config.control.task = task
+    config.control.task, config.eval.checkpoint = task, weights
     folder = run_lib.control(config, runs / run)
     assert {file.name for file in folder.iterdir()} <= FILES
     with np.load(folder / "arrays.npz") as arrays:
         return dict(arrays), json.loads((folder / "report.json").read_text()), folder
+
+
+def spoiled(runs, name, key, folder):
+    """A copy of a run's checkpoint in which the "model" or the "ema" has other weights."""
+    contents = torch.load(checkpoint(runs, name), weights_only=True)
+    weights = contents[key]
+    if key == "ema":
+        weights["shadow_params"] = [p + 0.1 for p in weights["shadow_params"]]
+    else:
+        found = [k for k in weights if k.endswith(("weight", "bias"))]
+        assert found
+        weights.update({k: weights[k] + 0.1 for k in found})
+    torch.save(contents, folder / f"{name}_{key}.pth")
+    return str(folder / f"{name}_{key}.pth")
 
 
 def test_every_task_is_tested():
@@ -100,6 +118,63 @@ def test_results_do_not_depend_on_how_many_there_are(runs):
     few, _, _ = control(runs, "inpaint", num_images=2, num_results=1)
     more, _, _ = control(runs, "inpaint", num_images=3, num_results=1)
     np.testing.assert_allclose(few["result"], more["result"][:2], atol=1e-5)
+
+
+def test_the_noise_of_a_result_does_not_depend_on_its_batch(runs):
+    """Twenty results of one class in batches of 16: no two of them share their noise."""
+    arrays, _, _ = control(
+        runs, "class", classifier=checkpoint(runs, "classifier"), labels=(3, 3), num_results=10
+    )
+    results = torch.from_numpy(arrays["result"]).reshape(20, -1)
+    assert torch.pdist(results).min() > 0.1
+    few, _, _ = control(
+        runs, "class", classifier=checkpoint(runs, "classifier"), labels=(3,), num_results=10
+    )
+    np.testing.assert_allclose(few["result"], arrays["result"][:1], atol=1e-4)
+
+
+def test_the_figures_of_a_restoration(runs):
+    """Residual, and signal-to-noise ratios of result and measurement, in units of images."""
+    arrays, (figures,), _ = control(runs, "restore", noise_std=0.05, num_results=3)
+
+    def coarse(x):
+        return x.reshape(*x.shape[:-2], 4, 2, 4, 2).mean((-3, -1))
+
+    residual = coarse(arrays["result"]) - coarse(arrays["measurement"])[:, None]
+    assert figures["residual"] == pytest.approx(np.sqrt((residual**2).mean()), rel=1e-3)
+    truth = arrays["input"][:, None]
+    for name, x in (("psnr", arrays["result"]), ("psnr_measurement", arrays["measurement"])):
+        x = x if name == "psnr" else x[:, None]
+        error = ((x.clip(0, 1) - truth) ** 2).mean()
+        assert figures[name] == pytest.approx(10 * np.log10(1 / error), rel=1e-3)
+
+
+def test_labels_of_files_are_not_those_of_the_data_set(runs, tmp_path):
+    path = str(tmp_path / "images.npz")
+    np.savez(path, images=np.zeros((4, 8, 8, 1), np.uint8), labels=np.arange(4))
+    arrays, (figures,), _ = control(runs, "inpaint", path=path)
+    assert "labels" not in arrays and "recognised" not in figures
+    arrays, (figures,), _ = control(runs, "inpaint")
+    assert len(arrays["labels"]) == 4 and "recognised" in figures
+
+
+@pytest.mark.parametrize(
+    ("task", "option", "name"),
+    (
+        ("edit", "weights", "score"),
+        ("class", "classifier", "classifier"),
+        ("compare_codes", "other", "other"),
+    ),
+)
+def test_networks_have_the_averaged_weights_of_their_checkpoint(runs, tmp_path, task, option, name):
+    """The weights of the last step change nothing; other averages do."""
+    options = {"classifier": checkpoint(runs, "classifier"), "labels": (3,)}
+    options = {**(options if task == "class" else {}), "num_images": 2}
+    own, _, _ = control(runs, task, **{**options, option: checkpoint(runs, name)})
+    last, _, _ = control(runs, task, **{**options, option: spoiled(runs, name, "model", tmp_path)})
+    average, _, _ = control(runs, task, **{**options, option: spoiled(runs, name, "ema", tmp_path)})
+    assert all(np.array_equal(own[key], last[key]) for key in own)
+    assert not all(np.array_equal(own[key], average[key]) for key in own)
 
 
 def test_a_mask_file_and_an_image_file(runs, tmp_path):
@@ -166,12 +241,23 @@ def test_the_classifier_matters(runs):
     never, _, _ = control(runs, "class", labels=(3,), guidance_until=1e-9, **options)
     assert not np.array_equal(three["result"], seven["result"])
     assert np.array_equal(unguided["result"], never["result"])
+    rows, _, _ = control(runs, "class", labels=(3, 7), **options)
+    same, _, _ = control(runs, "class", labels=(3, 3), **options)
+    assert np.array_equal(rows["result"][0], same["result"][0])
+    assert not np.array_equal(rows["result"][1], same["result"][1])
 
 
 def test_editing(runs):
     arrays, (figures,), _ = control(runs, "edit", start_time=0.3)
     assert arrays["noisy"].shape == (4, 1, 8, 8) and figures["start_time"] == pytest.approx(0.3)
     assert not np.array_equal(arrays["result"][:, 0], arrays["result"][:, 1])
+
+
+def test_hardly_edited_images_keep_their_classes(runs):
+    """One step from t = 0.001, where the noise is 1% of the range, leaves digits recognisable."""
+    arrays, (figures,), _ = control(runs, "edit", start_time=0.001, num_images=10)
+    assert figures["recognised"] > 0.8 and figures["psnr"] > 25
+    assert len(np.unique(arrays["labels"])) > 5
 
 
 def test_reconstructing(runs):
@@ -202,6 +288,8 @@ def test_comparing_codes(runs):
     arrays, (differ,), _ = control(runs, "compare_codes", other=checkpoint(runs, "other"))
     assert differ["correlation_same_image"] < 1 and arrays["by_the_other"].shape == (4, 1, 8, 8)
     assert differ["relative_distance"] > 1e-3
+    np.testing.assert_allclose(arrays["own"], arrays["input"], atol=0.05)
+    assert np.abs(arrays["by_the_other"] - arrays["own"]).max() > 0.1
 
 
 @pytest.mark.slow
@@ -286,6 +374,53 @@ def test_a_classifier_is_evaluated_at_every_level(runs):
     levels = [line.split("|")[1:3] for line in table.splitlines()[2:]]
     assert [float(level) for level, _ in levels] == [0.0, 0.5, 1.0]
     assert [float(std) for _, std in levels] == pytest.approx([0.001, 0.9597, 1.0], abs=1e-4)
+
+
+class Says(torch.nn.Module):
+    """Says 3 in little noise and 5 in much, whatever it sees."""
+
+    def forward(self, x, noise_std):
+        return torch.nn.functional.one_hot(torch.where(noise_std < 0.5, 3, 5), 10).float()
+
+
+class Brightest(torch.nn.Module):
+    """Says which of the first ten pixels is the brightest."""
+
+    def forward(self, x, noise_std):
+        return x.flatten(1)[:, :10]
+
+
+def accuracy_job(runs, folder, network, **changes):
+    """An evaluation of a network as a classifier."""
+    config = small_config("vp/digits_classifier", **TINY, model__channel_multiplier=1)
+    config.eval.update(accuracy_num_levels=3, accuracy_num_repeats=2, **changes)
+    run = restored(config, runs / "classifier")
+    run.state["model"] = network
+    return eval_lib.Job(run, folder, "1", "")
+
+
+def test_accuracy_is_the_share_of_right_answers_at_each_level(runs, tmp_path):
+    job = accuracy_job(runs, tmp_path, Says())
+    found = eval_lib.evaluate_accuracy(job)
+    labels = read_inputs(job.run.config, "", 10_000).labels
+    shares = [float((labels == said).double().mean()) for said in (3, 5, 5)]
+    assert found["accuracy"] == pytest.approx(shares[0]) and 0 < shares[0] != shares[1] > 0
+    table = (tmp_path / "ckpt_1_accuracy.md").read_text()
+    column = [float(line.split("|")[3]) for line in table.splitlines()[2:]]
+    assert column == pytest.approx(shares, rel=1e-3)
+
+
+def test_accuracy_does_not_depend_on_batches(runs, tmp_path):
+    """In the most noise a guess from pixels is no better than chance, with noise of its own for
+    each example."""
+    results = []
+    for batch_size in (64, 100):
+        job = accuracy_job(runs, tmp_path, Brightest(), batch_size=batch_size)
+        level = torch.tensor(job.run.sde.T)
+        loss_fn = get_loss_fn(job.run, train=False)
+        results.append(eval_lib._correct(job.run, loss_fn, level)["correct"])
+    assert np.array_equal(*results)
+    assert results[0].mean() == pytest.approx(0.1, abs=0.05) and set(results[0]) <= {0, 0.5, 1}
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from ml_collections import ConfigDict
 from oracles import GaussianDataOracle, exact_moments
 
 import sampling
 from controllable_generation import DataConsistency, get_pc_restorer, get_restoration
+from models.utils import get_score_fn
 from operators import GaussianBlur, LinearOperator, Mask, RandomProjection, SuperResolution
 from sde_lib import VESDE, VPSDE, subVPSDE
 
@@ -267,6 +269,41 @@ def test_guidance_can_be_differentiated():
     slope = torch.autograd.functional.jacobian(lambda y: restored(y, differentiable=True), y)[:, 0]
     differences = [restored(y + step) - restored(y - step) for step in 0.5 * torch.eye(2)[:, None]]
     torch.testing.assert_close(slope, torch.stack(differences, dim=1), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.parametrize("method", ("dps", "pigdm", "tweedie"))
+def test_the_guided_estimate_is_clipped_to_the_range_of_data(method, sde):
+    """E[x_0 | x_t, y] that the score stands for: bounds cut it off, and change nothing else."""
+    sde, operator = sde(20), OPERATORS["mask"]
+    score_fn = get_score_fn(sde, GaussianDataOracle(sde, MEAN, COVARIANCE), continuous=True)
+    y, x = operator.apply(TRUTH).expand(5, D), torch.linspace(-1, 1, 5 * D).reshape(5, D)
+    t = torch.linspace(0.2, 0.8, 5)
+
+    def estimate(**options):
+        constraint = get_restoration(method)(operator, y, 0.1, **options)
+        return sde.denoised(x, t, constraint.guide(sde, score_fn)(x, t))
+
+    free = estimate()
+    assert free.min() < -0.1 and free.max() > 0.2
+    torch.testing.assert_close(
+        estimate(bounds=(-0.1, 0.2)), free.clamp(-0.1, 0.2), rtol=0, atol=1e-5
+    )
+
+
+def test_settings_come_from_the_config():
+    """Data have a standard deviation in units of their range, here of a width of 3."""
+    config = ConfigDict({"control": {"strength": 0.7, "data_std": 0.2, "iterations": 3}})
+    operator, bounds = OPERATORS["mask"], (-2.0, 1.0)
+    built = {
+        name: get_restoration(name).from_config(config, operator, TRUTH, 0.1, bounds)
+        for name in ("projection", "dps", "pigdm", "tweedie")
+    }
+    assert all(constraint.noise_std == 0.1 for constraint in built.values())
+    assert {built[name].bounds for name in ("dps", "pigdm", "tweedie")} == {bounds}
+    assert built["dps"].strength == 0.7
+    assert built["pigdm"].data_std == pytest.approx(0.6) and built["pigdm"].iterations == 3
+    assert built["tweedie"].iterations == 3
 
 
 def test_mistakes_are_named():

@@ -11,7 +11,7 @@ from source_code import ROOT, imported_modules, project_files
 
 BOTTOM = {"utils", "op"}
 MIDDLE = BOTTOM | {"sde_lib", "models"}
-METHODS = {"losses", "sampling", "likelihood", "latent", "controllable_generation"}
+METHODS = {"losses", "sampling", "solvers", "likelihood", "latent", "controllable_generation"}
 ALL_BELOW = MIDDLE | {"operators"} | METHODS | {"datasets", "evaluation", "configs"}
 MODES = {"eval_lib", "control_lib"}
 
@@ -26,6 +26,7 @@ LAYERS = {
     "sampling": MIDDLE,
     "likelihood": MIDDLE,
     "latent": MIDDLE | {"sampling"},
+    "solvers": MIDDLE | {"sampling"},
     "controllable_generation": MIDDLE | {"sampling", "operators"},
     "datasets": {"utils"},
     "evaluation": {"utils"},

@@ -87,6 +87,37 @@ def test_discrete_levels_are_uniform():
         assert torch.bincount(levels, minlength=4) / 40_000 == pytest.approx([0.25] * 4, abs=0.02)
 
 
+def test_uniform_numbers_stand_for_levels_from_first_to_last():
+    ends = torch.tensor([0.0, 0.5, 1.0])
+    assert losses.DiscreteLevels(VPSDE(N=10)).at(ends).tolist() == [0, 5, 9]
+    times = losses.ContinuousLevels(VPSDE(), eps=0.1).at(ends)
+    torch.testing.assert_close(times, torch.tensor([0.1, 0.55, 1.0]))
+
+
+class MeanAndLevel(torch.nn.Module):
+    """A classifier of two classes: the mean of what it sees, and what it is told of the noise."""
+
+    def forward(self, x, noise_std):
+        return torch.stack([x.mean(1), noise_std], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("sde", "continuous"),
+    (*((sde, True) for sde in SDES), *((sde, False) for sde in SDES[:2])),
+    ids=repr,
+)
+def test_a_classifier_sees_noisy_data_and_the_noise_in_them(sde, continuous):
+    """Its loss is the log-sum-exp of the logits of m x + s z and s, less that of the label."""
+    x, z, labels = torch.randn(6, 3), torch.randn(6, 3), torch.tensor([0, 1, 1, 0, 1, 0])
+    level = torch.full((6,), 0.3) if continuous else torch.full((6,), 30)
+    scale, std = (sde.marginal_coeffs if continuous else sde.discrete_coeffs)(level)
+    logits = torch.stack([scale * x.mean(1) + std * z.mean(1), std], dim=1)
+    expected = logits.logsumexp(1) - logits[torch.arange(6), labels]
+    loss_fn = losses.get_classifier_loss_fn(sde, train=False, continuous=continuous)
+    found = loss_fn.per_sample(MeanAndLevel(), x, losses.Draws(level, z), labels)
+    torch.testing.assert_close(found, expected)
+
+
 def test_likelihood_weighting_needs_continuous_time():
     with pytest.raises(ValueError, match=r"training\.continuous"):
         losses.get_loss_fn(VPSDE(), True, True, False, True)
@@ -138,6 +169,28 @@ def test_parts_of_a_batch_make_the_same_step():
         results.append((loss, [p.detach().clone() for p in model.parameters()]))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
     torch.testing.assert_close(results[0][1], results[1][1])
+
+
+def test_labels_stay_with_their_parts_of_a_batch():
+    """The loss of a classifier, and its gradient, do not depend on how the batch is split."""
+    x, labels = torch.randn(8, 4), torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
+    results = []
+    for accumulation in (1, 3):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 2)
+        config = optim_config(warmup=0)
+        state = {"model": _IgnoresLabels(model), "step": 0}
+        state["ema"] = ExponentialMovingAverage(model.parameters(), 0.9)
+        state["optimizer"] = losses.get_optimizer(config, model.parameters())
+        step = losses.get_step_fn(
+            VPSDE(),
+            True,
+            losses.optimization_manager(config),
+            accumulation=accumulation,
+            objective="classifier",
+        )
+        results.append((step(state, x, labels), step.grad_norm, model.weight.detach()))
+    torch.testing.assert_close(results[0], results[1])
 
 
 class _IgnoresLabels(torch.nn.Module):
