@@ -21,7 +21,6 @@ TINY = {
     "training__snapshot_freq_for_preemption": 1,
     "training__eval_freq": 1,
     "sampling__num_samples": 1,
-    "optim__warmup": 0,  # during which the first step would change nothing
 }
 FILES = {"arrays.npz", "config.json", "grid.png", "report.json", "report.md", "stdout.txt"}
 
@@ -288,6 +287,11 @@ def test_comparing_codes(runs):
     arrays, (differ,), _ = control(runs, "compare_codes", other=checkpoint(runs, "other"))
     assert differ["correlation_same_image"] < 1 and arrays["by_the_other"].shape == (4, 1, 8, 8)
     assert differ["relative_distance"] > 1e-3
+
+
+def test_another_network_does_not_decode_as_the_own_one(runs, tmp_path):
+    other = spoiled(runs, "other", "ema", tmp_path)
+    arrays, _, _ = control(runs, "compare_codes", other=other)
     np.testing.assert_allclose(arrays["own"], arrays["input"], atol=0.05)
     assert np.abs(arrays["by_the_other"] - arrays["own"]).max() > 0.1
 
@@ -377,10 +381,10 @@ def test_a_classifier_is_evaluated_at_every_level(runs):
 
 
 class Says(torch.nn.Module):
-    """Says 3 in little noise and 5 in much, whatever it sees."""
+    """Says 2 in little noise and 5 in much, whatever it sees."""
 
     def forward(self, x, noise_std):
-        return torch.nn.functional.one_hot(torch.where(noise_std < 0.5, 3, 5), 10).float()
+        return torch.nn.functional.one_hot(torch.where(noise_std < 0.5, 2, 5), 10).float()
 
 
 class Brightest(torch.nn.Module):
@@ -403,11 +407,11 @@ def test_accuracy_is_the_share_of_right_answers_at_each_level(runs, tmp_path):
     job = accuracy_job(runs, tmp_path, Says())
     found = eval_lib.evaluate_accuracy(job)
     labels = read_inputs(job.run.config, "", 10_000).labels
-    shares = [float((labels == said).double().mean()) for said in (3, 5, 5)]
-    assert found["accuracy"] == pytest.approx(shares[0]) and 0 < shares[0] != shares[1] > 0
+    shares = [float((labels == said).double().mean()) for said in (2, 5, 5)]
+    assert found["accuracy"] == pytest.approx(shares[0]) and 0 < shares[0] < shares[1]
     table = (tmp_path / "ckpt_1_accuracy.md").read_text()
-    column = [float(line.split("|")[3]) for line in table.splitlines()[2:]]
-    assert column == pytest.approx(shares, rel=1e-3)
+    column = [float(line.split("|")[3].split()[0]) for line in table.splitlines()[2:]]
+    assert column == pytest.approx(shares, abs=1e-4)
 
 
 def test_accuracy_does_not_depend_on_batches(runs, tmp_path):
