@@ -32,7 +32,7 @@ from utils.tensors import batch_mul
 
 _PREDICTORS = Registry("predictor")
 _CORRECTORS = Registry("corrector")
-_SAMPLERS = Registry("sampling method")
+_SAMPLERS = Registry("sampling.method")
 
 register_predictor, get_predictor = _PREDICTORS.register, _PREDICTORS.get
 register_corrector, get_corrector = _CORRECTORS.register, _CORRECTORS.get

@@ -157,6 +157,7 @@ def test_labels_of_files_are_not_those_of_the_data_set(runs, tmp_path):
     assert len(arrays["labels"]) == 4 and "recognised" in figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "option", "name"),
     (
@@ -289,6 +290,7 @@ def test_comparing_codes(runs):
     assert differ["relative_distance"] > 1e-3
 
 
+@pytest.mark.slow
 def test_another_network_does_not_decode_as_the_own_one(runs, tmp_path):
     other = spoiled(runs, "other", "ema", tmp_path)
     arrays, _, _ = control(runs, "compare_codes", other=other)

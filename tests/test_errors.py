@@ -81,7 +81,7 @@ OPTIONS = {
     "training.grad_accumulation=17": ("grad_accumulation = 17", "training.batch_size = 16"),
     "training.grad_accumulation=0": ("training.grad_accumulation = 0", "at least 1"),
     "training.sde=vpsd": ("'vpsd'", "known are", "'vpsde'?"),
-    "sampling.method=pcs": ("sampling.method 'pcs'", "'pc' and 'ode'"),
+    "sampling.method=pcs": ("sampling.method 'pcs'", "heun, ode, pc", "did you mean 'pc'"),
     "sampling.predictor=euler": ("predictor 'euler'", "euler_maruyama"),
     "sampling.corrector=langvin": ("corrector 'langvin'", "'langevin'?"),
     "sampling.num_samples=0": ("sampling.num_samples = 0", "at least 1"),

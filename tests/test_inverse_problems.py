@@ -119,6 +119,7 @@ def test_the_ode_is_guided_to_the_posterior(sde, operator):
     assert mean < 0.003 and cov < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_std", (0.0, 0.1))
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_inpainting_approaches_the_conditional_distribution(sde, noise_std):
@@ -140,6 +141,7 @@ def test_inpainting_approaches_the_conditional_distribution(sde, noise_std):
     assert mean[2] < 0.04 and cov[2] < 0.18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 def test_projection_of_noisy_measurements_approaches_the_posterior(operator):
     _, cov = zip(

@@ -109,6 +109,7 @@ def distance_to_mixture(x):
     return float((x.double().sort().values - quantiles).abs().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_few_evaluations_are_as_good_as_a_thousand_steps(sde):
     """On a Gaussian mixture with the exact score: 40 of DPM-Solver++, and 80 of Heun's method.
@@ -306,5 +307,7 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="5 steps from time 2"):
         solvers.time_grid(sde, 5, EPS, "edm", 2.0)
     config = small_config(sampling__method="dpm")
-    with pytest.raises(ValueError, match="unknown sampling method 'dpm': known are adaptive, ddim"):
+    with pytest.raises(
+        ValueError, match=r"unknown sampling.method 'dpm': known are adaptive, ddim"
+    ):
         run_lib.setup(config)
