@@ -105,7 +105,7 @@ class DataConsistency(Measured):
 
     def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
         # As in the published samplers: without scale or noise.
-        known = self._known(*sde.marginal_prob(torch.ones_like(t), t))
+        known = self._known(*sde.scale_and_std(t, x.dim() - 1))
         spectral = self.operator.spectral
         return x - spectral(x, known) + spectral(self.value, known)
 
@@ -114,7 +114,7 @@ class DataConsistency(Measured):
             return score_fn
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
-            scale, std = sde.marginal_prob(torch.ones_like(t), t)
+            scale, std = sde.scale_and_std(t, x.dim() - 1)
             missing = self._missing(scale, std)
 
             def weight(d: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class DataConsistency(Measured):
 
         def constrained(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             x, x_mean = update(x, t)
-            scale, std = sde.marginal_prob(torch.ones_like(t), t)
+            scale, std = sde.scale_and_std(t, x.dim() - 1)
             missing, known = self._missing(scale, std), self._known(scale, std)
             mean = spectral(batch_mul(scale, self.value), known)
             noisy = mean + self.spread(noise(x), lambda d: missing(d).clamp(min=0).sqrt())
@@ -296,7 +296,7 @@ class PseudoInverseGuidance(PosteriorGuidance):
         }
 
     def weigh(self, residual: Tensor, pull_back: Callable, sde: SDE, t: Tensor) -> Tensor:
-        scale, std = sde.marginal_prob(torch.ones_like(t), t)
+        scale, std = sde.scale_and_std(t, len(self.operator.shape))
         variance = (std * self.data_std) ** 2 / (std**2 + (scale * self.data_std) ** 2)
 
         def covariance(u: Tensor) -> Tensor:
@@ -325,7 +325,7 @@ class TweedieGuidance(PosteriorGuidance):
         return {"iterations": config.control.get("iterations", 5)}
 
     def weigh(self, residual: Tensor, pull_back: Callable, sde: SDE, t: Tensor) -> Tensor:
-        scale, std = sde.marginal_prob(torch.ones_like(t), t)
+        scale, std = sde.scale_and_std(t, len(self.operator.shape))
         variance = std**2 / scale
 
         def covariance(u: Tensor) -> Tensor:

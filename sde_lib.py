@@ -141,17 +141,25 @@ class SDE(abc.ABC):
         """Scale (B,) of the Langevin corrector's step at time t.  [S21, appendix G]"""
         return torch.ones_like(t)
 
+    def scale_and_std(self, t: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
+        """m(t) and s(t), (B,), for x_t = m x_0 + s z with x of (B, *D), D of so many dimensions.
+
+        A process of one's own may know only x of the shape that it was written for.
+        """
+        mean, std = self.marginal_prob(t.new_ones(len(t), *(1,) * dimensions), t)
+        return mean.reshape(len(t)), std
+
     def denoised(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
         """E[x_0 | x_t = x], (B, *D), by Tweedie's formula: (x + s^2 score) / m.
 
         For processes in which the mean of x_t is m(t) x_0, as it is wherever the drift is linear.
         """
-        scale, std = self.marginal_prob(torch.ones_like(t), t)
+        scale, std = self.scale_and_std(t, x.dim() - 1)
         return batch_mul(1 / scale, x + batch_mul(std**2, score))
 
     def score_of_denoised(self, x: Tensor, t: Tensor, denoised: Tensor) -> Tensor:
         """The score (B, *D) for which `denoised` gives E[x_0 | x_t = x]."""
-        scale, std = self.marginal_prob(torch.ones_like(t), t)
+        scale, std = self.scale_and_std(t, x.dim() - 1)
         return batch_mul(std**-2, batch_mul(scale, denoised) - x)
 
     def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:

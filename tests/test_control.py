@@ -23,7 +23,9 @@ from controllable_generation import (
     get_pc_conditional_sampler,
     get_pc_editor,
     get_pc_inpainter,
+    get_pc_restorer,
 )
+from operators import Mask
 from sde_lib import VESDE, VPSDE, subVPSDE
 from utils import SampleNoise, batch_mul
 
@@ -493,6 +495,42 @@ def test_the_first_constraint_is_innermost():
 def test_the_ode_refuses_what_acts_on_updates():
     with pytest.raises(ValueError, match=r"PositivePart acts on the updates.*'pc'"):
         sampling.get_ode_sampler(VPSDE(), (1, 2), lambda x: x, constraints=[PositivePart()])
+
+
+class OldStyleSDE(sampling.SDE):
+    """A user's own: only the abstract methods, and written for images alone."""
+
+    def __init__(self):
+        super().__init__(N=20)
+        self.vp = VPSDE(N=20)
+
+    def sde(self, x, t):
+        return self.vp.drift_rate(t)[:, None, None, None] * x, self.vp.diffusion(t)
+
+    def marginal_prob(self, x, t):
+        scale, std = self.vp.marginal_coeffs(t)
+        return scale[:, None, None, None] * x, std
+
+    def prior_sampling(self, shape):
+        return torch.randn(*shape)
+
+    def prior_logp(self, z):
+        return self.vp.prior_logp(z)
+
+
+@pytest.mark.parametrize("method", ("projection", "pigdm", "tweedie"))
+def test_a_process_that_knows_only_images_can_be_controlled(method):
+    """With the same noise, the results are those of the process that it repeats."""
+    results = []
+    operator = Mask.half((1, 2, 4))
+    for sde in (OldStyleSDE(), VPSDE(N=20)):
+        torch.manual_seed(0)
+        sample = get_pc_restorer(
+            sde, sampling.EulerMaruyamaPredictor, None, lambda x: x, 0.16, continuous=True, eps=1e-3
+        )
+        y = operator.apply(torch.ones(3, 1, 2, 4))
+        results.append(sample(GaussianOracle(VPSDE()), operator, y, 0.1, method=method))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 # --- Mistakes -------------------------------------------------------------------------------------
