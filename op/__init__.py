@@ -1,7 +1,7 @@
 """Image operations that are worth a kernel of their own.
 
 One function per operation, and no other place in the project computes it: whatever runs behind the
-name, the networks do not change.
+name, the networks do not change.  On a CPU that is PyTorch; on a GPU, what `dispatch` chooses.
 """
 
 from op.fused_act import FusedLeakyReLU, fused_leaky_relu

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from op import dispatch
 
 
 def fused_leaky_relu(
@@ -25,8 +29,7 @@ def fused_leaky_relu(
             f"fused_leaky_relu takes input (B, C, *D) and a bias (C,), not shapes "
             f"{tuple(input.shape)} and {tuple(bias.shape)}"
         )
-    shifted = input + bias.reshape(-1, *(1,) * (input.dim() - 2))
-    return F.leaky_relu(shifted, negative_slope) * scale
+    return _activate(input, bias, None, negative_slope, scale)
 
 
 class FusedLeakyReLU(nn.Module):
@@ -40,3 +43,88 @@ class FusedLeakyReLU(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return fused_leaky_relu(input, self.bias, self.negative_slope, self.scale)
+
+
+def _activate(
+    x: Tensor, bias: Tensor | None, gate: Tensor | None, slope: float, gain: float
+) -> Tensor:
+    """gain * leaky_relu(x + bias); the sign of `gate`, if given, tells the side of the kink."""
+    # The operator's gradient asks the output for its sign.
+    told_by_sign = slope >= 0 and gain > 0
+    # A compiler fuses the plain formula with what is around it; an operator would be in its way.
+    takes_operator = told_by_sign and not torch.compiler.is_compiling()
+    tensors = [tensor for tensor in (x, bias, gate) if tensor is not None]
+    compute = _operator if takes_operator and dispatch.has_kernel(*tensors) else _plain
+    return compute(x, bias, gate, slope, gain)
+
+
+def _plain(
+    x: Tensor, bias: Tensor | None, gate: Tensor | None, slope: float, gain: float
+) -> Tensor:
+    if bias is not None:
+        x = x + bias.reshape(-1, *(1,) * (x.dim() - 2))
+    if gate is not None:
+        return torch.where(gate > 0, x, x * slope) * gain
+    return F.leaky_relu(x, slope) * gain
+
+
+def _fastest(
+    x: Tensor, bias: Tensor | None, gate: Tensor | None, slope: float, gain: float
+) -> Tensor:
+    """On a GPU: by a CUDA kernel of our own or by `_plain`.
+
+    Images that are neither contiguous nor channels_last are copied; the result has their layout.
+    """
+    layout = dispatch.layout(x)
+    x = x.contiguous(memory_format=layout)
+    bias = None if bias is None else bias.contiguous()
+    gate = None if gate is None else gate.contiguous(memory_format=layout)
+    given = (bias is not None, gate is not None)
+    return dispatch.fastest(
+        ("leaky_relu", x.dtype, layout, *given, *dispatch.size_class(x)),
+        x,
+        lambda: _launch(x, bias, gate, slope, gain),
+        lambda: _plain(x, bias, gate, slope, gain).contiguous(memory_format=layout),
+    )
+
+
+def _launch(
+    x: Tensor, bias: Tensor | None, gate: Tensor | None, slope: float, gain: float
+) -> Tensor:
+    y = _result(x)
+    if y.numel():
+        pointers = [None if t is None else t.data_ptr() for t in (x, bias, gate, y)]
+        # In memory order, the channel changes after every `inner` numbers.
+        inner = math.prod(x.shape[2:]) if x.is_contiguous() else 1
+        dispatch.launch("leaky_relu", x, *pointers, x.numel(), x.shape[1], inner, slope, gain)
+    return y
+
+
+def _result(x: Tensor, *_) -> Tensor:
+    """Uninitialised output."""
+    return torch.empty_like(x, memory_format=dispatch.layout(x))
+
+
+def _remember(ctx, inputs: tuple, output: Tensor) -> None:
+    _, bias, gate, ctx.slope, ctx.gain = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(output if gate is None else gate)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Linear in `grad`, with the sides of the kink as they were: the same operation again."""
+    (gate,) = ctx.saved_tensors
+    grad_x = _activate(grad, None, gate, ctx.slope, ctx.gain)
+    grad_bias = grad_x.sum([0, *range(2, grad.dim())]) if ctx.has_bias else None
+    return grad_x, grad_bias, None, None, None
+
+
+_operator = torch.library.custom_op(
+    "score_sde::leaky_relu",
+    _fastest,
+    mutates_args=(),
+    device_types="cuda",
+    schema="(Tensor x, Tensor? bias, Tensor? gate, float slope, float gain) -> Tensor",
+)
+_operator.register_fake(_result)
+_operator.register_autograd(_backward, setup_context=_remember)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from op import dispatch
 
 
 def upfirdn2d(
@@ -27,9 +30,7 @@ def upfirdn2d(
         ValueError: a shape, a factor or the padding makes no sense, or nothing would be left.
     """
     _check(input, kernel, up, down, pad)
-    if up == 1:
-        return _filter_and_decimate(input, kernel.to(input.dtype), down, pad)
-    return _interpolate(input, kernel.to(input.dtype), up, pad)[..., ::down, ::down]
+    return _resample(input, kernel.to(input.dtype), up, down, [*pad, *pad])
 
 
 def _check(input: Tensor, kernel: Tensor, up: int, down: int, pad: tuple[int, int]) -> None:
@@ -50,23 +51,37 @@ def _check(input: Tensor, kernel: Tensor, up: int, down: int, pad: tuple[int, in
             )
 
 
-def _filter_and_decimate(x: Tensor, kernel: Tensor, down: int, pad: tuple[int, int]) -> Tensor:
-    # The convolution pads both sides alike; what remains of an uneven padding is put on before.
+# Below, the padding is [left, right, top, bottom], as `F.pad` takes it.
+
+
+def _resample(x: Tensor, kernel: Tensor, up: int, down: int, pad: list[int]) -> Tensor:
+    compute = _operator if dispatch.has_kernel(x, kernel) else _plain
+    return compute(x, kernel, up, down, pad)
+
+
+def _plain(x: Tensor, kernel: Tensor, up: int, down: int, pad: list[int]) -> Tensor:
+    """By PyTorch's convolutions."""
+    if up == 1:
+        return _filter_and_decimate(x, kernel, down, pad)
+    return _interpolate(x, kernel, up, pad)[..., ::down, ::down]
+
+
+def _filter_and_decimate(x: Tensor, kernel: Tensor, down: int, pad: list[int]) -> Tensor:
+    # The convolution pads all sides alike; what remains of an uneven padding is put on before.
     even = max(0, min(pad))
-    x = _extend(x, [side - even for side in (*pad, *pad)])
+    x = _extend(x, [side - even for side in pad])
     weight = _depthwise(kernel.flip(0, 1), x.shape[1])
     return F.conv2d(x, weight, stride=down, padding=even, groups=x.shape[1])
 
 
-def _interpolate(x: Tensor, kernel: Tensor, up: int, pad: tuple[int, int]) -> Tensor:
+def _interpolate(x: Tensor, kernel: Tensor, up: int, pad: list[int]) -> Tensor:
     """Zero insertion and filtering as one transposed convolution.
 
     That yields every position where filter and image overlap; the paddings tell how many of them
     to drop on each side (or, if negative, how many zeros to add).
     """
-    crop = [
-        edge for taps in reversed(kernel.shape) for edge in (taps - 1 - pad[0], taps - up - pad[1])
-    ]
+    (left, right, top, bottom), (h, w) = pad, kernel.shape
+    crop = [w - 1 - left, w - up - right, h - 1 - top, h - up - bottom]
     even = max(0, min(crop))
     weight = _depthwise(kernel, x.shape[1])
     x = F.conv_transpose2d(x, weight, stride=up, padding=even, groups=x.shape[1])
@@ -79,3 +94,109 @@ def _extend(x: Tensor, sides: list[int]) -> Tensor:
 
 def _depthwise(kernel: Tensor, channels: int) -> Tensor:
     return kernel.expand(channels, 1, *kernel.shape)
+
+
+def _fastest(x: Tensor, kernel: Tensor, up: int, down: int, pad: list[int]) -> Tensor:
+    """On a GPU: by a CUDA kernel of our own or by `_plain`.
+
+    Images that are neither contiguous nor channels_last are copied; the result has their layout.
+    """
+    layout = dispatch.layout(x)
+    x, kernel = x.contiguous(memory_format=layout), kernel.contiguous()
+
+    def plain() -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return _plain(x, kernel, up, down, pad).contiguous(memory_format=layout)
+
+    if not _counts_fit(x, up, down, pad):
+        return plain()
+    kind = ("upfirdn2d", x.dtype, layout, up, down, *kernel.shape, *dispatch.size_class(x))
+    return dispatch.fastest(kind, x, lambda: _launch(x, kernel, up, down, pad), plain)
+
+
+def _launch(x: Tensor, kernel: Tensor, up: int, down: int, pad: list[int]) -> Tensor:
+    y = _result(x, kernel, up, down, pad)
+    (b, c, *size), (left, _, top, _) = x.shape, pad
+    outer, inner = (b * c, 1) if x.is_contiguous() else (b, c)
+    if y.numel():
+        pointers = [tensor.data_ptr() for tensor in (x, kernel, y)]
+        lengths = [outer, inner, *size, *y.shape[2:], *kernel.shape]
+        dispatch.launch("upfirdn2d", x, *pointers, *lengths, up, down, top, left)
+    return y
+
+
+def _result(x: Tensor, kernel: Tensor, up: int, down: int, pad: list[int]) -> Tensor:
+    """Uninitialised output."""
+    sides = (pad[2] + pad[3], pad[0] + pad[1])
+    size = [
+        (length * up + side - taps) // down + 1
+        for length, side, taps in zip(x.shape[2:], sides, kernel.shape, strict=True)
+    ]
+    return torch.empty(
+        (*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=dispatch.layout(x)
+    )
+
+
+def _counts_fit(x: Tensor, up: int, down: int, pad: list[int]) -> bool:
+    # The kernel counts the numbers in one image, before and after, with 32 bits.
+    sides = sum(map(abs, pad))
+    height, width = (length * up + sides + down for length in x.shape[2:])
+    return x.shape[1] * height * width < 2**31
+
+
+def _remember(ctx, inputs: tuple, output: Tensor) -> None:
+    x, kernel, ctx.up, ctx.down, ctx.pad = inputs
+    ctx.size = x.shape[2:]
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, kernel)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The adjoint in x is the same operation with the factors exchanged and the filter turned, so
+    that any number of derivatives can be taken."""
+    x, kernel = ctx.saved_tensors
+    grad_x = grad_kernel = None
+    if ctx.needs_input_grad[0]:
+        pad = _adjoint_pad(ctx.size, grad.shape[2:], kernel.shape, ctx.up, ctx.down, ctx.pad)
+        grad_x = _resample(grad, kernel.flip(0, 1), ctx.down, ctx.up, pad)
+    if ctx.needs_input_grad[1]:
+        grad_kernel = _kernel_gradient(x, grad, kernel.shape, ctx.up, ctx.down, ctx.pad)
+    return grad_x, grad_kernel, None, None, None
+
+
+def _adjoint_pad(size, out_size, taps, up: int, down: int, pad: list[int]) -> list[int]:
+    """Padding with which an output of `out_size` pixels goes back to `size` pixels.
+
+    A filter that begins p zeros before the first pixel has taps - 1 - p zeros before it once it is
+    turned; the zeros after the last pixel are what makes the sizes agree.
+    """
+    sides = []
+    for axis, before in ((1, pad[0]), (0, pad[2])):
+        first = taps[axis] - 1 - before
+        last = (size[axis] - 1) * up + taps[axis] - out_size[axis] * down - first
+        sides += [first, last]
+    return sides
+
+
+def _kernel_gradient(x: Tensor, grad: Tensor, taps, up: int, down: int, pad: list[int]) -> Tensor:
+    """Correlation of the upsampled images with the gradient of the output, tap by tap."""
+    (b, c, height, width), (h, w) = x.shape, taps
+    u = F.pad(x.reshape(b, c, height, 1, width, 1), (0, up - 1, 0, 0, 0, up - 1))
+    u = F.pad(u.reshape(b, c, height * up, width * up), pad)
+    tall, wide = (down * (length - 1) + 1 for length in grad.shape[2:])
+    products = [
+        (grad * u[:, :, i : i + tall : down, j : j + wide : down]).sum()
+        for i in range(h)
+        for j in range(w)
+    ]
+    return torch.stack(products).reshape(h, w).flip(0, 1)
+
+
+_operator = torch.library.custom_op(
+    "score_sde::upfirdn2d",
+    _fastest,
+    mutates_args=(),
+    device_types="cuda",
+    schema="(Tensor x, Tensor kernel, SymInt up, SymInt down, SymInt[] pad) -> Tensor",
+)
+_operator.register_fake(_result)
+_operator.register_autograd(_backward, setup_context=_remember)
