@@ -24,6 +24,7 @@ from evaluation import get_extractor
 from experiment import Run, from_checkpoint, restored, sampling_sde
 from operators import LinearOperator, Mask, get_operator, measure
 from sampling import Constraint, visited_times
+from utils import distributed
 from utils.files import open_folder, save_arrays
 from utils.images import is_picture, save_grid, to_uint8
 from utils.logs import messages_to
@@ -61,9 +62,12 @@ def control(config, workdir: str | os.PathLike) -> pathlib.Path:
     Returns:
         the folder with the files.
     Raises:
-        ValueError: an option, an image, a mask or a checkpoint does not fit.
+        ValueError: an option, an image, a mask or a checkpoint does not fit, or there are several
+            processes.
         OSError: a file is missing, or the folder cannot be written.
     """
+    if distributed.world() > 1:
+        raise ValueError("--mode control is work for one process: start it without torchrun")
     run = restored(config, workdir)
     options = run.config.control
     task = get_task(options.task)

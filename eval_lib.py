@@ -3,6 +3,9 @@
 Every round is a file, computed once: an evaluation that was killed goes on with the first round
 that is missing, and ends in the same figures.  The randomness of a round is a function of the seed
 and of the number of the example or sample that it is for, not of the batches they come in.
+
+Several processes share the rounds, each of which is made whole by one of them, so that their number
+changes no figure; they meet in the folder, which all of them must see.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import pathlib
@@ -37,7 +41,8 @@ from evaluation import (
 )
 from experiment import get_loss_fn
 from likelihood import bits_per_dim, get_log_likelihood_fn, offsets
-from utils.files import atomic_write, file_digest, load_arrays, save_arrays
+from utils import distributed
+from utils.files import file_digest, load_arrays, save_arrays, write_text
 from utils.images import save_grid, to_uint8
 from utils.reports import markdown_table, mean_and_error, save_histogram
 from utils.tensors import SampleNoise, derive_seed
@@ -60,15 +65,36 @@ class Job:
     fingerprint: str
 
     def round(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict:
-        """The arrays of a round: from its file, or computed and written there.
+        """The arrays of a round: from its file, or computed and written there, by this process.
 
         Raises:
             ValueError: the file is damaged, or belongs to another evaluation.
         """
         path = self.folder / name
         if not path.exists():
-            save_arrays(path, fingerprint=np.array(self.fingerprint), **compute())
+            self._write(path, compute())
         # Read even if it was just written: then nothing depends on when it was.
+        return self._read(path)
+
+    def rounds(self, count: int, make: Callable[[int], dict]) -> list[dict]:
+        """[make(k) for k in range(count)], where `make` is a `round` that any process may make."""
+        for number in distributed.share(range(count)):
+            make(number)
+        distributed.barrier()
+        return [make(number) for number in range(count)]
+
+    def joint_round(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict:
+        """The arrays of a round that all processes compute together, see `round`."""
+        path = self.folder / name
+        if not distributed.on_main(path.exists):
+            arrays = compute()
+            distributed.on_main(lambda: self._write(path, arrays))
+        return self._read(path)
+
+    def _write(self, path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+        save_arrays(path, fingerprint=np.array(self.fingerprint), **arrays)
+
+    def _read(self, path: pathlib.Path) -> dict[str, np.ndarray]:
         arrays = load_arrays(path)
         if str(arrays.pop("fingerprint", "")) != self.fingerprint:
             raise ValueError(
@@ -95,19 +121,20 @@ def evaluate_loss(job: Job) -> dict[str, float]:
         values = np.mean(passes, axis=0)
         return {"all_losses": values, "mean_loss": values.mean()}
 
-    values = job.round(f"ckpt_{job.label}_loss.npz", compute)["all_losses"]
+    values = job.joint_round(f"ckpt_{job.label}_loss.npz", compute)["all_losses"]
     return mean_and_error("loss", values)
 
 
 def _losses(run, loss_fn: losses.NoisyLoss, seed: int) -> np.ndarray:
     """Loss of each held-out example, at one noise level each."""
     data = HeldOut(run, "test", run.config.data.uniform_dequantization, seed)
-    values = []
-    for number in range(len(data)):
+
+    def of_batch(number: int) -> Tensor:
         images, labels = data.read(number)
         draws = loss_fn.draw(images, SampleNoise(seed, data.indices(number), run.device))
-        values.append(loss_fn.per_sample(run.state["model"], images, draws, labels))
-    return torch.cat(values).double().cpu().numpy()
+        return loss_fn.per_sample(run.state["model"], images, draws, labels).double()
+
+    return data.map(of_batch)
 
 
 def evaluate_accuracy(job: Job) -> dict[str, float]:
@@ -128,13 +155,13 @@ def evaluate_accuracy(job: Job) -> dict[str, float]:
     rows = []
     for k, level in enumerate(levels):
         compute = functools.partial(_correct, run, loss_fn, level)
-        shares = job.round(f"ckpt_{job.label}_accuracy_{k}.npz", compute)["correct"]
+        shares = job.joint_round(f"ckpt_{job.label}_accuracy_{k}.npz", compute)["correct"]
         _, std = loss_fn.levels.marginal(torch.zeros_like(level)[None], level[None])
         place = {"level": float(level), "noise_std": float(std)}
         rows.append(place | mean_and_error("accuracy", shares))
     table = markdown_table(rows)
-    with atomic_write(job.folder / f"ckpt_{job.label}_accuracy.md", "w") as file:
-        file.write(table)
+    path = job.folder / f"ckpt_{job.label}_accuracy.md"
+    distributed.on_main(lambda: write_text(path, table))
     logging.info("accuracy by noise level; chance is %.4f\n%s", 1 / run.num_classes, table)
     return {key: rows[0][key] for key in ("accuracy", "accuracy_standard_error")}
 
@@ -146,16 +173,17 @@ def _correct(run, loss_fn: losses.ClassifierLoss, level: Tensor) -> dict[str, np
     seed = derive_seed(run.config.seed, "accuracy")
     data = HeldOut(run, "test", run.config.data.uniform_dequantization, seed)
     run.check_labels(data.info)
-    shares = []
-    for number in range(len(data)):
+
+    def of_batch(number: int) -> Tensor:
         images, labels = data.read(number)
         noise = SampleNoise(seed, data.indices(number), run.device)
         right = torch.zeros(len(images), dtype=torch.int64, device=run.device)
         for _ in range(repeats):
             draws = losses.Draws(level.expand(len(images)), noise(images))
             right += loss_fn.logits(run.state["model"], images, draws).argmax(1) == labels
-        shares.append(right / repeats)
-    return {"correct": torch.cat(shares).double().cpu().numpy()}
+        return right.double() / repeats
+
+    return {"correct": data.map(of_batch)}
 
 
 def evaluate_bpd(job: Job) -> dict[str, float]:
@@ -166,19 +194,22 @@ def evaluate_bpd(job: Job) -> dict[str, float]:
     """
     run, options = job.run, job.run.config.eval
     split = options.get("dataset", "") or options.bpd_dataset
-    repeats = []
-    for repeat in range(options.get("bpd_num_repeats", 5)):
-        seed = derive_seed(run.config.seed, "bpd", repeat)
-        data = HeldOut(run, split, True, seed)
-        rounds = []
-        for number in range(len(data)):
-            name = f"{split}_ckpt_{job.label}_bpd_{repeat * len(data) + number}.npz"
-            compute = functools.partial(_bpd_round, run, data, number, seed)
-            rounds.append(job.round(name, compute)["bpd"])
-            logging.info("bits/dim, pass %d, batch %d: %.4f", repeat, number, rounds[-1].mean())
-        repeats.append(np.concatenate(rounds))
-    bpd = np.mean(repeats, axis=0)
-    save_histogram(job.folder / f"ckpt_{job.label}_bpd.png", bpd, "bits/dim")
+    passes = options.get("bpd_num_repeats", 5)
+    seeds = [derive_seed(run.config.seed, "bpd", repeat) for repeat in range(passes)]
+    data = [HeldOut(run, split, True, seed) for seed in seeds]
+    batches = len(data[0])
+
+    def make(k: int) -> dict:
+        repeat, number = divmod(k, batches)
+        compute = functools.partial(_bpd_round, run, data[repeat], number, seeds[repeat])
+        found = job.round(f"{split}_ckpt_{job.label}_bpd_{k}.npz", compute)
+        logging.info("bits/dim, pass %d, batch %d: %.4f", repeat, number, found["bpd"].mean())
+        return found
+
+    values = np.concatenate([found["bpd"] for found in job.rounds(passes * batches, make)])
+    bpd = values.reshape(passes, -1).mean(axis=0)
+    path = job.folder / f"ckpt_{job.label}_bpd.png"
+    distributed.on_main(lambda: save_histogram(path, bpd, "bits/dim"))
     return mean_and_error("bpd", bpd)
 
 
@@ -227,23 +258,33 @@ def evaluate_samples(job: Job) -> dict[str, float | None]:
     run, options = job.run, job.run.config.eval
     real = load_dataset_stats(run.config)
     extractor = get_extractor(run.config, run.device)
-    folder, features = f"ckpt_{job.label}", []
-    for number, first in enumerate(range(0, options.num_samples, options.batch_size)):
-        indices = range(first, min(first + options.batch_size, options.num_samples))
+    folder, at_once = f"ckpt_{job.label}", options.batch_size
+
+    def samples(number: int) -> np.ndarray:
+        indices = range(options.num_samples)[number * at_once : (number + 1) * at_once]
         compute = functools.partial(_sample_round, run, indices)
-        samples = job.round(f"{folder}/samples_{number}.npz", compute)["samples"]
-        compute = functools.partial(_feature_round, extractor, samples)
-        features.append(job.round(f"{folder}/statistics_{number}.npz", compute))
-        if number == 0:
-            shown = torch.from_numpy(samples[:64]).movedim(-1, 1) / 255
-            save_grid(job.folder / folder / "samples.png", shown)
-        logging.info("%d of %d samples", indices.stop, options.num_samples)
-    pool_3, logits = (_joined(features, name) for name in ("pool_3", "logits"))
-    result = metrics(real, Statistics.of(extractor, pool_3, logits, "samples"), run.device)
-    published = {"IS": "inception_score", "fid": "fid", "kid": "kid"}
-    arrays = {key: np.array(result[name], dtype=float) for key, name in published.items()}
-    save_arrays(job.folder / f"report_{job.label}.npz", **arrays)
-    return {**result, "num_samples": options.num_samples}
+        return job.round(f"{folder}/samples_{number}.npz", compute)["samples"]
+
+    def features(number: int) -> dict:
+        found = job.round(
+            f"{folder}/statistics_{number}.npz", lambda: _features(extractor, samples(number))
+        )
+        logging.info("features of samples, batch %d", number)
+        return found
+
+    found = job.rounds(-(-options.num_samples // at_once), features)
+
+    def report() -> dict[str, float | None]:
+        shown = torch.from_numpy(samples(0)[:64]).movedim(-1, 1) / 255
+        save_grid(job.folder / folder / "samples.png", shown)
+        pool_3, logits = (_joined(found, name) for name in ("pool_3", "logits"))
+        result = metrics(real, Statistics.of(extractor, pool_3, logits, "samples"), run.device)
+        published = {"IS": "inception_score", "fid": "fid", "kid": "kid"}
+        arrays = {key: np.array(result[name], dtype=float) for key, name in published.items()}
+        save_arrays(job.folder / f"report_{job.label}.npz", **arrays)
+        return {**result, "num_samples": options.num_samples}
+
+    return distributed.on_main(report)
 
 
 def _sample_round(run, indices: range) -> dict[str, np.ndarray]:
@@ -251,7 +292,7 @@ def _sample_round(run, indices: range) -> dict[str, np.ndarray]:
     return {"samples": to_uint8(images, run.levels).numpy()}
 
 
-def _feature_round(extractor, samples: np.ndarray) -> dict[str, np.ndarray]:
+def _features(extractor, samples: np.ndarray) -> dict[str, np.ndarray]:
     found = extractor(samples)
     return {name: values.numpy() for name, values in found.items() if values is not None}
 
@@ -273,12 +314,12 @@ def make_statistics(run) -> pathlib.Path:
     extractor = get_extractor(config, run.device)
     _, _, info = get_dataset(config, evaluation=True)
     batches = DataBytes(config, info.sources["train"])
-    stats = compute_statistics(extractor, batches, progress=True, dataset=info.name)
+    stats = compute_statistics(extractor, batches.share(), progress=True, dataset=info.name)
     path = stats_path(config)
-    save_statistics(path, stats)
+    distributed.on_main(lambda: save_statistics(path, stats))
     logging.info("statistics of %d images are in %s", stats.count, path)
     if config.eval.get("suggest_noise_scales", False):
-        _suggest_noise_scales(config, batches)
+        distributed.on_main(lambda: _suggest_noise_scales(config, batches))
     return path
 
 
@@ -309,6 +350,12 @@ class DataBytes:
     def __iter__(self) -> Iterator[Tensor]:
         return (batch["image"].movedim(1, -1) for batch in self.stream)
 
+    def share(self) -> Iterator[Tensor]:
+        """The batches that are this process's."""
+        mine = distributed.share(range(len(self)))
+        self.stream.seek(mine.start * self.stream.batch_size)
+        return itertools.islice(self, len(mine))
+
 
 class HeldOut:
     """The batches of one pass over a part of the data set, by number.
@@ -334,6 +381,15 @@ class HeldOut:
         """Numbers of the examples in a batch."""
         first = number * self.stream.batch_size
         return range(first, min(first + self.stream.batch_size, len(self.stream.source)))
+
+    def map(self, of_batch: Callable[[int], Tensor]) -> np.ndarray:
+        """What a function of the number of a batch, giving (b,), is for all batches: (N,).
+
+        Several processes share the batches.
+        """
+        mine = [of_batch(number) for number in distributed.share(range(len(self)))]
+        values = torch.cat(mine).cpu().numpy() if mine else np.empty(0)
+        return np.concatenate(distributed.gather(values))
 
     def read(self, number: int) -> tuple[Tensor, Tensor]:
         """A batch in the network's range, (B, C, H, W), and its labels (B,).
@@ -410,18 +466,25 @@ def check_folder(config, folder: pathlib.Path) -> None:
     """Refuse a folder with rounds that were made with other options.
 
     Raises:
-        ValueError: names the options.
+        ValueError: names the options; or it does not say which they were.
     """
     path = folder / "config.json"
     if not path.exists() or not any(folder.rglob("*.npz")):
         return
     ours = _relevant(config.to_json_best_effort())
-    theirs = _relevant(path.read_text(encoding="utf-8"))
+    try:
+        theirs = _relevant(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged, and says no more what the results beside it were made with: "
+            "choose another --eval_folder, or remove it"
+        ) from error
     if ours != theirs:
         keys = ours.keys() | theirs.keys()
         differing = sorted(key for key in keys if ours.get(key) != theirs.get(key))
+        shown = ", ".join(differing[:8]) + (", ..." if len(differing) > 8 else "")
         raise ValueError(
-            f"{folder} holds an evaluation with another {', '.join(differing)}: choose another "
+            f"{folder} holds an evaluation with another {shown}: choose another "
             "--eval_folder, or remove it"
         )
 

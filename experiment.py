@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -19,12 +20,17 @@ from configs.checks import check_values
 from configs.defaults import check_keys, complete
 from datasets import DatasetInfo, get_data_inverse_scaler, get_data_scaler
 from models.ema import ExponentialMovingAverage
+from models.precision import accelerated, matmul_precision
 from models.utils import create_model, resolve_device
 from sampling import get_sampling_fn
 from sde_lib import SDE, create_sde
-from utils.checkpoints import CheckpointError, read_checkpoint, restore_checkpoint
+from utils import distributed
+from utils.checkpoints import CheckpointError, latest_whole, read_checkpoint, restore_checkpoint
 from utils.memory import keep_freed_memory
 from utils.tensors import SampleNoise, image_shape
+
+# Where training goes on, in the folder of a run.
+META = pathlib.Path("checkpoints-meta", "checkpoint.pth")
 
 
 @dataclasses.dataclass
@@ -90,23 +96,40 @@ class Run:
             self.config, sde, shape, self.inverse_scaler, sde.sampling_eps, **options
         )
 
+    @functools.cached_property
+    def sampling_model(self) -> torch.nn.Module:
+        """The network as it samples: in the precision, and compiled, as `sampling` says."""
+        options = self.config.sampling
+        return accelerated(
+            self.state["model"], options.get("precision", "float32"), options.get("compile", "")
+        )
+
     def sample(self, indices: range, seed: int, progress: bool = False) -> Tensor:
         """Images number `indices` of a seed, (B, C, H, W), from the averaged weights."""
-        model = self.state["model"]
+        model, sampler = self.sampling_model, self.sampler(len(indices))
         noise = SampleNoise(seed, indices, self.device)
-        with self.state["ema"].applied(model.parameters()):
-            images, _ = self.sampler(len(indices))(model, noise=noise, progress=progress)
+        with (
+            self.state["ema"].applied(model.parameters()),
+            matmul_precision(self.config.sampling.get("precision", "float32")),
+        ):
+            images, _ = sampler(model, noise=noise, progress=progress)
         return images
 
     def first_samples(self) -> Tensor:
         """The first `sampling.num_samples` images of the run's seed, (B, C, H, W).
 
-        In batches no larger than training's, so that what can be trained can be sampled.
+        In batches no larger than training's, so that what can be trained can be sampled; several
+        processes share the batches.
         """
         indices = range(self.config.sampling.get("num_samples", 64))
-        at_once, progress = self.config.training.batch_size, sys.stderr.isatty()
+        at_once = self.config.training.batch_size
+        progress = sys.stderr.isatty() and distributed.is_main()
         parts = [indices[i : i + at_once] for i in range(0, len(indices), at_once)]
-        return torch.cat([self.sample(part, self.config.seed, progress) for part in parts])
+        return torch.cat(
+            distributed.dealt_out(
+                parts, lambda part: self.sample(part, self.config.seed, progress).cpu()
+            )
+        )
 
 
 def setup(config) -> Run:
@@ -153,8 +176,9 @@ def restored(config, workdir: str | os.PathLike) -> Run:
     """
     run = setup(config)
     del run.state["optimizer"]
-    latest = pathlib.Path(workdir) / "checkpoints-meta" / "checkpoint.pth"
-    path = run.config.eval.get("checkpoint", "") or latest
+    path = run.config.eval.get("checkpoint", "")
+    latest = pathlib.Path(workdir) / META
+    path = path or distributed.on_main(lambda: latest_whole(latest)) or latest
     restore_checkpoint(path, run.state, run.device, must_exist=True)
     return run
 
@@ -240,14 +264,21 @@ def get_loss_fn(run: Run, train: bool) -> losses.NoisyLoss:
 
 
 def step_fns(run: Run) -> tuple[Callable, Callable]:
-    """The training and the evaluation step."""
-    optimize_fn = losses.optimization_manager(run.config)
-    accumulation = run.config.training.get("grad_accumulation", 1)
-    shared = _loss_options(run)
-    return (
-        losses.get_step_fn(run.sde, True, optimize_fn, accumulation=accumulation, **shared),
-        losses.get_step_fn(run.sde, False, **shared),
+    """The training step, in the configured precision, and the evaluation step, in float32.
+
+    To be called inside `matmul_precision` of the training's.
+    """
+    options, shared = run.config.training, _loss_options(run)
+    precision, mode = options.get("precision", "float32"), options.get("compile", "")
+    train_step = losses.get_step_fn(
+        run.sde,
+        True,
+        losses.optimization_manager(run.config),
+        accumulation=options.get("grad_accumulation", 1),
+        prepare=lambda model: distributed.replicated(accelerated(model, precision, mode)),
+        **shared,
     )
+    return train_step, losses.get_step_fn(run.sde, False, **shared)
 
 
 def _loss_options(run: Run) -> dict:

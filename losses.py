@@ -9,6 +9,7 @@ x_t = m x_0 + s z; they differ in how the noise level is drawn and in how it is 
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from models.utils import get_model_fn, get_score_fn
 from sde_lib import SDE
+from utils.distributed import average, draw_apart, replicated, share_of_batch
 from utils.tensors import batch_mul
 
 
@@ -98,11 +100,16 @@ class NoisyLoss(abc.ABC):
         """Noise levels and noise for a batch.
 
         They come from PyTorch's global generator, or from a source of standard normal noise that
-        is called like `torch.randn_like`.
+        is called like `torch.randn_like`.  Of several processes with equal generators, each gets
+        its share of what one would draw for the batch of all.
         """
         count = batch.shape[0]
         if noise is None:
-            return Draws(self.levels.draw(count, batch.device), torch.randn_like(batch))
+            row = {"dtype": batch.dtype, "device": batch.device}
+            return Draws(
+                share_of_batch(lambda n: self.levels.draw(n, batch.device), count),
+                share_of_batch(lambda n: torch.randn(n, *batch.shape[1:], **row), count),
+            )
         uniform = torch.special.ndtr(noise(batch.new_empty(count)))
         return Draws(self.levels.at(uniform), noise(batch))
 
@@ -323,8 +330,12 @@ def get_step_fn(
     *,
     accumulation: int = 1,
     objective: str = "score",
+    prepare: Callable[[nn.Module], nn.Module] = replicated,
 ) -> Callable:
     """One step of training, or one evaluation with the averaged weights.
+
+    Of several processes, each is given its share of the batch; gradients and the loss of an
+    evaluation are those of the whole batch, and the loss of a training step that of the share.
 
     Args:
         sde: the forward process.
@@ -334,6 +345,8 @@ def get_step_fn(
         accumulation: parts into which a training batch is split, to save memory.  Noise is drawn
             for the whole batch, and the step that is clipped sees the gradient of the whole batch.
         objective: "score", or "classifier": see `get_loss_fn`.
+        prepare: makes of the network what is trained in its place and shares its parameters; by
+            default, several processes average their gradients.
     Returns:
         `step_fn(state, batch, labels=None)`, giving the mean loss, a scalar on the device; only a
         classifier needs labels.  `state` holds the live "model", "optimizer", "ema" and the number
@@ -342,41 +355,55 @@ def get_step_fn(
     """
     loss_fn = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting, objective)
     if train:
-        return _TrainStep(loss_fn, optimize_fn, accumulation)
+        return _TrainStep(loss_fn, optimize_fn, accumulation, prepare)
 
     @torch.no_grad()
     def eval_step(state, batch, labels=None):
         with state["ema"].applied(state["model"].parameters()):
-            return loss_fn(state["model"], batch, labels)
+            return average(loss_fn(state["model"], batch, labels))
 
     return eval_step
 
 
 class _TrainStep:
-    def __init__(self, loss_fn: NoisyLoss, optimize_fn: Callable, accumulation: int):
+    def __init__(
+        self, loss_fn: NoisyLoss, optimize_fn: Callable, accumulation: int, prepare: Callable
+    ):
         self.loss_fn, self.optimize_fn, self.accumulation = loss_fn, optimize_fn, accumulation
+        self.prepare = prepare
         self.grad_norm: Tensor | None = None
+        self._model: nn.Module | None = None
 
     def __call__(self, state: dict, batch: Tensor, labels: Tensor | None = None) -> Tensor:
         model, optimizer = state["model"], state["optimizer"]
+        if self._model is not model:
+            self._model, self._network = model, self.prepare(model)
         optimizer.zero_grad()
-        loss = self._backward(model, batch, labels)
+        loss = self._backward(batch, labels)
         self.grad_norm = self.optimize_fn(optimizer, model.parameters(), step=state["step"])
         state["step"] += 1
         state["ema"].update(model.parameters())
         return loss
 
-    def _backward(self, model, batch, labels):
+    def _backward(self, batch, labels):
         """Gradient of the batch's mean loss, part by part."""
         draws, total = self.loss_fn.draw(batch), 0.0
+        draw_apart()
         given = (batch, *draws) if labels is None else (batch, *draws, labels)
-        parts = (tensor.tensor_split(self.accumulation) for tensor in given)
-        for part, level, z, *label in zip(*parts, strict=True):
-            losses = self.loss_fn.per_sample(model, part, Draws(level, z), *label)
-            loss = losses.mean() * (len(part) / len(batch))
-            loss.backward()
+        parts = zip(*(tensor.tensor_split(self.accumulation) for tensor in given), strict=True)
+        for number, (part, level, z, *label) in enumerate(parts, start=1):
+            with self._averaging(number == self.accumulation):
+                losses = self.loss_fn.per_sample(self._network, part, Draws(level, z), *label)
+                loss = losses.mean() * (len(part) / len(batch))
+                loss.backward()
             total = total + loss.detach()
         return total
+
+    def _averaging(self, last: bool):
+        """Context for a part of the batch: processes exchange gradients once, at the last."""
+        if last or not hasattr(self._network, "no_sync"):
+            return contextlib.nullcontext()
+        return self._network.no_sync()
 
 
 class LossGuard:

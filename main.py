@@ -71,9 +71,11 @@ def _has_folder(values: dict) -> bool:
 def main(_: list[str]) -> None:
     """Run the chosen mode; a mistake in the input ends it with one message."""
     import run_lib
+    from utils import distributed
     from utils.logs import log_to_console
+    from utils.preemption import Preempted
 
-    log_to_console()
+    log_to_console(int(os.environ.get("RANK", 0)))
     try:
         actions = {
             "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
@@ -82,7 +84,11 @@ def main(_: list[str]) -> None:
             "control": lambda: run_lib.control(FLAGS.config, FLAGS.workdir),
             "fid_stats": lambda: run_lib.fid_stats(FLAGS.config),
         }
-        actions[FLAGS.mode]()
+        with distributed.joined():
+            actions[FLAGS.mode]()
+    except Preempted:
+        logging.warning("stopped as asked: start the same command again to go on")
+        raise
     # Mistakes in the input are raised as these, with a message for the user.
     except (ValueError, OSError, ImportError, FloatingPointError, NotImplementedError) as error:
         if FLAGS.traceback:

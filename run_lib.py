@@ -7,10 +7,10 @@ what is logged or sampled in between changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -18,13 +18,18 @@ from torch import Tensor
 
 import losses
 from control_lib import control  # noqa: F401  (a mode of its own)
-from datasets import get_dataset
+from datasets import ImageStream, get_dataset
 from eval_lib import TASKS, Job, check_folder, find_checkpoints, fingerprint, make_statistics
-from experiment import Run, restored, setup, step_fns
-from utils.checkpoints import restore_checkpoint, save_checkpoint
-from utils.files import atomic_write, open_folder
+from experiment import META, Run, restored, setup, step_fns
+from models.precision import matmul_precision
+from utils import distributed
+from utils.background import CheckpointWriter
+from utils.checkpoints import latest_whole, restore_checkpoint
+from utils.files import atomic_write, open_folder, remove_leftovers
 from utils.images import is_picture, make_grid, save_grid, to_uint8
-from utils.logs import MetricsLog, Rate, messages_to, progress_bar
+from utils.lock import locked
+from utils.logs import MetricsLog, Rate, SilentLog, messages_to, progress_bar
+from utils.preemption import Preempted, StopSignals
 from utils.reports import write_report
 from utils.tensors import derive_seed
 
@@ -32,112 +37,188 @@ from utils.tensors import derive_seed
 def train(config, workdir: str | os.PathLike) -> None:
     """Train, from the last checkpoint in the folder where there is one.
 
-    Files: `checkpoints-meta/checkpoint.pth` every `training.snapshot_freq_for_preemption` steps;
-    `checkpoints/checkpoint_{step // snapshot_freq}.pth` and `samples/iter_{step}/` every
-    `training.snapshot_freq` steps and at the end; `metrics.jsonl`, `tensorboard/`, `stdout.txt`
-    and `config.json`.
+    Files: `checkpoints-meta/checkpoint.pth` every `training.snapshot_freq_for_preemption` steps,
+    with `training.keep_meta_checkpoints` predecessors; `checkpoints/checkpoint_{k}.pth`, k =
+    step // snapshot_freq, and `samples/iter_{step}/` every `training.snapshot_freq` steps and at
+    the end; `metrics.jsonl`, `tensorboard/`, `stdout.txt` and `config.json`.
 
     Args:
         config: the experiment.
         workdir: folder of the run; made if need be.
     Raises:
         ValueError: the config, or a checkpoint in the folder, does not fit.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or another run is in it.
         FloatingPointError: the loss is not finite; the last good checkpoint is left alone.
+        Preempted: SIGTERM or SIGUSR1 asked to stop: the step was finished and a checkpoint written.
     """
-    run = setup(config)
-    meta = pathlib.Path(workdir) / "checkpoints-meta" / "checkpoint.pth"
-    run.state = restore_checkpoint(meta, {**run.state, "position": 0}, run.device)
-    data = _training_data(run)
-    # Last, so that a mistake in any of the above changes no file.
-    workdir = open_folder(workdir, run.config)
-    with (
-        messages_to(workdir / "stdout.txt"),
-        MetricsLog(workdir, run.state["step"]) as log,
-    ):
-        _train(run, data, workdir, log)
+    run, workdir = setup(config), pathlib.Path(workdir)
+    streams = _training_streams(run)
+    with StopSignals() as stop, contextlib.ExitStack() as stack:
+        # Last, so that a mistake in any of the above changes no file.
+        distributed.on_main(lambda: stack.enter_context(locked(workdir)))
+        _resume(run, workdir)
+        log = SilentLog()
+        if distributed.is_main():
+            open_folder(workdir, run.config)
+            stack.enter_context(messages_to(workdir / "stdout.txt"))
+            log = stack.enter_context(MetricsLog(workdir, run.state["step"]))
+        writer = stack.enter_context(CheckpointWriter())
+        stack.enter_context(matmul_precision(run.config.training.get("precision", "float32")))
+        _Training(run, streams, workdir, log, writer, stop).run_to_the_end()
 
 
-def _train(
-    run: Run, data: tuple[Iterator, Iterator], workdir: pathlib.Path, log: MetricsLog
-) -> None:
-    state, options = run.state, run.config.training
-    train_step, eval_step = step_fns(run)
-    train_batches, eval_batches = data
-    guard = losses.LossGuard()
-    rate = Rate(options.batch_size)
-    logging.info("training from step %d to %d on %s", state["step"], options.n_iters, run.device)
-    with progress_bar(options.n_iters, state["step"], "step") as bar:
-        while state["step"] < options.n_iters:
-            left = options.n_iters - state["step"]
-            for _ in range(min(options.get("n_jitted_steps", 1), left)):
-                torch.manual_seed(derive_seed(run.config.seed, "train", state["step"]))
-                batch = next(train_batches)
-                loss = train_step(state, run.scaler(batch["image"]), batch["label"])
-                state["position"] += len(batch["label"])
-                guard.watch(loss + train_step.grad_norm, state["step"])
-            step = state["step"]
-            bar.update(step - bar.n)
-            last = step >= options.n_iters
-            if every(step, options.log_freq):
-                guard.check()
-                _log_training(log, rate, step, loss, train_step.grad_norm, state["optimizer"])
-            if every(step, options.eval_freq):
-                torch.manual_seed(derive_seed(run.config.seed, "eval", step))
-                batch = next(eval_batches)
-                eval_loss = eval_step(state, run.scaler(batch["image"]), batch["label"]).item()
-                log.write(step, eval_loss=eval_loss)
-                logging.info("step %d: evaluation loss %.4e", step, eval_loss)
-            if every(step, options.snapshot_freq) or last:
-                guard.check()
-                _snapshot(run, workdir, step, log)
-            # Last, so that a run that was killed in between does all of the above again.
-            if every(step, options.snapshot_freq_for_preemption) or last:
-                guard.check()
-                _save(run, workdir / "checkpoints-meta" / "checkpoint.pth")
+def _training_streams(run: Run) -> tuple[ImageStream, ImageStream]:
+    """This process's share of endless batches, for training and for its evaluation loss.
 
-
-def _training_data(run: Run) -> tuple[Iterator[dict], Iterator[dict]]:
-    """Endless batches for training and for its evaluation loss, from where the run stands."""
-    data, options = run.config.data, run.config.training
-    train_ds, eval_ds, info = get_dataset(run.config, data.uniform_dequantization)
-    run.check_labels(info)
-    evaluations = run.state["step"] // options.eval_freq
-    train_ds.to(run.device).seek(run.state["position"])
-    eval_ds.to(run.device).seek(evaluations * options.batch_size)
-    return iter(train_ds), iter(eval_ds)
-
-
-def _log_training(log, rate, step, loss, grad_norm, optimizer) -> None:
-    values = {
-        "training_loss": loss.item(),
-        "grad_norm": grad_norm.item(),
-        "learning_rate": optimizer.param_groups[0]["lr"],
-    }
-    images_per_second = rate.at(step)
-    log.write(step, machine={"images_per_second": images_per_second}, **values)
-    logging.info(
-        "step %d: training loss %.4e, gradient norm %.3g, %.0f images/s",
-        step,
-        values["training_loss"],
-        values["grad_norm"],
-        images_per_second,
+    Raises:
+        ValueError: the data or their labels do not fit, or a batch cannot be split evenly.
+    """
+    _check_share(run.config.training)
+    train_ds, eval_ds, info = get_dataset(
+        run.config,
+        run.config.data.uniform_dequantization,
+        device=run.device,
+        rank=distributed.rank(),
+        world=distributed.world(),
     )
+    run.check_labels(info)
+    return train_ds, eval_ds
 
 
-def _snapshot(run: Run, workdir: pathlib.Path, step: int, log: MetricsLog) -> None:
-    """A numbered checkpoint, and samples from its averaged weights."""
-    number = step // run.config.training.snapshot_freq
-    _save(run, workdir / "checkpoints" / f"checkpoint_{number}.pth")
-    if not run.config.training.snapshot_sampling:
-        return
-    shown = _save_samples(workdir / "samples" / f"iter_{step}", run.first_samples(), run.levels)
-    if is_picture(shown.shape):
-        log.image(step, "samples", make_grid(shown))
+def _check_share(training) -> None:
+    size, accumulation = training.batch_size, training.get("grad_accumulation", 1)
+    parts = distributed.world() * accumulation
+    if size % distributed.world() or size < parts:
+        raise ValueError(
+            f"training.batch_size = {size} cannot be split evenly among {distributed.world()} "
+            f"processes, in training.grad_accumulation = {accumulation} parts each: "
+            f"{-(-size // parts) * parts} can"
+        )
 
 
-def _save(run: Run, path: pathlib.Path) -> None:
-    save_checkpoint(path, {**run.state, "config": run.config.to_json_best_effort()})
+def _resume(run: Run, workdir: pathlib.Path) -> None:
+    """Go back to the last undamaged checkpoint for that purpose, if any."""
+    run.state |= {"position": 0, "snapshot_due": False}
+    path = workdir / META
+    latest = distributed.on_main(lambda: latest_whole(path)) or path
+    restore_checkpoint(latest, run.state, run.device)
+    for folder in ("checkpoints", "checkpoints-meta") if distributed.is_main() else ():
+        remove_leftovers(workdir / folder)
+
+
+class _Training:
+    """A run from where its state stands; see `train`."""
+
+    def __init__(self, run: Run, streams, workdir: pathlib.Path, log, writer, stop: StopSignals):
+        self.run, self.workdir, self.log, self.writer, self.stop = run, workdir, log, writer, stop
+        self.state, self.options = run.state, run.config.training
+        self.train_step, self.eval_step = step_fns(run)
+        train_ds, eval_ds = streams
+        train_ds.seek(self.state["position"])
+        evaluations = self.state["step"] // self.options.eval_freq
+        eval_ds.seek(evaluations * self.options.batch_size)
+        self.train_batches, self.eval_batches = iter(train_ds), iter(eval_ds)
+        self.guard, self.rate = losses.LossGuard(), Rate(self.options.batch_size)
+        self.stop_asked = distributed.AnyProcess()
+
+    def run_to_the_end(self) -> None:
+        """Train, and do what is due after each step."""
+        state, options = self.state, self.options
+        logging.info(
+            "training from step %d to %d on %s, %d processes",
+            state["step"], options.n_iters, self.run.device, distributed.world(),
+        )  # fmt: skip
+        if state["snapshot_due"]:
+            self._draw_samples()
+            self._save_meta()
+        with progress_bar(options.n_iters, state["step"], "step") as bar:
+            while state["step"] < options.n_iters:
+                loss = self._steps()
+                bar.update(state["step"] - bar.n)
+                self._after_step(loss, last=state["step"] >= options.n_iters)
+                self.writer.check()
+        self.writer.wait()
+        distributed.barrier()
+
+    def _steps(self) -> Tensor:
+        """As many steps as are made at once; gives the loss of the last."""
+        state, options = self.state, self.options
+        for _ in range(min(options.get("n_jitted_steps", 1), options.n_iters - state["step"])):
+            torch.manual_seed(derive_seed(self.run.config.seed, "train", state["step"]))
+            batch = next(self.train_batches)
+            loss = self.train_step(state, self.run.scaler(batch["image"]), batch["label"])
+            state["position"] += options.batch_size
+            self.guard.watch(loss + self.train_step.grad_norm, state["step"])
+        return loss
+
+    def _after_step(self, loss: Tensor, last: bool) -> None:
+        step, options = self.state["step"], self.options
+        if every(step, options.log_freq):
+            self._log_training(loss)
+        if every(step, options.eval_freq):
+            self._evaluate()
+        if every(step, options.snapshot_freq) or last:
+            self._save(f"checkpoints/checkpoint_{step // options.snapshot_freq}.pth")
+            self._draw_samples()
+        # Last, so that a run that was killed in between does all of the above again.
+        stopping = self.stop_asked(self.stop.requested) and not last
+        if every(step, options.snapshot_freq_for_preemption) or last or stopping:
+            self._save_meta()
+        if stopping:
+            self.writer.wait()
+            distributed.barrier()
+            raise Preempted
+
+    def _log_training(self, loss: Tensor) -> None:
+        self.guard.check()
+        step = self.state["step"]
+        values = {
+            "training_loss": distributed.average(loss).item(),
+            "grad_norm": self.train_step.grad_norm.item(),
+            "learning_rate": self.state["optimizer"].param_groups[0]["lr"],
+        }
+        images_per_second = self.rate.at(step)
+        self.log.write(step, machine={"images_per_second": images_per_second}, **values)
+        logging.info(
+            "step %d: training loss %.4e, gradient norm %.3g, %.0f images/s",
+            step, values["training_loss"], values["grad_norm"], images_per_second,
+        )  # fmt: skip
+
+    def _evaluate(self) -> None:
+        step = self.state["step"]
+        torch.manual_seed(derive_seed(self.run.config.seed, "eval", step))
+        batch = next(self.eval_batches)
+        loss = self.eval_step(self.state, self.run.scaler(batch["image"]), batch["label"]).item()
+        self.log.write(step, eval_loss=loss)
+        logging.info("step %d: evaluation loss %.4e", step, loss)
+
+    def _draw_samples(self) -> None:
+        """Samples from the averaged weights; who is interrupted here begins with them again."""
+        if not self.options.snapshot_sampling:
+            return
+        self.state["snapshot_due"] = True
+        try:
+            with self.stop.at_once():
+                images = self.run.first_samples()
+        except Preempted:
+            self._save_meta()
+            raise
+        self.state["snapshot_due"] = False
+        if not distributed.is_main():
+            return
+        step = self.state["step"]
+        shown = _save_samples(self.workdir / f"samples/iter_{step}", images, self.run.levels)
+        if is_picture(shown.shape):
+            self.log.image(step, "samples", make_grid(shown))
+
+    def _save_meta(self) -> None:
+        self._save(META, self.options.get("keep_meta_checkpoints", 2))
+
+    def _save(self, name: str, keep: int = 0) -> None:
+        self.guard.check()
+        if distributed.is_main():
+            state = {**self.state, "config": self.run.config.to_json_best_effort()}
+            self.writer.save(self.workdir / name, state, keep)
 
 
 def _save_samples(folder: pathlib.Path, images: Tensor, levels: int) -> Tensor:
@@ -169,27 +250,37 @@ def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> l
     Raises:
         ValueError: the config or a checkpoint does not fit, or the folder holds the rounds of
             another evaluation.
-        OSError: checkpoints are missing (all of them are named), or a folder cannot be written.
+        OSError: checkpoints are missing (all of them are named), a folder cannot be written, or
+            another evaluation is in it.
+        Preempted: SIGTERM or SIGUSR1 asked to stop.
     """
     run = setup(config)
     del run.state["optimizer"]
-    checkpoints = find_checkpoints(run.config, pathlib.Path(workdir))
+    checkpoints = distributed.on_main(lambda: find_checkpoints(run.config, pathlib.Path(workdir)))
     folder = pathlib.Path(workdir) / eval_folder
-    check_folder(run.config, folder)
-    folder = open_folder(folder, run.config)
-    records = []
-    with messages_to(folder / "stdout.txt"):
+    distributed.on_main(lambda: check_folder(run.config, folder))
+    with StopSignals() as stop, stop.at_once(), contextlib.ExitStack() as stack:
+        distributed.on_main(lambda: stack.enter_context(locked(folder)))
+        if distributed.is_main():
+            open_folder(folder, run.config)
+            stack.enter_context(messages_to(folder / "stdout.txt"))
+        records = []
         for label, path in checkpoints.items():
-            restore_checkpoint(path, run.state, run.device, must_exist=True)
-            job = Job(run, folder, label, fingerprint(run.config, path))
-            record = {"checkpoint": label, "step": run.state["step"]}
-            with run.state["ema"].applied(run.state["model"].parameters()):
-                for option, task in TASKS.items():
-                    if run.config.eval[option]:
-                        record |= task(job)
-            records.append(record)
-            write_report(folder, records)
+            records.append(_evaluate_one(run, path, folder, label))
+            distributed.on_main(lambda: write_report(folder, records))
     return records
+
+
+def _evaluate_one(run: Run, path: pathlib.Path, folder: pathlib.Path, label: str) -> dict:
+    restore_checkpoint(path, run.state, run.device, must_exist=True)
+    job = Job(run, folder, label, fingerprint(run.config, path))
+    record = {"checkpoint": label, "step": run.state["step"]}
+    weights = run.state["ema"].applied(run.state["model"].parameters())
+    with weights, matmul_precision("float32"):
+        for option, task in TASKS.items():
+            if run.config.eval[option]:
+                record |= task(job)
+    return record
 
 
 def sample(config, workdir: str | os.PathLike) -> pathlib.Path:
@@ -203,7 +294,9 @@ def sample(config, workdir: str | os.PathLike) -> pathlib.Path:
     run = restored(config, workdir)
     logging.info("drawing samples from step %d", run.state["step"])
     folder = pathlib.Path(workdir) / "samples" / f"step_{run.state['step']}"
-    _save_samples(folder, run.first_samples(), run.levels)
+    with StopSignals() as stop, stop.at_once():
+        images = run.first_samples()
+        distributed.on_main(lambda: _save_samples(folder, images, run.levels))
     logging.info("samples are in %s", folder)
     return folder
 
@@ -214,4 +307,5 @@ def fid_stats(config) -> pathlib.Path:
     Returns:
         the file.
     """
-    return make_statistics(setup(config))
+    with StopSignals() as stop, stop.at_once():
+        return make_statistics(setup(config))

@@ -92,6 +92,17 @@ _LIMITS = (
         lambda value: value in ("score", "classifier"),
         ("training.objective",),
     ),
+    (
+        "'float32', 'tf32' or 'bfloat16'",
+        lambda value: value in ("float32", "tf32", "bfloat16"),
+        ("training.precision", "sampling.precision"),
+    ),
+    (
+        "'default', 'reduce-overhead', 'max-autotune' or ''",
+        lambda value: value in ("", "default", "reduce-overhead", "max-autotune"),
+        ("training.compile", "sampling.compile"),
+    ),
+    ("from 0 to 9", lambda value: 0 <= value <= 9, ("training.keep_meta_checkpoints",)),
     ("from 0 to 1", lambda value: 0 <= value <= 1, ("model.dropout", "model.ema_rate")),
     ("from 0 to below 1", lambda value: 0 <= value < 1, ("optim.beta1",)),
     ("numbers from 1 up", lambda value: value and min(value) >= 1, ("model.ch_mult",)),

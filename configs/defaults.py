@@ -85,15 +85,23 @@ OPTIONS = {
         "num_workers": 4,  # processes that prepare batches
         "on_error": "raise",  # an image that cannot be read: "raise", or "skip" it by name
     },
+    "model": {
+        "checkpoint_activations": False,  # U-Nets: keep less for the backward pass, compute again
+    },
     "training": {
+        "precision": "float32",  # or "tf32", or "bfloat16": what the network is computed in
+        "compile": "",  # a mode of torch.compile, such as "default"; "": none
         "objective": "score",  # or "classifier": what the network learns
         "n_jitted_steps": 1,  # optimisation steps per call
         "grad_accumulation": 1,  # parts that a batch is computed in, one after the other
+        "keep_meta_checkpoints": 2,  # earlier ones that stay, in case the latest is damaged
     },
     "optim": {
         "amsgrad": False,
     },
     "sampling": {
+        "precision": "float32",  # as of training; likelihoods are always float32
+        "compile": "",  # as of training
         "num_samples": 64,
         "num_steps": 0,  # steps of a continuous model's sampler, or of a solver; 0: num_scales
         "time_grid": "",  # of a solver: "uniform", "log_snr" or "edm"; "": its own

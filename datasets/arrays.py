@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
-import os
 import pathlib
-import zipfile
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.preprocess import fit
+from datasets.preprocess import MAX_PIXELS, fit
 from datasets.sources import DataError, PerProcess, Source
+from utils.files import array_sizes, load_arrays
+from utils.memory import total_memory
 
 CHANNELS = (1, 3, 4)
+MAX_CLASSES = 1 << 24
 
 
 class ArrayImages(Source):
@@ -70,12 +71,13 @@ def open_array(path: pathlib.Path, shape: tuple[int, int, int]) -> ArrayImages:
     except DataError:
         raise
     except Exception as error:  # damaged files make NumPy raise errors of nearly any type
-        raise DataError(f"{path} is not a readable array: {error}") from error
+        reason = error.__cause__ or error  # without the path, if that is in it
+        raise DataError(f"{path} is not a readable array: {reason}") from error
     if kind != np.uint8 and not np.issubdtype(kind, np.floating):
         raise DataError(f"{path} holds {kind}: images are uint8, or floats in [0, 1]")
     permute = _layout(path, stored, shape)
     if labels is not None:
-        if labels.shape != stored[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
+        if labels.shape != stored[:1] or labels.dtype.kind not in "iu" or not _are_classes(labels):
             raise DataError(f"{path}: labels are not one whole number from 0 up for each image")
         labels = torch.from_numpy(labels.astype(np.int64))
     return ArrayImages(str(path), array, permute, labels, shape)
@@ -83,27 +85,25 @@ def open_array(path: pathlib.Path, shape: tuple[int, int, int]) -> ArrayImages:
 
 def _load_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Images and labels (None without) of an .npz file, which must fit in memory."""
-    with zipfile.ZipFile(path) as members:
-        size = sum(member.file_size for member in members.infolist())
-    if size > _memory() // 2:
+    sizes = array_sizes(path)
+    others = [name for name in sizes if name != "labels"]
+    known = [name for name in ("images", "samples", "arr_0") if name in others]
+    if not known and len(others) != 1:
+        raise DataError(f"{path} holds {list(sizes)}: call the array of images 'images'")
+    images = (known or others)[0]
+    wanted = [name for name in (images, "labels") if name in sizes]
+    if (size := sum(sizes[name] for name in wanted)) > total_memory() // 2:
         raise DataError(
             f"{path} unpacks to {size / 2**30:.1f} GiB, more than half of the memory here: store "
             f"the images as .npy, which is read in place"
         )
-    with np.load(path, allow_pickle=False) as arrays:
-        others = [name for name in arrays.files if name != "labels"]
-        known = [name for name in ("images", "samples", "arr_0") if name in others]
-        if not known and len(others) != 1:
-            raise DataError(f"{path} holds {arrays.files}: call the array of images 'images'")
-        return arrays[(known or others)[0]], arrays.get("labels")
+    arrays = load_arrays(path, wanted)
+    return arrays[images], arrays.get("labels")
 
 
-def _memory() -> int:
-    """Bytes of memory in this machine; 16 GiB where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return 16 << 30
+def _are_classes(labels: np.ndarray) -> bool:
+    """Whether these are numbers of classes: tables with a row for each are made of them."""
+    return labels.min() >= 0 and labels.max() < MAX_CLASSES
 
 
 def _layout(path: pathlib.Path, stored: tuple[int, ...], shape: tuple[int, int, int]) -> Callable:
@@ -129,6 +129,11 @@ def _layout(path: pathlib.Path, stored: tuple[int, ...], shape: tuple[int, int, 
         )
     if 0 in stored:
         raise DataError(f"{path} holds no images: its shape is {stored}")
+    if stored[1] * stored[2] > MAX_PIXELS:
+        raise DataError(
+            f"{path} holds images of {stored[1]} x {stored[2]}, above the limit of {MAX_PIXELS} "
+            f"pixels"
+        )
     return permute
 
 

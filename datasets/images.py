@@ -16,15 +16,18 @@ import torch
 from torch import Tensor
 
 from datasets.arrays import open_array
-from datasets.preprocess import fit
+from datasets.preprocess import MAX_PIXELS, fit
 from datasets.sources import DataError, PerProcess, Source, Subset, register_dataset
 from utils import image_shape
+from utils.files import open_member, printable
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HELD_OUT_FOLDERS = ("test", "val", "validation")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# Pillow goes by the contents, and would hand some of its other formats to programs of their own.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 # One encoded file: more than any picture within Pillow's own limit of pixels needs.
 MAX_BYTES = 1 << 29
 
@@ -91,29 +94,43 @@ def _split_tenths(source: Source) -> tuple[Source, Source]:
 
 
 class Folder:
-    """Names of the files below a folder, and their contents.  Links to folders are not entered."""
+    """Names of the files below a folder, and their contents.
+
+    Links to folders are not entered, and links to files not followed out of the folder.
+    """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
         self.names = []
-        for folder, folders, files in os.walk(path, onerror=_cannot_list):
-            linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-            inside = pathlib.Path(folder).relative_to(path)
-            self.names += [(inside / name).as_posix() for name in files + linked]
+        try:
+            for folder, folders, files in os.walk(path, onerror=_cannot_list):
+                linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+                inside = pathlib.Path(folder).relative_to(path)
+                self.names += [(inside / name).as_posix() for name in files + linked]
+        except RecursionError as error:
+            raise DataError(f"{path} has folders inside folders that are too deep") from error
 
     def read(self, name: str) -> bytes:
         file = self.path / name
+        if not self._is_inside(file):
+            raise OSError("it is a link that leads out of the folder")
         if not file.is_file():  # a pipe or a device could be read for ever
             raise OSError("it is not a regular file")
         _check_size(file.stat().st_size)
         return file.read_bytes()
 
+    def _is_inside(self, file: pathlib.Path) -> bool:
+        return not file.is_symlink() or file.resolve().is_relative_to(self.path.resolve())
+
 
 class OneFile(Folder):
-    """A single file, as if it were alone in its folder."""
+    """A single file, as if it were alone in its folder.  It may be a link to anywhere."""
 
     def __init__(self, path: pathlib.Path):
         self.path, self.names = path.parent, [path.name]
+
+    def _is_inside(self, file: pathlib.Path) -> bool:
+        return True
 
 
 class Zip:
@@ -124,12 +141,14 @@ class Zip:
         self._zip = PerProcess(functools.partial(zipfile.ZipFile, path))
         try:
             self.names = sorted({name for name in self._zip().namelist() if name[-1:] != "/"})
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except Exception as error:  # damaged files make it raise errors of nearly any type
             raise DataError(f"{path} is not a readable zip file: {error}") from error
 
     def read(self, name: str) -> bytes:
-        _check_size(self._zip().getinfo(name).file_size)
-        return self._zip().read(name)
+        member = self._zip().getinfo(name)
+        _check_size(member.file_size)
+        with open_member(self._zip(), member) as file:
+            return file.read(member.file_size)
 
 
 def _cannot_list(error: OSError) -> None:
@@ -139,6 +158,11 @@ def _cannot_list(error: OSError) -> None:
 def _check_size(size: int) -> None:
     if size > MAX_BYTES:
         raise OSError(f"{size} bytes are too many for an image")
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise OSError(f"it is {width} x {height}, above the limit of {MAX_PIXELS} pixels")
 
 
 class ImageFiles(Source):
@@ -175,13 +199,18 @@ def decode(files: Folder | Zip, name: str, channels: int) -> Tensor:
     Raises:
         DataError: not an image, cut off, damaged, or too large; names the file.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
+    where = f"{printable(name)} in {files.path}"
     try:
-        with Image.open(io.BytesIO(files.read(name))) as image:
+        with Image.open(io.BytesIO(files.read(name)), formats=FORMATS) as image:
+            _check_pixels(*image.size)
             pixels = _plain(ImageOps.exif_transpose(image)).convert(MODES[channels])
+    except UnidentifiedImageError as error:
+        known = ", ".join(FORMATS)
+        raise DataError(f"{where} is not a readable image: none of {known}") from error
     except Exception as error:  # damaged files make decoders raise errors of nearly any type
-        raise DataError(f"{name} in {files.path} is not a readable image: {error}") from error
+        raise DataError(f"{where} is not a readable image: {error}") from error
     array = np.array(pixels).reshape(pixels.height, pixels.width, channels)
     return torch.from_numpy(array).permute(2, 0, 1)[None]
 
@@ -245,7 +274,7 @@ def _is_image(name: str) -> bool:
 def _report(files: Folder | Zip, names: list[str], why: str) -> None:
     """Say what is left out: all of it is counted, the first few are named."""
     if names:
-        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        shown = ", ".join(map(printable, names[:20])) + (", ..." if len(names) > 20 else "")
         log.warning("%s: %d left out because they %s: %s", files.path, len(names), why, shown)
 
 

@@ -100,14 +100,17 @@ def read_mask(path: str, shape: tuple[int, int, int]) -> Tensor:
             f"the mask {file} holds {shown} beside 0 (open) and {known} (known), where it should "
             f"hold nothing else (JPEG files blur such edges, PNG files keep them)"
         )
-    return torch.from_numpy(values == known).float()
+    return torch.from_numpy(np.asarray(values == known)).float()
 
 
 def _mask_array(file: pathlib.Path) -> np.ndarray:
     try:
-        values = np.load(file, allow_pickle=False)
+        # In place: the shape is looked at before anything of that size is in memory.
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # damaged files make NumPy raise errors of nearly any type
         raise DataError(f"{file} is not a readable array: {error}") from error
+    if not isinstance(values, np.ndarray):
+        raise DataError(f"the mask {file} is an .npz inside: save one array as .npy")
     if values.dtype.kind not in "buif":
         raise DataError(f"the mask {file} holds {values.dtype} instead of 0 and 1")
     return values[None] if values.ndim == 2 else values

@@ -9,6 +9,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+# Larger images are refused: a file of a few kilobytes can claim any size.  This is 9,459 squared,
+# above which Pillow suspects such a file; reading the largest one takes up to 2.5 GB of memory.
+MAX_PIXELS = 89_478_485
+
 
 def celeba(images: Tensor, size: int) -> Tensor:
     """CelebA: the central 140 x 140, shrunk.  (n, 3, 218, 178) -> (n, 3, size, size).

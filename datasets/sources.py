@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from utils import Registry
+from utils.files import printable
 
 _DATASETS = Registry("dataset")
 
@@ -36,7 +37,13 @@ def open_dataset(config) -> tuple[Source, Source]:
 
 
 class DataError(ValueError):
-    """Data that are missing, damaged, or not what the config says; one sentence for people."""
+    """Data that are missing, damaged, or not what the config says; one sentence for people.
+
+    Names and values from damaged files can be anything, and are shown on one line.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message, limit=1000))
 
 
 class Source(abc.ABC):

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.sources import DataError, Source
 from utils import derive_seed
+from utils.distributed import local_world
+from utils.preemption import leave_signals_to_parent
 
 
 class ImageStream:
@@ -37,7 +39,8 @@ class ImageStream:
         random_flip: mirror each image left to right with probability 1/2.
         dequantize: uniform dequantisation, (u + (levels - 1) x) / levels with u ~ U[0, 1).
         as_uint8: images as uint8 in 0 ... 255, untouched: what statistics are computed from.
-        num_workers: processes that decode, at most one a core; 0 decodes in this one.
+        num_workers: processes that decode, at most one a core (of several processes on a machine,
+            each has its share of the cores); 0 decodes in this one.
         device: where batches are wanted; None leaves them on the CPU.
         rank, world: this process and how many share each batch; process r gets the r-th
             contiguous share, which in evaluation may be empty for the last batch (it is left out).
@@ -108,7 +111,8 @@ class ImageStream:
             _Reader(self.source),
             batch_sampler=self._numbers(start),
             collate_fn=_identity,
-            num_workers=min(self.num_workers, os.cpu_count() or 1),
+            worker_init_fn=leave_signals_to_parent,
+            num_workers=min(self.num_workers, max(1, (os.cpu_count() or 1) // local_world())),
             multiprocessing_context=self.source.start_method if self.num_workers else None,
             pin_memory=self.device is not None and self.device.type == "cuda",
             # Without one of its own a loader draws from, and so disturbs, the global generator.

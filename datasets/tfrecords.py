@@ -17,6 +17,12 @@ from utils import image_shape
 
 # A record is: length (uint64), masked CRC of the length (uint32), payload, masked CRC of it.
 _HEADER, _FOOTER = 12, 4
+# More than an image of 4,700 x 4,700 needs: a damaged or hostile file may claim any length.
+MAX_RECORD = 1 << 26
+# Values that a message may have: an image needs five.
+MAX_VALUES = 1 << 16
+# Records whose lengths are verified at once.
+_BLOCK = 1 << 13
 
 
 @register_dataset(name="FFHQ")
@@ -48,7 +54,7 @@ class TFRecordSource(Source):
     def __init__(self, records: RecordFiles, shape: tuple[int, int, int]):
         self._records, self.shape = records, shape
         if not len(records):
-            raise DataError("data.tfrecords_path: there is no record in these files")
+            raise DataError(f"data.tfrecords_path: there is no record in {records.names()}")
         self._image(0)  # a wrong image size is told at once, not after the start of training
 
     def __len__(self) -> int:
@@ -64,7 +70,11 @@ class TFRecordSource(Source):
         except ValueError as error:
             raise DataError(f"{where} is not a tf.train.Example: {error}") from error
         if not {"shape", "data"} <= features.keys():
-            raise DataError(f"{where} has {sorted(features)} instead of 'shape' and 'data'")
+            raise DataError(f"{where} has {sorted(features)[:8]} instead of 'shape' and 'data'")
+        if {type(v) for v in features["shape"]} != {int} or {*map(type, features["data"])} != {
+            bytes
+        }:
+            raise DataError(f"{where} should have whole numbers as 'shape' and bytes as 'data'")
         shape, data = tuple(features["shape"]), b"".join(features["data"])
         if shape != self.shape:
             raise DataError(
@@ -99,14 +109,17 @@ class RecordFiles(Sequence):
         offset, length = map(int, self._table[number])
         with open(self._paths[self._file(number)], "rb") as file:
             file.seek(offset + _HEADER)
-            block = file.read(length + _FOOTER)
-        payload, footer = block[:length], block[length:]
+            payload, footer = file.read(length), file.read(_FOOTER)
         if not self._verified[number]:
             checksum = masked_crc32c(np.frombuffer(payload, np.uint8)[None])
             if checksum.astype("<u4").tobytes() != footer:
                 raise DataError(f"{self.where(number)} is damaged: it fails its checksum")
             self._verified[number] = True
         return payload
+
+    def names(self) -> str:
+        """The files, for messages."""
+        return ", ".join(self._paths)
 
     def where(self, number: int) -> str:
         """For messages: record 3 of FILE (byte 590124)."""
@@ -131,26 +144,42 @@ def _table(path: str) -> np.ndarray:
 @functools.cache
 def _scan(path: str, size: int, modified: int) -> np.ndarray:
     """Offset and payload length of each record, (n, 2) int64; remembered while the file stays."""
-    table, headers, offset = [], [], 0
+    table, offset = [], 0
     with open(path, "rb", 0) as file:
         while offset + _HEADER <= size:
-            file.seek(offset)
-            headers.append(file.read(_HEADER))
-            length = int.from_bytes(headers[-1][:8], "little")
-            table.append((offset, length))
-            offset += _HEADER + length + _FOOTER
-    # Checked all at once, which is fast; a wrong length can only have led astray after itself.
-    parts = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, _HEADER)
-    expected = np.ascontiguousarray(parts[:, 8:]).view("<u4")[:, 0]
-    for number in np.flatnonzero(masked_crc32c(parts[:, :8]) != expected)[:1]:
-        raise DataError(
-            f"record {number} of {path} (byte {table[number][0]}) is damaged, or this is not a "
-            f"TFRecord file: the length of the record fails its checksum"
-        )
+            headers, first = [], len(table)
+            while offset + _HEADER <= size and len(headers) < _BLOCK:
+                file.seek(offset)
+                headers.append(file.read(_HEADER))
+                length = int.from_bytes(headers[-1][:8], "little")
+                table.append((offset, length))
+                offset += _HEADER + length + _FOOTER
+            _check_lengths(path, table[first:], first, headers)
     if offset != size:
         number, at = (len(table) - 1, table[-1][0]) if offset > size else (len(table), offset)
         raise DataError(f"{path} ends within record {number} (byte {at}): the file is cut off")
     return np.array(table, dtype=np.int64).reshape(-1, 2)
+
+
+def _check_lengths(
+    path: str, table: list[tuple[int, int]], first: int, headers: list[bytes]
+) -> None:
+    """Check some records at once, which is fast; `first` is the number of the first of them.
+
+    A wrong length can only have led astray after itself: the first failure is the cause.
+    """
+    parts = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, _HEADER)
+    expected = np.ascontiguousarray(parts[:, 8:]).view("<u4")[:, 0]
+    wrong = masked_crc32c(parts[:, :8]) != expected
+    for number, (offset, length) in enumerate(table):
+        where = f"record {first + number} of {path} (byte {offset})"
+        if wrong[number]:
+            raise DataError(
+                f"{where} is damaged, or this is not a TFRecord file: the length of the record "
+                f"fails its checksum"
+            )
+        if length > MAX_RECORD:
+            raise DataError(f"{where} claims {length} bytes, above the limit of {MAX_RECORD}")
 
 
 def parse_example(message: bytes) -> dict[str, list]:
@@ -177,14 +206,19 @@ def _values(feature: memoryview) -> list:
     for items in _messages(feature, 3):
         for value in _fields(items, 1):
             values += [value] if isinstance(value, int) else _packed(value)
+            if len(values) > MAX_VALUES:
+                raise ValueError("it has too many values")
     return values
 
 
 def _packed(data: memoryview) -> Iterator[int]:
     position = 0
-    while position < len(data):
+    for _ in range(MAX_VALUES):
+        if position >= len(data):
+            return
         value, position = _varint(data, position)
         yield value
+    raise ValueError("it has too many values")
 
 
 def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
@@ -198,7 +232,9 @@ def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
 def _fields(data: memoryview, wanted: int) -> Iterator[int | memoryview]:
     """The fields of that number in a protocol buffer message: ints, or stretches of bytes."""
     position = 0
-    while position < len(data):
+    for _ in range(MAX_VALUES):
+        if position >= len(data):
+            return
         tag, position = _varint(data, position)
         number, wire = tag >> 3, tag & 7
         if wire == 0:
@@ -215,6 +251,7 @@ def _fields(data: memoryview, wanted: int) -> Iterator[int | memoryview]:
                 raise ValueError("it ends within a field")
         if number == wanted:
             yield value
+    raise ValueError("it has too many values")
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
@@ -246,7 +283,8 @@ def crc32c(data: np.ndarray) -> np.ndarray:
     """
     rows, length = data.shape
     padded = np.zeros((rows, -length % 4 + 4 + length), dtype=np.uint8)
-    padded[:, -length % 4 :] = np.concatenate([np.tile(_ALL_ONES, (rows, 1)), data], axis=1)
+    padded[:, -length % 4 : -length % 4 + 4] = _ALL_ONES
+    padded[:, -length % 4 + 4 :] = data
     words, level = padded.view("<u4"), 0
     while words.shape[1] > 1:
         if words.shape[1] % 2:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pathlib
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -63,8 +64,10 @@ class DigitsExtractor(Extractor):
         self.device = torch.device(device)
         self.network = DigitsClassifier().to(self.device).eval()
         try:
+            if not all(v.dtype == np.float32 and np.isfinite(v).all() for v in arrays.values()):
+                raise ValueError("its values are not all finite and in float32")
             self.network.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} does not hold the weights of the digits classifier: "
                 "assets/train_digits_classifier.py makes such a file"

@@ -12,13 +12,15 @@ import logging
 import os
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from evaluation.extractors import Extractor, as_rgb, register_extractor
-from utils.files import file_digest
+from utils.checkpoints import verify_records
+from utils.files import file_digest, printable
 from utils.images import declare_box_operators
 
 TFGAN_URL = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
@@ -81,6 +83,7 @@ def _fidelity_network(path: pathlib.Path) -> torch.nn.Module:
     network = _fidelity().FeatureExtractorInceptionV3
     try:
         # torch-fidelity's own loading would run code that a file holds; this finds it first.
+        verify_records(path)
         torch.load(path, map_location="cpu", weights_only=True)
         return network(
             "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
@@ -92,9 +95,11 @@ def _fidelity_network(path: pathlib.Path) -> torch.nn.Module:
         RuntimeError,
         TypeError,
         ValueError,
+        OSError,
         pickle.UnpicklingError,
+        zipfile.BadZipFile,
     ) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = printable(" ".join(str(error).split()), 120)
         raise ValueError(
             f"{path} does not hold the weights of torch-fidelity's Inception network ({reason}): "
             f"they are published at {_fidelity().URL_INCEPTION_V3}"
@@ -183,7 +188,7 @@ def _hub_model(handle: str):
     try:
         return _hub().load(handle)
     except (OSError, ValueError, RuntimeError, _tensorflow().errors.OpError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(" ".join(str(error).split()), 200)
         raise OSError(
             f"the Inception network cannot be loaded from {handle} ({reason}): download the model "
             "on another machine, unpack it, and name its folder with "

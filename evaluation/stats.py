@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 import math
 import operator
@@ -23,7 +24,8 @@ from torch import Tensor
 from evaluation import distances
 from evaluation.extractors import Extractor
 from utils import derive_seed, image_shape
-from utils.files import load_arrays, save_arrays
+from utils.distributed import gather
+from utils.files import load_arrays, printable, save_arrays
 from utils.logs import progress_bar
 
 STATS_FOLDER = pathlib.Path(__file__).parent.parent / "assets" / "stats"
@@ -108,7 +110,7 @@ class Statistics:
 def _check_rows(name: str, values: np.ndarray | None, count: int) -> None:
     if values is None:
         return
-    if values.ndim != 2 or not np.issubdtype(values.dtype, np.floating):
+    if values.ndim != 2 or not values.shape[1] or not np.issubdtype(values.dtype, np.floating):
         raise ValueError(
             f"{name} should be rows of floating-point numbers, one per image, not {values.dtype} "
             f"of shape {values.shape}"
@@ -122,7 +124,7 @@ def _check_rows(name: str, values: np.ndarray | None, count: int) -> None:
 def _check_moments(mu: np.ndarray | None, sigma: np.ndarray | None) -> None:
     if mu is None or sigma is None:
         raise ValueError("there is neither 'pool_3' nor both 'mu' and 'sigma'")
-    if mu.ndim != 1 or sigma.shape != (*mu.shape, *mu.shape):
+    if mu.ndim != 1 or not mu.size or sigma.shape != (*mu.shape, *mu.shape):
         raise ValueError(
             f"mu and sigma should have shapes (F,) and (F, F), not {mu.shape} and {sigma.shape}"
         )
@@ -142,6 +144,9 @@ def compute_statistics(
     Rows are put into an order that looks random and is always the same: the kernel distance
     compares blocks of rows, and data sets are often sorted by class.
 
+    Several processes each give batches of their own, in the order of their ranks, and get the
+    statistics of all.
+
     Args:
         extractor: gives the features.
         batches: images (B, H, W, C) uint8.
@@ -156,6 +161,7 @@ def compute_statistics(
         for images in batches:
             parts.append(extractor(images))
             bar.update()
+    parts = list(itertools.chain.from_iterable(gather(parts)))
     if sum(len(part["pool_3"]) for part in parts) < 2:
         raise ValueError("statistics need two images or more")
     pool_3 = torch.cat([part["pool_3"] for part in parts])
@@ -195,8 +201,8 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
             **{name: str(arrays[name]) for name in _RECORD if name in arrays},
             count=int(arrays.get("count", 0)),
         )
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a file of statistics: {error}") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path} is not a file of statistics: {printable(str(error))}") from error
     if str(arrays.get("hash", stats.hash())) != stats.hash():
         raise ValueError(
             f"{path} was changed after it was written (its hash is another): make it again with "

@@ -173,7 +173,29 @@ def get_timestep_embedding(
     frequencies = torch.exp(steps * -(math.log(max_positions) / max(half - 1, 1)))
     angles = timesteps[:, None] * frequencies
     embedding = torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
-    return F.pad(embedding, (0, embedding_dim % 2))
+    return F.pad(embedding, (0, 1)) if embedding_dim % 2 else embedding
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """What layers compute in on the device of x: autocast's dtype, or that of x where it is off."""
+    return torch.get_autocast_dtype(x.device.type) if _autocast_is_on(x) else x.dtype
+
+
+def in_full_precision(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """fn(x), computed outside of autocast and then at least in float32.
+
+    For what is cheap but must be exact: bfloat16 has 8 bits, so that an image in [-1, 1] rounded to
+    it is off by up to a tenth of the smallest noise that a network has to see.
+    """
+    if not _autocast_is_on(x):
+        return fn(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return fn(x.to(torch.promote_types(x.dtype, torch.float32)))
+
+
+def _autocast_is_on(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def check_input(x: Tensor, labels: Tensor, channels: int) -> None:

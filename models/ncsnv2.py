@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import check_input, choose, get_act, ncsn_conv1x1, ncsn_conv3x3
+from models.layers import (
+    autocast_dtype,
+    check_input,
+    choose,
+    get_act,
+    in_full_precision,
+    ncsn_conv1x1,
+    ncsn_conv3x3,
+)
 from models.normalization import get_normalization
 from models.utils import get_sigmas, register_model
 from utils import batch_mul, image_shape
@@ -46,6 +54,7 @@ class RefineNet(nn.Module):
 
     stages: tuple[Stage, ...]
     conditional = False  # whether normalisation is told the noise level
+    compiles = True  # whether torch.compile makes of it what it is
 
     def __init__(self, config):
         super().__init__()
@@ -117,12 +126,13 @@ class RefineNet(nn.Module):
         labels = labels.long()
         scales = self._encode(x if self.centered else 2 * x - 1, labels)
         h = self._refine(scales, labels)
-        h = self.end_conv(self.act(self.normalizer(h, labels))).to(x.dtype)
+        h = in_full_precision(lambda h: self._to_image(h, labels), h).to(x.dtype)
         return batch_mul((1 / self.sigmas[labels]).to(h.dtype), h) if self.scale_by_sigma else h
 
     def _encode(self, x: Tensor, labels: Tensor) -> list[Tensor]:
         """Images -> features at each scale, finest first."""
-        scales = [self.begin_conv(x)]
+        h = in_full_precision(self.begin_conv, x)
+        scales = [h.to(autocast_dtype(h))]
         for stage in self.stages:
             h = scales[-1]
             for block in getattr(self, stage.down):
@@ -136,6 +146,9 @@ class RefineNet(nn.Module):
             coarser = [getattr(self, stage.up)([h, *coarser], labels)]
         return coarser[0]
 
+    def _to_image(self, h: Tensor, labels: Tensor) -> Tensor:
+        return self.end_conv(self.act(self.normalizer(h, labels)))
+
 
 @register_model(name="ncsn")
 class NCSN(RefineNet):
@@ -148,6 +161,8 @@ class NCSN(RefineNet):
         Stage("res4", "refine1", 2, dilation=4),
     )
     conditional = True
+    # Inductor of PyTorch 2.13 gives it gradients that are zero below the last refinement block.
+    compiles = False
 
 
 @register_model(name="ncsnv2_64")

@@ -47,12 +47,27 @@ def get_normalization(config, conditional: bool = False) -> Callable[..., nn.Mod
     return functools.partial(layer, num_classes=config.model.num_scales)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation whose output has the dtype of its input, also under autocast.
+
+    Statistics are float32 in any case.  Autocast would make the output float32 as well, twice the
+    memory of everything up to the next convolution.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            affine = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.group_norm(x, self.num_groups, *affine, self.eps)
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation of NCSN++: min(C // 4, 32) groups, or the next fewer that divide C."""
     groups = max(1, min(channels // 4, 32))
     while channels % groups:
         groups -= 1
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return GroupNorm(groups, channels, eps=1e-6)
 
 
 class InstanceNorm2d(nn.Module):
@@ -63,7 +78,7 @@ class InstanceNorm2d(nn.Module):
         self.num_features = num_features
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return F.instance_norm(x, eps=EPS)
+        return _instance_norm(x)
 
 
 class InstanceNorm2dPlus(nn.Module):
@@ -120,7 +135,7 @@ class ConditionalInstanceNorm2d(_Conditional):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         gamma, beta = self.coefficients(y)
-        return _affine(F.instance_norm(x, eps=EPS), gamma, beta)
+        return _affine(_instance_norm(x), gamma, beta)
 
 
 class ConditionalInstanceNorm2dPlus(_Conditional):
@@ -145,24 +160,33 @@ class ConditionalVarianceNorm2d(_Conditional):
         return _variance_norm(x, *self.coefficients(y))
 
 
-# Coefficients are (C,), or (B, C) where they depend on the noise level.
+# Coefficients are (C,), or (B, C) where they depend on the noise level.  Statistics are at least
+# float32, whatever the features are in.
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return scale[..., None, None] * x + shift[..., None, None]
 
 
+def _instance_norm(x: Tensor) -> Tensor:
+    return F.instance_norm(x.to(_statistics_dtype(x)), eps=EPS).to(x.dtype)
+
+
 def _instance_norm_plus(x: Tensor, gamma: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    means = x.mean(dim=(2, 3))
+    means = x.mean(dim=(2, 3), dtype=_statistics_dtype(x))
     variance, mean = torch.var_mean(means, dim=1, keepdim=True)
-    means = (means - mean) / torch.sqrt(variance + EPS)
-    h = F.instance_norm(x, eps=EPS) + (alpha * means)[..., None, None]
+    means = ((means - mean) / torch.sqrt(variance + EPS)).to(x.dtype)
+    h = _instance_norm(x) + (alpha * means)[..., None, None]
     return _affine(h, gamma, beta)
 
 
 def _variance_norm(x: Tensor, scale: Tensor) -> Tensor:
-    variance = x.var(dim=(2, 3), keepdim=True)
-    return scale[..., None, None] * x / torch.sqrt(variance + EPS)
+    variance = x.to(_statistics_dtype(x)).var(dim=(2, 3), keepdim=True)
+    return scale[..., None, None] * x / torch.sqrt(variance + EPS).to(x.dtype)
+
+
+def _statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _need_two_channels(num_features: int) -> None:

@@ -12,8 +12,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from models.layers import check_input, choose, ddpm_conv3x3, dense, get_act, get_timestep_embedding
+from models.layers import (
+    autocast_dtype,
+    check_input,
+    choose,
+    ddpm_conv3x3,
+    dense,
+    get_act,
+    get_timestep_embedding,
+    in_full_precision,
+)
 from models.layerspp import (
     AttnBlockpp,
     Combine,
@@ -105,6 +115,9 @@ class UNet(nn.Module):
     Attention goes where `model.attn_resolutions` contains the height of the images at a level:
     after each residual block on the way down, once on the way up; and always in the middle.
 
+    With `model.checkpoint_activations`, training keeps only what goes into each block, and computes
+    the block anew in the backward pass: less memory for a third more time.
+
     Args:
         config: `data` and `model` are read.
         options: what differs from DDPM.
@@ -120,6 +133,7 @@ class UNet(nn.Module):
         self.scale_by_sigma = config.model.scale_by_sigma
         self.nf = config.model.nf
         self.register_buffer("sigmas", torch.tensor(get_sigmas(config)))
+        self.checkpoint_activations = config.model.get("checkpoint_activations", False)
         self.act = get_act(config)
         self.enlarge = Upsample(fir=options.fir, fir_kernel=options.fir_kernel)
         builder = _Builder(config, options, self.act)
@@ -164,18 +178,21 @@ class UNet(nn.Module):
         else:
             temb = layer[fourier](torch.log(labels))
         first, second = dense_layers
-        return layer[second](self.act(layer[first](temb.to(dtype))))
+        return in_full_precision(
+            lambda temb: layer[second](self.act(layer[first](temb))), temb.to(dtype)
+        )
 
     def _encode(self, x: Tensor, temb: Tensor | None) -> list[Tensor]:
         """Images (B, C, H, W) -> one skip per decoder block, finest first."""
         layer, pyramid = self.all_modules, x
-        skips = [layer[self.plan.stem](x)]
+        h = in_full_precision(layer[self.plan.stem], x)
+        skips = [h.to(autocast_dtype(h))]
         for level in self.plan.encoder:
             for block, attention in level.blocks:
-                h = layer[block](skips[-1], temb)
-                skips.append(h if attention is None else layer[attention](h, temb))
+                h = self._run(block, temb, skips[-1])
+                skips.append(h if attention is None else self._run(attention, temb, h))
             if level.down is not None:
-                h = layer[level.down](skips[-1], temb)
+                h = self._run(level.down, temb, skips[-1])
                 if level.merge is not None:
                     h, pyramid = layer[level.merge](h, pyramid)
                 skips.append(h)
@@ -183,7 +200,7 @@ class UNet(nn.Module):
 
     def _middle(self, h: Tensor, temb: Tensor | None) -> Tensor:
         for slot in self.plan.middle:
-            h = self.all_modules[slot](h, temb)
+            h = self._run(slot, temb, h)
         return h
 
     def _decode(self, h: Tensor, skips: list[Tensor], temb: Tensor | None) -> Tensor:
@@ -191,21 +208,34 @@ class UNet(nn.Module):
         layer, pyramid = self.all_modules, None
         for level in self.plan.decoder:
             for block in level.blocks:
-                h = layer[block](torch.cat([h, skips.pop()], dim=1), temb)
+                h = self._run(block, temb, h, skips.pop())
             if level.attention is not None:
-                h = layer[level.attention](h, temb)
+                h = self._run(level.attention, temb, h)
             if level.merge is not None:
                 h, pyramid = layer[level.merge](h, pyramid)
             if level.project is not None:
                 image = self._project(level.project, h)
-                pyramid = image if pyramid is None else self.enlarge(pyramid) + image
+                if pyramid is not None:
+                    image = in_full_precision(self.enlarge, pyramid) + image
+                pyramid = image
             if level.up is not None:
-                h = layer[level.up](h, temb)
+                h = self._run(level.up, temb, h)
         return pyramid if self.plan.head is None else self._project(self.plan.head, h)
+
+    def _run(self, slot: int, temb: Tensor | None, *features: Tensor) -> Tensor:
+        """What a block makes of features (B, C_i, H, W), of which it sees all channels."""
+
+        def run(temb, *features):
+            h = features[0] if len(features) == 1 else torch.cat(features, dim=1)
+            return self.all_modules[slot](h, temb)
+
+        if self.checkpoint_activations and self.training and torch.is_grad_enabled():
+            return checkpoint(run, temb, *features, use_reentrant=False)
+        return run(temb, *features)
 
     def _project(self, slots: Projection, h: Tensor) -> Tensor:
         layer = self.all_modules
-        return layer[slots.conv](self.act(layer[slots.norm](h)))
+        return in_full_precision(lambda h: layer[slots.conv](self.act(layer[slots.norm](h))), h)
 
     def _rescale(self, h: Tensor, labels: Tensor) -> Tensor:
         if not self.scale_by_sigma:
@@ -372,7 +402,7 @@ class InputSkip(Combine):
         self.halve = Downsample(fir=fir, fir_kernel=fir_kernel)
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        pyramid = self.halve(pyramid)
+        pyramid = in_full_precision(self.halve, pyramid)
         return super().forward(pyramid, h), pyramid
 
 

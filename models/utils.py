@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.distributed import local_rank, unwrapped
 from utils.registry import Registry
 
 _MODELS = Registry("model")
@@ -77,15 +78,20 @@ def create_model(config, device: torch.device | str | None = None) -> nn.Module:
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
-    """The device a config names; "auto" is the first GPU where there is one, else the CPU.
+    """The device a config names; "auto" is a GPU where there is one, else the CPU.
+
+    The GPU of "auto" and "cuda" is this process's: the first, or with several processes each its
+    own.
 
     Raises:
         ValueError: a GPU is asked for that is not there, or the name means nothing.
     """
     if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
+        if chosen.type == "cuda" and chosen.index is None and local_rank():
+            chosen = torch.device("cuda", local_rank())
     except RuntimeError as error:
         raise ValueError(
             f"unknown device {device!r}: try 'auto', 'cpu', 'cuda' or 'cuda:1'"
@@ -113,8 +119,9 @@ def get_model_fn(model: Callable, train: bool = False) -> Callable[[Tensor, Tens
     """
 
     def model_fn(x: Tensor, labels: Tensor) -> Tensor:
-        # Setting the mode walks all submodules: only when it changes.
-        if isinstance(model, nn.Module) and model.training != train:
+        # Setting the mode walks all submodules: only when it changes.  A wrapper's own mode may be
+        # out of date, where somebody else set the network's.
+        if isinstance(model, nn.Module) and unwrapped(model).training != train:
             model.train(train)
         return model(x, labels)
 

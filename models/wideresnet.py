@@ -10,7 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.layers import check_input, ddpm_conv1x1, ddpm_conv3x3, dense, get_act
+from models.layers import (
+    autocast_dtype,
+    check_input,
+    ddpm_conv1x1,
+    ddpm_conv3x3,
+    dense,
+    get_act,
+    in_full_precision,
+)
 from models.layerspp import GaussianFourierProjection
 from models.normalization import group_norm
 from models.utils import register_model
@@ -74,12 +82,18 @@ class WideResNet(nn.Module):
                 f"given labels of dtype {noise_std.dtype}: pass s(t), not the index of a step"
             )
         temb = self.fourier(torch.log(noise_std)).to(x.dtype)
-        temb = self.act(self.embed_1(self.act(self.embed_0(temb))))
-        h = self.stem(x)
+        temb = in_full_precision(self._embed, temb)
+        h = in_full_precision(self.stem, x)
+        h = h.to(autocast_dtype(h))
         for block in self.blocks:
             h = block(h, temb)
-        features = self.act(self.norm(h)).mean(dim=(2, 3))
-        return self.head(features).to(x.dtype)
+        return in_full_precision(self._classify, h).to(x.dtype)
+
+    def _embed(self, features: Tensor) -> Tensor:
+        return self.act(self.embed_1(self.act(self.embed_0(features))))
+
+    def _classify(self, h: Tensor) -> Tensor:
+        return self.head(self.act(self.norm(h)).mean(dim=(2, 3)))
 
 
 class WideBlock(nn.Module):

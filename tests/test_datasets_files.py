@@ -496,7 +496,7 @@ def test_mistakes_with_arrays(tmp_path, monkeypatch):
     for name in ("c.npy", "d.npy", "e.npz"):
         with pytest.raises(DataError, match=f"{name} is not a readable array"):
             open_images(tmp_path / name)
-    monkeypatch.setattr("datasets.arrays._memory", lambda: 1000)
+    monkeypatch.setattr("datasets.arrays.total_memory", lambda: 1000)
     with pytest.raises(DataError, match="more than half of the memory"):
         open_images(tmp_path / "b.npz")
 

@@ -15,16 +15,17 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from utils.files import atomic_write
+from utils.distributed import is_main
+from utils.files import atomic_write, naming
 
-_FORMAT = "%(asctime)s %(levelname).1s %(message)s"
+_FORMAT = "%(asctime)s %(levelname).1s {process}%(message)s"
 
 
 @contextlib.contextmanager
 def messages_to(path: str | os.PathLike) -> Iterator[None]:
     """Context in which log messages go to a file as well as to the console."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(logging.Formatter(_FORMAT.format(process="")))
     root = logging.getLogger()
     root.addHandler(handler)
     try:
@@ -34,13 +35,17 @@ def messages_to(path: str | os.PathLike) -> Iterator[None]:
         handler.close()
 
 
-def log_to_console() -> None:
-    """Show messages from level INFO up on the console."""
+def log_to_console(rank: int = 0) -> None:
+    """Show messages from level INFO up on the console.
+
+    Of several processes, those other than the main one show warnings and errors, and their rank.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%H:%M:%S"))
+    process = f"[process {rank}] " if rank else ""
+    handler.setFormatter(logging.Formatter(_FORMAT.format(process=process), datefmt="%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.WARNING if rank else logging.INFO)
 
 
 class MetricsLog:
@@ -58,26 +63,31 @@ class MetricsLog:
 
     def __init__(self, workdir: str | os.PathLike, step: int = 0):
         workdir = pathlib.Path(workdir)
-        self.path = workdir / "metrics.jsonl"
+        self.path, self._events = workdir / "metrics.jsonl", workdir / "tensorboard"
         self._keep_until(step)
         self._file = self.path.open("a", encoding="utf-8")
-        self._writer = _summary_writer(workdir / "tensorboard", step)
+        self._writer = _summary_writer(self._events, step)
 
     def write(self, step: int, machine: dict[str, float] | None = None, **values: float) -> None:
         """Record values of a step; `machine` are those that depend on the machine."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in {**values, **(machine or {})}.items():
-            self._writer.add_scalar(name, value, step)
+        with naming(self.path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        with naming(self._events):
+            for name, value in {**values, **(machine or {})}.items():
+                self._writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, picture: Tensor) -> None:
         """Show a picture, (C, H, W) in [0, 1], in TensorBoard."""
-        self._writer.add_image(name, picture, step)
+        with naming(self._events):
+            self._writer.add_image(name, picture, step)
 
     def close(self) -> None:
         """Write out what is still in memory."""
-        self._file.close()
-        self._writer.close()
+        with naming(self.path):
+            self._file.close()
+        with naming(self._events):
+            self._writer.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -88,17 +98,30 @@ class MetricsLog:
     def _keep_until(self, step: int) -> None:
         if not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        # What is no text is no record either.
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
         with atomic_write(self.path, "w") as file:
             file.writelines(line + "\n" for line in kept)
 
 
+class SilentLog:
+    """A `MetricsLog` that keeps nothing: of several processes, only the main one has a log."""
+
+    def write(self, step: int, machine: dict[str, float] | None = None, **values: float) -> None:
+        """Record nothing."""
+
+    def image(self, step: int, name: str, picture: Tensor) -> None:
+        """Show nothing."""
+
+
 def _step_of(line: str) -> float:
+    """The step of a record; infinity for what is none, such as a line that a kill cut short."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:  # cut short when the run was killed
-        return float("inf")
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
 def _summary_writer(folder: pathlib.Path, step: int):
@@ -114,12 +137,12 @@ def _summary_writer(folder: pathlib.Path, step: int):
 def progress_bar(total: int | None, done: int, unit: str) -> Iterator:
     """A progress bar with rate and time left, which messages do not disturb.
 
-    Silent where there is no terminal.
+    Silent where there is no terminal, and in all processes but the main one.
     """
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    silent = not sys.stderr.isatty()
+    silent = not sys.stderr.isatty() or not is_main()
     redirected = contextlib.nullcontext() if silent else logging_redirect_tqdm()
     with (
         redirected,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 # glibc's names for what `mallopt` sets, and the largest values that it takes.
@@ -22,3 +23,11 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP)
         libc.mallopt(_TRIM_THRESHOLD, _LARGEST_TRIM)
+
+
+def total_memory() -> int:
+    """Bytes of memory in this machine; 16 GiB where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 16 << 30

@@ -1,0 +1,1 @@
+"""Inputs and processes that go wrong, and what must come of it."""

@@ -1,0 +1,66 @@
+"""Several processes that share a run, forked from a test, which saves the imports."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+
+import torch
+
+from utils import distributed
+
+
+def together(world, function, *arguments):
+    """What a function returns in each of `world` processes that work together, in their order.
+
+    An exception is returned in place of a value; a process that ends itself gives its exit code.
+    """
+    context = multiprocessing.get_context("fork")
+    port = _free_port()
+    ends = []
+    for rank in range(world):
+        ours, theirs = context.Pipe(duplex=False)
+        target = context.Process(
+            target=_process, args=(theirs, rank, world, port, function, arguments)
+        )
+        target.start()
+        theirs.close()
+        ends.append((target, ours))
+    return [_outcome(*end) for end in ends]
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def _process(sender, rank, world, port, function, arguments):
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    try:
+        with distributed.joined():
+            outcome = function(*arguments)
+    except Exception as error:
+        traceback.print_exc()
+        outcome = error
+    sender.send(outcome)
+
+
+def _outcome(process, receiver):
+    try:
+        outcome = receiver.recv()
+        process.join()
+        return outcome
+    except EOFError:  # it has ended itself
+        process.join()
+        return process.exitcode

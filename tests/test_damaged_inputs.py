@@ -1,0 +1,303 @@
+"""Damaged and hostile files are refused in one line; a full disk leaves what was there."""
+
+import io
+import json
+import os
+import resource
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from faults import bad_checkpoints, bad_records, bad_zips, cases, damaged_inputs
+from faults.forked import call
+from PIL import Image
+
+from datasets import DataError, arrays, images, tfrecords
+from evaluation import stats
+from utils import files
+from utils.checkpoints import CheckpointError, restore_checkpoint, save_checkpoint
+from utils.images import save_grid
+from utils.reports import save_histogram, write_report
+
+EVERY = list(damaged_inputs.all_cases())
+KINDS = sorted({case.kind for case in EVERY})
+# One of each kind, and in `test_all` the rest.
+FIRST = {case.kind: case for case in reversed(EVERY)}
+
+
+def test_there_are_enough_of_them_and_always_the_same():
+    again = list(damaged_inputs.all_cases())
+    assert [(c.kind, c.name) for c in again] == [(c.kind, c.name) for c in EVERY]
+    assert len(EVERY) == len(set((c.kind, c.name) for c in EVERY)) > 500
+    assert all(case.expect == "refused" for case in EVERY if "programs" in case.kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_of_each_kind(kind):
+    assert damaged_inputs.run(FIRST[kind]).problems == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_all(kind):
+    results = [damaged_inputs.run(case) for case in EVERY if case.kind == kind]
+    assert {r.case.name: r.problems for r in results if r.problems} == {}
+
+
+# --- What watches over them -----------------------------------------------------------------------
+
+
+def problems(read, expect="refused", make=None):
+    make = make or cases.written("x.bin", b"x")
+    return damaged_inputs.run(cases.Case("kind", "name", make, read, expect, make)).problems
+
+
+def refuse(text):
+    def read(path):
+        raise ValueError(text.format(path=path))
+
+    return read
+
+
+def run_program(path):
+    (path.parent / cases.CANARY).mkdir()
+    raise ValueError(f"{path} is refused, but too late")
+
+
+def write_outside(path):
+    (path.parent.parent / "escaped").touch()
+    raise ValueError(f"{path} is refused, but too late")
+
+
+def fill_memory(path):
+    kept = np.ones(50_000_000)
+    raise ValueError(f"{path} is refused, but too late{kept[0]}")
+
+
+def raise_key_error(path):
+    raise KeyError(str(path))
+
+
+@pytest.mark.parametrize(
+    "read, complaint",
+    [
+        (refuse("{path} is damaged"), None),
+        (refuse("it is damaged, whatever it is"), "does not name the file"),
+        (refuse("{path} is\ndamaged"), "not one line"),
+        (refuse("{path} is \x1b[31mdamaged"), "not one line"),
+        (refuse("{path} is damaged" * 99), "not one line"),
+        (raise_key_error, "KeyError"),
+        (str, "it was read"),
+        (run_program, "code was run"),
+        (write_outside, "outside of its folder"),
+        (fill_memory, "MiB"),
+        (lambda path: os._exit(3), "died: exit code 3"),
+    ],
+)
+def test_what_goes_wrong_is_found(read, complaint):
+    found = problems(read)
+    assert (found == []) if complaint is None else complaint in "; ".join(found)
+
+
+def test_what_hangs_is_ended():
+    outcome = call(lambda: io.FileIO(os.pipe()[0]).read(), seconds=0.3, growth=100)
+    assert outcome.error == "took too long" and 0.3 <= outcome.seconds < 5
+
+
+def test_something_else_than_the_original_is_found():
+    def make(folder):
+        (folder / "x.bin").write_bytes(b"changed" if folder.name == "input" else b"whole")
+        return folder / "x.bin"
+
+    def read(path):
+        return path.read_bytes().decode()
+
+    assert problems(read, "refused or same", make) == ["it was read as something else than it was"]
+    assert problems(read, "refused or valid", make) == []
+    assert problems(lambda path: path.name, "refused or same", make) == []
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def test_words_from_files_are_shown_on_one_line():
+    assert files.printable("a\n\x1b[31mb\udcff") == "a\\n\\x1b[31mb\\udcff"
+    assert files.printable("Größe 東京") == "Größe 東京"
+    assert len(files.printable("a" * 10**6)) == 300
+    assert str(DataError("a\nb")) == "a\\nb" and str(CheckpointError("a\nb")) == "a\\nb"
+
+
+def test_arrays_of_every_kind_come_back(tmp_path):
+    values = {
+        "scalar": np.array(3.0),
+        "text": np.array("words"),
+        "empty": np.zeros((0, 5)),
+        "nothing": np.array(""),
+        "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+        "half": np.ones((2, 3), np.float16),
+        "flags": np.array([True, False]),
+        "big-endian": np.arange(4, dtype=">i4"),
+    }
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", **values)
+        found = files.load_arrays(tmp_path / "a.npz")
+        assert list(found) == list(values)
+        for name, value in values.items():
+            np.testing.assert_array_equal(found[name], value)
+            assert found[name].dtype == value.dtype
+    assert list(files.load_arrays(tmp_path / "a.npz", ["half"])) == ["half"]
+    assert files.array_sizes(tmp_path / "a.npz").keys() == values.keys()
+
+
+def test_only_the_arrays_that_are_wanted_are_unpacked(tmp_path):
+    good = io.BytesIO()
+    np.save(good, cases.images(3))
+    bomb = bad_zips.Entry("other.npy", bad_zips.deflated_zeros(1 << 30), 1 << 30)
+    whole = bad_zips.Entry(
+        "images.npy", good.getvalue(), len(good.getvalue()), 0, 0, zipfile.crc32(good.getvalue())
+    )
+    path = tmp_path / "x.npz"
+    path.write_bytes(bad_zips.archive_of(whole, bomb))
+    outcome = call(lambda: cases.read_training_images(path), seconds=10, growth=100)
+    assert not outcome.error and outcome.growth < 100, outcome
+
+
+def test_arrays_above_half_of_the_memory_are_refused(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", a=np.zeros(1000))
+    monkeypatch.setattr(files, "total_memory", lambda: 16_255)
+    with pytest.raises(ValueError, match=r"a\.npz .*over half of the memory"):
+        files.load_arrays(tmp_path / "a.npz")
+    monkeypatch.setattr(files, "total_memory", lambda: 16_256)  # 8,000 bytes behind 128
+    assert len(files.load_arrays(tmp_path / "a.npz")["a"]) == 1000
+
+
+def test_images_up_to_the_limit_of_pixels(tmp_path, monkeypatch):
+    Image.fromarray(cases.images(1, 12)[0]).save(tmp_path / "x.png")
+    np.save(tmp_path / "x.npy", cases.images(1, 12))
+    for module, path in ((images, "x.png"), (arrays, "x.npy")):
+        monkeypatch.setattr(module, "MAX_PIXELS", 144)
+        cases.read_images(tmp_path / path)
+        monkeypatch.setattr(module, "MAX_PIXELS", 143)
+        with pytest.raises(DataError, match=rf"{path} .*12 x 12, above the limit of 143 pixels"):
+            cases.read_images(tmp_path / path)
+
+
+def test_numbers_of_classes(tmp_path):
+    for highest, fits in ((arrays.MAX_CLASSES - 1, True), (arrays.MAX_CLASSES, False)):
+        np.savez(tmp_path / "a.npz", images=cases.images(2), labels=np.array([0, highest]))
+        if fits:
+            cases.read_training_images(tmp_path / "a.npz")
+        else:
+            with pytest.raises(DataError, match="labels are not"):
+                cases.read_training_images(tmp_path / "a.npz")
+
+
+def test_records_up_to_the_limit(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    small, large = (bad_records.record(bytes(size)) for size in (100, 101))
+    path.write_bytes(small * (tfrecords._BLOCK + 2) + large)
+    monkeypatch.setattr(tfrecords, "MAX_RECORD", 101)
+    assert len(tfrecords.RecordFiles([path])) == tfrecords._BLOCK + 3
+    tfrecords._scan.cache_clear()
+    monkeypatch.setattr(tfrecords, "MAX_RECORD", 100)
+    number, place = tfrecords._BLOCK + 2, 116 * (tfrecords._BLOCK + 2)
+    with pytest.raises(DataError, match=rf"record {number} of .*\(byte {place}\) claims 101 bytes"):
+        tfrecords.RecordFiles([path])
+
+
+def test_links_are_followed_within_a_folder_only(tmp_path):
+    inside = tmp_path / "data"
+    inside.mkdir()
+    Image.fromarray(cases.images(1)[0]).save(inside / "a.png")
+    Image.fromarray(cases.images(1)[0]).save(tmp_path / "outside.png")
+    (inside / "b.png").symlink_to(inside / "a.png")
+    (tmp_path / "way in").symlink_to(inside)
+    for place in (inside, tmp_path / "way in"):
+        cases.read_images(place)
+    (inside / "c.png").symlink_to("../outside.png")
+    for place in (inside, tmp_path / "way in"):
+        with pytest.raises(DataError, match=r"c\.png .* link that leads out of the folder"):
+            cases.read_images(place)
+
+
+# --- Checkpoints ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", (torch.float64, torch.float16, torch.bfloat16))
+def test_weights_of_any_precision_are_taken(tmp_path, kind):
+    contents = bad_checkpoints.contents()
+    contents["model"] = {key: value.to(kind) for key, value in contents["model"].items()}
+    torch.save(contents, tmp_path / "c.pth")
+    bad_checkpoints.restore(tmp_path / "c.pth")
+
+
+def test_numbers_in_other_forms_are_taken(tmp_path):
+    contents = bad_checkpoints.contents()
+    contents["step"] = torch.tensor(7)
+    group = contents["optimizer"]["param_groups"][0]
+    group["lr"], group["eps"] = np.float64(0.5), np.float32(1e-8)
+    contents["optimizer"]["state"][0]["step"] = 3
+    torch.save(contents, tmp_path / "c.pth")
+    restored = restore_checkpoint(tmp_path / "c.pth", bad_checkpoints.state(1), "cpu")
+    assert restored["step"] == 7 and type(restored["step"]) is int
+    assert restored["optimizer"].param_groups[0]["lr"] == 0.5
+
+
+def test_a_checkpoint_before_the_first_step_is_taken(tmp_path):
+    state = bad_checkpoints.state()
+    state["optimizer"] = torch.optim.Adam(state["model"].parameters())
+    save_checkpoint(tmp_path / "c.pth", {**state, "step": 0})
+    assert restore_checkpoint(tmp_path / "c.pth", bad_checkpoints.state(1), "cpu")["step"] == 0
+
+
+# --- A full disk ----------------------------------------------------------------------------------
+
+LARGE = np.random.default_rng(0).random(100_000)
+
+
+def write_array(path, values):
+    with files.atomic_write(path) as file:
+        np.save(file, values, allow_pickle=False)
+
+
+WRITERS = {
+    "c.pth": lambda path: save_checkpoint(
+        path, {**bad_checkpoints.state(), "more": LARGE.tolist()}
+    ),
+    "a.npz": lambda path: files.save_arrays(path, values=LARGE),
+    "s.npz": lambda path: stats.save_statistics(
+        path, stats.Statistics(pool_3=LARGE.reshape(-1, 10))
+    ),
+    "sample.np": lambda path: write_array(path, LARGE),
+    "report.json": lambda path: write_report(path.parent, [{"a": 1.0}] * 5000),
+    "samples.png": lambda path: save_grid(path, torch.rand(4, 3, 64, 64)),
+    "bpd.png": lambda path: save_histogram(path, LARGE, "bits/dim"),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("limit", (0, 5_000))
+def test_a_full_disk_leaves_the_previous_file(name, limit, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(b"what was there")
+
+    def write():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        WRITERS[name](path)
+
+    outcome = call(write, seconds=30, growth=500)
+    assert outcome.error == "OSError" and str(path) in outcome.message, outcome
+    assert outcome.message.isprintable() and "None" not in outcome.message, outcome
+    assert path.read_bytes() == b"what was there"
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_damaged_config_is_replaced(tmp_path):
+    from configs.defaults import load
+
+    for damage in (b"\xff\xfe", b"", b"[" * 10**6):
+        (tmp_path / "config.json").write_bytes(damage)
+        files.open_folder(tmp_path, load("vp/digits"))
+        assert json.loads((tmp_path / "config.json").read_text())["seed"] == 42
+    assert os.listdir(tmp_path) == ["config.json"]

@@ -1,0 +1,321 @@
+"""Several processes give what one gives."""
+
+import json
+import os
+import pathlib
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from processes import together
+from small_runs import small_config
+
+import losses
+import run_lib
+from evaluation import load_statistics
+from losses import get_sde_loss_fn, get_step_fn, optimization_manager
+from sde_lib import VPSDE
+from utils import distributed, preemption
+from utils.checkpoints import read_checkpoint
+from utils.preemption import Preempted
+
+NO_DROPOUT = {"model__dropout": 0.0}
+
+
+def weights(folder, name="checkpoints-meta/checkpoint.pth"):
+    checkpoint = read_checkpoint(folder / name)
+    averages = enumerate(checkpoint["ema"]["shadow_params"])
+    return checkpoint["model"] | {f"average {k}": average for k, average in averages}
+
+
+def assert_same_weights(folder, expected, **tolerance):
+    torch.testing.assert_close(weights(folder), weights(expected), **tolerance)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+
+
+LONG = {
+    **NO_DROPOUT,
+    "training__n_iters": 50,
+    "training__batch_size": 32,
+    "training__snapshot_freq": 50,
+    "training__snapshot_freq_for_preemption": 50,
+    "optim__warmup": 10,
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of a run of one process, in 50 steps."""
+    folder = tmp_path_factory.mktemp("alone")
+    run_lib.train(small_config(**LONG), folder)
+    return folder
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "world, parts", ((2, 1), pytest.param(4, 1, marks=SLOW), pytest.param(2, 4, marks=SLOW))
+)
+def test_training_gives_the_weights_and_the_log_of_one_process(world, parts, alone, tmp_path):
+    config = small_config(**LONG, training__grad_accumulation=parts)
+    assert together(world, run_lib.train, config, tmp_path) == [None] * world
+    assert_same_weights(tmp_path, alone, rtol=0, atol=1e-4)
+    ours, theirs = records(tmp_path), records(alone)
+    assert [r.keys() for r in ours] == [r.keys() for r in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert list(one.values()) == pytest.approx(list(other.values()), rel=1e-3)
+    samples = [np.load(f / "samples/iter_50/sample.np").astype(int) for f in (tmp_path, alone)]
+    assert abs(samples[0] - samples[1]).max() <= 16  # a grey level of seventeen
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["nf"] == 8
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_may_change_between_runs(alone, tmp_path):
+    for world, until in ((4, 10), (1, 20), (2, 50)):
+        config = small_config(**{**LONG, "training__n_iters": until})
+        assert together(world, run_lib.train, config, tmp_path) == [None] * world
+    assert read_checkpoint(tmp_path / "checkpoints-meta/checkpoint.pth")["position"] == 50 * 32
+    assert_same_weights(tmp_path, alone, rtol=0, atol=1e-4)
+
+
+def test_a_classifier_is_trained_by_several(tmp_path):
+    changes = {**NO_DROPOUT, "training__n_iters": 6}
+    run_lib.train(small_config("vp/digits_classifier", **changes), tmp_path / "one")
+    config = small_config("vp/digits_classifier", **changes)
+    assert together(2, run_lib.train, config, tmp_path / "two") == [None, None]
+    assert_same_weights(tmp_path / "two", tmp_path / "one", rtol=0, atol=1e-4)
+
+
+def clipped_step():
+    """Weights and gradient norm after a step from a gradient that must be clipped as a whole."""
+    config = small_config(optim__grad_clip=1e-3, optim__warmup=0)
+    model = torch.nn.Linear(3, 3)
+    torch.nn.init.ones_(model.weight)
+    torch.nn.init.zeros_(model.bias)
+    scores = _Scores(model)
+    optimizer = torch.optim.SGD(scores.parameters(), lr=1.0)
+    step = get_step_fn(VPSDE(), True, optimization_manager(config), reduce_mean=True)
+    state = {"model": scores, "optimizer": optimizer, "step": 1, "ema": _NoAverage()}
+    torch.manual_seed(0)
+    batch = torch.arange(24.0).reshape(8, 3)
+    step(state, distributed.share(batch))
+    return step.grad_norm.item(), model.weight.tolist()
+
+
+class _Scores(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, labels):
+        return self.layer(x)
+
+
+class _NoAverage:
+    def update(self, parameters):
+        pass
+
+
+def test_the_gradient_of_all_is_clipped():
+    (norm, weight), *others = [clipped_step(), *together(2, clipped_step)]
+    assert norm > 1
+    for other_norm, other_weight in others:
+        assert other_norm == pytest.approx(norm, rel=1e-5)
+        assert other_weight == [pytest.approx(row, rel=1e-5) for row in weight]
+
+
+def dropout_masks():
+    torch.manual_seed(7)
+    drawn = losses.get_sde_loss_fn(VPSDE(), True).draw(torch.zeros(2, 3))
+    distributed.draw_apart()
+    return drawn.level.numpy(), drawn.z.numpy(), torch.rand(4).numpy()
+
+
+def test_noise_is_shared_out_and_dropout_is_not():
+    whole = get_sde_loss_fn(VPSDE(), True)
+    torch.manual_seed(7)
+    level, z = whole.draw(torch.zeros(6, 3))
+    after = torch.rand(4)
+    levels, noise, masks = zip(*together(3, dropout_masks), strict=True)
+    assert np.array_equal(np.concatenate(levels), level)
+    assert np.array_equal(np.concatenate(noise), z)
+    assert np.array_equal(masks[0], after)
+    assert not any(np.array_equal(masks[i], masks[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_parts_make_up_the_whole():
+    """Also where there is less than one piece for each process."""
+    for count in (0, 1, 2, 7):
+        parts = together(3, distributed.share, range(count))
+        assert [k for part in parts for k in part] == list(range(count))
+        dealt_out = together(3, distributed.dealt_out, range(count), str)
+        assert dealt_out == [[str(k) for k in range(count)]] * 3
+
+
+def count_up():
+    """The answers to (False, False, True in process 1 only, False, False)."""
+    any_process = distributed.AnyProcess()
+    flags = [False, False, distributed.rank() == 1, False, False]
+    return [any_process(flag) for flag in flags] + [any_process.last()]
+
+
+def test_one_flag_is_known_to_all_at_the_next_call():
+    assert together(3, count_up) == [[False, False, False, True, False, False]] * 3
+    assert [distributed.AnyProcess()(flag) for flag in (False, True)] == [False, True]
+
+
+def fails_in_main():
+    def compute():
+        raise ValueError("mistake")
+
+    distributed.on_main(compute)
+
+
+def test_a_mistake_found_by_the_main_process_ends_all():
+    main, *others = together(3, fails_in_main)
+    assert str(main) == "mistake" and others == [1, 1]
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """What is evaluated: 40 digits held out of 400, as a user's own images, in batches of 16."""
+    folder = tmp_path_factory.mktemp("data")
+    _, _, info = run_lib.get_dataset(small_config(), evaluation=True)
+    np.save(folder / "digits.npy", info.sources["train"].read(np.arange(400))[0].numpy())
+    return {
+        "optim__lr": 1e-3,
+        "data__dataset": "IMAGES",
+        "data__path": str(folder / "digits.npy"),
+        "eval__stats": str(folder / "stats.npz"),
+        "eval__extractor": "digits",
+        "eval__begin_ckpt": 1,
+        "eval__end_ckpt": 1,
+        "eval__batch_size": 16,
+        "eval__num_samples": 40,
+        "eval__bpd_num_repeats": 1,
+        "eval__enable_sampling": True,
+    }
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, options):
+    """A run, trained and evaluated by one process."""
+    folder = tmp_path_factory.mktemp("run")
+    run_lib.fid_stats(small_config(**options))
+    run_lib.train(small_config(**options), folder)
+    run_lib.evaluate(small_config(**options), folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", (2, 3))
+def test_evaluation_gives_the_figures_of_one_process(world, evaluated, options):
+    """Bit for bit, although three processes divide neither the batches nor the examples."""
+    name = f"eval_{world}"
+    found = together(world, run_lib.evaluate, small_config(**options), evaluated, name)
+    expected = json.loads((evaluated / "eval/report.json").read_text())
+    assert found == [expected] * world
+    assert json.loads((evaluated / name / "report.json").read_text()) == expected
+    ours, theirs = (
+        sorted(path.relative_to(folder) for path in folder.rglob("*.npz"))
+        for folder in (evaluated / name, evaluated / "eval")
+    )
+    assert ours == theirs and len(ours) == 1 + 3 + 3 + 3 + 1
+
+
+@pytest.mark.slow
+def test_statistics_are_those_of_one_process(evaluated, options, tmp_path):
+    changed = {**options, "eval__stats": str(tmp_path / "stats.npz")}
+    paths = together(3, run_lib.fid_stats, small_config(**changed))
+    assert paths == [pathlib.Path(tmp_path / "stats.npz")] * 3
+    assert load_statistics(paths[0]).hash() == load_statistics(options["eval__stats"]).hash()
+
+
+@pytest.mark.slow
+def test_samples_are_those_of_one_process(evaluated, options, tmp_path):
+    config = small_config(**options, sampling__num_samples=20, training__batch_size=6)
+    one = np.load(run_lib.sample(config, evaluated) / "sample.np")
+    found = together(2, run_lib.sample, config, evaluated)
+    assert found[0] == found[1] and np.array_equal(np.load(found[0] / "sample.np"), one)
+
+
+MISTAKES = {
+    "batch": (run_lib.train, {"training__batch_size": 16}, "= 16 .*3 processes.* 18 can"),
+    "parts": (
+        run_lib.train,
+        {"training__batch_size": 6, "training__grad_accumulation": 4},
+        "batch_size = 6 .*grad_accumulation = 4 parts each: 12 can",
+    ),
+    "control": (run_lib.control, {}, "one process"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_what_cannot_be_shared_is_refused(case, tmp_path):
+    mode, changes, said = MISTAKES[case]
+    for error in together(3, mode, small_config(**changes), tmp_path / "run"):
+        assert isinstance(error, ValueError)
+        with pytest.raises(ValueError, match=said):
+            raise error
+    assert not (tmp_path / "run").exists()
+
+
+def train_and_be_stopped(config, folder, signal_number, step):
+    """Training in which the last process is sent a signal during a step."""
+    original = losses._TrainStep.__call__
+
+    def stopped(self, state, *batch):
+        if state["step"] == step and distributed.rank() == distributed.world() - 1:
+            os.kill(os.getpid(), signal_number)
+        return original(self, state, *batch)
+
+    losses._TrainStep.__call__ = stopped
+    try:
+        run_lib.train(config, folder)
+    finally:
+        losses._TrainStep.__call__ = original
+
+
+@pytest.mark.parametrize("world", (1, 2))
+@pytest.mark.parametrize(
+    "number", (signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow))
+)
+def test_a_signal_to_one_process_stops_all_after_the_same_step(world, number, alone, tmp_path):
+    config = small_config(**LONG)
+    codes = together(world, train_and_be_stopped, config, tmp_path, number, 20)
+    assert codes == [preemption.EXIT_CODE] * world
+    checkpoint = read_checkpoint(tmp_path / "checkpoints-meta/checkpoint.pth")
+    # What one process knows the others know a step later.
+    assert checkpoint["step"] == 20 + world and checkpoint["position"] == 32 * checkpoint["step"]
+    assert together(world, run_lib.train, config, tmp_path) == [None] * world
+    assert_same_weights(tmp_path, alone, rtol=0, atol=1e-4 if world > 1 else 0)
+    assert [r["step"] for r in records(tmp_path)] == [r["step"] for r in records(alone)]
+
+
+@pytest.mark.slow
+def test_a_signal_while_samples_are_drawn(alone, tmp_path, monkeypatch):
+    """The run stops at once, and draws them when it goes on."""
+
+    def stop(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    config = small_config(**{**LONG, "training__snapshot_freq": 25})
+    monkeypatch.setattr(run_lib.Run, "first_samples", stop)
+    start = time.monotonic()
+    with pytest.raises(Preempted) as stopped:
+        run_lib.train(config, tmp_path)
+    assert stopped.value.code == 75 and time.monotonic() - start < 50
+    assert read_checkpoint(tmp_path / "checkpoints-meta/checkpoint.pth")["step"] == 25
+    assert not (tmp_path / "samples").exists()
+    monkeypatch.undo()
+    run_lib.train(config, tmp_path)
+    assert (tmp_path / "samples/iter_25/sample.png").exists()
+    assert_same_weights(tmp_path, alone, rtol=0, atol=0)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -1,0 +1,406 @@
+"""Lower precision, compilation, recomputed activations: what they change, and what not."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+from networks import fill_weights, tiny_config
+from source_code import ROOT
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.layers import in_full_precision
+from models.precision import Compiled, compiled, in_precision, matmul_precision
+from models.utils import get_model, get_model_fn
+
+PYRAMIDS = {"fir": True, "embedding_type": "fourier", "progressive": "residual"}
+PYRAMIDS |= {"progressive_input": "residual", "scale_by_sigma": True}
+SKIPS = {"progressive": "output_skip", "progressive_input": "input_skip"}
+WIDE = {"blocks_per_group": 1, "channel_multiplier": 2, "fourier_scale": 16}
+CASES = {
+    "ddpm": ("ddpm", {}),
+    "ncsnpp, pyramids": ("ncsnpp", PYRAMIDS),
+    "ncsnpp, skips": ("ncsnpp", SKIPS),
+    "ncsn": ("ncsn", {"image_size": 16}),
+    "ncsnv2_64": ("ncsnv2_64", {"image_size": 16, "scale_by_sigma": True}),
+    "wideresnet": ("wideresnet_noise_conditional", {**WIDE, "nonlinearity": "swish"}),
+}
+every_network = pytest.mark.parametrize("case", CASES)
+
+
+def build(case: str, **changes) -> nn.Module:
+    name, options = CASES[case]
+    config = tiny_config(name, **{"dropout": 0.0, **options, **changes})
+    config.data.num_classes = 10
+    return fill_weights(get_model(name)(config))
+
+
+def inputs(case: str) -> tuple[torch.Tensor, torch.Tensor]:
+    size = CASES[case][1].get("image_size", 8)
+    x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    told_sigma = case in ("ncsnpp, pyramids", "wideresnet")
+    return x, torch.tensor([0.5, 3.0]) if told_sigma else torch.tensor([1, 6])
+
+
+def output_and_gradients(model, x, labels) -> list[torch.Tensor]:
+    """The output, and the gradients of a loss: of the images, and of all weights as one vector."""
+    x = x.clone().requires_grad_()
+    out = model(x, labels)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    first, *others = torch.autograd.grad(out.square().mean(), [x, *weights])
+    return [out.detach(), first, torch.cat([grad.flatten() for grad in others])]
+
+
+def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((value - expected).norm() / expected.norm()).item()
+
+
+@contextlib.contextmanager
+def recorded(*layers: nn.Module):
+    """Outputs of layers, in the order in which they are computed."""
+    outputs = []
+    hooks = [layer.register_forward_hook(lambda *a: outputs.append(a[2])) for layer in layers]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# Precision.
+
+
+@every_network
+def test_bfloat16_is_off_by_the_rounding_of_bfloat16(case):
+    """One rounding is off by 2^-9 / sqrt(3) = 0.0011; those of 100 operations add up like noise."""
+    model, given = build(case), inputs(case)
+    expected = output_and_gradients(model, *given)
+    actual = output_and_gradients(in_precision(model, "bfloat16"), *given)
+    errors = [relative_error(*pair) for pair in zip(actual, expected, strict=True)]
+    assert all(value.dtype == torch.float32 for value in actual)
+    # Where two values of a maximum pool differ by rounding, its gradient goes to another pixel.
+    bounds = (0.03, 0.6, 0.25) if case == "ncsnv2_64" else (0.02, 0.05, 0.05)
+    assert errors[0] > 1e-4 and all(a < b for a, b in zip(errors, bounds, strict=True)), errors
+
+
+def test_noise_levels_and_the_first_layer_are_exact_in_bfloat16():
+    model, (x, labels) = build("ncsnpp, pyramids"), inputs("ncsnpp, pyramids")
+    embedding, stem = model.plan.embedding, model.plan.stem
+    layers = [model.all_modules[i] for i in (embedding.fourier, *embedding.dense, stem)]
+    results = []
+    for network in (model, in_precision(model, "bfloat16")):
+        with recorded(*layers) as outputs:
+            network(x, labels)
+            network(x, labels * (1 + 1e-4))
+        results.append(outputs)
+    for exact, other in zip(*results, strict=True):
+        assert other.dtype == torch.float32
+        torch.testing.assert_close(other, exact, rtol=1e-5, atol=1e-5)
+    # Otherwise the difference between these noise levels would be lost, or be rounding.
+    changes = [outputs[6] - outputs[2] for outputs in results]
+    assert relative_error(changes[1], changes[0]) < 1e-2
+
+
+def test_the_last_layer_is_exact_in_bfloat16():
+    model, (x, labels) = build("ddpm"), inputs("ddpm")
+    layer, head = model.all_modules, model.plan.head
+    with recorded(layer[head.conv]) as outputs, torch.no_grad():
+        seen = []
+        layer[head.norm].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        in_precision(model, "bfloat16")(x, labels)
+        expected = layer[head.conv](model.act(layer[head.norm](seen[0])))
+    torch.testing.assert_close(outputs[0], expected)
+
+
+@pytest.mark.parametrize("name", ["InstanceNorm++", "VarianceNorm"])
+def test_statistics_of_bfloat16_features_are_exact(name):
+    """A mean of 1000 values whose sum bfloat16 could not hold."""
+    model = fill_weights(get_model("ncsn")(tiny_config("ncsn", normalization=name, image_size=16)))
+    x = (torch.rand(2, 8, 32, 32) + torch.arange(8.0)[:, None, None] / 100 + 4).bfloat16()
+    y = torch.tensor([1, 2])
+    actual, expected = model.normalizer(x, y), model.normalizer(x.float(), y)
+    assert relative_error(actual.float(), expected) < 3e-3
+
+
+@every_network
+def test_in_float32_the_model_is_the_model(case):
+    model, given = build(case), inputs(case)
+    assert in_precision(model, "float32") is model and in_precision(model, "tf32") is model
+    before = model(*given)
+    with matmul_precision("tf32"):
+        assert torch.equal(model(*given), before)
+
+
+def test_precision_is_given_by_a_known_name_and_once():
+    model = nn.Identity()
+    with pytest.raises(ValueError, match=r"'half'.*'bfloat16', 'float32', 'tf32'"):
+        in_precision(model, "half")
+    with pytest.raises(ValueError, match=r"'half'.*'bfloat16'"), matmul_precision("half"):
+        pass
+    for wrapped in (in_precision(model, "bfloat16"), compiled(in_precision(model, "bfloat16"))):
+        with pytest.raises(ValueError, match="already"):
+            in_precision(wrapped, "bfloat16")
+    with pytest.raises(ValueError, match="already"):
+        compiled(compiled(model))
+
+
+def test_switches_of_tf32_are_put_back():
+    def switches():
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = switches()
+    with contextlib.suppress(KeyError), matmul_precision("tf32"):
+        assert switches() == (True, True)
+        with matmul_precision("float32"):
+            assert switches() == (False, False)
+            # As metrics do, with the older names of the switches.
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                pass
+        assert switches() == (True, True)
+        with matmul_precision("bfloat16"):
+            assert switches() == (False, False)
+        raise KeyError
+    assert switches() == before
+
+
+@pytest.mark.parametrize("wrap", [lambda m: in_precision(m, "bfloat16"), compiled])
+def test_wrappers_share_weights_mode_and_checkpoints(wrap):
+    model = build("ddpm")
+    wrapped = wrap(model)
+    assert list(wrapped.state_dict()) == list(model.state_dict())
+    wrapped.load_state_dict({key: value + 1 for key, value in model.state_dict().items()})
+    assert all(a is b for a, b in zip(wrapped.parameters(), model.parameters(), strict=True))
+    model.eval()
+    assert not wrapped.training
+    wrapped.train()
+    assert model.training and all(layer.training for layer in model.modules())
+    model.eval()
+    with contextlib.suppress(ValueError):  # of the shape
+        get_model_fn(wrapped, train=True)(torch.zeros(1), torch.zeros(1))
+    assert model.training
+
+
+def test_double_precision_and_other_devices_are_left_alone():
+    x = torch.rand(2, 3, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert in_full_precision(lambda x: x, x).dtype == torch.float64
+        assert in_full_precision(lambda x: x @ x.t(), x.bfloat16()).dtype == torch.float32
+        assert in_full_precision(lambda x: x, torch.empty(2, device="meta")).is_meta
+
+
+# Recomputed activations.
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that were made since and are still alive; and the most so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.most = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                self.alive[key] = size
+                weakref.finalize(storage, self.alive.pop, key, None)
+        self.most = max(self.most, sum(self.alive.values()))
+        return out
+
+
+DEEP = {"nf": 16, "num_res_blocks": 4, "dropout": 0.1, "image_size": 16, "attn_resolutions": (8,)}
+
+
+def deep(name: str = "ncsnpp", **changes) -> nn.Module:
+    return fill_weights(get_model(name)(tiny_config(name, **DEEP, **changes)))
+
+
+@pytest.mark.parametrize("options", [{}, {**PYRAMIDS, "resblock_type": "ddpm"}, SKIPS])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_recomputing_activations_changes_no_number(options, kind):
+    x, labels, results = torch.rand(2, 3, 16, 16), torch.tensor([0.5, 3.0]), []
+    for checkpoint_activations in (False, True):
+        model = deep(**options, checkpoint_activations=checkpoint_activations)
+        torch.manual_seed(0)
+        results.append(output_and_gradients(in_precision(model, kind), x, labels))
+    for value, expected in zip(*results, strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_recomputing_activations_saves_memory():
+    kept, most = [], []
+    for checkpoint_activations in (False, True):
+        model = deep(checkpoint_activations=checkpoint_activations)
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        with LiveBytes() as live:
+            loss = model(torch.rand(8, 3, 16, 16), torch.tensor([1] * 8)).square().mean()
+            gc.collect()
+            kept.append(sum(live.alive.values()))
+            loss.backward()
+            most.append(live.most)
+    assert kept[0] > 3.5 * kept[1], kept
+    assert most[0] > 2.5 * most[1], most
+
+
+def test_only_training_recomputes_activations():
+    model, x = deep(checkpoint_activations=True), torch.rand(2, 3, 16, 16)
+    labels, calls = torch.tensor([1, 2]), []
+    model.all_modules[model.plan.middle[0]].register_forward_pre_hook(lambda *_: calls.append(None))
+
+    def count(train: bool, grad: bool) -> int:
+        calls.clear()
+        with torch.set_grad_enabled(grad):
+            loss = model.train(train)(x, labels).sum()
+        if grad:
+            loss.backward()
+        return len(calls)
+
+    assert count(True, True) == 2
+    assert count(False, True) == count(True, False) == count(False, False) == 1
+    model.eval()
+    _, product = torch.func.vjp(lambda x: model(x, labels), x)
+    assert product(x)[0].shape == x.shape
+
+
+# Compilation.
+
+
+@pytest.mark.slow
+@every_network
+def test_networks_are_one_graph_forward_and_backward(case):
+    model, given = build(case), inputs(case)
+    torch._dynamo.reset()
+    fast = Compiled(model, {"backend": "aot_eager", "fullgraph": True})
+    expected, actual = output_and_gradients(model, *given), output_and_gradients(fast, *given)
+    assert fast.works
+    for value, wanted in zip(actual, expected, strict=True):
+        assert relative_error(value, wanted) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_compiled_network_recomputes_activations_in_bfloat16():
+    options = {"nf": 8, "checkpoint_activations": True, "dropout": 0.0}
+    model, (x, labels) = build("ddpm", **options), inputs("ddpm")
+    torch._dynamo.reset()
+    wrapped = in_precision(model, "bfloat16")
+    fast = compiled(wrapped, backend="aot_eager", fullgraph=True)
+    expected, actual = (output_and_gradients(m, x, labels) for m in (wrapped, fast))
+    assert fast.works
+    for value, wanted in zip(actual, expected, strict=True):
+        assert relative_error(value, wanted) < 0.02
+
+
+SMALLEST = {"nf": 4, "ch_mult": (1,), "num_res_blocks": 0, "attn_resolutions": (), "dropout": 0.0}
+NARROW = {**WIDE, "channel_multiplier": 1, "nf": 4, "nonlinearity": "swish", "dropout": 0.0}
+
+COMPILE = f"""
+import sys
+sys.path[:0] = [".", "tests"]
+import torch
+from networks import fill_weights, tiny_config
+from models.precision import compiled
+from models.utils import get_model
+
+config = tiny_config("wideresnet_noise_conditional", **{NARROW})
+config.data.num_classes = 10
+model = fill_weights(get_model(config.model.name)(config))
+model.eval()
+fast, x, labels = compiled(model), torch.rand(2, 3, 8, 8), torch.tensor([0.5, 3.0])
+results = []
+for network in (model, fast):
+    given = x.clone().requires_grad_()
+    out = network(given, labels)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    # As in the likelihood, several backward passes through one forward pass.
+    image_grad, = torch.autograd.grad(out.square().sum(), given, retain_graph=True)
+    weight_grads = torch.autograd.grad(out.square().sum(), weights, retain_graph=True)
+    again, = torch.autograd.grad(out.square().sum(), given)
+    flat = torch.cat([grad.flatten() for grad in weight_grads])
+    results.append([out.detach(), image_grad, again, flat])
+for value, expected in zip(*results, strict=True):
+    assert (value - expected).norm() <= 1e-5 * expected.norm()
+print("works:", fast.works)
+"""
+
+
+def run_compiled(tmp_path, **environment) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_the_network(tmp_path):
+    result = run_compiled(tmp_path)
+    assert "works: True" in result.stdout, result.stderr
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_network_runs_as_it_is(tmp_path):
+    result = run_compiled(tmp_path, CXX="/nonexistent")
+    assert "works: False" in result.stdout, result.stderr
+    assert result.stderr.count("cannot be compiled here and runs as it is") == 1
+
+
+def test_a_broken_compiler_is_told_from_wrong_arguments(caplog):
+    def broken(graph, example_inputs):
+        raise RuntimeError("no such compiler")
+
+    torch._dynamo.reset()
+    model, (x, labels) = build("ddpm", **SMALLEST).eval(), inputs("ddpm")
+    fast = compiled(model, backend=broken)
+    with pytest.raises(ValueError, match=r"one label per image"):
+        fast(x, labels[:1])
+    assert fast.works and "runs as it is" not in caplog.text
+
+    class Product(nn.Module):
+        def forward(self, x, labels):
+            return x @ labels
+
+    product = compiled(Product(), backend="eager")
+    with pytest.raises(RuntimeError):  # in the middle of being compiled
+        product(torch.zeros(2, 3), torch.zeros(4, 1))
+    assert product.works and "runs as it is" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert torch.equal(fast(x, labels), model(x, labels))
+    messages = [r.getMessage() for r in caplog.records if "runs as it is" in r.getMessage()]
+    assert len(messages) == 1 and "no such compiler" in messages[0] and not fast.works
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_of_a_compiled_network_are_independent(duplicate):
+    torch._dynamo.reset()
+    model, given = build("ddpm", **SMALLEST).eval(), inputs("ddpm")
+    fast = compiled(model, backend="eager")
+    before, other = fast(*given), duplicate(fast)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert not other(*given).any() and torch.equal(fast(*given), before)
+
+
+def test_what_the_compiler_gets_wrong_is_not_compiled(caplog):
+    model = in_precision(build("ncsn"), "bfloat16")
+    assert compiled(model) is model
+    assert "not compiled" in caplog.text
+
+
+def test_importing_loads_no_compiler():
+    assert isinstance(Compiled(nn.Identity(), {}), nn.Module)
+    script = "import sys, models.precision; sys.exit('torch._inductor.compile_fx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

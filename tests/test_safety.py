@@ -1,0 +1,334 @@
+"""Nothing short of losing the disk loses work: locks, background checkpoints, signals."""
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from small_runs import ROOT, small_config
+
+import run_lib
+from datasets import ImageStream, MemorySource
+from utils import background
+from utils.background import CheckpointWriter
+from utils.checkpoints import (
+    CheckpointError,
+    latest_whole,
+    read_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from utils.files import remove_leftovers, with_earlier
+from utils.lock import locked
+from utils.preemption import EXIT_CODE, Preempted, StopSignals
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def state():
+    """A state after a step, so that the optimiser has something to say."""
+    run = run_lib.setup(small_config())
+    train_step, _ = run_lib.step_fns(run)
+    train_step(run.state, torch.zeros(2, 1, 8, 8))
+    return run.state
+
+
+def same(path, other):
+    ours, theirs = read_checkpoint(path), read_checkpoint(other)
+    assert ours.pop("config", "") == theirs.pop("config", "")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+# --- locks ---
+
+
+def hold(folder, entered, seconds):
+    with locked(folder):
+        entered.set()
+        time.sleep(seconds)
+
+
+@contextlib.contextmanager
+def at_work_in(folder):
+    """A process that is at work in a folder, until it is killed."""
+    entered = FORK.Event()
+    process = FORK.Process(target=hold, args=(folder, entered, 600))
+    process.start()
+    assert entered.wait(30)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def owner(tmp_path):
+    with at_work_in(tmp_path / "run") as process:
+        yield process
+
+
+def test_a_second_run_is_kept_out_and_told_of_the_first(owner, tmp_path):
+    with pytest.raises(BlockingIOError, match=f"process {owner.pid} on .* choose another folder"):
+        run_lib.train(small_config(), tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_the_lock_of_a_dead_owner_keeps_nobody_out(owner, tmp_path):
+    owner.kill()
+    owner.join()
+    with locked(tmp_path / "run"):
+        pass
+
+
+def test_children_that_outlive_the_owner_do_not_hold_its_lock(tmp_path):
+    with locked(tmp_path):
+        child = FORK.Process(target=time.sleep, args=(60,))
+        child.start()
+    next_one = FORK.Process(target=hold, args=(tmp_path, FORK.Event(), 0))
+    next_one.start()
+    next_one.join()
+    assert child.is_alive() and next_one.exitcode == 0
+    child.kill()
+
+
+@pytest.mark.slow
+def test_an_evaluation_goes_on_beside_training(tmp_path):
+    config = small_config(eval__begin_ckpt=1, eval__end_ckpt=1, eval__enable_bpd=False)
+    run_lib.train(config, tmp_path)
+    with locked(tmp_path):
+        run_lib.evaluate(config, tmp_path)
+
+
+def test_one_evaluation_at_a_time(tmp_path):
+    config = small_config(eval__begin_ckpt=1, eval__end_ckpt=1, eval__enable_bpd=False)
+    run_lib.train(config, tmp_path)
+    said = pytest.raises(BlockingIOError, match=r"another run is at work in .*eval")
+    with at_work_in(tmp_path / "eval"), said:
+        run_lib.evaluate(config, tmp_path)
+
+
+# --- checkpoints in the background ---
+
+
+def test_the_background_writes_the_same_file(state, tmp_path):
+    save_checkpoint(tmp_path / "now.pth", state)
+    with CheckpointWriter() as writer:
+        writer.save(tmp_path / "later.pth", state)
+    same(tmp_path / "later.pth", tmp_path / "now.pth")
+
+
+def test_training_goes_on_while_a_file_is_written(state, tmp_path, monkeypatch):
+    """And the file holds the state as it was when it was asked for, also the second time."""
+    started, go_on, write = threading.Event(), threading.Event(), background.write_contents
+
+    def slow(*arguments):
+        started.set()
+        assert go_on.wait(30)
+        write(*arguments)
+
+    monkeypatch.setattr(background, "write_contents", slow)
+    with CheckpointWriter() as writer:
+        for name in ("first", "second"):
+            started.clear()
+            go_on.clear()
+            save_checkpoint(tmp_path / f"{name}_now.pth", state)
+            writer.save(tmp_path / f"{name}.pth", state)
+            assert started.wait(30)
+            with torch.no_grad():
+                for parameter in state["model"].parameters():
+                    parameter.add_(1)
+                for average in state["ema"].shadow_params:
+                    average.add_(1)
+            state["step"] += 1
+            assert not (tmp_path / f"{name}.pth").exists()
+            go_on.set()
+            writer.wait()
+            same(tmp_path / f"{name}.pth", tmp_path / f"{name}_now.pth")
+
+
+@pytest.fixture
+def full_disk(monkeypatch, written):
+    """From now on nothing that is written arrives on the disk; `faults` fills a real one."""
+
+    def fsync(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.fixture
+def written(state, tmp_path):
+    """A checkpoint with a predecessor."""
+    path = tmp_path / "checkpoint.pth"
+    for step in (1, 2):
+        save_checkpoint(path, {**state, "step": step}, keep=2)
+    return path
+
+
+@pytest.mark.parametrize("seen_by", ("check", "wait", "save", "end"))
+def test_a_file_that_cannot_be_written_is_told_and_leaves_the_previous(
+    seen_by, state, written, full_disk
+):
+    with pytest.raises(OSError, match=r"checkpoint\.pth"), CheckpointWriter() as writer:
+        writer.save(written, state)
+        if seen_by == "check":
+            while True:
+                writer.check()
+                time.sleep(0.01)
+        elif seen_by != "end":
+            getattr(writer, seen_by)(*((written, state) if seen_by == "save" else ()))
+    assert read_checkpoint(written)["step"] == 2
+    names = sorted(path.name for path in written.parent.iterdir())
+    assert names == ["checkpoint.1.pth", "checkpoint.pth"]
+
+
+def test_failed_attempts_do_not_push_out_what_was_kept(state, written, full_disk):
+    for _ in range(3):
+        with pytest.raises(OSError):
+            save_checkpoint(written, state, keep=2)
+    steps = [read_checkpoint(path)["step"] for path in with_earlier(written) if path.exists()]
+    assert steps == [2, 2, 1]  # the latest is its own predecessor until there is a next one
+
+
+# --- predecessors ---
+
+
+def test_the_last_few_are_kept(state, tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    for step in range(5):
+        save_checkpoint(path, {**state, "step": step}, keep=2)
+    assert [read_checkpoint(p)["step"] for p in with_earlier(path) if p.exists()] == [4, 3, 2]
+
+
+def damage(path, how):
+    contents = bytearray(path.read_bytes())
+    if how == "cut":
+        del contents[len(contents) // 2 :]
+    elif how == "flipped":  # a bit of a weight, which only the checksum can tell
+        contents[len(contents) // 2] ^= 1
+    else:
+        contents = b""
+    path.unlink()  # the predecessor may be the same file
+    path.write_bytes(contents)
+
+
+@pytest.mark.parametrize("how", ("cut", "flipped", "empty"))
+def test_a_damaged_file_is_passed_over_with_a_warning(how, written, state, caplog):
+    damage(written, how)
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        restore_checkpoint(written, state, "cpu")
+    latest = latest_whole(written)
+    assert latest.name == "checkpoint.1.pth"
+    assert "passed over" in caplog.text and str(written) in caplog.text
+    assert restore_checkpoint(latest, state, "cpu")["step"] == 1
+
+
+def test_if_all_are_damaged_nothing_starts_from_scratch(written):
+    for path in with_earlier(written)[:2]:
+        damage(path, "cut")
+    with pytest.raises(CheckpointError, match="all damaged"):
+        latest_whole(written)
+    assert latest_whole(written.with_name("other.pth")) is None
+
+
+def test_every_bit_of_the_contents_is_under_the_checksum(written):
+    """Of flips all over the file, those that PyTorch would not notice are noticed."""
+    whole, size = read_checkpoint(written), written.stat().st_size
+    noticed = 0
+    for position in range(50, size, size // 40):
+        contents = bytearray(written.read_bytes())
+        contents[position] ^= 1 << position % 8
+        flipped = written.with_name("flipped.pth")
+        flipped.write_bytes(contents)
+        try:
+            torch.testing.assert_close(read_checkpoint(flipped), whole, rtol=0, atol=0)
+        except CheckpointError:
+            noticed += 1
+    assert noticed > 20
+
+
+def test_a_run_goes_on_from_the_predecessor_of_a_damaged_checkpoint(tmp_path):
+    run_lib.train(small_config(), tmp_path / "whole")
+    run_lib.train(small_config(training__n_iters=9), tmp_path / "run")
+    damage(tmp_path / "run/checkpoints-meta/checkpoint.pth", "flipped")
+    run_lib.train(small_config(), tmp_path / "run")
+    same(*(tmp_path / name / "checkpoints/checkpoint_2.pth" for name in ("run", "whole")))
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    for folder in ("checkpoints", "checkpoints-meta"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / ".checkpoint.pth.abc.tmp").touch()
+    run_lib.train(small_config(training__n_iters=1), tmp_path)
+    assert not list(tmp_path.rglob("*.tmp"))
+    remove_leftovers(tmp_path / "nowhere")
+
+
+# --- signals ---
+
+
+def test_a_signal_is_noted_and_obeyed_where_nothing_is_half_done():
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGUSR1)
+        assert stop.requested
+        with pytest.raises(Preempted), stop.at_once():
+            pytest.fail("not reached")
+        signal.raise_signal(signal.SIGTERM)  # noted again, and no more
+    with StopSignals() as stop:
+        with pytest.raises(Preempted), stop.at_once():
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_other_threads_may_train():
+    """Python lets only the main thread listen to signals."""
+    stop = StopSignals()
+
+    def enter():
+        with stop:
+            pass
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and not stop.requested
+
+
+@pytest.mark.parametrize("start_method", ("fork", "spawn"))
+def test_workers_live_on_through_a_signal_to_the_whole_group(start_method):
+    """The last step before a checkpoint needs its batch."""
+    source = MemorySource(torch.zeros(64, 1, 2, 2, dtype=torch.uint8))
+    source.start_method = start_method
+    batches = iter(ImageStream(source, 4, num_workers=1))
+    next(batches)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGTERM)
+        os.kill(child.pid, signal.SIGUSR1)
+    for _ in range(20):
+        next(batches)
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_its_code_and_says_how_to_go_on(tmp_path):
+    command = [sys.executable, ROOT / "main.py", f"--config={ROOT}/configs/vp/digits.py",
+               f"--workdir={tmp_path}", "--mode=train", "--config.data.num_workers=0"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "training from step" in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    rest = process.stderr.read()
+    assert process.wait() == EXIT_CODE == 75
+    assert "start the same command again" in rest and "Traceback" not in rest
+    assert read_checkpoint(tmp_path / "checkpoints-meta/checkpoint.pth")["step"] > 0

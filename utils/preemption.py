@@ -1,0 +1,76 @@
+"""Being told to stop: SIGTERM and SIGUSR1 end a run in good order, with an exit code of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+# sysexits.h calls it EX_TEMPFAIL: nothing is wrong, start the same command again.
+EXIT_CODE = 75
+
+
+class Preempted(SystemExit):
+    """The process was told to stop, and has; ends the program with `EXIT_CODE`."""
+
+    def __init__(self):
+        super().__init__(EXIT_CODE)
+
+
+class StopSignals:
+    """Context in which SIGTERM and SIGUSR1 only ask to stop.
+
+    Outside of the main thread, where Python lets nobody listen to signals, they act as ever.
+
+    Attributes:
+        requested: whether one has arrived.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self._at_once = False
+
+    def __enter__(self) -> StopSignals:
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Context in which a request is followed at once: for work that leaves nothing half done.
+
+        Raises:
+            Preempted: a signal arrives, or has arrived before.
+        """
+        outer, self._at_once = self._at_once, True
+        try:
+            self._obey()
+            yield
+        finally:
+            self._at_once = outer
+
+    def _handle(self, number: int, frame) -> None:
+        self.requested = True
+        self._obey()
+
+    def _obey(self) -> None:
+        if self.requested and self._at_once:
+            self._at_once = False  # once: what cleans up is not interrupted again
+            raise Preempted
+
+
+def leave_signals_to_parent(_: int = 0) -> None:
+    """For worker processes: live on through signals to the whole process group.
+
+    They end with the process that started them, which may need them for its last step.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
