@@ -115,6 +115,13 @@ _LIMITS = (
     ("'train', 'test' or ''", lambda value: value in ("train", "test", ""), ("eval.dataset",)),
 )
 
+# Why a sampler takes no grid of times.
+_WITHOUT_GRID = {
+    "pc": "whose steps are those of the process's own chain",
+    "ode": "which chooses its steps as it goes",
+    "adaptive": "which chooses its steps as it goes",
+}
+
 _KINDS = {
     bool: "True or False",
     int: "a whole number",
@@ -214,6 +221,12 @@ def _conflicts(flat: dict[str, object]) -> Iterator[str]:
                 f"training.{name} = {frequency} should be a multiple of "
                 f"training.n_jitted_steps = {at_once}"
             )
+    method, grid = flat["sampling.method"].lower(), flat["sampling.time_grid"]
+    if grid and method in _WITHOUT_GRID:
+        yield (
+            f"sampling.time_grid = {grid!r} has no meaning for sampling.method = {method!r}, "
+            f"{_WITHOUT_GRID[method]}"
+        )
     # In a chain of N steps beta_max / N is a variance, and what is left of 1 divides.
     has_betas = flat["training.sde"].lower() in ("vpsde", "subvpsde")
     steps = flat["model.num_scales"]

@@ -79,6 +79,7 @@ OPTIONS = {
     "training.snapshot_freq_for_preemption=-1": ("for_preemption = -1", "at least 1"),
     "training.n_jitted_steps=3": ("training.eval_freq = 4", "multiple", "n_jitted_steps = 3"),
     "training.grad_accumulation=17": ("grad_accumulation = 17", "training.batch_size = 16"),
+    "sampling.time_grid=edm": ("time_grid = 'edm'", "'pc'", "own chain"),
     "training.precision=half": ("training.precision = 'half'", "'bfloat16'"),
     "sampling.compile=yes": ("sampling.compile = 'yes'", "'reduce-overhead'"),
     "training.keep_meta_checkpoints=10": ("keep_meta_checkpoints = 10", "from 0 to 9"),
