@@ -1,6 +1,7 @@
 # make demo    train, sample and evaluate on the digits: a few minutes on two CPU cores
 # make test    style, then every test
 # make quick   style, then the tests that take seconds
+# make faults  kill runs, damage their files, fill their disks: 20 minutes, not part of the tests
 # make format  put the source into the house style
 # make clean   remove caches (never runs or the environment)
 #
@@ -17,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 endif
 
-.PHONY: demo test quick style format clean
+.PHONY: demo test quick faults style format clean
 
 demo: $(INSTALLED)
 	$(PY) demo.py --workdir runs/demo
@@ -27,6 +28,10 @@ test: style
 
 quick: style
 	$(PY) -m pytest -n $(WORKERS) -m "not slow"
+
+faults: $(INSTALLED_DEV)
+	PYTHONPATH=tests $(PY) -m faults
+	PYTHONPATH=tests $(PY) -m faults.damaged_inputs
 
 style: $(INSTALLED_DEV)
 	$(PY) -m ruff check .

@@ -1,9 +1,4 @@
-"""Training, evaluation and sampling runs: joins processes, networks, data and files.
-
-Randomness is a function of the seed and of what it is for: each training step seeds the generator
-with (seed, "train", step), so that a run that was stopped and one that was not are the same, and
-what is logged or sampled in between changes nothing.
-"""
+"""Training, evaluation, sampling and statistics runs, in one process or in several."""
 
 from __future__ import annotations
 
@@ -12,26 +7,19 @@ import logging
 import os
 import pathlib
 
-import numpy as np
-import torch
-from torch import Tensor
-
-import losses
 from control_lib import control  # noqa: F401  (a mode of its own)
-from datasets import ImageStream, get_dataset
 from eval_lib import TASKS, Job, check_folder, find_checkpoints, fingerprint, make_statistics
-from experiment import META, Run, restored, setup, step_fns
+from experiment import Run, restored, setup, step_fns  # noqa: F401
 from models.precision import matmul_precision
+from train_lib import Training, resume, save_samples, training_streams
 from utils import distributed
 from utils.background import CheckpointWriter
-from utils.checkpoints import latest_whole, restore_checkpoint
-from utils.files import atomic_write, open_folder, remove_leftovers
-from utils.images import is_picture, make_grid, save_grid, to_uint8
+from utils.checkpoints import restore_checkpoint
+from utils.files import open_folder, remove_leftovers
 from utils.lock import locked
-from utils.logs import MetricsLog, Rate, SilentLog, messages_to, progress_bar
-from utils.preemption import Preempted, StopSignals
+from utils.logs import MetricsLog, SilentLog, messages_to
+from utils.preemption import StopSignals
 from utils.reports import write_report
-from utils.tensors import derive_seed
 
 
 def train(config, workdir: str | os.PathLike) -> None:
@@ -52,11 +40,11 @@ def train(config, workdir: str | os.PathLike) -> None:
         Preempted: SIGTERM or SIGUSR1 asked to stop: the step was finished and a checkpoint written.
     """
     run, workdir = setup(config), pathlib.Path(workdir)
-    streams = _training_streams(run)
+    streams = training_streams(run)
     with StopSignals() as stop, contextlib.ExitStack() as stack:
         # Last, so that a mistake in any of the above changes no file.
         distributed.on_main(lambda: stack.enter_context(locked(workdir)))
-        _resume(run, workdir)
+        resume(run, workdir)
         log = SilentLog()
         if distributed.is_main():
             open_folder(workdir, run.config)
@@ -64,176 +52,7 @@ def train(config, workdir: str | os.PathLike) -> None:
             log = stack.enter_context(MetricsLog(workdir, run.state["step"]))
         writer = stack.enter_context(CheckpointWriter())
         stack.enter_context(matmul_precision(run.config.training.get("precision", "float32")))
-        _Training(run, streams, workdir, log, writer, stop).run_to_the_end()
-
-
-def _training_streams(run: Run) -> tuple[ImageStream, ImageStream]:
-    """This process's share of endless batches, for training and for its evaluation loss.
-
-    Raises:
-        ValueError: the data or their labels do not fit, or a batch cannot be split evenly.
-    """
-    _check_share(run.config.training)
-    train_ds, eval_ds, info = get_dataset(
-        run.config,
-        run.config.data.uniform_dequantization,
-        device=run.device,
-        rank=distributed.rank(),
-        world=distributed.world(),
-    )
-    run.check_labels(info)
-    return train_ds, eval_ds
-
-
-def _check_share(training) -> None:
-    size, accumulation = training.batch_size, training.get("grad_accumulation", 1)
-    parts = distributed.world() * accumulation
-    if size % distributed.world() or size < parts:
-        raise ValueError(
-            f"training.batch_size = {size} cannot be split evenly among {distributed.world()} "
-            f"processes, in training.grad_accumulation = {accumulation} parts each: "
-            f"{-(-size // parts) * parts} can"
-        )
-
-
-def _resume(run: Run, workdir: pathlib.Path) -> None:
-    """Go back to the last undamaged checkpoint for that purpose, if any."""
-    run.state |= {"position": 0, "snapshot_due": False}
-    path = workdir / META
-    latest = distributed.on_main(lambda: latest_whole(path)) or path
-    restore_checkpoint(latest, run.state, run.device)
-    for folder in ("checkpoints", "checkpoints-meta") if distributed.is_main() else ():
-        remove_leftovers(workdir / folder)
-
-
-class _Training:
-    """A run from where its state stands; see `train`."""
-
-    def __init__(self, run: Run, streams, workdir: pathlib.Path, log, writer, stop: StopSignals):
-        self.run, self.workdir, self.log, self.writer, self.stop = run, workdir, log, writer, stop
-        self.state, self.options = run.state, run.config.training
-        self.train_step, self.eval_step = step_fns(run)
-        train_ds, eval_ds = streams
-        train_ds.seek(self.state["position"])
-        evaluations = self.state["step"] // self.options.eval_freq
-        eval_ds.seek(evaluations * self.options.batch_size)
-        self.train_batches, self.eval_batches = iter(train_ds), iter(eval_ds)
-        self.guard, self.rate = losses.LossGuard(), Rate(self.options.batch_size)
-        self.stop_asked = distributed.AnyProcess()
-
-    def run_to_the_end(self) -> None:
-        """Train, and do what is due after each step."""
-        state, options = self.state, self.options
-        logging.info(
-            "training from step %d to %d on %s, %d processes",
-            state["step"], options.n_iters, self.run.device, distributed.world(),
-        )  # fmt: skip
-        if state["snapshot_due"]:
-            self._draw_samples()
-            self._save_meta()
-        with progress_bar(options.n_iters, state["step"], "step") as bar:
-            while state["step"] < options.n_iters:
-                loss = self._steps()
-                bar.update(state["step"] - bar.n)
-                self._after_step(loss, last=state["step"] >= options.n_iters)
-                self.writer.check()
-        self.writer.wait()
-        distributed.barrier()
-
-    def _steps(self) -> Tensor:
-        """As many steps as are made at once; gives the loss of the last."""
-        state, options = self.state, self.options
-        for _ in range(min(options.get("n_jitted_steps", 1), options.n_iters - state["step"])):
-            torch.manual_seed(derive_seed(self.run.config.seed, "train", state["step"]))
-            batch = next(self.train_batches)
-            loss = self.train_step(state, self.run.scaler(batch["image"]), batch["label"])
-            state["position"] += options.batch_size
-            self.guard.watch(loss + self.train_step.grad_norm, state["step"])
-        return loss
-
-    def _after_step(self, loss: Tensor, last: bool) -> None:
-        step, options = self.state["step"], self.options
-        if every(step, options.log_freq):
-            self._log_training(loss)
-        if every(step, options.eval_freq):
-            self._evaluate()
-        if every(step, options.snapshot_freq) or last:
-            self._save(f"checkpoints/checkpoint_{step // options.snapshot_freq}.pth")
-            self._draw_samples()
-        # Last, so that a run that was killed in between does all of the above again.
-        stopping = self.stop_asked(self.stop.requested) and not last
-        if every(step, options.snapshot_freq_for_preemption) or last or stopping:
-            self._save_meta()
-        if stopping:
-            self.writer.wait()
-            distributed.barrier()
-            raise Preempted
-
-    def _log_training(self, loss: Tensor) -> None:
-        self.guard.check()
-        step = self.state["step"]
-        values = {
-            "training_loss": distributed.average(loss).item(),
-            "grad_norm": self.train_step.grad_norm.item(),
-            "learning_rate": self.state["optimizer"].param_groups[0]["lr"],
-        }
-        images_per_second = self.rate.at(step)
-        self.log.write(step, machine={"images_per_second": images_per_second}, **values)
-        logging.info(
-            "step %d: training loss %.4e, gradient norm %.3g, %.0f images/s",
-            step, values["training_loss"], values["grad_norm"], images_per_second,
-        )  # fmt: skip
-
-    def _evaluate(self) -> None:
-        step = self.state["step"]
-        torch.manual_seed(derive_seed(self.run.config.seed, "eval", step))
-        batch = next(self.eval_batches)
-        loss = self.eval_step(self.state, self.run.scaler(batch["image"]), batch["label"]).item()
-        self.log.write(step, eval_loss=loss)
-        logging.info("step %d: evaluation loss %.4e", step, loss)
-
-    def _draw_samples(self) -> None:
-        """Samples from the averaged weights; who is interrupted here begins with them again."""
-        if not self.options.snapshot_sampling:
-            return
-        self.state["snapshot_due"] = True
-        try:
-            with self.stop.at_once():
-                images = self.run.first_samples()
-        except Preempted:
-            self._save_meta()
-            raise
-        self.state["snapshot_due"] = False
-        if not distributed.is_main():
-            return
-        step = self.state["step"]
-        shown = _save_samples(self.workdir / f"samples/iter_{step}", images, self.run.levels)
-        if is_picture(shown.shape):
-            self.log.image(step, "samples", make_grid(shown))
-
-    def _save_meta(self) -> None:
-        self._save(META, self.options.get("keep_meta_checkpoints", 2))
-
-    def _save(self, name: str, keep: int = 0) -> None:
-        self.guard.check()
-        if distributed.is_main():
-            state = {**self.state, "config": self.run.config.to_json_best_effort()}
-            self.writer.save(self.workdir / name, state, keep)
-
-
-def _save_samples(folder: pathlib.Path, images: Tensor, levels: int) -> Tensor:
-    """Write `sample.np`, bytes with channels last, and `sample.png`; returns what they show."""
-    pixels = to_uint8(images, levels)
-    with atomic_write(folder / "sample.np") as file:
-        np.save(file, pixels.numpy(), allow_pickle=False)
-    shown = pixels.movedim(-1, 1) / 255
-    save_grid(folder / "sample.png", shown)
-    return shown
-
-
-def every(step: int, frequency: int) -> bool:
-    """Whether something that happens every `frequency` steps happens after this one."""
-    return frequency > 0 and step % frequency == 0
+        Training(run, streams, workdir, log, writer, stop).run_to_the_end()
 
 
 def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> list[dict]:
@@ -260,7 +79,7 @@ def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> l
     folder = pathlib.Path(workdir) / eval_folder
     distributed.on_main(lambda: check_folder(run.config, folder))
     with StopSignals() as stop, stop.at_once(), contextlib.ExitStack() as stack:
-        distributed.on_main(lambda: stack.enter_context(locked(folder)))
+        distributed.on_main(lambda: _enter(folder, stack))
         if distributed.is_main():
             open_folder(folder, run.config)
             stack.enter_context(messages_to(folder / "stdout.txt"))
@@ -269,6 +88,12 @@ def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> l
             records.append(_evaluate_one(run, path, folder, label))
             distributed.on_main(lambda: write_report(folder, records))
     return records
+
+
+def _enter(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
+    """Take the folder of an evaluation, and tidy it before any process writes there."""
+    stack.enter_context(locked(folder))
+    remove_leftovers(folder, *folder.glob("ckpt_*/"))
 
 
 def _evaluate_one(run: Run, path: pathlib.Path, folder: pathlib.Path, label: str) -> dict:
@@ -296,7 +121,7 @@ def sample(config, workdir: str | os.PathLike) -> pathlib.Path:
     folder = pathlib.Path(workdir) / "samples" / f"step_{run.state['step']}"
     with StopSignals() as stop, stop.at_once():
         images = run.first_samples()
-        distributed.on_main(lambda: _save_samples(folder, images, run.levels))
+        distributed.on_main(lambda: save_samples(folder, images, run.levels))
     logging.info("samples are in %s", folder)
     return folder
 

@@ -50,6 +50,7 @@ def _process(sender, rank, world, port, function, arguments):
     try:
         with distributed.joined():
             outcome = function(*arguments)
+            distributed.barrier()  # or the first to end would leave before the last has arrived
     except Exception as error:
         traceback.print_exc()
         outcome = error

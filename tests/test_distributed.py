@@ -14,6 +14,8 @@ from small_runs import small_config
 
 import losses
 import run_lib
+from datasets import get_dataset
+from eval_lib import Job
 from evaluation import load_statistics
 from losses import get_sde_loss_fn, get_step_fn, optimization_manager
 from sde_lib import VPSDE
@@ -186,7 +188,7 @@ def test_a_mistake_found_by_the_main_process_ends_all():
 def options(tmp_path_factory):
     """What is evaluated: 40 digits held out of 400, as a user's own images, in batches of 16."""
     folder = tmp_path_factory.mktemp("data")
-    _, _, info = run_lib.get_dataset(small_config(), evaluation=True)
+    _, _, info = get_dataset(small_config(), evaluation=True)
     np.save(folder / "digits.npy", info.sources["train"].read(np.arange(400))[0].numpy())
     return {
         "optim__lr": 1e-3,
@@ -227,6 +229,43 @@ def test_evaluation_gives_the_figures_of_one_process(world, evaluated, options):
         for folder in (evaluated / name, evaluated / "eval")
     )
     assert ours == theirs and len(ours) == 1 + 3 + 3 + 3 + 1
+
+
+def make_rounds(folder):
+    """Seven rounds, of which the third is there already; says which ones this process has made."""
+    made = []
+
+    def make(number):
+        def compute():
+            made.append(number)
+            return {"number": np.array(number)}
+
+        return job.round(f"{number}.npz", compute)
+
+    job = Job(None, folder, "1", "fingerprint")
+    found = job.rounds(7, make)
+    assert [int(arrays["number"]) for arrays in found] == list(range(7))
+    return made
+
+
+def test_every_round_is_made_once(tmp_path):
+    Job(None, tmp_path, "1", "fingerprint").round("2.npz", lambda: {"number": np.array(2)})
+    made = together(3, make_rounds, tmp_path)
+    assert sorted(number for part in made for number in part) == [0, 1, 3, 4, 5, 6]
+    assert all(made)
+
+
+def lose_a_process():
+    if distributed.rank() == 1:
+        os._exit(3)
+    distributed.barrier()
+
+
+def test_who_loses_another_process_says_so_in_a_sentence():
+    error, code = together(2, lose_a_process)
+    assert isinstance(error, OSError) and code == 3
+    assert str(error).startswith("another process of this run is gone")
+    assert "\n" not in str(error)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ BOTTOM = {"utils", "op"}
 MIDDLE = BOTTOM | {"sde_lib", "models"}
 METHODS = {"losses", "sampling", "solvers", "likelihood", "latent", "controllable_generation"}
 ALL_BELOW = MIDDLE | {"operators"} | METHODS | {"datasets", "evaluation", "configs"}
-MODES = {"eval_lib", "control_lib"}
+MODES = {"train_lib", "eval_lib", "control_lib"}
 
 # What each module or package may import from the project, besides itself.
 LAYERS = {
@@ -32,6 +32,7 @@ LAYERS = {
     "evaluation": {"utils"},
     "configs": set(),
     "experiment": ALL_BELOW,
+    "train_lib": ALL_BELOW | {"experiment"},
     "eval_lib": ALL_BELOW | {"experiment"},
     "control_lib": ALL_BELOW | {"experiment"},
     "run_lib": ALL_BELOW | {"experiment"} | MODES,

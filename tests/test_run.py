@@ -12,6 +12,7 @@ import pytest
 import torch
 from small_runs import SMALL, command, run, small_config
 
+import losses
 import run_lib
 from utils.checkpoints import read_checkpoint
 
@@ -80,14 +81,14 @@ def test_stop_and_resume_equals_no_stop(stop, undisturbed, tmp_path, monkeypatch
     class Killed(BaseException):
         pass
 
-    original = run_lib.losses._TrainStep.__call__
+    original = losses._TrainStep.__call__
 
     def dying(self, state, *batch):
         if state["step"] == stop:
             raise Killed
         return original(self, state, *batch)
 
-    monkeypatch.setattr(run_lib.losses._TrainStep, "__call__", dying)
+    monkeypatch.setattr(losses._TrainStep, "__call__", dying)
     with pytest.raises(Killed):
         run_lib.train(small_config(), tmp_path)
     monkeypatch.undo()

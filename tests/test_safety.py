@@ -155,6 +155,24 @@ def test_training_goes_on_while_a_file_is_written(state, tmp_path, monkeypatch):
             same(tmp_path / f"{name}.pth", tmp_path / f"{name}_now.pth")
 
 
+def test_the_next_file_waits_for_the_one_that_is_written(state, tmp_path, monkeypatch):
+    """There is one copy of the state."""
+    write = background.write_contents
+
+    def slow(*arguments):
+        time.sleep(0.3)
+        write(*arguments)
+
+    monkeypatch.setattr(background, "write_contents", slow)
+    with CheckpointWriter() as writer:
+        save_checkpoint(tmp_path / "now.pth", state)
+        writer.save(tmp_path / "first.pth", state)
+        with torch.no_grad():
+            next(state["model"].parameters()).add_(1)
+        writer.save(tmp_path / "second.pth", state)
+    same(tmp_path / "first.pth", tmp_path / "now.pth")
+
+
 @pytest.fixture
 def full_disk(monkeypatch, written):
     """From now on nothing that is written arrives on the disk; `faults` fills a real one."""
@@ -265,10 +283,16 @@ def test_a_run_goes_on_from_the_predecessor_of_a_damaged_checkpoint(tmp_path):
 
 
 def test_what_killed_writers_left_is_removed(tmp_path):
-    for folder in ("checkpoints", "checkpoints-meta"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / ".checkpoint.pth.abc.tmp").touch()
-    run_lib.train(small_config(training__n_iters=1), tmp_path)
+    config = small_config(
+        training__n_iters=1, eval__begin_ckpt=0, eval__end_ckpt=0, eval__enable_bpd=False
+    )
+    for folder in ("", "checkpoints", "checkpoints-meta", "samples/iter_1", "eval", "eval/ckpt_1"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / ".file.abc.tmp").touch()
+    run_lib.train(config, tmp_path)
+    left = [path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.tmp")]
+    assert sorted(left) == ["eval", "eval/ckpt_1"]  # where an evaluation may be at work
+    run_lib.evaluate(config, tmp_path)
     assert not list(tmp_path.rglob("*.tmp"))
     remove_leftovers(tmp_path / "nowhere")
 
@@ -288,6 +312,17 @@ def test_a_signal_is_noted_and_obeyed_where_nothing_is_half_done():
             signal.raise_signal(signal.SIGTERM)
         assert stop.requested
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_who_is_stopping_is_not_stopped_again():
+    cleaned = False
+    with StopSignals() as stop, pytest.raises(Preempted), stop.at_once():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            cleaned = True
+    assert cleaned
 
 
 def test_other_threads_may_train():

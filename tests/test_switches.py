@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_runs import small_config
 
+import losses
 import run_lib
 from models.precision import Compiled, InBfloat16
 from utils.checkpoints import read_checkpoint
@@ -106,7 +107,7 @@ def tf32():
 def test_tf32_is_on_inside_training_and_sampling_only(tmp_path, monkeypatch):
     """Also PyTorch's own default, TF32 in convolutions, is put back."""
     before, seen = tf32(), []
-    train_step, network = run_lib.losses._TrainStep.__call__, run_lib.Run.sampling_model.func
+    train_step, network = losses._TrainStep.__call__, run_lib.Run.sampling_model.func
 
     def looking_step(*arguments):
         seen.append(("step", *tf32()))
@@ -116,7 +117,7 @@ def test_tf32_is_on_inside_training_and_sampling_only(tmp_path, monkeypatch):
         run.state["model"].register_forward_hook(lambda *_: seen.append(("sample", *tf32())))
         return network(run)
 
-    monkeypatch.setattr(run_lib.losses._TrainStep, "__call__", looking_step)
+    monkeypatch.setattr(losses._TrainStep, "__call__", looking_step)
     monkeypatch.setattr(run_lib.Run, "sampling_model", property(looking_network))
     once = {"training__n_iters": 1, "sampling__num_samples": 1, "training__eval_freq": 5}
     for training, sampling in (("tf32", "float32"), ("float32", "tf32")):

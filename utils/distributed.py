@@ -34,7 +34,7 @@ def joined() -> Iterator[None]:
 
     Raises:
         ValueError: more processes than GPUs on this machine.
-        OSError: the others cannot be reached.
+        OSError: the others cannot be reached, or one of them is lost on the way.
     """
     if dist.is_initialized() or "RANK" not in os.environ or not dist.is_available():
         yield
@@ -48,17 +48,31 @@ def joined() -> Iterator[None]:
             )
         torch.cuda.set_device(local_rank())
         backend = "cpu:gloo,cuda:nccl"
+    _meet(backend)
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
-    except (dist.DistError, RuntimeError) as error:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise OSError(
+                "another process of this run is gone, and says why if it could "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _meet(backend: str) -> None:
+    try:
+        store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+        # When torchrun starts all processes again it keeps the store, with dead ones' addresses.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    except RuntimeError as error:
         where = ":".join(os.environ.get(key, "?") for key in ("MASTER_ADDR", "MASTER_PORT"))
         raise OSError(
             f"the other processes of this run cannot be reached at {where}: {error}"
         ) from error
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -114,10 +114,11 @@ def keep_earlier(path: str | os.PathLike, keep: int) -> None:
         shutil.copyfile(path, earlier[0])
 
 
-def remove_leftovers(folder: str | os.PathLike) -> None:
+def remove_leftovers(*folders: str | os.PathLike) -> None:
     """Remove what writers that were killed have left; no other process may be writing there."""
-    for path in pathlib.Path(folder).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    for folder in folders:
+        for path in pathlib.Path(folder).glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import sys
+import threading
 import time
 import types
 from collections.abc import Iterator
@@ -23,8 +24,12 @@ _FORMAT = "%(asctime)s %(levelname).1s {process}%(message)s"
 
 @contextlib.contextmanager
 def messages_to(path: str | os.PathLike) -> Iterator[None]:
-    """Context in which log messages go to a file as well as to the console."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Context in which log messages go to a file as well as to the console.
+
+    Raises:
+        OSError: at the end, if messages could not be written.
+    """
+    handler = _MessageFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT.format(process="")))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -33,6 +38,30 @@ def messages_to(path: str | os.PathLike) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         handler.close()
+    if handler.error is not None:
+        with naming(path):
+            raise handler.error
+
+
+class _MessageFile(logging.FileHandler):
+    """A file for messages that keeps its first error, where logging would print each of them.
+
+    Messages are on the console, too, so that a run need not stop for want of this file.
+    """
+
+    error: OSError | None = None
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        self.error = self.error or error
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            self.error = self.error or error
 
 
 def log_to_console(rank: int = 0) -> None:
@@ -130,7 +159,15 @@ def _summary_writer(folder: pathlib.Path, step: int):
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
     from torch.utils.tensorboard import SummaryWriter
 
+    threading.excepthook = _show_unless_raised_again
     return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def _show_unless_raised_again(arguments) -> None:
+    """For threads: TensorBoard's raises its error again at the next call, where the run sees it."""
+    own = type(arguments.thread).__module__.startswith("tensorboard.")
+    if not own or not isinstance(arguments.exc_value, OSError):
+        threading.__excepthook__(arguments)
 
 
 @contextlib.contextmanager

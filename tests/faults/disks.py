@@ -1,0 +1,205 @@
+"""A disk that fills up: one message, nothing lost, and on with it once there is space."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import pathlib
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from utils.checkpoints import read_checkpoint
+
+from .runs import META, META_EVERY, Bench, Result, Started, kept_step, reached_step, whole_rounds
+
+PAGE = 4096
+# Bytes that lines of a log have at most.
+LINE = 120
+
+
+def cases(
+    bench: Bench,
+    draws: random.Random,
+    quick: bool = False,
+    only: Sequence[tuple[str, str]] = (),
+) -> Iterator[Result]:
+    """Disks that fill up at certain moments, or `only` some of these, and too small disks."""
+    try:
+        with small_disk(bench.new(), 1):
+            pass
+    except (OSError, subprocess.CalledProcessError) as error:
+        yield Result("full disk: skipped, mounting a small one needs root", str(error), [])
+        return
+    for mode, what in only or (QUICK if quick else MOMENTS):
+        yield _filled(bench, mode, what, MOMENTS[mode, what])
+    if not (only or quick):
+        yield _filled(bench, "train", "a checkpoint", MOMENTS["train", "a checkpoint"], "two")
+        for mode in ("train", "eval") * 6:
+            yield _too_small(bench, draws, mode)
+
+
+@contextlib.contextmanager
+def small_disk(folder: pathlib.Path, mebibytes: int) -> Iterator[pathlib.Path]:
+    """Context in which a folder is a disk of its own.
+
+    Raises:
+        OSError, CalledProcessError: this user cannot mount.
+    """
+    size = f"size={mebibytes}m"
+    command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: pathlib.Path, spare: int = 0) -> None:
+    """Fill a disk up to some bytes."""
+    with (disk / "filler").open("ab", buffering=0) as filler:
+        for size in (64 * PAGE, PAGE):
+            with contextlib.suppress(OSError):
+                while True:
+                    filler.write(bytes(size))
+        filler.truncate(max(filler.tell() - spare, 0))
+
+
+def _fill_before(function: str, number: int, disk: pathlib.Path) -> None:
+    """Let the disk be full from a call of a function on."""
+    calls = []
+
+    def is_due(*_) -> bool:
+        calls.append(None)
+        return len(calls) == number
+
+    _fill_when(is_due, function, disk)
+
+
+def _fill_before_metrics(disk: pathlib.Path) -> None:
+    _fill_when(lambda log, *_: _is_near_its_end(log.path), "utils.logs.MetricsLog.write", disk)
+
+
+def _fill_before_message(disk: pathlib.Path) -> None:
+    def is_due(handler, *_) -> bool:
+        return _is_near_its_end(pathlib.Path(handler.baseFilename))
+
+    _fill_when(is_due, "logging.FileHandler.emit", disk)
+
+
+def _is_near_its_end(path: pathlib.Path) -> bool:
+    """Whether the next line of a file needs a new page of the disk."""
+    return PAGE - path.stat().st_size % PAGE < LINE
+
+
+def _fill_when(is_due: Callable[..., bool], function: str, disk: pathlib.Path) -> None:
+    owner, name = _resolved(function)
+    original = getattr(owner, name)
+
+    def filled(*arguments, **options):
+        if is_due(*arguments):
+            fill(disk)
+        return original(*arguments, **options)
+
+    setattr(owner, name, filled)
+
+
+def _resolved(function: str) -> tuple[object, str]:
+    """A module or class and the name in it."""
+    owner, _, name = function.rpartition(".")
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(owner), name
+    module, _, kind = owner.rpartition(".")
+    return getattr(importlib.import_module(module), kind), name
+
+
+# What puts an end to the space on a disk: before which call of which function.
+MOMENTS: dict[tuple[str, str], Callable[[pathlib.Path], None]] = {
+    (mode, what): functools.partial(_fill_before, function, number)
+    for mode, what, function, number in (
+        ("train", "config.json", "run_lib.open_folder", 1),
+        ("train", "a checkpoint", "utils.background._write", 3),
+        ("train", "a snapshot", "utils.background._write", 4),
+        ("train", "samples", "train_lib.save_samples", 1),
+        ("train", "a picture of samples", "train_lib.save_grid", 2),
+        ("train", "TensorBoard's pictures", "utils.logs.MetricsLog.image", 1),
+        ("eval", "config.json", "run_lib.open_folder", 1),
+        ("eval", "the first round", "eval_lib.save_arrays", 1),
+        ("eval", "a later round", "eval_lib.save_arrays", 6),
+        ("eval", "a histogram", "eval_lib.save_histogram", 1),
+        ("eval", "a picture of samples", "eval_lib.save_grid", 1),
+        ("eval", "the report", "run_lib.write_report", 1),
+    )
+}
+MOMENTS["train", "metrics.jsonl"] = _fill_before_metrics
+MOMENTS["train", "stdout.txt"] = _fill_before_message
+QUICK = [("train", "a checkpoint"), ("train", "samples"), ("eval", "the report")]
+
+
+def _filled(
+    bench: Bench,
+    mode: str,
+    what: str,
+    prepare: Callable[[pathlib.Path], None],
+    how: str = "fork",
+) -> Result:
+    start, workdir = time.monotonic(), bench.new()
+    with small_disk(workdir, 64):
+        started = bench.start(mode, workdir, how, functools.partial(prepare, workdir))
+        problems = _ends_well(bench, mode, workdir, how, started)
+    name = f"during {what}{' of two processes' if how == 'two' else ''}"
+    return Result(f"full disk: {mode}", name, problems, time.monotonic() - start)
+
+
+def _too_small(bench: Bench, draws: random.Random, mode: str) -> Result:
+    """A disk with less space than the run takes."""
+    undisturbed = bench.trained() if mode == "train" else bench.evaluated()
+    files = [path for path in undisturbed.rglob("*") if path.is_file()]
+    needed = sum(-(-path.stat().st_size // PAGE) * PAGE for path in files)
+    space = int(needed * draws.uniform(0, 0.9))
+    start, workdir = time.monotonic(), bench.new()
+    with small_disk(workdir, 64):
+        fill(workdir, space)
+        started = bench.start(mode, workdir)
+        problems = _ends_well(bench, mode, workdir, "fork", started)
+    name = f"{space >> 10} KiB where {needed >> 10} KiB are needed"
+    return Result(f"full disk: {mode}", name, problems, time.monotonic() - start)
+
+
+def _ends_well(
+    bench: Bench, mode: str, workdir: pathlib.Path, how: str, started: Started
+) -> list[str]:
+    """What is wrong with the end on a full disk, and with going on when there is space."""
+    code, said = started.end(), started.errors()
+    problems = [] if code == 1 else [f"it ends with {code}"]
+    # More than one only where two files were being written, by training and beside it.
+    named = [line for line in said if "No space left" in line and str(workdir) in line]
+    if not 1 <= len(said) <= 2 or named != said:
+        problems.append(f"it says {said or started.last_words()}")
+    if how == "fork":
+        problems += [f"it says {w!r}" for w in _TRACEBACKS if w in started.output()]
+    problems += _kept(mode, workdir)
+    (workdir / "filler").unlink(missing_ok=True)
+    return problems + bench.finish(mode, workdir, how)
+
+
+_TRACEBACKS = ("Traceback", "--- Logging error ---")
+
+
+def _kept(mode: str, workdir: pathlib.Path) -> list[str]:
+    """What is damaged of that which was there, in words."""
+    try:
+        if mode == "eval":
+            whole_rounds(workdir / "eval")
+            return []
+        if not (workdir / META).exists():
+            due = 0
+        else:
+            read_checkpoint(workdir / META)  # itself, and not only a predecessor
+            due = (reached_step(workdir) - 1) // META_EVERY * META_EVERY - META_EVERY
+    except ValueError as error:
+        return [f"what was there is damaged: {error}"]
+    kept = kept_step(workdir)
+    return [] if kept >= due else [f"it keeps step {kept} where {due} is due"]

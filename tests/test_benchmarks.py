@@ -1,0 +1,316 @@
+"""The benchmarks run, and measure what they say."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from small_runs import ROOT
+from torch import nn
+
+from benchmarks import checkpoints, data, likelihood, sampling, startup, train, variants
+from benchmarks.against import others
+from benchmarks.measure import growth, in_turns, matrix_product, nbytes, operations
+from benchmarks.variants import OTHER, PLAIN, Comparison, Variant
+
+CPU = torch.device("cpu")
+MB = 1 << 18  # float32 numbers in a megabyte
+SMALL = ["--config", "vp/digits", "--set", "model.nf=8", "--batch_size", "4", "--rounds", "2"]
+COMPARED = {"variant", "peak MB", "ms", "median ms", "images/s", "speed-up", "memory"}
+TIMES = COMPARED | {"GFLOP/s", "of matmul"}
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def report(capsys):
+    """The JSON that a command printed below its table, with rows by the variant's name."""
+    printed = capsys.readouterr().out
+    table, found = printed.rsplit("\n", 2)[:-1]
+    found = json.loads(found)
+    for row in found["results"]:
+        assert f"| {' | '.join(map(str, row))} " in table.replace("  ", "") or len(row) > 0
+    assert "| --" in table and found["hardware"] in table and found["benchmark"] in table
+    found["rows"] = {row.get("variant"): row for row in found["results"]}
+    return found
+
+
+def convolution(requires_grad):
+    layer = nn.Conv2d(3, 8, 3, padding=1)
+    x = torch.randn(2, 3, 5, 7, requires_grad=requires_grad)
+    return layer, x, 2 * (2 * 5 * 7) * 8 * 3 * 9
+
+
+@pytest.mark.parametrize("requires_grad, passes", ((False, 2), (True, 3)))
+def test_operations_of_a_convolution_and_its_backward_pass(requires_grad, passes):
+    layer, x, expected = convolution(requires_grad)
+    assert operations(lambda: layer(x)) == expected
+    assert operations(lambda: layer(x).sum().backward()) == passes * expected
+
+
+def test_operations_of_attention_are_those_of_its_two_products():
+    query = torch.randn(2, 1, 6, 4)
+    attend = nn.functional.scaled_dot_product_attention
+    assert operations(lambda: attend(query, query, query)) == 2 * (2 * 2 * 6 * 6 * 4)
+    layers = [torch.randn(2, 1, 6, 4, requires_grad=True) for _ in range(3)]
+    assert operations(lambda: attend(*layers).sum().backward()) == 6 * (2 * 2 * 6 * 6 * 4)
+
+
+def test_growth_is_what_is_held_at_the_same_time():
+    def together():
+        return torch.ones(MB) + torch.ones(MB)
+
+    def one_by_one():
+        for _ in range(5):
+            torch.ones(MB)
+
+    assert growth(together, CPU) == pytest.approx(3 << 20, rel=0.01)
+    assert growth(one_by_one, CPU) == pytest.approx(1 << 20, rel=0.01)
+
+
+def test_what_is_freed_before_it_is_made_again_is_no_growth():
+    """As gradients in a training step."""
+    kept = {"gradient": torch.ones(MB)}
+
+    def step():
+        kept["gradient"] = None
+        kept["gradient"] = torch.ones(MB)
+
+    assert growth(step, CPU) < 1 << 16
+
+
+def test_shared_memory_counts_once():
+    x = torch.zeros(4, 6)
+    assert nbytes([x, x[1:], x.t(), torch.zeros(3)]) == 4 * (24 + 3)
+
+
+def test_works_take_turns():
+    calls = []
+    timings = in_turns({name: lambda name=name: calls.append(name) for name in "abc"}, CPU, 3)
+    assert calls == list("abc" * 3)
+    assert all(0 <= timing.best <= timing.median for timing in timings.values())
+
+
+def test_a_matrix_product_has_the_operations_that_it_is_said_to_have():
+    for precision in ("float32", "bfloat16"):
+        work, count = matrix_product(CPU, precision, size=16)
+        assert operations(work) == count == 2 * 16**3
+
+
+def test_names_of_variants():
+    assert Variant.named("float32") == Variant()
+    assert Variant.named("bfloat16+compile") == Variant("bfloat16", "default")
+    assert Variant.named("tf32+graphs+checkpoint") == Variant("tf32", "reduce-overhead", True)
+    with pytest.raises(ValueError, match=r"fast is none of compile, graphs, checkpoint"):
+        Variant.named("float32+fast")
+
+
+def test_ratios_are_to_the_plain_network_and_to_the_other_implementation():
+    rows = {
+        PLAIN: {"ms": 20.0, "peak MB": 100.0},
+        "bfloat16": {"ms": 5.0, "peak MB": 60.0},
+        "tf32": {"note": "fails"},
+        OTHER: {"ms": 30.0},
+    }
+    variants._add_ratios(rows)
+    found = Comparison(rows, {}, {"float32": 1e12, "bfloat16": 2e12})
+    variants.add_rates(found, operations=10**9)
+    assert rows["bfloat16"] == {
+        "ms": 5.0,
+        "peak MB": 60.0,
+        "speed-up": 4.0,
+        "memory": 0.6,
+        "against other": 6.0,
+        "GFLOP/s": pytest.approx(200),
+        "of matmul": pytest.approx(0.1),
+    }
+    assert rows[PLAIN]["against other"] == 1.5 and rows[PLAIN]["of matmul"] == pytest.approx(0.05)
+    assert rows["tf32"] == {"note": "fails"}
+    assert rows[OTHER]["of matmul"] == pytest.approx(1 / 30)
+
+
+def test_training_in_bfloat16_and_with_checkpoints_takes_less_memory(capsys):
+    train.main([*SMALL, "--variants", "bfloat16", "bfloat16+checkpoint", "tf32"])
+    rows = report(capsys)["rows"]
+    assert list(rows) == ["float32", "bfloat16", "bfloat16+checkpoint"]  # TF32 is a GPU's
+    assert all(row.keys() >= TIMES for row in rows.values())
+    assert rows["float32"]["speed-up"] == rows["float32"]["memory"] == 1
+    memory = [row["memory"] for row in rows.values()]
+    assert sorted(memory, reverse=True) == memory and memory[-1] < 0.9
+    for row in rows.values():
+        assert row["images/s"] == pytest.approx(4e3 / row["ms"])
+
+
+def test_the_operations_credited_are_those_of_the_plain_step(capsys):
+    """Neither splitting the batch nor computing activations twice is credited."""
+    counts = []
+    for changes in ("seed=1", "training.grad_accumulation=2", "model.checkpoint_activations=True"):
+        train.main([*SMALL, "--rounds", "1", "--set", changes, "--variants"])
+        counts.append(report(capsys)["gflop_per_step"])
+    assert counts[0] == counts[1] == counts[2]
+    sampling.main([*SMALL, "--rounds", "1", "--variants", "--steps", "1"])
+    # One forward pass, and twice as much backwards, but for the gradient of the images.
+    assert 2.9 < counts[0] / report(capsys)["gflop_per_evaluation"] < 3
+
+
+def test_a_variant_that_cannot_run_is_a_row_that_says_so(capsys, monkeypatch):
+    def no_compiler(*_, **__):
+        def call(*_):
+            raise torch._dynamo.exc.Unsupported("there is no compiler\nin this test")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    train.main([*SMALL, "--variants", "float32+compile", "float16"])
+    rows = report(capsys)["rows"]
+    assert rows["float32"].keys() >= TIMES
+    assert rows["float32+compile"].keys() == rows["float16"].keys() == {"variant", "note"}
+    assert "there is no compiler" in rows["float32+compile"]["note"]
+    assert "float16" in rows["float16"]["note"]
+
+
+@pytest.mark.slow
+def test_compiled_variants_are_compiled(capsys, monkeypatch):
+    modes, compile = [], torch.compile
+
+    def traced(function, mode):
+        modes.append(mode)
+        return compile(function, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    train.main([*SMALL, "--variants", "bfloat16+compile"])
+    assert report(capsys)["rows"]["bfloat16+compile"].keys() >= TIMES and modes == ["default"]
+
+
+def test_sampling_says_what_a_step_costs_and_what_precision_changes(capsys):
+    sampling.main([*SMALL, "--config", "ve/digits", "--variants", "bfloat16", "--steps", "3"])
+    found = report(capsys)
+    assert found["evaluations"] == 6  # corrector and predictor
+    rows = found["rows"]
+    assert all(row.keys() >= TIMES for row in rows.values())
+    assert rows["float32"]["difference"] == 0 < rows["bfloat16"]["difference"] < 0.05
+    for row in rows.values():
+        assert row["ms/step"] == pytest.approx(row["ms"] / 3)
+        assert row["us/step/image"] == pytest.approx(1e3 * row["ms"] / 3 / 4)
+        rate = 6 * found["gflop_per_evaluation"] / row["ms"] * 1e3
+        assert row["GFLOP/s"] == pytest.approx(rate)
+
+
+def test_one_pass_on_the_device_is_what_separate_passes_on_the_host_are(capsys):
+    likelihood.main([*SMALL, "--rounds", "1", "--variants", "--tolerance", "1e-2"])
+    rows = report(capsys)["rows"]
+    host, device = rows[likelihood.HOST], rows["float32"]
+    assert device.keys() >= COMPARED | {"against host", "evaluations", "bits/dim", "off by"}
+    assert host["evaluations"] == device["evaluations"] > 10
+    assert device["off by"] < 1e-4 and math.isfinite(device["bits/dim"])
+    assert device["against host"] == pytest.approx(host["ms"] / device["ms"])
+
+
+@pytest.fixture(scope="module")
+def slow_implementation(tmp_path_factory):
+    """A copy of this one that takes a fifth of a second more for everything."""
+    folder = tmp_path_factory.mktemp("other")
+    for name in ("losses", "sampling", "likelihood", "sde_lib", "solvers"):
+        shutil.copy(ROOT / f"{name}.py", folder)
+    for name in ("models", "utils", "op"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for module, factory in (
+        ("losses", "get_step_fn"),
+        ("sampling", "get_pc_sampler"),
+        ("likelihood", "get_likelihood_fn"),
+    ):
+        with (folder / f"{module}.py").open("a") as file:
+            file.write(
+                f"\n\nimport time\n\n_{factory} = {factory}\n\n"
+                f"def {factory}(*args, **kwargs):\n"
+                f"    work = _{factory}(*args, **kwargs)\n"
+                "    return lambda *args: (time.sleep(0.2), work(*args))\n"
+            )
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command, options",
+    (
+        (train, []),
+        (sampling, ["--steps", "2"]),
+        (likelihood, ["--tolerance", "0.1"]),
+    ),
+)
+def test_another_implementation_is_measured_beside_this_one(
+    command, options, slow_implementation, capsys
+):
+    command.main([*SMALL, *options, "--variants", "--against", str(slow_implementation)])
+    rows = report(capsys)["rows"]
+    assert rows[OTHER].get("ms", 0) > 200, rows[OTHER]
+    ratio = rows[OTHER]["ms"] / rows["float32"]["ms"]
+    assert rows["float32"]["against other"] == pytest.approx(ratio)
+    assert "peak MB" not in rows[OTHER]
+
+
+def test_another_implementation_that_fails_says_why(tmp_path, capsys):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/ddpm.py").write_text("raise ImportError('no kernels here')")
+    train.main([*SMALL, "--rounds", "1", "--variants", "--against", str(tmp_path)])
+    assert "no kernels here" in report(capsys)["rows"][OTHER]["note"]
+    with pytest.raises(ValueError, match="no such folder"):
+        others(str(tmp_path / "nowhere"), "train", None, None)
+
+
+def test_options_that_there_are_not_are_named():
+    with pytest.raises(ValueError, match=r"vp/digits has no option 'model.nff'"):
+        train.main([*SMALL, "--set", "model.nff=3"])
+    with pytest.raises(ValueError, match=r"--set model.nf=wide"):
+        train.main([*SMALL, "--set", "model.nf=wide"])
+
+
+def test_data_are_measured_from_memory_and_from_files(capsys):
+    small = ["--batch_size", "4", "--batches", "2", "--files", "12", "--rounds", "1"]
+    data.main([*small, "--workers", "0", "1", "--step_time", "0.1"])
+    found = report(capsys)
+    rows = {(row["data"].split(",")[0], row["workers"]) for row in found["results"]}
+    assert rows == {(name, n) for name in ("digits", "PNG files") for n in (0, 1)}
+    assert len(found["results"]) == 6
+    for row in found["results"]:
+        assert row["images/s"] == pytest.approx(4e3 / row["ms/batch"])
+        assert row["of the need"] == pytest.approx(100 / row["ms/batch"])
+
+
+def test_a_checkpoint_is_measured_with_all_that_training_needs(capsys):
+    checkpoints.main([*SMALL, "--rounds", "1"])
+    (row,) = report(capsys)["results"]
+    run, _ = train.training_step(variants.configured(parsed(SMALL), 1)[0], Variant())
+    parameters = sum(p.numel() for p in run.state["model"].parameters())
+    assert 4 * 4 * parameters < 1e6 * row["file MB"] < 1.5 * (4 * 4 * parameters) + 2e5
+    assert row["stall / file"] == pytest.approx(row["stall, s"] / row["file alone, s"])
+
+
+def parsed(options):
+    return variants.arguments("", ()).parse_args(options)
+
+
+def test_what_a_checkpoint_costs_is_its_stall_and_how_much_slower_steps_become():
+    rounds = [checkpoints.Round(4.0, 10.0, 0.5, 10.25), checkpoints.Round(4.0, 12.0, 0.5, 12.25)]
+    row = checkpoints.summary(rounds, first=1.0, size=10**9, steps=7)
+    assert row["stall / file"] == 0.125 and row["lost to training / file"] == 0.75 / 4
+    assert row["file MB"] == 1000 and row["first stall, s"] == 1.0 and row["steps"] == 7
+
+
+@pytest.mark.slow
+def test_start_up_is_measured_to_the_first_training_step(capsys):
+    startup.main(["--rounds", "1"])
+    times = {row["work"]: row["seconds"] for row in report(capsys)["results"]}
+    assert times.keys() == {*startup.COMMANDS, "first training step"}
+    assert times["first training step"] > times["import torch"] > 0.1
+
+
+def test_a_command_that_makes_no_step_is_an_error(monkeypatch):
+    monkeypatch.setattr(startup, "TRAINING", ["-c", "import sys; sys.exit('it broke')"])
+    with pytest.raises(RuntimeError, match="it broke"):
+        startup.first_step()
