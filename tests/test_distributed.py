@@ -18,6 +18,7 @@ from datasets import get_dataset
 from eval_lib import Job
 from evaluation import load_statistics
 from losses import get_sde_loss_fn, get_step_fn, optimization_manager
+from models.utils import get_model_fn
 from sde_lib import VPSDE
 from utils import distributed, preemption
 from utils.checkpoints import read_checkpoint
@@ -358,3 +359,17 @@ def test_a_signal_while_samples_are_drawn(alone, tmp_path, monkeypatch):
     assert (tmp_path / "samples/iter_25/sample.png").exists()
     assert_same_weights(tmp_path, alone, rtol=0, atol=0)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_wrapper_whose_mode_is_out_of_date_misleads_nobody():
+    """Sampling puts the network itself into evaluation mode; training then has dropout again."""
+    network = _Scores(torch.nn.Dropout(0.5))
+    wrapper = torch.nn.Module()
+    wrapper.module, wrapper.forward = network, lambda x, labels: network(x, labels)
+    network.eval()
+    assert wrapper.training
+    dropped = get_model_fn(wrapper, train=True)(torch.ones(1000), None)
+    assert 400 < (dropped == 0).sum() < 600
+    network.train()
+    wrapper.training = False
+    assert torch.equal(get_model_fn(wrapper)(torch.ones(9), None), torch.ones(9))

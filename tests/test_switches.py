@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from processes import together
 from small_runs import small_config
 
 import losses
@@ -17,9 +18,12 @@ CHANGES = {"model__dropout": 0.0, "training__snapshot_sampling": False}
 def trained(folder, **changes):
     """Weights and averages, and the log, of a small run."""
     run_lib.train(small_config(**CHANGES, **changes), folder)
+    return tensors_of(folder), [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+
+
+def tensors_of(folder):
     checkpoint = read_checkpoint(folder / "checkpoints/checkpoint_2.pth")
-    tensors = [*checkpoint["model"].values(), *checkpoint["ema"]["shadow_params"]]
-    return tensors, [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return [*checkpoint["model"].values(), *checkpoint["ema"]["shadow_params"]]
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +63,12 @@ def test_these_change_no_bit_of_training(switch, plain, tmp_path):
     assert log == plain[1]
 
 
-@pytest.mark.slow
-def test_compiled_training_is_that_of_plain_training(plain, tmp_path, monkeypatch):
-    """Traced forwards and backwards; what a backend makes of it is tested with the networks."""
+@pytest.fixture
+def modes(monkeypatch):
+    """The modes in which networks are compiled, which here means traced, forwards and backwards.
+
+    What a backend makes of that is tested with the networks.
+    """
     modes, compile = [], torch.compile
 
     def traced(function, mode):
@@ -69,8 +76,26 @@ def test_compiled_training_is_that_of_plain_training(plain, tmp_path, monkeypatc
         return compile(function, backend="aot_eager")
 
     monkeypatch.setattr(torch, "compile", traced)
+    return modes
+
+
+@pytest.mark.slow
+def test_compiled_training_is_that_of_plain_training(plain, tmp_path, modes):
     tensors, _ = trained(tmp_path, training__compile="reduce-overhead")
     assert modes == ["reduce-overhead"] and apart(tensors, plain[0]) < 1e-5
+
+
+@pytest.mark.slow
+def test_all_switches_at_once_in_two_processes(plain, tmp_path, modes):
+    switches = {
+        "training__precision": "bfloat16",
+        "training__compile": "default",
+        "training__grad_accumulation": 2,
+        "model__checkpoint_activations": True,
+    }
+    assert together(2, run_lib.train, small_config(**CHANGES, **switches), tmp_path) == [None] * 2
+    tensors = tensors_of(tmp_path)
+    assert 1e-6 < apart(tensors, plain[0]) < 1e-2
 
 
 def test_sampling_in_bfloat16_is_near_to_float32():
