@@ -18,6 +18,9 @@ from models.layers import choose
 # Whether float32 matrix products and convolutions on CUDA are rounded to TF32.
 _TF32 = {"float32": False, "tf32": True, "bfloat16": False}
 
+# Modes of `torch.compile` that replay CUDA graphs.
+_WITH_GRAPHS = ("reduce-overhead", "max-autotune")
+
 
 @contextlib.contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
@@ -161,6 +164,10 @@ class Compiled(_Wrapper):
 
         if self._fast is None:
             self._fast = torch.compile(_call, **self.options)
+        if self.options.get("mode") in _WITH_GRAPHS and not torch.is_grad_enabled():
+            # A CUDA graph puts every output in the same place, and samplers keep some of them.
+            torch.compiler.cudagraph_mark_step_begin()
+            return self._fast(self.module, x, labels).clone()
         # A backward pass may overwrite what was saved for it where it runs once, as in training;
         # the likelihood runs several through one forward pass.
         with functorch_config.patch(donated_buffer=self.training):
