@@ -55,7 +55,7 @@ def joined() -> Iterator[None]:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise OSError(
                 "another process of this run is gone, and says why if it could "
-                f"({str(error).splitlines()[0]})"
+                f"({str(error).splitlines()[0].partition(' This is typically')[0]})"
             ) from error
         raise
     finally:

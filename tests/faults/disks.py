@@ -173,6 +173,8 @@ def _ends_well(
 ) -> list[str]:
     """What is wrong with the end on a full disk, and with going on when there is space."""
     code, said = started.end(), started.errors()
+    # Of two processes, the other one may say that it has lost this one.
+    said = [line for line in said if "another process of this run is gone" not in line]
     problems = [] if code == 1 else [f"it ends with {code}"]
     # More than one only where two files were being written, by training and beside it.
     named = [line for line in said if "No space left" in line and str(workdir) in line]
