@@ -1,4 +1,7 @@
-"""What the benchmarks share: timing, the machine's own limits, and how results are shown."""
+"""What the benchmarks share: time, memory, operations, the machine's limits, and how to show them.
+
+Times are taken in turns, so that a noisy machine is noisy for all: it is their ratios that count.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,52 @@ import json
 import os
 import pathlib
 import platform
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from models.precision import matmul_precision
 from utils.reports import markdown_table
+
+
+class Timing(NamedTuple):
+    """Seconds of several calls: the best, and the median."""
+
+    best: float
+    median: float
+
+
+def in_turns(
+    works: dict[str, Callable[[], object]], device: torch.device, rounds: int = 5
+) -> dict[str, Timing]:
+    """Times of several calls, in turns; whoever needs a warm-up has had it."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            times[name].append(seconds(work, device))
+    return {name: Timing(min(taken), statistics.median(taken)) for name, taken in times.items()}
 
 
 def alternating(
     works: dict[str, Callable[[], object]], device: torch.device, rounds: int = 5
 ) -> dict[str, float]:
-    """Best times of several calls, taken in turns, so that a noisy machine is noisy for all."""
-    times: dict[str, list[float]] = {name: [] for name in works}
+    """Best times of several calls, in turns, after one call of each that does not count."""
     for work in works.values():
         work()
-    for _ in range(rounds):
-        for name, work in works.items():
-            _wait(device)
-            start = time.perf_counter()
-            work()
-            _wait(device)
-            times[name].append(time.perf_counter() - start)
-    return {name: min(values) for name, values in times.items()}
+    return {name: timing.best for name, timing in in_turns(works, device, rounds).items()}
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Time of one call, until the device has done it."""
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
 
 
 def _wait(device: torch.device) -> None:
@@ -36,19 +62,73 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def growth(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes of tensors that a call holds at most, beyond those that were there before; calls twice.
+
+    By the allocator's own records: on a GPU its statistics, on a CPU PyTorch's profile, where
+    scratch memory inside of libraries does not count.
+    """
+    if device.type == "cuda":
+        _wait(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        for _ in range(2):  # a CUDA graph is recorded in one of them
+            work()
+        _wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(2):  # that memory is freed is seen only where it was seen to be taken
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            work()
+    records = (e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]")
+    held = most = 0
+    for record in sorted(records, key=lambda record: record.start_ns()):
+        held += record.nbytes()
+        most = max(most, held)
+    return most
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors; those that share their memory count once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
 def operations(work: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products and convolutions in a call."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    # Attention as the products that it consists of: not every fused kernel is known to the counter.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
-def matrix_product(device: torch.device, size: int = 3072) -> tuple[Callable[[], object], int]:
-    """A large float32 matrix product, and its operations."""
-    a, b = (torch.randn(size, size, device=device) for _ in range(2))
-    return lambda: a @ b, 2 * size**3
+def matrix_product(
+    device: torch.device, precision: str, size: int = 0
+) -> tuple[Callable[[], None], int]:
+    """Products of large square matrices in a precision, after a first one, and their operations.
+
+    Args:
+        device: where.
+        precision: "float32", "tf32" or "bfloat16".
+        size: of a side; 0 is one that keeps the device busy.
+    """
+    size = size or (8192 if device.type == "cuda" else 1536)
+    repeats = 16 if device.type == "cuda" else 1
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def work():
+        with matmul_precision(precision):
+            for _ in range(repeats):
+                torch.mm(a, b, out=out)
+
+    work()
+    return work, repeats * 2 * size**3
 
 
 def hardware(device: torch.device) -> str:
@@ -64,7 +144,8 @@ def hardware(device: torch.device) -> str:
     return f"{cpu}, {threads} of {os.cpu_count()} cores, PyTorch {torch.__version__}"
 
 
-def show(name: str, device: torch.device, records: list[dict]) -> None:
-    """Print a table, then the same as one line of JSON."""
+def show(name: str, device: torch.device, records: list[dict], **facts) -> None:
+    """Print a table, then the same and further facts as one line of JSON."""
     print(f"{name} on {hardware(device)}\n\n{markdown_table(records)}")
-    print(json.dumps({"benchmark": name, "hardware": hardware(device), "results": records}))
+    about = {"benchmark": name, "hardware": hardware(device), **facts}
+    print(json.dumps({**about, "results": records}), flush=True)

@@ -1,0 +1,121 @@
+"""How fast batches arrive: from memory and from image files, with several numbers of workers.
+
+    python -m benchmarks.data --batch_size 128 --step_time 0.05
+
+The files are PNGs made for the purpose.  With --step_time, the seconds of a training step as
+`benchmarks.train` finds them, "of the need" says how many times faster batches arrive than they
+are used up: above 1, the device never waits for data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+
+from benchmarks.measure import show
+from configs.data import digits_defaults, images_defaults
+from datasets import ImageStream, get_dataset
+from models.utils import resolve_device
+
+SIDES = (32, 256)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--batches", type=int, default=10, help="that are timed")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--files", type=int, default=512, help="PNGs of each size")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--step_time", type=float, default=0.0, help="seconds of a training step")
+    given = parser.parse_args(argv)
+    device = resolve_device("auto")
+    # A stream starts no more workers than there are cores.
+    workers = sorted({min(count, os.cpu_count() or 1) for count in given.workers})
+    with tempfile.TemporaryDirectory() as folder:
+        configs = {"digits, in memory": digits_defaults()}
+        for side in SIDES:
+            configs[f"PNG files, {side} px"] = folder_of_images(folder, side, given.files)
+        cases = list(itertools.product(configs, workers))
+        taken = {case: [] for case in cases}
+        for _ in range(given.rounds):
+            for name, count in cases:
+                stream = training_stream(configs[name], given.batch_size, count, device)
+                taken[name, count].append(delivery(stream, given.batches))
+    records = [
+        record(*case, times, given.batch_size, given.step_time) for case, times in taken.items()
+    ]
+    show(f"input pipeline, batch {given.batch_size}", device, records, step_time=given.step_time)
+
+
+def folder_of_images(folder: str, side: int, count: int) -> ConfigDict:
+    """A config of PNGs in a new folder: smooth colours with some grain, as photographs have."""
+    from PIL import Image
+
+    config = images_defaults(side)
+    path = pathlib.Path(folder, str(side))
+    config.data.path = str(path)
+    path.mkdir()
+    generator = np.random.default_rng(side)
+    for number in range(count):
+        corners = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(corners).resize((side, side), Image.Resampling.BICUBIC))
+        grain = generator.integers(-6, 7, smooth.shape)
+        pixels = np.clip(smooth + grain, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(path / f"{number:05d}.png")
+    return config
+
+
+def training_stream(
+    config: ConfigDict, batch_size: int, workers: int, device: torch.device
+) -> ImageStream:
+    """The stream that training would read."""
+    config.training.batch_size, config.data.num_workers = batch_size, workers
+    return get_dataset(config, config.data.uniform_dequantization, device=device)[0]
+
+
+def delivery(stream: ImageStream, batches: int) -> tuple[float, float]:
+    """Seconds until the first batch, and seconds a batch from then on."""
+    start = time.perf_counter()
+    iterator = iter(stream)
+    next(iterator)
+    first = time.perf_counter() - start
+    # Two batches a worker may have been prepared while the first was awaited.
+    for _ in range(2 * stream.num_workers):
+        next(iterator)
+    start = time.perf_counter()
+    for _ in range(batches):
+        batch = next(iterator)
+    batch["image"].sum().item()  # wait for the device
+    return first, (time.perf_counter() - start) / batches
+
+
+def record(
+    name: str, workers: int, times: list[tuple[float, float]], batch_size: int, step_time: float
+) -> dict:
+    """One row of the table."""
+    firsts, batches = zip(*times, strict=True)
+    row = {
+        "data": name,
+        "workers": workers,
+        "first batch, s": min(firsts),
+        "ms/batch": 1e3 * min(batches),
+        "median ms": 1e3 * statistics.median(batches),
+        "images/s": batch_size / min(batches),
+    }
+    return row | ({"of the need": step_time / min(batches)} if step_time else {})
+
+
+if __name__ == "__main__":
+    main()
