@@ -76,6 +76,14 @@ def time_at(sde: SDE, wanted: Tensor) -> Tensor:
     return (low + high) / 2
 
 
+# What grids are uniform in, as functions of lambda, and the inverse functions.
+_GRIDS = {
+    "log_snr": (lambda y: y, lambda y: y),
+    "edm": (lambda y: torch.exp(-y / 7), lambda y: -7 * torch.log(y)),
+    "cosine": (lambda y: torch.atan(torch.exp(-y)), lambda y: -torch.log(torch.tan(y))),
+}
+
+
 def time_grid(
     sde: SDE, steps: int, eps: float, kind: str, start_time: float | None = None
 ) -> Tensor:
@@ -83,8 +91,9 @@ def time_grid(
 
     Args:
         steps: number of steps between them.
-        kind: "uniform" in time; "log_snr", uniform in lambda; or "edm", uniform in
-            (s / m)^(1/7).  [Karras et al. 2022]
+        kind: "uniform" in time; "log_snr", uniform in lambda; "edm", uniform in (s / m)^(1/7)
+            [Karras et al. 2022]; or "cosine", uniform in arctan(s / m), the time of the cosine
+            schedule, which is dense where s and m are alike.
         start_time: the first time; None is T.
     Returns:
         (steps + 1,), float64, on the CPU.
@@ -101,12 +110,12 @@ def time_grid(
     share = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     if kind == "uniform":
         return torch.lerp(ends[0], ends[1], share)
-    from_log_snr = {"log_snr": lambda y: y, "edm": lambda y: torch.exp(-y / 7)}
-    to_log_snr = {"log_snr": lambda y: y, "edm": lambda y: -7 * torch.log(y)}
-    if kind not in to_log_snr:
-        raise ValueError(f"unknown time grid {kind!r}: known are 'edm', 'log_snr' and 'uniform'")
-    low, high = from_log_snr[kind](log_snr(sde, ends))
-    times = time_at(sde, to_log_snr[kind](torch.lerp(low, high, share)))
+    if kind not in _GRIDS:
+        known = ", ".join(map(repr, sorted([*_GRIDS, "uniform"])))
+        raise ValueError(f"unknown time grid {kind!r}: known are {known}")
+    to_even, from_even = _GRIDS[kind]
+    low, high = to_even(log_snr(sde, ends))
+    times = time_at(sde, from_even(torch.lerp(low, high, share)))
     times[0], times[-1] = ends  # not as bisection finds them
     return times
 
