@@ -80,7 +80,12 @@ def time_at(sde: SDE, wanted: Tensor) -> Tensor:
 _GRIDS = {
     "log_snr": (lambda y: y, lambda y: y),
     "edm": (lambda y: torch.exp(-y / 7), lambda y: -7 * torch.log(y)),
-    "cosine": (lambda y: torch.atan(torch.exp(-y)), lambda y: -torch.log(torch.tan(y))),
+    # The local error of a second-order step falls like exp(-2 |lambda|); spreading it evenly asks
+    # for steps as dense as exp(-2/3 |lambda|).  On mixtures a little more, 3/4, does better.
+    "arctan": (
+        lambda y: torch.atan(torch.exp(-0.75 * y)),
+        lambda y: -torch.log(torch.tan(y)) / 0.75,
+    ),
 }
 
 
@@ -92,8 +97,8 @@ def time_grid(
     Args:
         steps: number of steps between them.
         kind: "uniform" in time; "log_snr", uniform in lambda; "edm", uniform in (s / m)^(1/7)
-            [Karras et al. 2022]; or "cosine", uniform in arctan(s / m), the time of the cosine
-            schedule, which is dense where s and m are alike.
+            [Karras et al. 2022]; or "arctan", uniform in arctan((s / m)^(3/4)): dense where s and
+            m are alike, which is where most of an image appears.
         start_time: the first time; None is T.
     Returns:
         (steps + 1,), float64, on the CPU.

@@ -104,7 +104,7 @@ OPTIONS = {
         "compile": "",  # as of training
         "num_samples": 64,
         "num_steps": 0,  # steps of a continuous model's sampler, or of a solver; 0: num_scales
-        "time_grid": "",  # of a solver: "uniform", "log_snr", "edm" or "cosine"; "": its own
+        "time_grid": "",  # of a solver: "uniform", "log_snr", "edm" or "arctan"; "": its own
         "churn": 0.0,  # method "heun": noise added on the way
         "adaptive_rtol": 0.05,  # method "adaptive": tolerances of a step
         "adaptive_atol": 0.0078,  # in the network's range
