@@ -27,6 +27,10 @@ R = TypeVar("R")
 # one of them is gone is noticed at once, by its connection and by torchrun.
 PATIENCE = datetime.timedelta(hours=12)
 
+# Groups that this process has been in.  Else a network that averages gradients may be what holds a
+# group last; freeing both at once waits for a thread that waits for the interpreter: for ever.
+_groups: list[dist.ProcessGroup] = []
+
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
@@ -49,6 +53,7 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(local_rank())
         backend = "cpu:gloo,cuda:nccl"
     _meet(backend)
+    _groups.append(dist.group.WORLD)
     try:
         yield
     except RuntimeError as error:
