@@ -147,6 +147,7 @@ def test_training_in_bfloat16_and_with_checkpoints_takes_less_memory(capsys):
         assert row["images/s"] == pytest.approx(4e3 / row["ms"])
 
 
+@pytest.mark.slow
 def test_the_operations_credited_are_those_of_the_plain_step(capsys):
     """Neither splitting the batch nor computing activations twice is credited."""
     counts = []
@@ -188,6 +189,7 @@ def test_compiled_variants_are_compiled(capsys, monkeypatch):
     assert report(capsys)["rows"]["bfloat16+compile"].keys() >= TIMES and modes == ["default"]
 
 
+@pytest.mark.slow
 def test_sampling_says_what_a_step_costs_and_what_precision_changes(capsys):
     sampling.main([*SMALL, "--config", "ve/digits", "--variants", "bfloat16", "--steps", "3"])
     found = report(capsys)
@@ -202,6 +204,7 @@ def test_sampling_says_what_a_step_costs_and_what_precision_changes(capsys):
         assert row["GFLOP/s"] == pytest.approx(rate)
 
 
+@pytest.mark.slow
 def test_one_pass_on_the_device_is_what_separate_passes_on_the_host_are(capsys):
     small = [*SMALL, "--config", "ve/digits", "--rounds", "1", "--variants"]
     likelihood.main([*small, "--tolerance", "0.1"])
@@ -257,6 +260,7 @@ def test_another_implementation_is_measured_beside_this_one(
     assert "peak MB" not in rows[OTHER]
 
 
+@pytest.mark.slow
 def test_another_implementation_that_fails_says_why(tmp_path, capsys):
     (tmp_path / "models").mkdir()
     (tmp_path / "models/ddpm.py").write_text("raise ImportError('no kernels here')")

@@ -282,6 +282,7 @@ def test_temperatures(runs):
     assert [row["temperature"] for row in figures] == [0.5, 1.0]
 
 
+@pytest.mark.slow
 def test_comparing_codes(runs):
     _, (same,), _ = control(runs, "compare_codes", other=checkpoint(runs, "score"))
     assert same["correlation_same_image"] == pytest.approx(1) and same["relative_distance"] < 1e-6

@@ -87,6 +87,7 @@ def test_the_number_of_processes_may_change_between_runs(alone, tmp_path):
     assert_same_weights(tmp_path, alone, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_trained_by_several(tmp_path):
     changes = {**NO_DROPOUT, "training__n_iters": 6}
     run_lib.train(small_config("vp/digits_classifier", **changes), tmp_path / "one")
@@ -322,10 +323,8 @@ def train_and_be_stopped(config, folder, signal_number, step):
         losses._TrainStep.__call__ = original
 
 
-@pytest.mark.parametrize("world", (1, 2))
-@pytest.mark.parametrize(
-    "number", (signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow))
-)
+@pytest.mark.parametrize("world", (1, pytest.param(2, marks=SLOW)))
+@pytest.mark.parametrize("number", (signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=SLOW)))
 def test_a_signal_to_one_process_stops_all_after_the_same_step(world, number, alone, tmp_path):
     config = small_config(**LONG)
     codes = together(world, train_and_be_stopped, config, tmp_path, number, 20)

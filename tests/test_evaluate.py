@@ -138,6 +138,7 @@ def test_killed_processes(workdir, options):
     assert (folder / "report.json").read_text() == (workdir / "eval" / "report.json").read_text()
 
 
+@pytest.mark.slow
 def test_batches_do_not_matter(workdir, options):
     """Other batches, the same losses and samples, and bits/dim within the solver's tolerance."""
     changes = {"eval__batch_size": 30, "eval__end_ckpt": 1}
@@ -154,6 +155,7 @@ def test_batches_do_not_matter(workdir, options):
     assert (samples("other") == samples("eval")).mean() > 0.999
 
 
+@pytest.mark.slow
 def test_per_sample_error_control_does_not_depend_on_batches(workdir, options):
     values = []
     for size in (20, 30):

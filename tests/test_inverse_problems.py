@@ -92,6 +92,7 @@ def test_tweedie_guidance_samples_the_posterior(sde, operator):
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.slow
 def test_tweedie_guidance_needs_no_noise_in_the_measurement(sde):
     operator = OPERATORS["mask"]
     mean, cov = errors(pc_moments(sde(400), operator, "tweedie", 0.0), operator, 0.0)

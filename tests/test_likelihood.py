@@ -98,6 +98,7 @@ def test_mixture_log_likelihood_with_exact_trace(sde):
     assert not result.standard_error.any()
 
 
+@pytest.mark.slow
 def test_standard_error_covers_the_truth():
     """Exact and estimated log-likelihood differ by less than 2 errors about 95% of the time."""
     sde, model = VPSDE(), Mixture(VPSDE())

@@ -296,6 +296,7 @@ def compiled_and_not(backend, dynamic):
 
 @needs_compiler
 @pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.slow
 def test_networks_compile_with_the_operators_in_them(kernels_on_cpu, dynamic):
     torch.compiler.reset()
     compiled_and_not("aot_eager", dynamic)
@@ -461,6 +462,7 @@ def test_failed_launches_are_errors(cpu_as_gpu, host_kernels, monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_the_kernels_are_compiled_once(tmp_path, monkeypatch, cpu_as_gpu):
     install(tmp_path, HOST_COMPILER, monkeypatch)
     with ThreadPoolExecutor(3) as pool:
@@ -477,6 +479,7 @@ def test_the_kernels_are_compiled_once(tmp_path, monkeypatch, cpu_as_gpu):
 
 @needs_compiler
 @pytest.mark.parametrize("what", ["source", "compiler"])
+@pytest.mark.slow
 def test_a_change_compiles_anew(tmp_path, monkeypatch, what):
     install(tmp_path, HOST_COMPILER, monkeypatch)
     before = build.compiled((9, 0))
