@@ -70,22 +70,14 @@ def _has_folder(values: dict) -> bool:
 
 def main(_: list[str]) -> None:
     """Run the chosen mode; a mistake in the input ends it with one message."""
-    import run_lib
-    from utils import distributed
     from utils.logs import log_to_console
-    from utils.preemption import Preempted
+    from utils.preemption import Preempted, StopSignals
 
     log_to_console(int(os.environ.get("RANK", 0)))
     try:
-        actions = {
-            "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
-            "eval": lambda: run_lib.evaluate(FLAGS.config, FLAGS.workdir, FLAGS.eval_folder),
-            "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir),
-            "control": lambda: run_lib.control(FLAGS.config, FLAGS.workdir),
-            "fid_stats": lambda: run_lib.fid_stats(FLAGS.config),
-        }
-        with distributed.joined():
-            actions[FLAGS.mode]()
+        # Nothing but training has to end what it has begun, and that listens for itself.
+        with StopSignals() as stop, stop.at_once():
+            run_mode()
     except Preempted:
         logging.warning("stopped as asked: start the same command again to go on")
         raise
@@ -95,6 +87,22 @@ def main(_: list[str]) -> None:
             raise
         logging.error("%s", error)
         sys.exit(1)
+
+
+def run_mode() -> None:
+    """Do what `--mode` says, together with the processes that torchrun may have started."""
+    import run_lib
+    from utils import distributed
+
+    actions = {
+        "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
+        "eval": lambda: run_lib.evaluate(FLAGS.config, FLAGS.workdir, FLAGS.eval_folder),
+        "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir),
+        "control": lambda: run_lib.control(FLAGS.config, FLAGS.workdir),
+        "fid_stats": lambda: run_lib.fid_stats(FLAGS.config),
+    }
+    with distributed.joined():
+        actions[FLAGS.mode]()
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -71,14 +71,13 @@ def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> l
             another evaluation.
         OSError: checkpoints are missing (all of them are named), a folder cannot be written, or
             another evaluation is in it.
-        Preempted: SIGTERM or SIGUSR1 asked to stop.
     """
     run = setup(config)
     del run.state["optimizer"]
     checkpoints = distributed.on_main(lambda: find_checkpoints(run.config, pathlib.Path(workdir)))
     folder = pathlib.Path(workdir) / eval_folder
     distributed.on_main(lambda: check_folder(run.config, folder))
-    with StopSignals() as stop, stop.at_once(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         distributed.on_main(lambda: _enter(folder, stack))
         if distributed.is_main():
             open_folder(folder, run.config)
@@ -119,9 +118,8 @@ def sample(config, workdir: str | os.PathLike) -> pathlib.Path:
     run = restored(config, workdir)
     logging.info("drawing samples from step %d", run.state["step"])
     folder = pathlib.Path(workdir) / "samples" / f"step_{run.state['step']}"
-    with StopSignals() as stop, stop.at_once():
-        images = run.first_samples()
-        distributed.on_main(lambda: save_samples(folder, images, run.levels))
+    images = run.first_samples()
+    distributed.on_main(lambda: save_samples(folder, images, run.levels))
     logging.info("samples are in %s", folder)
     return folder
 
@@ -132,5 +130,4 @@ def fid_stats(config) -> pathlib.Path:
     Returns:
         the file.
     """
-    with StopSignals() as stop, stop.at_once():
-        return make_statistics(setup(config))
+    return make_statistics(setup(config))
