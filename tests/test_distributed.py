@@ -356,6 +356,7 @@ def test_a_signal_while_samples_are_drawn(alone, tmp_path, monkeypatch):
     monkeypatch.undo()
     run_lib.train(config, tmp_path)
     assert (tmp_path / "samples/iter_25/sample.png").exists()
+    assert not read_checkpoint(tmp_path / "checkpoints-meta/checkpoint.pth")["snapshot_due"]
     assert_same_weights(tmp_path, alone, rtol=0, atol=0)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
