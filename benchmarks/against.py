@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import pathlib
@@ -14,7 +15,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from benchmarks.variants import OTHER, living_run
+from benchmarks.variants import OTHER, Comparison, compare, living_run
 from models.utils import resolve_device
 from utils.distributed import unwrapped
 
@@ -65,6 +66,27 @@ def others(
         return stack.enter_context(OtherProcess(folder, job))
 
     return {OTHER: build}
+
+
+def compare_all(
+    builders: dict[str, Callable],
+    given: argparse.Namespace,
+    work: str,
+    config: ConfigDict,
+    device: torch.device,
+    **told,
+) -> Comparison:
+    """Compare works with each other, and with another implementation where `--against` names one.
+
+    Args:
+        builders: see `compare`.
+        given: the command line.
+        work, config, told: see `others`.
+        device: where they run.
+    """
+    with contextlib.ExitStack() as stack:
+        builders = builders | others(given.against, work, config, stack, **told)
+        return compare(builders, device, given.batch_size, given.rounds)
 
 
 class OtherProcess(contextlib.AbstractContextManager):

@@ -11,7 +11,6 @@ largest difference from the first row in bits/dim.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 
@@ -20,8 +19,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from benchmarks.against import others
-from benchmarks.measure import show
+from benchmarks.against import compare_all
 from benchmarks.variants import (
     OTHER,
     PLAIN,
@@ -30,10 +28,10 @@ from benchmarks.variants import (
     Work,
     arguments,
     chosen,
-    compare,
     comparing,
     configured,
     living_run,
+    show_comparison,
     tensors_of,
 )
 from experiment import Run
@@ -62,22 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     builders: dict[str, Callable] = {HOST: functools.partial(on_host, *measured)}
     for name in chosen(given, device):
         builders[name] = functools.partial(on_device, *measured, Variant.named(name))
-    with contextlib.ExitStack() as stack:
-        builders |= others(
-            given.against, "likelihood", config, stack,
-            images=images, workdir=given.workdir, tolerance=given.tolerance,
-        )  # fmt: skip
-        found = compare(builders, device, given.batch_size, given.rounds)
+    told = {"images": images, "workdir": given.workdir, "tolerance": given.tolerance}
+    found = compare_all(builders, given, "likelihood", config, device, **told)
     add_findings(found)
-    show(
-        f"likelihood, {given.config}, batch {given.batch_size}, tolerance {given.tolerance:g}",
-        device,
-        list(found.rows.values()),
-        config=given.config,
-        batch_size=given.batch_size,
-        settings=given.set,
-        tolerance=given.tolerance,
-    )
+    what = f"likelihood to {given.tolerance:g}"
+    show_comparison(what, given, device, found, tolerance=given.tolerance)
 
 
 def drawn(draw: Callable, config: ConfigDict, run: Run) -> Tensor:

@@ -10,15 +10,14 @@ run (--workdir) it is that of a network with random weights.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 
 import torch
 from ml_collections import ConfigDict
 
-from benchmarks.against import others
-from benchmarks.measure import operations, show
+from benchmarks.against import compare_all
+from benchmarks.measure import operations
 from benchmarks.variants import (
     OTHER,
     PLAIN,
@@ -28,10 +27,10 @@ from benchmarks.variants import (
     add_rates,
     arguments,
     chosen,
-    compare,
     comparing,
     configured,
     living_run,
+    show_comparison,
     tensors_of,
 )
 from experiment import Run
@@ -52,25 +51,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: functools.partial(drawing, config, Variant.named(name), given.workdir)
         for name in chosen(given, device)
     }
-    with contextlib.ExitStack() as stack:
-        builders |= others(
-            given.against, "sampling", config, stack, workdir=given.workdir, steps=given.steps
-        )
-        found = compare(builders, device, given.batch_size, given.rounds)
+    told = {"workdir": given.workdir, "steps": given.steps}
+    found = compare_all(builders, given, "sampling", config, device, **told)
     evaluations, count = cost(living_run(config, given.workdir), given.batch_size)
     add_rates(found, evaluations * count)
     add_steps(found, given.steps, given.batch_size)
-    show(
-        f"sampling, {given.config}, batch {given.batch_size}, {given.steps} steps",
+    show_comparison(
+        f"sampling in {given.steps} steps",
+        given,
         device,
-        list(found.rows.values()),
-        config=given.config,
-        batch_size=given.batch_size,
-        settings=given.set,
+        found,
         steps=given.steps,
         evaluations=evaluations,
         gflop_per_evaluation=count / 1e9,
-        matmul_gflops={name: rate / 1e9 for name, rate in found.rates.items()},
     )
 
 

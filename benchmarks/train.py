@@ -9,7 +9,6 @@ the share of the rate at which the machine multiplies large matrices in the same
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 
@@ -17,18 +16,18 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from benchmarks.against import others
-from benchmarks.measure import operations, show
+from benchmarks.against import compare_all
+from benchmarks.measure import operations
 from benchmarks.variants import (
     Variant,
     Work,
     add_rates,
     arguments,
     chosen,
-    compare,
     comparing,
     configured,
     living_run,
+    show_comparison,
     tensors_of,
 )
 from experiment import Run, step_fns
@@ -52,21 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: functools.partial(training, config, Variant.named(name))
         for name in chosen(given, device)
     }
-    with contextlib.ExitStack() as stack:
-        builders |= others(given.against, "train", config, stack)
-        found = compare(builders, device, given.batch_size, given.rounds)
+    found = compare_all(builders, given, "train", config, device)
     count = operations(training(config, Variant()))
     add_rates(found, count)
-    show(
-        f"training step, {given.config}, batch {given.batch_size}",
-        device,
-        list(found.rows.values()),
-        config=given.config,
-        batch_size=given.batch_size,
-        settings=given.set,
-        gflop_per_step=count / 1e9,
-        matmul_gflops={name: rate / 1e9 for name, rate in found.rates.items()},
-    )
+    show_comparison("training step", given, device, found, gflop_per_step=count / 1e9)
 
 
 def training(config: ConfigDict, variant: Variant) -> Work:

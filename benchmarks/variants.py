@@ -17,7 +17,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from benchmarks.measure import growth, in_turns, matrix_product, nbytes
+from benchmarks.measure import growth, in_turns, matrix_product, nbytes, show
 from configs.defaults import complete, flatten, load
 from experiment import Run, restored, setup
 from models.ema import ExponentialMovingAverage
@@ -280,6 +280,22 @@ def add_rates(found: Comparison, operations: int) -> None:
             rate = operations / row["ms"] * 1e3
             share = rate / found.rates[precision_of(name)]
             row |= {"GFLOP/s": rate / 1e9, "of matmul": share}
+
+
+def show_comparison(
+    what: str, given: argparse.Namespace, device: torch.device, found: Comparison, **facts
+) -> None:
+    """Print the rows of a comparison, and what the command line said."""
+    show(
+        f"{what}, {given.config}, batch {given.batch_size}",
+        device,
+        list(found.rows.values()),
+        config=given.config,
+        batch_size=given.batch_size,
+        settings=given.set,
+        matmul_gflops={name: rate / 1e9 for name, rate in found.rates.items()},
+        **facts,
+    )
 
 
 @contextlib.contextmanager
