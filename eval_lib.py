@@ -10,6 +10,7 @@ changes no figure; they meet in the folder, which all of them must see.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -343,18 +344,21 @@ class DataBytes:
         self.stream = ImageStream(
             source, config.eval.batch_size, evaluation=True, as_uint8=True, num_workers=workers
         )
+        self.numbers = range(len(self.stream))
 
     def __len__(self) -> int:
-        return len(self.stream)
+        return len(self.numbers)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (batch["image"].movedim(1, -1) for batch in self.stream)
+        self.stream.seek(self.numbers.start * self.stream.batch_size)
+        batches = itertools.islice(self.stream, len(self.numbers))
+        return (batch["image"].movedim(1, -1) for batch in batches)
 
-    def share(self) -> Iterator[Tensor]:
+    def share(self) -> DataBytes:
         """The batches that are this process's."""
-        mine = distributed.share(range(len(self)))
-        self.stream.seek(mine.start * self.stream.batch_size)
-        return itertools.islice(self, len(mine))
+        mine = copy.copy(self)
+        mine.numbers = distributed.share(self.numbers)
+        return mine
 
 
 class HeldOut:
