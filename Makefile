@@ -21,7 +21,7 @@ endif
 .PHONY: demo test quick faults style format clean
 
 demo: $(INSTALLED)
-	$(PY) demo.py --workdir runs/demo
+	$(PY) -m examples.digits --workdir runs/demo
 
 test: style
 	$(PY) -m pytest -n $(WORKERS)

@@ -70,8 +70,8 @@ def _has_folder(values: dict) -> bool:
 
 def main(_: list[str]) -> None:
     """Run the chosen mode; a mistake in the input ends it with one message."""
-    from utils.logs import log_to_console
-    from utils.preemption import Preempted, StopSignals
+    from score_lib.base.preemption import Preempted, StopSignals
+    from score_lib.disk.logs import log_to_console
 
     log_to_console(int(os.environ.get("RANK", 0)))
     try:
@@ -91,8 +91,8 @@ def main(_: list[str]) -> None:
 
 def run_mode() -> None:
     """Do what `--mode` says, together with the processes that torchrun may have started."""
-    import run_lib
-    from utils import distributed
+    from score_lib.base import distributed
+    from score_lib.runs import modes as run_lib
 
     actions = {
         "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),

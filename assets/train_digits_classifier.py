@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.data import digits_defaults
-from datasets import Source, get_dataset
-from evaluation.digits import WEIGHTS, DigitsClassifier
-from utils.files import save_arrays
-from utils.images import to_uint8
+from score_lib.data import Source, get_dataset
+from score_lib.disk.files import save_arrays
+from score_lib.disk.pictures import to_uint8
+from score_lib.metrics.digits import WEIGHTS, DigitsClassifier
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 120, 64, 2e-3
 

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from benchmarks.variants import OTHER, Comparison, compare, living_run
-from models.utils import resolve_device
-from utils.distributed import unwrapped
+from score_lib.base.devices import resolve_device
+from score_lib.base.distributed import unwrapped
 
 SCRIPT = pathlib.Path(__file__).with_name("other.py")
 

@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 
 from benchmarks.measure import show
 from configs.data import digits_defaults, images_defaults
-from datasets import ImageStream, get_dataset
-from models.utils import resolve_device
+from score_lib.base.devices import resolve_device
+from score_lib.data import ImageStream, get_dataset
 
 SIDES = (32, 256)
 

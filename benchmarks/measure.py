@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.precision import matmul_precision
-from utils.reports import markdown_table
+from score_lib.disk.reports import markdown_table
 
 
 class Timing(NamedTuple):

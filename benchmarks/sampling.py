@@ -33,8 +33,8 @@ from benchmarks.variants import (
     show_comparison,
     tensors_of,
 )
-from experiment import Run
 from models.precision import matmul_precision
+from score_lib.runs.setup import Run
 
 VARIANTS = ("tf32", "bfloat16", "float32+compile", "bfloat16+compile", "bfloat16+graphs")
 

@@ -30,8 +30,8 @@ from benchmarks.variants import (
     show_comparison,
     tensors_of,
 )
-from experiment import Run, step_fns
 from models.precision import matmul_precision
+from score_lib.runs.setup import Run
 
 VARIANTS = (
     "tf32",
@@ -66,7 +66,7 @@ def training(config: ConfigDict, variant: Variant) -> Work:
 def training_step(config: ConfigDict, variant: Variant) -> tuple[Run, Callable[[], Tensor]]:
     """A run, and a function that makes its next training step, on random images."""
     run = living_run(variant.of(config, "training"))
-    step, _ = step_fns(run)
+    step, _ = run.step_fns()
     size = config.training.batch_size
     images = torch.rand(size, *run.shape, device=run.device)
     labels = torch.zeros(size, dtype=torch.int64, device=run.device)

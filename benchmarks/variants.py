@@ -19,9 +19,9 @@ from torch import Tensor
 
 from benchmarks.measure import growth, in_turns, matrix_product, nbytes, show
 from configs.defaults import complete, flatten, load
-from experiment import Run, restored, setup
 from models.ema import ExponentialMovingAverage
-from models.utils import resolve_device
+from score_lib.base.devices import resolve_device
+from score_lib.runs.setup import Run, restored, setup
 
 PLAIN, OTHER = "float32", "other implementation"
 PRECISIONS = ("float32", "tf32", "bfloat16")

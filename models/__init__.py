@@ -1,5 +1,8 @@
 """Score networks and classifiers, their layers, and the moving average of their weights.
 
-`models.utils.get_model(name)` gives a network class by its registered name; the modules that define
-networks are imported when one is first asked for.
+Importing the package registers the networks: `models.utils.get_model(name)` gives their classes.
 """
+
+from . import ddpm, ncsnpp, ncsnv2, wideresnet
+
+__all__ = ["ddpm", "ncsnpp", "ncsnv2", "wideresnet"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.normalization import group_norm
-from models.unet import Options, UNet
-from models.utils import register_model
+from .normalization import group_norm
+from .unet import Options, UNet
+from .utils import register_model
 
 
 @register_model(name="ddpm")

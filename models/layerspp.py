@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import NIN, choose, ddpm_conv1x1, ddpm_conv3x3, dense
-from models.normalization import group_norm
-from models.up_or_down_sampling import Conv2d, Taps, resampler
+from .layers import NIN, choose, ddpm_conv1x1, ddpm_conv3x3, dense
+from .normalization import group_norm
+from .up_or_down_sampling import Conv2d, Taps, resampler
 
 Norm = Callable[[int], nn.Module]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from models.layers import choose
-from models.unet import Options, UNet
-from models.utils import register_model
+from .layers import choose
+from .unet import Options, UNet
+from .utils import register_model
 
 
 @register_model(name="ncsnpp")

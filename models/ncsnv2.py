@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import (
+from score_lib.base.tensors import batch_mul, image_shape
+
+from .layers import (
     autocast_dtype,
     check_input,
     choose,
@@ -23,9 +25,8 @@ from models.layers import (
     ncsn_conv1x1,
     ncsn_conv3x3,
 )
-from models.normalization import get_normalization
-from models.utils import get_sigmas, register_model
-from utils import batch_mul, image_shape
+from .normalization import get_normalization
+from .utils import get_sigmas, register_model
 
 Norm = Callable[[int], nn.Module]  # from the number of channels to a layer norm(x, y)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import choose
+from .layers import choose
 
 EPS = 1e-5
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from models.layers import choose
+from .layers import choose
 
 # Whether float32 matrix products and convolutions on CUDA are rounded to TF32.
 _TF32 = {"float32": False, "tf32": True, "bfloat16": False}

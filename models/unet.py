@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.layers import (
+from score_lib.base.tensors import batch_mul, image_shape
+
+from .layers import (
     autocast_dtype,
     check_input,
     choose,
@@ -24,7 +26,7 @@ from models.layers import (
     get_timestep_embedding,
     in_full_precision,
 )
-from models.layerspp import (
+from .layerspp import (
     AttnBlockpp,
     Combine,
     Downsample,
@@ -34,10 +36,9 @@ from models.layerspp import (
     Upsample,
     residual_sum,
 )
-from models.normalization import group_norm
-from models.up_or_down_sampling import Taps
-from models.utils import get_sigmas
-from utils import batch_mul, image_shape
+from .normalization import group_norm
+from .up_or_down_sampling import Taps
+from .utils import get_sigmas
 
 Make = Callable[..., nn.Module]  # from numbers of channels to a layer
 

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import default_init
 from op import upfirdn2d
+
+from .layers import default_init
 
 Taps = Sequence[float] | Tensor
 

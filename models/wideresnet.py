@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.layers import (
+from .layers import (
     autocast_dtype,
     check_input,
     ddpm_conv1x1,
@@ -19,9 +19,9 @@ from models.layers import (
     get_act,
     in_full_precision,
 )
-from models.layerspp import GaussianFourierProjection
-from models.normalization import group_norm
-from models.utils import register_model
+from .layerspp import GaussianFourierProjection
+from .normalization import group_norm
+from .utils import register_model
 
 # Width, in units of nf * channel_multiplier, and stride of each group of blocks.
 GROUPS = ((1, 1), (2, 2), (4, 2))

@@ -4,7 +4,7 @@ One function per operation, and no other place in the project computes it: whate
 name, the networks do not change.  On a CPU that is PyTorch; on a GPU, what `dispatch` chooses.
 """
 
-from op.fused_act import FusedLeakyReLU, fused_leaky_relu
-from op.upfirdn2d import upfirdn2d
+from .fused_act import FusedLeakyReLU, fused_leaky_relu
+from .upfirdn2d import upfirdn2d
 
 __all__ = ["FusedLeakyReLU", "fused_leaky_relu", "upfirdn2d"]

@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from op import build
+from . import build
 
 # In the order of the codes in kernels.cu.
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from op import dispatch
+from . import dispatch
 
 
 def fused_leaky_relu(

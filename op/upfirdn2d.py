@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from op import dispatch
+from . import dispatch
 
 
 def upfirdn2d(

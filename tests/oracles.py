@@ -9,8 +9,8 @@ import pathlib
 import numpy as np
 import torch
 
+from score_lib.base.tensors import batch_mul
 from sde_lib import VESDE, VPSDE, LinearSDE, subVPSDE
-from utils import batch_mul
 
 DATA = pathlib.Path(__file__).parent / "data"
 MU, S0 = 0.3, 0.5

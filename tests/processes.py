@@ -9,7 +9,7 @@ import traceback
 
 import torch
 
-from utils import distributed
+from score_lib.base import distributed
 
 
 def together(world, function, *arguments):

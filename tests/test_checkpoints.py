@@ -10,20 +10,21 @@ import pytest
 import torch
 from small_runs import small_config
 
-import run_lib
-from utils.checkpoints import (
+from score_lib.disk.checkpoints import (
     CheckpointError,
     read_checkpoint,
     restore_checkpoint,
     save_checkpoint,
 )
+from score_lib.runs import modes as run_lib
 
 
 @pytest.fixture(scope="module")
 def state():
     """A trained state, after a few steps."""
     run = run_lib.setup(small_config())
-    train_step, _ = run_lib.step_fns(run)
+    run.add_optimizer()
+    train_step, _ = run.step_fns()
     torch.manual_seed(0)
     for _ in range(3):
         train_step(run.state, torch.rand(4, *run.shape))

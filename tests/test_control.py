@@ -16,7 +16,8 @@ from oracles import (
 )
 
 import sampling
-from controllable_generation import (
+from score_lib.base.tensors import SampleNoise, batch_mul
+from score_lib.inverse.methods import (
     ClassGuidance,
     StartFrom,
     get_pc_colorizer,
@@ -25,9 +26,8 @@ from controllable_generation import (
     get_pc_inpainter,
     get_pc_restorer,
 )
-from operators import Mask
+from score_lib.inverse.operators import Mask
 from sde_lib import VESDE, VPSDE, subVPSDE
-from utils import SampleNoise, batch_mul
 
 SDES = {"ve": VESDE(sigma_max=20, N=200), "vp": VPSDE(N=200), "subvp": subVPSDE(N=200)}
 CASES = (("vesde", "continuous"), ("vesde", "discrete"), ("vpsde", "continuous"))

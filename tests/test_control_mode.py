@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from small_runs import ROOT, small_config
 
-import control_lib
-import eval_lib
-import run_lib
 from configs.defaults import load
-from datasets import read_inputs
-from experiment import get_loss_fn, restored
+from score_lib.data import read_inputs
+from score_lib.runs import control as control_lib
+from score_lib.runs import evaluate as eval_lib
+from score_lib.runs import modes as run_lib
+from score_lib.runs.setup import get_loss_fn, restored
 
 TINY = {
     "training__n_iters": 1,

@@ -13,12 +13,12 @@ from faults import bad_checkpoints, bad_records, bad_zips, cases, damaged_inputs
 from faults.forked import call
 from PIL import Image
 
-from datasets import DataError, arrays, images, tfrecords
-from evaluation import stats
-from utils import files
-from utils.checkpoints import CheckpointError, restore_checkpoint, save_checkpoint
-from utils.images import save_grid
-from utils.reports import save_histogram, write_report
+from score_lib.data import DataError, arrays, images, tfrecords
+from score_lib.disk import files
+from score_lib.disk.checkpoints import CheckpointError, restore_checkpoint, save_checkpoint
+from score_lib.disk.pictures import save_grid
+from score_lib.disk.reports import save_histogram, write_report
+from score_lib.metrics import stats
 
 EVERY = list(damaged_inputs.all_cases())
 KINDS = sorted({case.kind for case in EVERY})

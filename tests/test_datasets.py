@@ -12,9 +12,9 @@ import pytest
 import torch
 from dataset_helpers import make_config, numbered_source
 
-import datasets
-from datasets import DataError, ImageStream, MemorySource, Source, register_dataset
-from datasets.sources import Remembered, Subset
+from score_lib import data as datasets
+from score_lib.data import DataError, ImageStream, MemorySource, Source, register_dataset
+from score_lib.data.sources import Remembered, Subset
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -14,8 +14,8 @@ import torch
 from dataset_helpers import make_config, random_images, smooth_image
 from PIL import Image
 
-import datasets
-from datasets import DataError, preprocess, public
+from score_lib import data as datasets
+from score_lib.data import DataError, preprocess, public
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

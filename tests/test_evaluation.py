@@ -12,12 +12,12 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-import evaluation
 from assets.train_digits_classifier import examples
 from configs.data import digits_defaults
-from datasets import get_dataset
-from evaluation import Statistics, distances, inception, noise_scales, stats
-from utils import Registry
+from score_lib import metrics as evaluation
+from score_lib.base.registry import Registry
+from score_lib.data import get_dataset
+from score_lib.metrics import Statistics, distances, inception, noise_scales, stats
 
 
 def features(rows, width, seed, scale=1.0):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_configs import OWN
 
-import run_lib
 from configs.defaults import experiments, flatten, load
-from utils import image_shape
-from utils.checkpoints import read_checkpoint
+from score_lib.base.tensors import image_shape
+from score_lib.disk.checkpoints import read_checkpoint
+from score_lib.runs import modes as run_lib
 
 # Making an experiment small changes how much there is of everything, never what it is: the data
 # are a file of a few images, and the rest are numbers.

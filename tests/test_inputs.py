@@ -9,8 +9,8 @@ import torch
 from dataset_helpers import make_config, numbered_source, random_images, smooth_image
 from PIL import Image
 
-import datasets
-from datasets import DataError, preprocess, read_inputs, read_mask, register_dataset
+from score_lib import data as datasets
+from score_lib.data import DataError, preprocess, read_inputs, read_mask, register_dataset
 
 SHAPE = (3, 8, 8)
 

@@ -6,9 +6,15 @@ from ml_collections import ConfigDict
 from oracles import GaussianDataOracle, exact_moments
 
 import sampling
-from controllable_generation import DataConsistency, get_pc_restorer, get_restoration
 from models.utils import get_score_fn
-from operators import GaussianBlur, LinearOperator, Mask, RandomProjection, SuperResolution
+from score_lib.inverse.methods import DataConsistency, get_pc_restorer, get_restoration
+from score_lib.inverse.operators import (
+    GaussianBlur,
+    LinearOperator,
+    Mask,
+    RandomProjection,
+    SuperResolution,
+)
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 D = 4

@@ -8,7 +8,8 @@ import pytest
 import torch
 from oracles import MU, S0, GaussianOracle, assert_close_to_largest, inverse_scaler
 
-from latent import (
+from score_lib.base.tensors import batch_mul
+from score_lib.inverse.latent import (
     code_correlation,
     get_decoder,
     get_encoder,
@@ -17,7 +18,6 @@ from latent import (
     temper,
 )
 from sde_lib import VESDE, VPSDE, subVPSDE
-from utils.tensors import batch_mul
 
 SDES = pytest.mark.parametrize("sde", (VESDE(), VPSDE(), subVPSDE()), ids=repr)
 TIGHT = {"rtol": 1e-7, "atol": 1e-7}

@@ -9,8 +9,8 @@ from oracles import MU, S0, GaussianOracle, golden_sde
 
 import losses
 from models.ema import ExponentialMovingAverage
+from score_lib.base.tensors import SampleNoise
 from sde_lib import VESDE, VPSDE, subVPSDE
-from utils import SampleNoise
 
 SDES = (VESDE(N=100), VPSDE(N=100), subVPSDE(N=100))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from utils.ode import integrate
+from score_lib.base.ode import integrate
 
 
 def oscillator(t, y):

@@ -10,7 +10,8 @@ import torch
 from ml_collections import ConfigDict
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from operators import (
+from score_lib.base.linalg import solve
+from score_lib.inverse.operators import (
     GaussianBlur,
     GrayScale,
     LinearOperator,
@@ -24,7 +25,6 @@ from operators import (
     register_operator,
     registered_operators,
 )
-from utils.linalg import solve
 
 SHAPES = ((3, 8, 6), (1, 8, 8), (2, 12), (16,))
 RCOND = 1e-5

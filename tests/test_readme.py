@@ -8,11 +8,11 @@ import torch
 from oracles import GaussianOracle
 from small_runs import small_config
 
-import run_lib
 import sampling
 from configs.defaults import experiments
-from likelihood import get_log_likelihood_fn
 from losses import get_sde_loss_fn
+from score_lib.likelihood import get_log_likelihood_fn
+from score_lib.runs import modes as run_lib
 from sde_lib import get_sde
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -144,7 +144,7 @@ def test_own_constraints_hold():
 
 def test_published_checkpoint_example(tmp_path, monkeypatch):
     """The example with a small network in place of the large one."""
-    from utils.checkpoints import save_checkpoint
+    from score_lib.disk.checkpoints import save_checkpoint
 
     monkeypatch.setattr(
         "configs.ve.cifar10_ncsnpp_continuous.get_config", lambda: small_config("ve/digits")

@@ -13,8 +13,8 @@ import torch
 from small_runs import SMALL, command, run, small_config
 
 import losses
-import run_lib
-from utils.checkpoints import read_checkpoint
+from score_lib.disk.checkpoints import read_checkpoint
+from score_lib.runs import modes as run_lib
 
 
 @pytest.fixture(scope="module")

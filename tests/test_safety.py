@@ -14,20 +14,20 @@ import pytest
 import torch
 from small_runs import ROOT, small_config
 
-import run_lib
-from datasets import ImageStream, MemorySource
-from utils import background
-from utils.background import CheckpointWriter
-from utils.checkpoints import (
+from score_lib.base.preemption import EXIT_CODE, Preempted, StopSignals
+from score_lib.data import ImageStream, MemorySource
+from score_lib.disk import writer as background
+from score_lib.disk.checkpoints import (
     CheckpointError,
     latest_whole,
     read_checkpoint,
     restore_checkpoint,
     save_checkpoint,
 )
-from utils.files import remove_leftovers, with_earlier
-from utils.lock import locked
-from utils.preemption import EXIT_CODE, Preempted, StopSignals
+from score_lib.disk.files import remove_leftovers, with_earlier
+from score_lib.disk.lock import locked
+from score_lib.disk.writer import CheckpointWriter
+from score_lib.runs import modes as run_lib
 
 FORK = multiprocessing.get_context("fork")
 
@@ -36,7 +36,8 @@ FORK = multiprocessing.get_context("fork")
 def state():
     """A state after a step, so that the optimiser has something to say."""
     run = run_lib.setup(small_config())
-    train_step, _ = run_lib.step_fns(run)
+    run.add_optimizer()
+    train_step, _ = run.step_fns()
     train_step(run.state, torch.zeros(2, 1, 8, 8))
     return run.state
 

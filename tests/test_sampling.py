@@ -9,8 +9,8 @@ from oracles import MU, S0, GaussianOracle, golden_sde, inverse_scaler
 
 import sampling
 from models.utils import get_score_fn
+from score_lib.base.tensors import SampleNoise
 from sde_lib import VESDE, VPSDE, subVPSDE
-from utils import SampleNoise
 
 SDES = {
     "ve": lambda N: VESDE(sigma_min=0.01, sigma_max=20, N=N),

@@ -8,12 +8,12 @@ from oracles import MU, S0, GaussianOracle, exact_moments
 from small_runs import small_config
 from test_control import MEANS, SPREAD, MixtureOracle
 
-import run_lib
 import sampling
-import solvers
-from controllable_generation import ClassGuidance
+from score_lib.base.tensors import SampleNoise
+from score_lib.inverse.methods import ClassGuidance
+from score_lib.runs import modes as run_lib
+from score_lib.samplers import solvers
 from sde_lib import VESDE, VPSDE, subVPSDE
-from utils import SampleNoise
 
 SDES = {"ve": VESDE(sigma_max=20), "vp": VPSDE(), "subvp": subVPSDE()}
 SOLVERS = {

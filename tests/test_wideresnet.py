@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.utils import get_model
 from models.wideresnet import WideBlock, WideResNet
-from utils import batch_mul
+from score_lib.base.tensors import batch_mul
 
 TOLD = ("fourier.", "embed_0.", "embed_1.", "Dense_0.")  # what embeds and adds the noise level
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from models.ema import ExponentialMovingAverage
-from utils.checkpoints import restore_checkpoint, save_checkpoint
+from score_lib.disk.checkpoints import restore_checkpoint, save_checkpoint
 
 from .bad_zips import GIB, Entry, archive_of, deflated_zeros, zipped
 from .cases import Case, Command, digest, flips_and_cuts, written

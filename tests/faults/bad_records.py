@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from datasets.tfrecords import masked_crc32c
+from score_lib.data.tfrecords import masked_crc32c
 
 from .cases import SIDE, Case, flips_and_cuts, images, read_records, written
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from configs.defaults import load
-from eval_lib import check_folder
-from evaluation.inception import FidelityInception
-from utils.files import open_folder
-from utils.logs import MetricsLog
+from score_lib.disk.files import open_folder
+from score_lib.disk.logs import MetricsLog
+from score_lib.metrics.inception import FidelityInception
+from score_lib.runs.evaluate import check_folder
 
 from .bad_checkpoints import saved_bytes
 from .bad_zips import GIB, Entry, archive_of, deflated_zeros

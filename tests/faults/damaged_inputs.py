@@ -22,7 +22,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 
-from utils.files import printable
+from score_lib.disk.files import printable
 
 from . import bad_arrays, bad_checkpoints, bad_images, bad_records, bad_workdirs, bad_zips
 from .cases import CANARY, Case

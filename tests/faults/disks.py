@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from utils.checkpoints import read_checkpoint
+from score_lib.disk.checkpoints import read_checkpoint
 
 from .runs import META, META_EVERY, Bench, Result, Started, kept_step, reached_step, whole_rounds
 

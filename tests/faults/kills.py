@@ -14,8 +14,8 @@ from typing import IO
 
 import torch
 
-from utils.checkpoints import read_checkpoint
-from utils.preemption import EXIT_CODE
+from score_lib.base.preemption import EXIT_CODE
+from score_lib.disk.checkpoints import read_checkpoint
 
 from .runs import (
     LIMIT,

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from small_runs import ROOT, SMALL, small_config
 
-from utils.checkpoints import latest_whole, read_checkpoint
-from utils.files import load_arrays, with_earlier
+from score_lib.disk.checkpoints import latest_whole, read_checkpoint
+from score_lib.disk.files import load_arrays, with_earlier
 
 # For what should take seconds, on a machine that may be busy.
 LIMIT = 120.0
@@ -85,7 +85,7 @@ class Bench:
         self._make_data()
 
     def _make_data(self) -> None:
-        from datasets import get_dataset
+        from score_lib.data import get_dataset
 
         _, _, info = get_dataset(small_config(), evaluation=True)
         images = info.sources["train"].read(np.arange(320))[0]
@@ -174,7 +174,7 @@ def _import_everything(folder: pathlib.Path) -> None:
     """What runs import as they go, so that their forks have it."""
     for name in _IMPORTED_LATE:
         importlib.import_module(name)
-    from utils.logs import MetricsLog
+    from score_lib.disk.logs import MetricsLog
 
     torch.set_num_threads(1)
     # In forks, the program sets its own handlers; here, what is passed over is not the subject.

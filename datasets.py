@@ -1,0 +1,30 @@
+"""Data sets of every kind as batches of tensors, in an order that can be resumed exactly.
+
+Behind this door: `score_lib.data`.
+"""
+
+from score_lib.data.inputs import Inputs, read_inputs, read_mask
+from score_lib.data.loading import (
+    DatasetInfo,
+    get_data_inverse_scaler,
+    get_data_scaler,
+    get_dataset,
+)
+from score_lib.data.sources import DataError, MemorySource, Source, Subset, register_dataset
+from score_lib.data.stream import ImageStream
+
+__all__ = [
+    "DataError",
+    "DatasetInfo",
+    "ImageStream",
+    "Inputs",
+    "MemorySource",
+    "Source",
+    "Subset",
+    "get_data_inverse_scaler",
+    "get_data_scaler",
+    "get_dataset",
+    "read_inputs",
+    "read_mask",
+    "register_dataset",
+]

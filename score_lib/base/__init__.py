@@ -1,0 +1,7 @@
+"""Tools of every layer that know nothing of files, networks or data: the bottom of the house.
+
+- `tensors`: broadcasting over a batch, seeds, noise that belongs to a sample
+- `registry`: from a name in a config to an object; `devices`: from a name to a device
+- `distributed`, `preemption`: processes that share a run, and signals that ask them to stop
+- `ode`, `linalg`: the adaptive ODE solver, conjugate gradients; `memory`: of the host
+"""

@@ -1,0 +1,42 @@
+"""Which device a config, or a network, is on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from score_lib.base.distributed import local_rank
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """The device that a name stands for; "auto" is a GPU where there is one, else the CPU.
+
+    The GPU of "auto" and "cuda" is this process's: the first, or one per process under torchrun.
+
+    Raises:
+        ValueError: the GPU does not exist, or the name means nothing.
+    """
+    if str(device) == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "cuda" and chosen.index is None and local_rank():
+            chosen = torch.device("cuda", local_rank())
+    except RuntimeError as error:
+        raise ValueError(
+            f"unknown device {device!r}: try 'auto', 'cpu', 'cuda' or 'cuda:1'"
+        ) from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} does not exist: this machine shows {torch.cuda.device_count()} "
+            "CUDA devices. Try 'auto' or 'cpu'"
+        )
+    return chosen
+
+
+def device_of(model: Callable) -> torch.device:
+    """The device of a network's parameters; for a bare function, that of "auto"."""
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return resolve_device("auto") if parameter is None else parameter.device

@@ -1,0 +1,240 @@
+"""Processes that share a run, as `torchrun` starts them; one process alone is the case of one.
+
+Every process runs the same program.  A batch is split evenly, process r taking the r-th contiguous
+part; independent pieces of work, such as the rounds of an evaluation, are dealt out whole.  Only
+the main process, of rank 0, writes what is there once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from score_lib.base.tensors import derive_seed
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# How long a process waits for the others.  They may be a whole round of an evaluation behind; that
+# one of them is gone is noticed at once, by its connection and by torchrun.
+PATIENCE = datetime.timedelta(hours=12)
+
+# Groups that this process has been in.  Else a network that averages gradients may be what holds a
+# group last; freeing both at once waits for a thread that waits for the interpreter: for ever.
+_groups: list[dist.ProcessGroup] = []
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Context in which this process works with the others that `torchrun` started, if any.
+
+    Raises:
+        ValueError: more processes than GPUs on this machine.
+        OSError: the others cannot be reached, or one of them is lost on the way.
+    """
+    if dist.is_initialized() or "RANK" not in os.environ or not dist.is_available():
+        yield
+        return
+    backend = "gloo"  # also beside NCCL, for what lives on the host
+    if torch.cuda.is_available():
+        if local_rank() >= torch.cuda.device_count():
+            raise ValueError(
+                f"torchrun started {local_world()} processes on a machine of "
+                f"{torch.cuda.device_count()} GPUs: choose --nproc_per_node accordingly"
+            )
+        torch.cuda.set_device(local_rank())
+        backend = "cpu:gloo,cuda:nccl"
+    _meet(backend)
+    _groups.append(dist.group.WORLD)
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise OSError(
+                "another process of this run is gone, and says why if it could "
+                f"({str(error).splitlines()[0].partition(' This is typically')[0]})"
+            ) from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _meet(backend: str) -> None:
+    try:
+        store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+        # When torchrun starts all processes again it keeps the store, with dead ones' addresses.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    except RuntimeError as error:
+        where = ":".join(os.environ.get(key, "?") for key in ("MASTER_ADDR", "MASTER_PORT"))
+        raise OSError(
+            f"the other processes of this run cannot be reached at {where}: {error}"
+        ) from error
+
+
+def rank() -> int:
+    """Number of this process among all."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def local_world() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes what is there once."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    gather(None)
+
+
+def gather(value: T) -> list[T]:
+    """The value of every process, in the order of their ranks, in every process.
+
+    Values are pickled, so tensors should be on the CPU.
+    """
+    if world() == 1:
+        return [value]
+    values = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_main(compute: Callable[[], T]) -> T:
+    """What the main process computes, in every process.
+
+    Raises:
+        Exception: in the main process, what `compute` raises.
+        SystemExit: in the others, which then end as well, and leave it to the main process to say
+            why.
+    """
+    if world() == 1:
+        return compute()
+    if not is_main():
+        (succeeded, value) = _from_main()
+        if not succeeded:
+            raise SystemExit(1)
+        return value
+    try:
+        value = compute()
+    except Exception:
+        _from_main((False, None))
+        raise
+    return _from_main((True, value))[1]
+
+
+def _from_main(value: object = None) -> object:
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def average(value: Tensor) -> Tensor:
+    """The mean of every process's value."""
+    if world() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / world()
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's contiguous part of what is dealt out, which may be empty."""
+    count = len(items)
+    return items[count * rank() // world() : count * (rank() + 1) // world()]
+
+
+def dealt_out(items: Sequence[T], compute: Callable[[T], R]) -> list[R]:
+    """[compute(item) for item in items], each computed by one process and known to all."""
+    return [result for part in gather([compute(item) for item in share(items)]) for result in part]
+
+
+def share_of_batch(draw: Callable[[int], Tensor], count: int) -> Tensor:
+    """This process's rows, (count, ...), of what is drawn for the batch of all.
+
+    So that several processes see the random numbers that one would.
+
+    Args:
+        draw: gives random rows, as many as it is asked for.
+        count: rows in each process.
+    """
+    return draw(count * world())[count * rank() : count * (rank() + 1)]
+
+
+def draw_apart() -> None:
+    """Let the global generator, until its next seed, give other numbers in each process.
+
+    For what is drawn inside a network, such as dropout, where the rows of a batch must not share
+    their numbers with those of another process.
+    """
+    if rank() > 0:
+        torch.manual_seed(derive_seed(torch.initial_seed(), "rank", rank()))
+
+
+def replicated(model: nn.Module) -> nn.Module:
+    """The network with gradients averaged over all processes; alone, the network itself."""
+    if world() == 1:
+        return model
+    parallel = nn.parallel.DistributedDataParallel
+    # Buffers are tables, alike everywhere.  PyTorch 2.13 has renamed the option.
+    names = inspect.signature(parallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    devices = [local_rank()] if on_gpu else None
+    return parallel(model, device_ids=devices, gradient_as_bucket_view=True, **{sync: False})
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside wrappers, each of which holds what it wraps as `module`."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model
+
+
+class AnyProcess:
+    """Whether any process has raised its flag, known to all of them at the same call.
+
+    Nothing waits for the network: an answer is that to the call before.
+    """
+
+    def __init__(self):
+        self._pending: tuple[dist.Work, Tensor] | None = None
+
+    def __call__(self, flag: bool) -> bool:
+        """Report this process's flag; every process calls this equally often."""
+        if world() == 1:
+            return flag
+        answer = self.last()
+        votes = torch.tensor(int(flag))
+        self._pending = dist.all_reduce(votes, op=dist.ReduceOp.MAX, async_op=True), votes
+        return answer
+
+    def last(self) -> bool:
+        """The answer to the last call."""
+        if self._pending is None:
+            return False
+        work, votes = self._pending
+        work.wait()
+        return bool(votes)

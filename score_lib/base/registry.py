@@ -1,0 +1,118 @@
+"""Registries: from a name in a config to an object.
+
+An entry is a builder and the options that feed its keywords:
+
+    @register_predictor(name="mine", options={"order": "sampling.my_order"})
+    class Mine(Predictor): ...
+
+`build(name, config, ...)` then reads `config.sampling.my_order` into `order`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+
+class Entry(NamedTuple):
+    """A registered class or function, and how a config builds from it."""
+
+    value: Any
+    build: Callable
+    options: Mapping[str, str]
+
+
+class Registry:
+    """Named classes or functions of one kind, such as "predictor" or "model".
+
+    Args:
+        kind: what an entry is called in messages.
+        options: keyword of the builder -> dotted name of the option that feeds it, for entries
+            that name none of their own.
+    """
+
+    def __init__(self, kind: str, options: Mapping[str, str] | None = None):
+        self.kind, self.options = kind, options or {}
+        self._entries: dict[str, Entry] = {}
+
+    def register(
+        self,
+        value: Any = None,
+        *,
+        name: str | None = None,
+        options: Mapping[str, str] | None = None,
+        build: Callable | None = None,
+    ) -> Any:
+        """Decorator, with or without arguments.
+
+        Args:
+            name: default: the class's own name.
+            options: see `Registry`.
+            build: what a config builds with; default: the class or function itself.
+        Raises:
+            ValueError: the name is taken by something else.
+        """
+
+        def add(value):
+            key = name or value.__name__
+            known = self._entries.get(key)
+            if known is not None and _identity(known.value) != _identity(value):
+                raise ValueError(f"{self.kind} {key!r} is already registered as {known.value!r}")
+            feeds = self.options if options is None else options
+            self._entries[key] = Entry(value, build or value, feeds)
+            return value
+
+        return add if value is None else add(value)
+
+    def get(self, name: str) -> Any:
+        """The class or function of a name, as written or, failing that, in any case.
+
+        Raises:
+            ValueError: no such name; the message lists the known ones and the closest.
+        """
+        return self._entry(name).value
+
+    def build(self, name: str, config, *args, **keywords) -> Any:
+        """An object as a config describes it.
+
+        Args:
+            config: complete, see `score_lib.options.complete`.
+            args, keywords: of the builder; keywords take precedence over options.
+        Raises:
+            ValueError: no such name, or the config lacks an option.
+        """
+        entry = self._entry(name)
+        given = {key: self._read(config, option, name) for key, option in entry.options.items()}
+        return entry.build(*args, **{**given, **keywords})
+
+    def _entry(self, name: str) -> Entry:
+        if name in self._entries:
+            return self._entries[name]
+        found = [key for key in self._entries if key.lower() == str(name).lower()]
+        if len(found) != 1:
+            close = difflib.get_close_matches(str(name), self._entries, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            known = ", ".join(self)
+            raise ValueError(f"unknown {self.kind} {name!r}: known are {known}{hint}")
+        return self._entries[found[0]]
+
+    def _read(self, config, option: str, name: str) -> Any:
+        try:
+            return functools.reduce(getattr, option.split("."), config)
+        except AttributeError as error:
+            raise ValueError(
+                f"{self.kind} {name!r} needs the option config.{option}, which is missing"
+            ) from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+
+def _identity(value: Any) -> tuple[str, str]:
+    # A module that is loaded twice (a notebook reloads it) registers the same class again.
+    return value.__module__, value.__qualname__

@@ -1,0 +1,149 @@
+"""Images in an .npy file, which is read in place, or in an .npz file, which is loaded."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_lib.base.memory import total_memory
+from score_lib.data.preprocess import MAX_PIXELS, fit
+from score_lib.data.sources import DataError, PerProcess, Source
+from score_lib.disk.files import array_sizes, load_arrays
+
+CHANNELS = (1, 3, 4)
+MAX_CLASSES = 1 << 24
+
+
+class ArrayImages(Source):
+    """An array of images: uint8, or floats in [0, 1], which become 256 levels.
+
+    Args:
+        array: returns the array; called once in each process that reads.
+        permute: brings a batch of it to (n, C, h, w), h and w being any size.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        array: Callable[[], np.ndarray],
+        permute: Callable[[Tensor], Tensor],
+        labels: Tensor | None,
+        shape: tuple[int, int, int],
+    ):
+        self._name, self._array, self._permute = name, array, permute
+        self._labels, self.shape = labels, shape
+        self.num_classes = 1 if labels is None else int(labels.max()) + 1
+
+    def __len__(self) -> int:
+        return len(self._array())
+
+    def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        rows = np.asarray(self._array()[numbers])
+        if rows.dtype != np.uint8:
+            if not (rows.min() >= 0 and rows.max() <= 1):
+                raise DataError(
+                    f"{self._name} holds floats outside [0, 1]: scale them, or store uint8"
+                )
+            rows = np.round(rows * 255).astype(np.uint8)
+        images = fit(self._permute(torch.from_numpy(rows)), *self.shape[1:])
+        return images, None if self._labels is None else self._labels[numbers]
+
+
+def open_array(path: pathlib.Path, shape: tuple[int, int, int]) -> ArrayImages:
+    """The images (N, H, W), (N, H, W, C) or (N, C, H, W) of a file, and the labels of an .npz.
+
+    Raises:
+        DataError: not an array that NumPy reads without pickle, or not one of images.
+    """
+    try:
+        if path.suffix.lower() == ".npz":
+            images, labels = _load_npz(path)
+            array = functools.partial(np.asarray, images)
+        else:
+            load = functools.partial(np.load, path, mmap_mode="r", allow_pickle=False)
+            array, labels = PerProcess(load), None
+        stored, kind = array().shape, array().dtype
+    except DataError:
+        raise
+    except Exception as error:  # damaged files make NumPy raise errors of nearly any type
+        reason = error.__cause__ or error  # without the path, if that is in it
+        raise DataError(f"{path} is not a readable array: {reason}") from error
+    if kind != np.uint8 and not np.issubdtype(kind, np.floating):
+        raise DataError(f"{path} holds {kind}: images are uint8, or floats in [0, 1]")
+    permute = _layout(path, stored, shape)
+    if labels is not None:
+        if labels.shape != stored[:1] or labels.dtype.kind not in "iu" or not _are_classes(labels):
+            raise DataError(f"{path}: labels are not one whole number from 0 up for each image")
+        labels = torch.from_numpy(labels.astype(np.int64))
+    return ArrayImages(str(path), array, permute, labels, shape)
+
+
+def _load_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images and labels (None without) of an .npz file, which must fit in memory."""
+    sizes = array_sizes(path)
+    others = [name for name in sizes if name != "labels"]
+    known = [name for name in ("images", "samples", "arr_0") if name in others]
+    if not known and len(others) != 1:
+        raise DataError(f"{path} holds {list(sizes)}: call the array of images 'images'")
+    images = (known or others)[0]
+    wanted = [name for name in (images, "labels") if name in sizes]
+    if (size := sum(sizes[name] for name in wanted)) > total_memory() // 2:
+        raise DataError(
+            f"{path} unpacks to {size / 2**30:.1f} GiB, more than half of the memory here: store "
+            f"the images as .npy, which is read in place"
+        )
+    arrays = load_arrays(path, wanted)
+    return arrays[images], arrays.get("labels")
+
+
+def _are_classes(labels: np.ndarray) -> bool:
+    """Whether these are numbers of classes: tables with a row for each are made of them."""
+    return labels.min() >= 0 and labels.max() < MAX_CLASSES
+
+
+def _layout(path: pathlib.Path, stored: tuple[int, ...], shape: tuple[int, int, int]) -> Callable:
+    """How a batch of the array becomes (n, C, h, w).
+
+    Raises:
+        DataError: the array does not look like images of `shape[0]` channels.
+    """
+    if len(stored) == 3:
+        stored, permute = (*stored, 1), _gray
+    elif len(stored) == 4 and stored[3] in CHANNELS and stored[1:] != shape:
+        permute = _channels_last
+    elif len(stored) == 4 and stored[1] in CHANNELS:
+        stored, permute = (stored[0], *stored[2:], stored[1]), _channels_first
+    else:
+        raise DataError(
+            f"{path} holds an array of shape {stored}: images are (N, H, W), (N, H, W, C) or "
+            f"(N, C, H, W)"
+        )
+    if stored[3] != shape[0]:
+        raise DataError(
+            f"{path} holds images of {stored[3]} channels, but data.num_channels={shape[0]}"
+        )
+    if 0 in stored:
+        raise DataError(f"{path} holds no images: its shape is {stored}")
+    if stored[1] * stored[2] > MAX_PIXELS:
+        raise DataError(
+            f"{path} holds images of {stored[1]} x {stored[2]}, above the limit of {MAX_PIXELS} "
+            f"pixels"
+        )
+    return permute
+
+
+def _gray(batch: Tensor) -> Tensor:
+    return batch[:, None]
+
+
+def _channels_last(batch: Tensor) -> Tensor:
+    return batch.permute(0, 3, 1, 2)
+
+
+def _channels_first(batch: Tensor) -> Tensor:
+    return batch

@@ -1,0 +1,315 @@
+"""IMAGES: the user's own pictures, from a folder, a zip file, an .npy or an .npz."""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import logging
+import os
+import pathlib
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_lib.base.tensors import image_shape
+from score_lib.data.arrays import open_array
+from score_lib.data.preprocess import MAX_PIXELS, fit
+from score_lib.data.sources import DataError, PerProcess, Source, Subset, register_dataset
+from score_lib.disk.files import open_member, printable
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+HELD_OUT_FOLDERS = ("test", "val", "validation")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# Pillow goes by the contents, and would hand some of its other formats to programs of their own.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+# One encoded file: more than any picture within Pillow's own limit of pixels needs.
+MAX_BYTES = 1 << 29
+
+
+@register_dataset(name="IMAGES")
+def images(config) -> tuple[Source, Source]:
+    """The images of `data.path`, cropped to the middle and resized to `data.image_size`.
+
+    Held out are the images below `test/`, `val/` or `validation/` where there is a `train/`
+    beside it, and otherwise every tenth image in the order of the names (or of the array).  With
+    fewer than ten, all are in both parts.
+
+    Raises:
+        DataError: no path, nothing there, or nothing that can be read.
+    """
+    path = config.data.get("path", "")
+    if not path:
+        raise DataError("data.dataset='IMAGES' reads data.path: a folder, a .zip, .npy or .npz")
+    on_error = config.data.get("on_error", "raise")
+    source = open_images(path, image_shape(config), on_error, what="data.path")
+    return _split_files(source) if isinstance(source, ImageFiles) else _split_tenths(source)
+
+
+def open_images(
+    path: str, shape: tuple[int, int, int], on_error: str = "raise", *, what: str = "images"
+) -> Source:
+    """All the images at a path, in the order of their names (or of the array), cropped and resized.
+
+    Args:
+        path: an image file, a folder, a .zip, .npy or .npz.
+        shape: (C, H, W) that the images are brought to.
+        on_error: "raise" for an image that cannot be read, or "skip" it.
+        what: how messages call the path.
+    Raises:
+        DataError: nothing there, or nothing that can be read.
+    """
+    if on_error not in ("raise", "skip"):
+        raise DataError(f"data.on_error={on_error!r}: known are 'raise' and 'skip'")
+    if shape[0] not in MODES:
+        raise DataError(f"data.num_channels={shape[0]}: images have 1 (gray), 3 (RGB) or 4 (RGBA)")
+    place = pathlib.Path(os.path.expanduser(path))
+    if place.is_dir():
+        return _image_files(Folder(place), shape, on_error)
+    if not place.is_file():
+        raise DataError(f"{what}: there is no file or folder {str(place)!r}")
+    suffix = place.suffix.lower()
+    if suffix == ".zip":
+        return _image_files(Zip(place), shape, on_error)
+    if suffix in (".npy", ".npz"):
+        return open_array(place, shape)
+    if suffix in SUFFIXES:
+        return ImageFiles(OneFile(place), [place.name], [0], 1, shape)
+    raise DataError(
+        f"{what}: {str(place)!r} is neither a folder nor a .zip, .npy or .npz file, nor an image "
+        f"({', '.join(SUFFIXES)})"
+    )
+
+
+def _split_tenths(source: Source) -> tuple[Source, Source]:
+    numbers = np.arange(len(source))
+    if len(source) < 10:
+        return source, source
+    return Subset(source, numbers[numbers % 10 != 9]), Subset(source, numbers[9::10])
+
+
+class Folder:
+    """Names of the files below a folder, and their contents.
+
+    Links to folders are not entered, and links to files not followed out of the folder.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.names = []
+        try:
+            for folder, folders, files in os.walk(path, onerror=_cannot_list):
+                linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+                inside = pathlib.Path(folder).relative_to(path)
+                self.names += [(inside / name).as_posix() for name in files + linked]
+        except RecursionError as error:
+            raise DataError(f"{path} has folders inside folders that are too deep") from error
+
+    def read(self, name: str) -> bytes:
+        file = self.path / name
+        if not self._is_inside(file):
+            raise OSError("it is a link that leads out of the folder")
+        if not file.is_file():  # a pipe or a device could be read for ever
+            raise OSError("it is not a regular file")
+        _check_size(file.stat().st_size)
+        return file.read_bytes()
+
+    def _is_inside(self, file: pathlib.Path) -> bool:
+        return not file.is_symlink() or file.resolve().is_relative_to(self.path.resolve())
+
+
+class OneFile(Folder):
+    """A single file, as if it were alone in its folder.  It may be a link to anywhere."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self.names = path.parent, [path.name]
+
+    def _is_inside(self, file: pathlib.Path) -> bool:
+        return True
+
+
+class Zip:
+    """Names of the files in a zip file, and their contents, without unpacking it."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self._zip = PerProcess(functools.partial(zipfile.ZipFile, path))
+        try:
+            self.names = sorted({name for name in self._zip().namelist() if name[-1:] != "/"})
+        except Exception as error:  # damaged files make it raise errors of nearly any type
+            raise DataError(f"{path} is not a readable zip file: {error}") from error
+
+    def read(self, name: str) -> bytes:
+        member = self._zip().getinfo(name)
+        _check_size(member.file_size)
+        with open_member(self._zip(), member) as file:
+            return file.read(member.file_size)
+
+
+def _cannot_list(error: OSError) -> None:
+    raise DataError(f"the folder {error.filename} cannot be listed: {error.strerror}")
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise OSError(f"{size} bytes are too many for an image")
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise OSError(f"it is {width} x {height}, above the limit of {MAX_PIXELS} pixels")
+
+
+class ImageFiles(Source):
+    """Image files of a folder or zip file, decoded when they are read.
+
+    Attributes:
+        files: where they are.
+        names: theirs, within it.
+    """
+
+    def __init__(
+        self,
+        files: Folder | Zip,
+        names: list[str],
+        labels: list[int],
+        num_classes: int,
+        shape: tuple[int, int, int],
+    ):
+        self.files, self.names, self._labels = files, names, torch.tensor(labels)
+        self.num_classes, self.shape = num_classes, shape
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        channels, height, width = self.shape
+        images = [fit(decode(self.files, self.names[n], channels), height, width) for n in numbers]
+        return torch.cat(images), self._labels[numbers]
+
+
+def decode(files: Folder | Zip, name: str, channels: int) -> Tensor:
+    """One image as (1, C, h, w) uint8; of several frames the first.
+
+    Raises:
+        DataError: not an image, cut off, damaged, or too large; names the file.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    where = f"{printable(name)} in {files.path}"
+    try:
+        with Image.open(io.BytesIO(files.read(name)), formats=FORMATS) as image:
+            _check_pixels(*image.size)
+            pixels = _plain(ImageOps.exif_transpose(image)).convert(MODES[channels])
+    except UnidentifiedImageError as error:
+        known = ", ".join(FORMATS)
+        raise DataError(f"{where} is not a readable image: none of {known}") from error
+    except Exception as error:  # damaged files make decoders raise errors of nearly any type
+        raise DataError(f"{where} is not a readable image: {error}") from error
+    array = np.array(pixels).reshape(pixels.height, pixels.width, channels)
+    return torch.from_numpy(array).permute(2, 0, 1)[None]
+
+
+def _plain(image):
+    """What Pillow converts to every mode without loss or complaint."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("its values are floats, whose range is not known")
+    if image.mode.startswith("I"):  # gray of 16 bits: Pillow would cut off what is above 255
+        levels = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+    return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+
+
+def _image_files(files: Folder | Zip, shape, on_error: str) -> ImageFiles:
+    """All the images of a folder or zip file."""
+    names = _image_names(files)
+    if on_error == "skip":
+        names = _readable(files, names, shape[0])
+    parts = _parts_below_root(names)
+    return _labelled(files, parts, 0 if _held_out_folder(parts) is None else 1, shape)
+
+
+def _split_files(source: ImageFiles) -> tuple[Source, Source]:
+    files, parts = source.files, _parts_below_root(source.names)
+    held_out = _held_out_folder(parts)
+    if held_out is None:
+        return _split_tenths(source)
+    both = {name: part for name, part in parts.items() if part[0] in ("train", held_out)}
+    _report(files, sorted(set(parts) - set(both)), f"are neither in train/ nor in {held_out}/")
+    source = _labelled(files, both, 1, source.shape)
+    train = np.array([part[0] == "train" for part in both.values()])
+    return Subset(source, np.flatnonzero(train)), Subset(source, np.flatnonzero(~train))
+
+
+def _held_out_folder(parts: dict[str, tuple[str, ...]]) -> str | None:
+    """The folder of held-out images, where there is one beside `train/`."""
+    folders = {part[0] for part in parts.values() if len(part) > 1}
+    known = (name for name in HELD_OUT_FOLDERS if name in folders)
+    return next(known, None) if "train" in folders else None
+
+
+def _image_names(files: Folder | Zip) -> list[str]:
+    names = sorted(name for name in files.names if _is_image(name))
+    _report(files, sorted(set(files.names) - set(names)), "are not images")
+    if not names:
+        raise DataError(
+            f"there is no image in {files.path}: known are files ending in {', '.join(SUFFIXES)}"
+        )
+    return names
+
+
+def _is_image(name: str) -> bool:
+    parts = pathlib.PurePosixPath(name).parts
+    hidden = any(part == "__MACOSX" or part[0] == "." for part in parts)
+    return not hidden and name.lower().endswith(SUFFIXES)
+
+
+def _report(files: Folder | Zip, names: list[str], why: str) -> None:
+    """Say what is left out: all of it is counted, the first few are named."""
+    if names:
+        shown = ", ".join(map(printable, names[:20])) + (", ..." if len(names) > 20 else "")
+        log.warning("%s: %d left out because they %s: %s", files.path, len(names), why, shown)
+
+
+def _readable(files: Folder | Zip, names: list[str], channels: int) -> list[str]:
+    """The images that can be decoded; the others are reported."""
+
+    def fails(name: str) -> bool:
+        try:
+            decode(files, name, channels)
+        except DataError:
+            return True
+        return False
+
+    with ThreadPoolExecutor() as pool:
+        broken = set(itertools.compress(names, pool.map(fails, names)))
+    _report(files, sorted(broken), "cannot be read")
+    if len(broken) == len(names):
+        raise DataError(f"none of the {len(names)} images in {files.path} can be read")
+    return [name for name in names if name not in broken]
+
+
+def _parts_below_root(names: list[str]) -> dict[str, tuple[str, ...]]:
+    """Name -> its folders and file name, without the folders that are common to all the images."""
+    parts = {name: pathlib.PurePosixPath(name).parts for name in names}
+    folders = [part[:-1] for part in parts.values()]
+    pairs = zip(min(folders), max(folders), strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return {name: part[common:] for name, part in parts.items()}
+
+
+def _labelled(files, parts: dict[str, tuple[str, ...]], level: int, shape) -> ImageFiles:
+    """Label = number of the folder at that level, if every image is in one; 0 otherwise."""
+    if any(len(part) <= level + 1 for part in parts.values()):
+        return ImageFiles(files, list(parts), [0] * len(parts), 1, shape)
+    classes = sorted({part[level] for part in parts.values()})
+    number = {name: k for k, name in enumerate(classes)}
+    labels = [number[part[level]] for part in parts.values()]
+    return ImageFiles(files, list(parts), labels, len(classes), shape)

@@ -1,0 +1,189 @@
+"""CIFAR10, SVHN, CELEBA and LSUN through tensorflow-datasets, without importing TensorFlow."""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_lib.base.tensors import image_shape
+from score_lib.data import preprocess
+from score_lib.data.sources import DataError, PerProcess, Remembered, Source, register_dataset
+from score_lib.data.tfrecords import RecordFiles
+
+log = logging.getLogger(__name__)
+
+
+@register_dataset(name="CIFAR10")
+def cifar10(config) -> tuple[Source, Source]:
+    """50,000 + 10,000 images of 32 x 32 in 10 classes, as they are."""
+    return _as_stored(config, "cifar10")
+
+
+@register_dataset(name="SVHN")
+def svhn(config) -> tuple[Source, Source]:
+    """73,257 + 26,032 house numbers of 32 x 32 in 10 classes, as they are."""
+    return _as_stored(config, "svhn_cropped")
+
+
+@register_dataset(name="CELEBA")
+def celeba(config) -> tuple[Source, Source]:
+    """162,770 + 19,867 (the validation part) faces, cropped to 140 x 140 and shrunk."""
+    return _resized(config, "celeb_a", preprocess.celeba)
+
+
+@register_dataset(name="LSUN")
+def lsun(config) -> tuple[Source, Source]:
+    """The scenes of `data.category`; held out is the validation part of 300 images."""
+    return _resized(config, f"lsun/{config.data.category}", preprocess.lsun)
+
+
+def _as_stored(config, name: str) -> tuple[Source, Source]:
+    shape = image_shape(config)
+    if shape != (3, 32, 32):
+        raise DataError(
+            f"{config.data.dataset} images are 32 x 32 in colour and are not resized, but the "
+            f"config asks for {shape}: set data.image_size=32 and data.num_channels=3"
+        )
+    folder = config.data.get("data_dir", "")
+    parts = (TfdsSource(name, s, folder, shape, num_classes=10) for s in ("train", "test"))
+    train, test = map(Remembered, parts)
+    return train, test
+
+
+def _resized(config, name: str, prepare: Callable) -> tuple[Source, Source]:
+    channels, height, width = shape = image_shape(config)
+    if channels != 3 or height != width:
+        raise DataError(
+            f"{config.data.dataset} images are square and in colour, but the config asks for "
+            f"{shape}: set data.num_channels=3 and one number as data.image_size"
+        )
+    folder, prepare = config.data.get("data_dir", ""), functools.partial(prepare, size=height)
+    train, test = (
+        TfdsSource(name, split, folder, shape, prepare=prepare) for split in ("train", "validation")
+    )
+    return train, test
+
+
+class TfdsSource(Source):
+    """One split of a prepared tensorflow-datasets data set.
+
+    Args:
+        name, split: as tensorflow-datasets calls them.
+        folder: its data directory; "" for its own default.
+        shape: (C, H, W) of what `prepare` returns.
+        prepare: (1, C, h, w) uint8 -> (1, C, H, W) uint8.
+        num_classes: labels are read where there is more than one class.
+    """
+
+    # The reader of ArrayRecord files crashes in a process forked from one that has used it.
+    start_method = "spawn"
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        folder: str,
+        shape: tuple[int, int, int],
+        *,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+        num_classes: int = 1,
+    ):
+        self._open = PerProcess(functools.partial(_open, name, split, folder))
+        self._prepare, self._name = prepare, f"{name} ({split})"
+        self.shape, self.num_classes = shape, num_classes
+        self._length = len(self._open())
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        data = self._open()
+        try:
+            examples = [data[number] for number in numbers.tolist()]
+        except (OSError, RuntimeError, ValueError, IndexError) as error:
+            raise DataError(f"{self._name}: examples cannot be read: {error}") from error
+        images = [torch.tensor(example["image"]).permute(2, 0, 1)[None] for example in examples]
+        if self._prepare is not None:
+            images = [self._prepare(image) for image in images]
+        labels = None
+        if self.num_classes > 1:
+            labels = torch.tensor([int(example["label"]) for example in examples])
+        return torch.cat(images), labels
+
+
+def _open(name: str, split: str, folder: str) -> Sequence[dict]:
+    """Random access to the examples of a split, which is prepared first if it has to be."""
+    builder = _builder(name, folder)
+    if builder.is_prepared() and split not in builder.info.splits:
+        known = sorted(builder.info.splits)
+        raise DataError(f"{name} in {builder.data_dir} has the parts {known}, not {split!r}")
+    try:
+        return builder.as_data_source(split)
+    except NotImplementedError:  # prepared in another format, or not at all
+        if builder.is_prepared():
+            return _PreparedRecords(builder, split)
+    _prepare(builder, name, folder)
+    return _builder(name, folder).as_data_source(split)
+
+
+def _builder(name: str, folder: str):
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataError(
+            f"{name} is read through tensorflow-datasets, which is missing: "
+            f"pip install tensorflow-datasets"
+        ) from error
+    try:
+        return tfds.builder(name, data_dir=os.path.expanduser(folder) or None)
+    except ValueError as error:
+        raise DataError(f"tensorflow-datasets has no {name!r}: {error}") from error
+
+
+class _PreparedRecords(Sequence):
+    """Random access to what tensorflow-datasets prepared as TFRecord files, its default."""
+
+    def __init__(self, builder, split: str):
+        self._records = RecordFiles(builder.info.splits[split].filepaths)
+        self._features = builder.info.features
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, number: int) -> dict:
+        return self._features.deserialize_example_np(self._records[number])
+
+
+def _prepare(builder, name: str, folder: str) -> None:
+    """Download and prepare a data set in a process of its own: that needs TensorFlow."""
+    place = [os.path.abspath(os.path.expanduser(folder))] if folder else []
+    command = ["-m", "datasets.prepare", name, *place]
+    advice = f"run `python {' '.join(command)}` in the project's folder, where there is a network"
+    if not _reachable(builder.info.homepage):
+        raise DataError(
+            f"{name} is not in {builder.data_dir}, and its home page cannot be reached: {advice}, "
+            f"or set data.data_dir to the folder that holds {name.split('/')[0]}/"
+        )
+    log.warning("preparing %s in %s: done once, and can take long", name, builder.data_dir)
+    project = pathlib.Path(__file__).resolve().parent.parent
+    if subprocess.run([sys.executable, *command], cwd=project).returncode:
+        raise DataError(f"{name} could not be prepared in {builder.data_dir}: {advice}")
+
+
+def _reachable(page: str) -> bool:
+    try:
+        with urllib.request.urlopen(page, timeout=5):
+            return True
+    except (OSError, http.client.HTTPException):
+        return False

@@ -1,0 +1,203 @@
+"""What a run says: messages, numbers, and how far it has come."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import pathlib
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from score_lib.base.distributed import is_main
+from score_lib.disk.files import atomic_write, naming
+
+_FORMAT = "%(asctime)s %(levelname).1s {process}%(message)s"
+
+
+@contextlib.contextmanager
+def messages_to(path: str | os.PathLike) -> Iterator[None]:
+    """Context in which log messages go to a file as well as to the console.
+
+    Raises:
+        OSError: at the end, if messages could not be written.
+    """
+    handler = _MessageFile(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_FORMAT.format(process="")))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+    if handler.error is not None:
+        with naming(path):
+            raise handler.error
+
+
+class _MessageFile(logging.FileHandler):
+    """A file for messages that keeps its first error, where logging would print each of them.
+
+    Messages are on the console, too, so that a run need not stop for want of this file.
+    """
+
+    error: OSError | None = None
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        self.error = self.error or error
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            self.error = self.error or error
+
+
+def log_to_console(rank: int = 0) -> None:
+    """Show messages from level INFO up on the console.
+
+    Of several processes, those other than the main one show warnings and errors, and their rank.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    process = f"[process {rank}] " if rank else ""
+    handler.setFormatter(logging.Formatter(_FORMAT.format(process=process), datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING if rank else logging.INFO)
+
+
+class MetricsLog:
+    """The numbers of a run, step by step: `metrics.jsonl`, and TensorBoard's event files.
+
+    `metrics.jsonl` has one JSON object a line, with a "step" and values that are a function of the
+    config alone.  Lines past the step at which a run resumes are dropped, so that a run that was
+    stopped leaves the same file as one that was not.  What depends on the machine, such as images
+    a second, goes to TensorBoard only.
+
+    Args:
+        workdir: folder of the run.
+        step: steps made so far; later records are dropped.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, step: int = 0):
+        workdir = pathlib.Path(workdir)
+        self.path, self._events = workdir / "metrics.jsonl", workdir / "tensorboard"
+        self._keep_until(step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._writer = _summary_writer(self._events, step)
+
+    def write(self, step: int, machine: dict[str, float] | None = None, **values: float) -> None:
+        """Record values of a step; `machine` are those that depend on the machine."""
+        with naming(self.path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        with naming(self._events):
+            for name, value in {**values, **(machine or {})}.items():
+                self._writer.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, picture: Tensor) -> None:
+        """Show a picture, (C, H, W) in [0, 1], in TensorBoard."""
+        with naming(self._events):
+            self._writer.add_image(name, picture, step)
+
+    def close(self) -> None:
+        """Write out what is still in memory."""
+        with naming(self.path):
+            self._file.close()
+        with naming(self._events):
+            self._writer.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _keep_until(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        # What is no text is no record either.
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        with atomic_write(self.path, "w") as file:
+            file.writelines(line + "\n" for line in kept)
+
+
+class SilentLog:
+    """A `MetricsLog` that keeps nothing: of several processes, only the main one has a log."""
+
+    def write(self, step: int, machine: dict[str, float] | None = None, **values: float) -> None:
+        """Record nothing."""
+
+    def image(self, step: int, name: str, picture: Tensor) -> None:
+        """Show nothing."""
+
+
+def _step_of(line: str) -> float:
+    """The step of a record; infinity for what is none, such as a line that a kill cut short."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
+
+
+def _summary_writer(folder: pathlib.Path, step: int):
+    # TensorBoard loads TensorFlow for its file access where it is installed, unless this module
+    # of its builds without TensorFlow is there.
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+    from torch.utils.tensorboard import SummaryWriter
+
+    threading.excepthook = _show_unless_raised_again
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def _show_unless_raised_again(arguments) -> None:
+    """For threads: TensorBoard's raises its error again at the next call, where the run sees it."""
+    own = type(arguments.thread).__module__.startswith("tensorboard.")
+    if not own or not isinstance(arguments.exc_value, OSError):
+        threading.__excepthook__(arguments)
+
+
+@contextlib.contextmanager
+def progress_bar(total: int | None, done: int, unit: str) -> Iterator:
+    """A progress bar with rate and time left, which messages do not disturb.
+
+    Silent where there is no terminal, and in all processes but the main one.
+    """
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    silent = not sys.stderr.isatty() or not is_main()
+    redirected = contextlib.nullcontext() if silent else logging_redirect_tqdm()
+    with (
+        redirected,
+        tqdm(total=total, initial=done, unit=unit, disable=silent, dynamic_ncols=True) as bar,
+    ):
+        yield bar
+
+
+class Rate:
+    """Images per second between two looks."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size, self.step, self.time = batch_size, None, 0.0
+
+    def at(self, step: int) -> float:
+        """Images per second since the last call; nan at the first."""
+        now = time.perf_counter()
+        done = 0 if self.step is None else (step - self.step) * self.batch_size
+        rate = done / (now - self.time) if done else math.nan
+        self.step, self.time = step, now
+        return rate

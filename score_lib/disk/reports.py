@@ -1,0 +1,72 @@
+"""Results as tables: on the console, in Markdown, in JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+
+import numpy as np
+
+from score_lib.disk.files import atomic_write
+
+
+def write_report(folder: str | os.PathLike, records: list[dict]) -> None:
+    """Write `report.json` and `report.md`, and show the table on the console.
+
+    Args:
+        folder: where to.
+        records: rows; their keys are columns.
+    """
+    folder = pathlib.Path(folder)
+    with atomic_write(folder / "report.json", "w") as file:
+        json.dump(records, file, indent=2)
+        file.write("\n")
+    table = markdown_table(records)
+    with atomic_write(folder / "report.md", "w") as file:
+        file.write(table)
+    logging.info("report in %s\n%s", folder / "report.md", table)
+
+
+def markdown_table(records: list[dict]) -> str:
+    """Rows as a Markdown table that can also be read as it is; a value with a standard error is
+    written as value ± error."""
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    columns = [c for c in columns if not c.endswith(_ERROR)]
+    rows = [[_cell(record, column) for column in columns] for record in records]
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    lines = [columns, ["-" * width for width in widths], *rows]
+    return "".join(
+        "| " + " | ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) + " |\n"
+        for line in lines
+    )
+
+
+def mean_and_error(name: str, values: np.ndarray) -> dict[str, float]:
+    """Mean of a quantity over examples and the standard error of that mean."""
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return {name: float(values.mean()), name + _ERROR: float(error)}
+
+
+_ERROR = "_standard_error"
+
+
+def _cell(record: dict, column: str) -> str:
+    value, error = record.get(column, ""), record.get(column + _ERROR)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+
+def save_histogram(path: str | os.PathLike, values, label: str) -> None:
+    """Draw a histogram of values as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.add_subplot(xlabel=label, ylabel="examples")
+    axes.hist(values, bins=40)
+    axes.set_title(f"mean {sum(values) / len(values):.4f}")
+    with atomic_write(path) as file:
+        FigureCanvasAgg(figure).print_png(file)

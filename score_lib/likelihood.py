@@ -1,0 +1,237 @@
+"""Exact log-likelihoods by the probability-flow ODE.  [S21, section 4.3, appendix D.2]
+
+log p_0(x_0) = log p_T(x_T) + integral of div f along the flow from x_0 to x_T.  The divergence is
+estimated by Hutchinson's probes, eps^T (df/dx) eps, or summed exactly for small dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from score_lib.base.ode import integrate
+from score_lib.scores import get_score_fn
+from score_lib.sdes.process import SDE
+
+# Probes with mean 0 and covariance I, made of standard normal noise.
+_PROBES = {
+    "rademacher": lambda z: torch.where(z < 0, -1.0, 1.0).to(z),
+    "gaussian": lambda z: z,
+}
+
+
+class LogLikelihood(NamedTuple):
+    """log p(x) of a batch with its terms, in nats; every field but z and nfe is (B,)."""
+
+    total: Tensor
+    """log p_0(x) = prior + divergence."""
+    prior: Tensor
+    """Log density of the latent code under the prior."""
+    divergence: Tensor
+    """Integral of the drift's divergence along the flow."""
+    standard_error: Tensor
+    """Of `total`, from the spread over the probes; nan for one probe, 0 for the exact trace."""
+    z: Tensor
+    """Latent code x_T, (B, *D)."""
+    nfe: int
+    """Evaluations of the network."""
+
+
+def get_div_fn(fn: Callable) -> Callable:
+    """`div_fn(x, t, eps)`: Hutchinson's estimate of the divergence of fn(x, t), (B,)."""
+
+    def div_fn(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        return value_and_divergence(fn, x, t, eps[None])[1][:, 0]
+
+    return div_fn
+
+
+def value_and_divergence(
+    fn: Callable, x: Tensor, t: Tensor, probes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """fn(x, t) and one estimate of its divergence a probe, from one forward pass.
+
+    Args:
+        fn: function of (x, t) giving (B, *D).
+        x, t: (B, *D) and (B,).
+        probes: eps with mean 0 and covariance I, (P, B, *D).
+    Returns:
+        fn(x, t), (B, *D), and eps^T (d fn / dx) eps, (B, P).
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        value = fn(x, t)
+        products = [
+            torch.autograd.grad(value, x, eps, retain_graph=i + 1 < len(probes))[0]
+            for i, eps in enumerate(probes)
+        ]
+    estimates = [(p * eps).flatten(1).sum(1) for p, eps in zip(products, probes, strict=True)]
+    return value.detach(), torch.stack(estimates, dim=1)
+
+
+def get_log_likelihood_fn(
+    sde: SDE,
+    *,
+    hutchinson_type: str = "Rademacher",
+    num_probes: int = 1,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    method: str = "RK45",
+    eps: float = 1e-5,
+    continuous: bool = True,
+    per_sample: bool = False,
+) -> Callable:
+    """Log-likelihood of data under the probability flow, in nats.
+
+    Args:
+        sde: the forward process.
+        hutchinson_type: "Rademacher", "Gaussian", or "exact" for the whole trace, which costs one
+            backward pass a dimension.
+        num_probes: independent probes; two or more give a standard error.
+        rtol, atol, method: of the solver, see `utils.ode.integrate`.
+        eps: time at which the data is taken to be.
+        continuous: whether the network was trained on all times.
+        per_sample: control each sample's steps by its own error, so that its result does not
+            depend on who else is in the batch.
+    Returns:
+        `log_likelihood_fn(model, data, *, noise=None) -> LogLikelihood`, for data (B, *D) in the
+        network's range; noise is called like `torch.randn_like` to make the probes.
+    Raises:
+        ValueError: an unknown type of probe, or fewer than one.
+    """
+    kind = _kind_of_probe(hutchinson_type, num_probes)
+
+    def log_likelihood_fn(model, data, *, noise=None):
+        probes = _basis(data) if kind == "exact" else _draw_probes(kind, num_probes, data, noise)
+        score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+        flow = sde.reverse(score_fn, probability_flow=True)
+
+        def slope(t, state):
+            x, t = state[:, :size].reshape(data.shape).to(data.dtype), t.to(data.dtype)
+            drift, divergence = value_and_divergence(lambda x, t: flow.sde(x, t)[0], x, t, probes)
+            if kind == "exact":
+                divergence = divergence.sum(1, keepdim=True)
+            return torch.cat([drift.flatten(1), divergence], dim=1)
+
+        size = data[0].numel()
+        columns = 1 if kind == "exact" else num_probes
+        start = torch.cat([data.flatten(1), data.new_zeros(len(data), columns)], dim=1).double()
+        state, nfe = integrate(
+            slope, start, eps, sde.T, rtol=rtol, atol=atol, method=method, per_sample=per_sample
+        )
+        z = state[:, :size].reshape(data.shape).to(data.dtype)
+        return _summarise(sde.prior_logp(z), state[:, size:], kind == "exact", z, nfe)
+
+    return log_likelihood_fn
+
+
+def get_likelihood_fn(
+    sde: SDE,
+    inverse_scaler: Callable,
+    hutchinson_type: str = "Rademacher",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    method: str = "RK45",
+    eps: float = 1e-5,
+    *,
+    levels: int = 256,
+    **options,
+) -> Callable:
+    """Bits per dimension of data under the probability flow.
+
+    Args:
+        inverse_scaler: from the network's range to [0, 1]; affine.
+        levels: grey levels of the data.
+        options: more keywords of `get_log_likelihood_fn`, which documents the others as well.
+    Returns:
+        `likelihood_fn(model, data, *, noise=None) -> (bits/dim (B,), z (B, *D), evaluations)`.
+    """
+    log_likelihood_fn = get_log_likelihood_fn(
+        sde,
+        hutchinson_type=hutchinson_type,
+        rtol=rtol,
+        atol=atol,
+        method=method,
+        eps=eps,
+        **options,
+    )
+
+    def likelihood_fn(model, data, *, noise=None):
+        result = log_likelihood_fn(model, data, noise=noise)
+        bpd = bits_per_dim(result.total, data[0].numel(), inverse_scaler, levels)
+        return bpd, result.z, result.nfe
+
+    return likelihood_fn
+
+
+def bits_per_dim(
+    log_p: Tensor, dimensions: int, inverse_scaler: Callable, levels: int = 256
+) -> Tensor:
+    """Bits/dim of data with a number of grey levels, from its log density in nats.
+
+    A density over the network's range becomes one over [0, levels): dequantised data fills that
+    range with unit cells, so that the density bounds the probability of a grey level from below.
+    The terms are the density's, log2(levels) for dequantisation, and log2(a) for the scaler's
+    range, where the inverse scaler is x -> a x + b.
+
+    Args:
+        log_p: log density of the data in the network's range, (B,), in nats.
+        dimensions: number D of dimensions of the data.
+        inverse_scaler: from the network's range to [0, 1]; affine.
+        levels: grey levels of the data.
+    Returns:
+        Bits/dim, (B,).
+    """
+    return -log_p / (dimensions * math.log(2)) + sum(offsets(inverse_scaler, levels))
+
+
+def offsets(inverse_scaler: Callable, levels: int = 256) -> tuple[float, float]:
+    """What bits/dim are above the density's own: log2(levels) for dequantisation, and log2(a) for
+    scaling, where the inverse scaler is x -> a x + b."""
+    ends = inverse_scaler(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    return math.log2(levels), math.log2(float(ends[1] - ends[0]))
+
+
+def _kind_of_probe(hutchinson_type: str, num_probes: int) -> str:
+    """The name of the probes in lower case; ValueError says what there is."""
+    kind = hutchinson_type.lower()
+    if kind not in (*_PROBES, "exact"):
+        raise ValueError(
+            f"unknown hutchinson_type {hutchinson_type!r}: known are 'Rademacher', 'Gaussian' "
+            "and 'exact'"
+        )
+    if num_probes < 1:
+        raise ValueError(f"at least one probe is needed, not {num_probes}")
+    return kind
+
+
+def _draw_probes(kind: str, count: int, data: Tensor, noise: Callable | None) -> Tensor:
+    """(P, B, *D) probes; without a source of noise, from PyTorch's global generator."""
+    if noise is None and kind == "rademacher":
+        return 2.0 * torch.stack([torch.randint_like(data, 2) for _ in range(count)]) - 1.0
+    draws = torch.stack([(noise or torch.randn_like)(data) for _ in range(count)])
+    return _PROBES[kind](draws)
+
+
+def _basis(data: Tensor) -> Tensor:
+    """The D unit vectors of the data's space, (D, B, *D)."""
+    size = data[0].numel()
+    unit = torch.eye(size, dtype=data.dtype, device=data.device)
+    return unit.reshape(size, 1, *data.shape[1:]).expand(-1, *data.shape)
+
+
+def _summarise(prior, divergences, exact, z, nfe) -> LogLikelihood:
+    divergence = divergences.mean(1)
+    probes = divergences.shape[1]
+    if exact:
+        error = torch.zeros_like(divergence)
+    elif probes == 1:  # one probe says nothing about its own error
+        error = torch.full_like(divergence, torch.nan)
+    else:
+        error = divergences.std(1) / math.sqrt(probes)
+    prior = prior.double()
+    return LogLikelihood(prior + divergence, prior, divergence, error, z, nfe)

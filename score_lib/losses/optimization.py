@@ -1,0 +1,88 @@
+"""The optimiser, its schedule, and the watch over finite losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def get_optimizer(config, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The configured optimiser.
+
+    Raises:
+        ValueError: `optim.optimizer` is not "Adam".
+    """
+    optim = config.optim
+    if optim.optimizer.lower() != "adam":
+        raise ValueError(f"unknown optim.optimizer {optim.optimizer!r}: known is 'Adam'")
+    return torch.optim.Adam(
+        params,
+        lr=optim.lr,
+        betas=(optim.beta1, 0.999),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        amsgrad=optim.get("amsgrad", False),
+        fused=True,  # one pass over the parameters instead of ten
+    )
+
+
+def optimization_manager(config) -> Callable:
+    """Linear warm-up, clipping of the gradient's norm, and the optimiser's step.
+
+    Returns:
+        `optimize_fn(optimizer, params, step)`, which returns the gradient's norm before clipping,
+        a scalar on the device.  Its keywords lr, warmup (steps; 0 is none) and grad_clip (negative
+        is none) default to the config's.
+    """
+    optim = config.optim
+
+    def optimize_fn(
+        optimizer, params, step, lr=optim.lr, warmup=optim.warmup, grad_clip=optim.grad_clip
+    ):
+        params = [p for p in params if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in params])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, lr, warmup)
+        if grad_clip >= 0:
+            nn.utils.clip_grads_with_norm_(params, grad_clip, norm)
+        optimizer.step()
+        return norm
+
+    return optimize_fn
+
+
+def learning_rate(step: int, lr: float, warmup: int) -> float:
+    """Learning rate of the update after `step` others: linear warm-up from 0, then constant."""
+    return lr * min(step / warmup, 1.0) if warmup > 0 else lr
+
+
+class LossGuard:
+    """Stops a run whose loss or gradient is not finite.
+
+    On a GPU the verdict stays there until it is asked for, so that nothing waits for the device.
+    """
+
+    def __init__(self):
+        self.bad_step: Tensor | None = None
+
+    def watch(self, value: Tensor, step: int) -> None:
+        """Look at a step's value, a scalar; raises at once on the CPU."""
+        bad = torch.where(value.isfinite(), torch.inf, float(step))
+        self.bad_step = bad if self.bad_step is None else torch.minimum(self.bad_step, bad)
+        if value.device.type == "cpu":
+            self.check()
+
+    def check(self) -> None:
+        """Raise if a value was not finite.
+
+        Raises:
+            FloatingPointError: names the first such step.
+        """
+        if self.bad_step is not None and self.bad_step.isfinite():
+            raise FloatingPointError(
+                f"the loss or its gradient is not finite at step {int(self.bad_step)}: no "
+                "checkpoint was written since. Try a smaller optim.lr, a longer optim.warmup, or "
+                "optim.grad_clip = 1"
+            )

@@ -1,0 +1,132 @@
+"""The configured loss, and one step of training or evaluation with it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from score_lib.base.distributed import average, draw_apart, replicated
+from score_lib.losses.classifier import get_classifier_loss_fn
+from score_lib.losses.denoising import get_ddpm_loss_fn, get_sde_loss_fn
+from score_lib.losses.noisy import Draws, NoisyLoss
+from score_lib.sdes.process import SDE
+
+
+def get_loss_fn(
+    sde: SDE,
+    train: bool,
+    reduce_mean: bool,
+    continuous: bool,
+    likelihood_weighting: bool,
+    objective: str = "score",
+) -> NoisyLoss:
+    """The loss that suits a config: over continuous time, or over the chain's own levels.
+
+    Args:
+        objective: "score", or "classifier" of the data's labels.
+    Raises:
+        ValueError: likelihood weighting with discrete levels, or an unknown objective.
+    """
+    if objective == "classifier":
+        return get_classifier_loss_fn(sde, train, continuous)
+    if objective != "score":
+        raise ValueError(
+            f"unknown training.objective {objective!r}: known are 'score' and 'classifier'"
+        )
+    if continuous:
+        return get_sde_loss_fn(sde, train, reduce_mean, likelihood_weighting=likelihood_weighting)
+    if likelihood_weighting:
+        raise ValueError(
+            "training.likelihood_weighting needs training.continuous = True: the losses of SMLD "
+            "and DDPM have weights of their own"
+        )
+    return get_ddpm_loss_fn(sde, train, reduce_mean)
+
+
+def get_step_fn(
+    sde: SDE,
+    train: bool,
+    optimize_fn: Callable | None = None,
+    reduce_mean: bool = False,
+    continuous: bool = True,
+    likelihood_weighting: bool = False,
+    *,
+    accumulation: int = 1,
+    objective: str = "score",
+    prepare: Callable[[nn.Module], nn.Module] = replicated,
+) -> Callable:
+    """One step of training, or one evaluation with the averaged weights.
+
+    Of several processes, each is given its share of the batch; gradients and the loss of an
+    evaluation are those of the whole batch, and the loss of a training step that of the share.
+
+    Args:
+        sde: the forward process.
+        train: train, or evaluate.
+        optimize_fn: as made by `optimization_manager`; needed to train.
+        reduce_mean, continuous, likelihood_weighting: see `get_sde_loss_fn`.
+        accumulation: parts into which a training batch is split, to save memory.  Noise is drawn
+            for the whole batch, and the step that is clipped sees the gradient of the whole batch.
+        objective: "score", or "classifier": see `get_loss_fn`.
+        prepare: makes of the network what is trained in its place and shares its parameters; by
+            default, several processes average their gradients.
+    Returns:
+        `step_fn(state, batch, labels=None)`, giving the mean loss, a scalar on the device; only a
+        classifier needs labels.  `state` holds the live "model", "optimizer", "ema" and the number
+        "step" of updates made; training changes them in place and leaves the gradient's norm in
+        `step_fn.grad_norm`.
+    """
+    loss_fn = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting, objective)
+    if train:
+        return _TrainStep(loss_fn, optimize_fn, accumulation, prepare)
+
+    @torch.no_grad()
+    def eval_step(state, batch, labels=None):
+        with state["ema"].applied(state["model"].parameters()):
+            return average(loss_fn(state["model"], batch, labels))
+
+    return eval_step
+
+
+class _TrainStep:
+    def __init__(
+        self, loss_fn: NoisyLoss, optimize_fn: Callable, accumulation: int, prepare: Callable
+    ):
+        self.loss_fn, self.optimize_fn, self.accumulation = loss_fn, optimize_fn, accumulation
+        self.prepare = prepare
+        self.grad_norm: Tensor | None = None
+        self._model: nn.Module | None = None
+
+    def __call__(self, state: dict, batch: Tensor, labels: Tensor | None = None) -> Tensor:
+        model, optimizer = state["model"], state["optimizer"]
+        if self._model is not model:
+            self._model, self._network = model, self.prepare(model)
+        optimizer.zero_grad()
+        loss = self._backward(batch, labels)
+        self.grad_norm = self.optimize_fn(optimizer, model.parameters(), step=state["step"])
+        state["step"] += 1
+        state["ema"].update(model.parameters())
+        return loss
+
+    def _backward(self, batch, labels):
+        """Gradient of the batch's mean loss, part by part."""
+        draws, total = self.loss_fn.draw(batch), 0.0
+        draw_apart()
+        given = (batch, *draws) if labels is None else (batch, *draws, labels)
+        parts = zip(*(tensor.tensor_split(self.accumulation) for tensor in given), strict=True)
+        for number, (part, level, z, *label) in enumerate(parts, start=1):
+            with self._averaging(number == self.accumulation):
+                losses = self.loss_fn.per_sample(self._network, part, Draws(level, z), *label)
+                loss = losses.mean() * (len(part) / len(batch))
+                loss.backward()
+            total = total + loss.detach()
+        return total
+
+    def _averaging(self, last: bool):
+        """Context for a part of the batch: processes exchange gradients once, at the last."""
+        if last or not hasattr(self._network, "no_sync"):
+            return contextlib.nullcontext()
+        return self._network.no_sync()

@@ -1,0 +1,231 @@
+"""The two Inception networks of published results.
+
+Both descend from one network of 2015, but they resize differently, and so does what comes out:
+statistics of one say nothing about features of the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import pathlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from score_lib.disk.checkpoints import verify_records
+from score_lib.disk.files import file_digest, printable
+from score_lib.disk.pictures import declare_box_operators
+from score_lib.metrics.extractors import Extractor, as_rgb, register_extractor
+
+TFGAN_URL = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
+INCEPTION_V3_URL = "https://tfhub.dev/google/imagenet/inception_v3/feature_vector/4"
+_SIZE = 299
+
+
+@register_extractor
+class FidelityInception(Extractor):
+    """torch-fidelity's port of the FID network.  [Heusel et al. 2017]
+
+    Features are those of the last pooling layer, (B, 2048); class scores, (B, 1008), are without
+    the bias of the last layer, as in the published Inception Score.
+
+    Args:
+        weights: torch-fidelity's weights file; "" downloads it where PyTorch keeps such files.
+        device: where the network runs.
+    Raises:
+        OSError: there is no such file, or it cannot be downloaded.
+        ValueError: it does not hold these weights.
+    """
+
+    name = "inception"
+    resize = f"bilinear to {_SIZE} x {_SIZE}, aligned as in TensorFlow 1"
+
+    def __init__(self, weights: str = "", device: torch.device | str = "cpu"):
+        path = pathlib.Path(weights) if weights else _downloaded_weights()
+        self.device = torch.device(device)
+        self.network = _fidelity_network(path).to(self.device)
+        self.digest = file_digest(path)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = as_rgb(images).movedim(-1, 1).contiguous().to(self.device)
+        # A GPU's reduced precision (TF32) would change distances in their third digit.
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            return self.network(x)
+
+
+def _downloaded_weights() -> pathlib.Path:
+    url = _fidelity().URL_INCEPTION_V3
+    path = pathlib.Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.exists():
+        return path
+    logging.info("downloading the Inception weights to %s", path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    except OSError as error:
+        raise OSError(
+            f"the Inception weights cannot be downloaded from {url} to {path} ({error}): bring "
+            "that file here by other means and name it with --config.eval.extractor_weights=FILE"
+        ) from error
+    return path
+
+
+def _fidelity_network(path: pathlib.Path) -> torch.nn.Module:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of Inception weights at {path}")
+    network = _fidelity().FeatureExtractorInceptionV3
+    try:
+        # torch-fidelity's own loading would run code that a file holds; this finds it first.
+        verify_records(path)
+        torch.load(path, map_location="cpu", weights_only=True)
+        return network(
+            "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+        )
+    except (
+        AttributeError,
+        EOFError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        OSError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = printable(" ".join(str(error).split()), 120)
+        raise ValueError(
+            f"{path} does not hold the weights of torch-fidelity's Inception network ({reason}): "
+            f"they are published at {_fidelity().URL_INCEPTION_V3}"
+        ) from error
+
+
+def _fidelity():
+    declare_box_operators()  # torch-fidelity imports torchvision
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3
+    except ImportError as error:
+        raise ImportError(
+            f"the extractor 'inception' needs torch-fidelity ({error}): pip install torch-fidelity"
+        ) from error
+    return feature_extractor_inceptionv3
+
+
+@register_extractor
+class TFGANInception(Extractor):
+    """TF-GAN's Inception network, through TensorFlow Hub, on the CPU: GPUs are PyTorch's.
+
+    The published code hands it images at their own size.  So does this, if the model takes images
+    of any size; else they are resized as in TF-GAN's examples.
+
+    Args:
+        weights: a URL or the folder of a SavedModel; "" is TF-GAN's URL.
+        device: not used.
+    Raises:
+        OSError: the model is not there, cannot be downloaded or is not a SavedModel.
+    """
+
+    name = "inception_tfgan"
+
+    def __init__(self, weights: str = "", device: torch.device | str = "cpu"):
+        handle = weights or TFGAN_URL
+        self.tf = _tensorflow()
+        self.model = _hub_model(handle)
+        self.digest = _folder_digest(_hub().resolve(handle))
+        self.resizes_itself = self._takes_any_size()
+        self.resize = (
+            "by the model itself"
+            if self.resizes_itself
+            else f"bilinear to {_SIZE} x {_SIZE}, not antialiased"
+        )
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.tf.cast(as_rgb(images).cpu().numpy(), self.tf.float32)
+        if not self.resizes_itself:
+            x = self.tf.image.resize(x, (_SIZE, _SIZE), method="bilinear")
+        outputs = self.model((x - 127.5) / 127.5)
+        if not isinstance(outputs, Mapping) or not {"pool_3", "logits"} <= outputs.keys():
+            found = sorted(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+            raise ValueError(
+                "the TensorFlow model should return a dictionary with 'pool_3' and 'logits', as "
+                f"TF-GAN's does, not {found}"
+            )
+        return tuple(
+            torch.from_numpy(outputs[key].numpy()).flatten(1) for key in ("pool_3", "logits")
+        )
+
+    def _takes_any_size(self) -> bool:
+        # The network itself has too many poolings for an image as small as this.
+        try:
+            self.model(self.tf.zeros((1, 8, 8, 3)))
+        except (ValueError, TypeError, self.tf.errors.OpError):
+            return False
+        return True
+
+
+def get_inception_model(inceptionv3: bool = False):
+    """The Inception network that the published code uses, as TensorFlow Hub loads it.
+
+    A function of a TensorFlow batch (B, H, W, 3).  TF-GAN's takes values in [-1, 1] and returns
+    {"pool_3", "logits"}.  `get_extractor` gives what works on uint8 PyTorch tensors instead.
+
+    Args:
+        inceptionv3: the network for images of 256 px and more: values in [0, 1], result (B, 2048).
+    Raises:
+        OSError: it cannot be downloaded.
+    """
+    _tensorflow()
+    return _hub_model(INCEPTION_V3_URL if inceptionv3 else TFGAN_URL)
+
+
+def _hub_model(handle: str):
+    try:
+        return _hub().load(handle)
+    except (OSError, ValueError, RuntimeError, _tensorflow().errors.OpError) as error:
+        reason = printable(" ".join(str(error).split()), 200)
+        raise OSError(
+            f"the Inception network cannot be loaded from {handle} ({reason}): download the model "
+            "on another machine, unpack it, and name its folder with "
+            "--config.eval.extractor_weights=FOLDER"
+        ) from error
+
+
+def _tensorflow():
+    """TensorFlow with the GPUs hidden from it: it would take their memory from PyTorch."""
+    try:
+        import tensorflow
+    except ImportError as error:
+        raise ImportError(
+            f"the extractor 'inception_tfgan' needs TensorFlow ({error}): "
+            "pip install -r requirements.txt"
+        ) from error
+    # Too late where somebody has already computed with it.
+    with contextlib.suppress(RuntimeError):
+        tensorflow.config.set_visible_devices([], "GPU")
+    return tensorflow
+
+
+def _hub():
+    try:
+        import tensorflow_hub
+    except ImportError as error:
+        raise ImportError(
+            f"the extractor 'inception_tfgan' needs TensorFlow Hub ({error}): "
+            "pip install -r requirements.txt"
+        ) from error
+    return tensorflow_hub
+
+
+def _folder_digest(folder: str | os.PathLike) -> str:
+    """A short hash of the files in a folder: their names and contents."""
+    root = pathlib.Path(folder)
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(file for file in root.rglob("*") if file.is_file()):
+        digest.update(f"{path.relative_to(root).as_posix()} {file_digest(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,304 @@
+"""Statistics of a set of images: their features, and a record of what computed them.
+
+Files are .npz without pickle.  Ours hold `pool_3` (N, F), `logits` (N, K) where there are any, and
+`extractor`, `resize`, `digest`, `dataset`, `count` and `hash`.  The layouts in common use are read
+too: `pool_3` alone, or `mu` (F,) and `sigma` (F, F), which serve for the FID only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import logging
+import math
+import operator
+import os
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_lib.base.distributed import gather
+from score_lib.base.tensors import derive_seed, image_shape
+from score_lib.disk.files import load_arrays, printable, save_arrays
+from score_lib.disk.logs import progress_bar
+from score_lib.metrics import distances
+from score_lib.metrics.extractors import Extractor
+
+STATS_FOLDER = pathlib.Path(__file__).parent.parent / "assets" / "stats"
+_ARRAYS = ("pool_3", "logits", "mu", "sigma")
+_RECORD = ("extractor", "resize", "digest", "dataset")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Statistics:
+    """Features of N images, or only their mean and covariance.
+
+    Attributes:
+        pool_3: features (N, F); None where only mu and sigma are known.
+        logits: class scores (N, K), or None.
+        mu, sigma: mean (F,) and covariance (F, F), used where there is no pool_3.
+        extractor, resize, digest: of the network that computed them; "" where not recorded.
+        dataset: what the images are, for people.
+        count: number of images; 0 where not known.
+    """
+
+    pool_3: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    mu: np.ndarray | None = None
+    sigma: np.ndarray | None = None
+    extractor: str = ""
+    resize: str = ""
+    digest: str = ""
+    dataset: str = ""
+    count: int = 0
+
+    def __post_init__(self):
+        if self.pool_3 is None:
+            _check_moments(self.mu, self.sigma)
+            return
+        object.__setattr__(self, "count", len(self.pool_3))
+        for name in ("pool_3", "logits"):
+            _check_rows(name, getattr(self, name), self.count)
+
+    @classmethod
+    def of(
+        cls, extractor: Extractor, pool_3: Tensor, logits: Tensor | None = None, dataset: str = ""
+    ) -> Statistics:
+        """Statistics of what an extractor returned: pool_3 (N, F) and logits (N, K) or None."""
+        return cls(
+            pool_3=np.asarray(pool_3),
+            logits=None if logits is None else np.asarray(logits),
+            extractor=extractor.name,
+            resize=extractor.resize,
+            digest=extractor.digest,
+            dataset=dataset,
+        )
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """`stats["pool_3"]`, as in the file."""
+        value = getattr(self, name) if name in _ARRAYS else None
+        if value is None:
+            raise KeyError(f"these statistics have no {name!r}")
+        return value
+
+    def moments(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Mean (F,) and unbiased covariance (F, F) of the features."""
+        if self.pool_3 is None:
+            return tuple(torch.as_tensor(x, device=device) for x in (self.mu, self.sigma))
+        return distances.moments(torch.as_tensor(self.pool_3, device=device))
+
+    def hash(self) -> str:
+        """A short hash of the numbers and of what is known about them."""
+        record = [getattr(self, name) for name in _RECORD]
+        digest = hashlib.blake2b(repr(record).encode(), digest_size=8)
+        for name in _ARRAYS:
+            if getattr(self, name) is not None:
+                digest.update(np.ascontiguousarray(getattr(self, name)))
+        return digest.hexdigest()
+
+    def made_by(self) -> str:
+        """The network in words, such as "digits (weights 9f31, resize: none)"; "" if unknown."""
+        if not self.extractor:
+            return ""
+        return f"{self.extractor!r} (weights {self.digest}, resize: {self.resize})"
+
+
+def _check_rows(name: str, values: np.ndarray | None, count: int) -> None:
+    if values is None:
+        return
+    if values.ndim != 2 or not values.shape[1] or not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(
+            f"{name} should be rows of floating-point numbers, one per image, not {values.dtype} "
+            f"of shape {values.shape}"
+        )
+    if len(values) != count or count < 2:
+        raise ValueError(f"{name} has {len(values)} rows for {count} images; two are the least")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} has values that are not finite")
+
+
+def _check_moments(mu: np.ndarray | None, sigma: np.ndarray | None) -> None:
+    if mu is None or sigma is None:
+        raise ValueError("there is neither 'pool_3' nor both 'mu' and 'sigma'")
+    if mu.ndim != 1 or not mu.size or sigma.shape != (*mu.shape, *mu.shape):
+        raise ValueError(
+            f"mu and sigma should have shapes (F,) and (F, F), not {mu.shape} and {sigma.shape}"
+        )
+    if not all(np.issubdtype(x.dtype, np.floating) and np.isfinite(x).all() for x in (mu, sigma)):
+        raise ValueError("mu and sigma should be finite floating-point numbers")
+
+
+def compute_statistics(
+    extractor: Extractor,
+    batches: Iterable[Tensor | np.ndarray],
+    progress: bool = False,
+    *,
+    dataset: str = "",
+) -> Statistics:
+    """Features and class scores of images.
+
+    Rows are put into an order that looks random and is always the same: the kernel distance
+    compares blocks of rows, and data sets are often sorted by class.
+
+    Several processes each give batches of their own, in the order of their ranks, and get the
+    statistics of all.
+
+    Args:
+        extractor: gives the features.
+        batches: images (B, H, W, C) uint8.
+        progress: show a progress bar.
+        dataset: name of the images, for the record.
+    Raises:
+        ValueError: fewer than two images, or images that the extractor cannot take.
+    """
+    parts = []
+    with progress_bar(operator.length_hint(batches) or None, 0, "batch") as bar:
+        bar.disable = bar.disable or not progress
+        for images in batches:
+            parts.append(extractor(images))
+            bar.update()
+    parts = list(itertools.chain.from_iterable(gather(parts)))
+    if sum(len(part["pool_3"]) for part in parts) < 2:
+        raise ValueError("statistics need two images or more")
+    pool_3 = torch.cat([part["pool_3"] for part in parts])
+    order = np.random.default_rng(derive_seed("order of statistics")).permutation(len(pool_3))
+    logits = None
+    if parts[0]["logits"] is not None:
+        logits = torch.cat([part["logits"] for part in parts])[order]
+    return Statistics.of(extractor, pool_3[order], logits, dataset)
+
+
+def save_statistics(path: str | os.PathLike, stats: Statistics) -> None:
+    """Write statistics as .npz, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    arrays = {name: getattr(stats, name) for name in _ARRAYS if getattr(stats, name) is not None}
+    record = {name: np.array(getattr(stats, name)) for name in (*_RECORD, "count")}
+    # The hash comes first: a damaged list of contents may lose what comes last.
+    save_arrays(path, hash=np.array(stats.hash()), **arrays, **record)
+
+
+def load_statistics(path: str | os.PathLike) -> Statistics:
+    """Read statistics: ours, `pool_3` alone, or `mu` and `sigma`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds something else.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of statistics at {path}")
+    arrays = load_arrays(path)
+    try:
+        stats = Statistics(
+            **{name: arrays[name] for name in _ARRAYS if name in arrays},
+            **{name: str(arrays[name]) for name in _RECORD if name in arrays},
+            count=int(arrays.get("count", 0)),
+        )
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path} is not a file of statistics: {printable(str(error))}") from error
+    if str(arrays.get("hash", stats.hash())) != stats.hash():
+        raise ValueError(
+            f"{path} was changed after it was written (its hash is another): make it again with "
+            "--mode fid_stats"
+        )
+    return stats
+
+
+def stats_path(config) -> pathlib.Path:
+    """Where the statistics of the configured data set are: `eval.stats`, or a name in assets/stats.
+
+    `cifar10_stats.npz`, `celeba_stats.npz` and `lsun_{category}_{size}_stats.npz` are the
+    published names.  Others carry the size, and the user's own images a hash of where they are.
+    """
+    if chosen := config.eval.get("stats", ""):
+        return pathlib.Path(chosen)
+    parts = [config.data.dataset.lower()]
+    if parts[0] not in ("cifar10", "celeba"):
+        channels, height, width = image_shape(config)
+        parts.append(config.data.get("category", ""))
+        parts.append(f"{height}" if height == width else f"{height}x{width}")
+        if source := config.data.get("path", ""):
+            place = pathlib.Path(source).resolve()
+            identity = derive_seed("statistics", str(place), channels) % 16**8
+            parts[1:1] = [place.stem, f"{identity:08x}"]
+    return STATS_FOLDER / ("_".join(filter(None, [*parts, "stats"])) + ".npz")
+
+
+def load_dataset_stats(config) -> Statistics:
+    """Statistics of the configured data set, from the file that `stats_path` names.
+
+    Raises:
+        FileNotFoundError: they have not been made yet.
+        ValueError: the file is damaged, or holds something else.
+    """
+    path = stats_path(config)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there are no statistics of {config.data.dataset} at {path}: make them with "
+            "--mode fid_stats, or name a file with --config.eval.stats=FILE"
+        )
+    return load_statistics(path)
+
+
+def metrics(
+    real: Statistics, fake: Statistics, device: torch.device | str = "cpu"
+) -> dict[str, float | None]:
+    """All distances between two sets of images, by the definitions of the published results.
+
+    Args:
+        real: statistics of the data set.
+        fake: statistics of samples; the Inception Score is theirs.
+        device: where the work is done.
+    Returns:
+        "fid", "inception_score", "kid", "kid_standard_error", "precision" and "recall".  What
+        the statistics do not suffice for is None, and a warning says why.
+    Raises:
+        ValueError: features of different extractors.
+    """
+    _check_comparable(real, fake)
+    result: dict[str, float | None] = dict.fromkeys(
+        ("fid", "inception_score", "kid", "kid_standard_error", "precision", "recall")
+    )
+    result["fid"] = distances.frechet_distance(real.moments(device), fake.moments(device))
+    if fake.logits is None:
+        logging.warning("no Inception Score: the statistics of the samples have no logits")
+    else:
+        logits = torch.as_tensor(fake.logits, device=device)
+        result["inception_score"] = distances.inception_score(logits)[0]
+    if real.pool_3 is None or fake.pool_3 is None:
+        logging.warning(
+            "no KID, precision or recall: they need the features of every image (pool_3), and "
+            "the statistics of the %s have only their mean and covariance",
+            "data" if real.pool_3 is None else "samples",
+        )
+        return result
+    features = [torch.as_tensor(stats.pool_3, device=device) for stats in (real, fake)]
+    try:
+        result["precision"], result["recall"] = distances.precision_recall(*features)
+        kid, error = distances.kid(*features)
+        result["kid"], result["kid_standard_error"] = kid, None if math.isnan(error) else error
+    except ValueError as too_few:
+        logging.warning("some distances are left out: %s", too_few)
+    return result
+
+
+def _check_comparable(real: Statistics, fake: Statistics) -> None:
+    made_by = [real.made_by(), fake.made_by()]
+    if all(made_by) and made_by[0] != made_by[1]:
+        raise ValueError(
+            f"features of different extractors cannot be compared: the data's come from "
+            f"{made_by[0]}, the samples' from {made_by[1]}"
+        )
+    if not all(made_by):
+        logging.warning(
+            "the statistics of the %s do not say which extractor made them: distances mean nothing "
+            "unless it was the same for both",
+            "data" if not made_by[0] else "samples",
+        )

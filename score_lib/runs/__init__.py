@@ -1,0 +1,1 @@
+"""Runs: a config in a folder.  The door is `run_lib`."""

@@ -1,0 +1,225 @@
+"""Training: the loop, what it does after a step, and where it goes on after a stop.
+
+Randomness is a function of the seed and of what it is for: each training step seeds the generator
+with (seed, "train", step), so that a run that was stopped and one that was not are the same, and
+what is logged or sampled in between changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.precision import matmul_precision
+from score_lib.base import distributed
+from score_lib.base.preemption import Preempted, StopSignals
+from score_lib.base.tensors import derive_seed
+from score_lib.data import ImageStream, get_dataset
+from score_lib.disk.checkpoints import latest_whole, restore_checkpoint
+from score_lib.disk.files import atomic_write, remove_leftovers
+from score_lib.disk.logs import MetricsLog, Rate, SilentLog, progress_bar
+from score_lib.disk.pictures import is_picture, make_grid, save_grid, to_uint8
+from score_lib.disk.writer import CheckpointWriter
+from score_lib.losses.optimization import LossGuard
+from score_lib.runs.setup import META, Run
+
+Streams = tuple[ImageStream, ImageStream]
+
+
+def training_streams(run: Run) -> Streams:
+    """This process's share of endless batches, for training and for its evaluation loss.
+
+    Raises:
+        ValueError: the data or their labels do not fit, or a batch cannot be split evenly.
+    """
+    _check_share(run.config.training)
+    train_ds, eval_ds, info = get_dataset(
+        run.config,
+        run.config.data.uniform_dequantization,
+        device=run.device,
+        rank=distributed.rank(),
+        world=distributed.world(),
+    )
+    run.check_labels(info)
+    return train_ds, eval_ds
+
+
+def _check_share(training) -> None:
+    size, accumulation = training.batch_size, training.get("grad_accumulation", 1)
+    parts = distributed.world() * accumulation
+    if size % distributed.world() or size < parts:
+        raise ValueError(
+            f"training.batch_size = {size} cannot be split evenly among {distributed.world()} "
+            f"processes, in training.grad_accumulation = {accumulation} parts each: "
+            f"{-(-size // parts) * parts} can"
+        )
+
+
+def resume(run: Run, workdir: pathlib.Path) -> None:
+    """Go back to the last undamaged checkpoint for that purpose, if any."""
+    run.state |= {"position": 0, "snapshot_due": False}
+    path = workdir / META
+    latest = distributed.on_main(lambda: latest_whole(path)) or path
+    restore_checkpoint(latest, run.state, run.device)
+    if distributed.is_main():
+        checkpoints = path.parent, workdir / "checkpoints"
+        remove_leftovers(workdir, *checkpoints, *workdir.glob("samples/iter_*"))
+
+
+class Training:
+    """A run from where its state stands.
+
+    Args:
+        run: with the state to go on from.
+        streams: batches for training and for its evaluation loss.
+        workdir: folder of the run.
+        log: for numbers and pictures.
+        writer: for checkpoints.
+        stop: says whether a signal has asked to stop.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        streams: Streams,
+        workdir: pathlib.Path,
+        log: MetricsLog | SilentLog,
+        writer: CheckpointWriter,
+        stop: StopSignals,
+    ):
+        self.run, self.workdir, self.log, self.writer, self.stop = run, workdir, log, writer, stop
+        self.state, self.options = run.state, run.config.training
+        self.train_step, self.eval_step = run.step_fns()
+        train_ds, eval_ds = streams
+        train_ds.seek(self.state["position"])
+        evaluations = self.state["step"] // self.options.eval_freq
+        eval_ds.seek(evaluations * self.options.batch_size)
+        self.train_batches, self.eval_batches = iter(train_ds), iter(eval_ds)
+        self.guard, self.rate = LossGuard(), Rate(self.options.batch_size)
+        self.stop_asked = distributed.AnyProcess()
+
+    def run_to_the_end(self) -> None:
+        """Train, and do what is due after each step.
+
+        Raises:
+            OSError: a file cannot be written.
+            FloatingPointError: the loss is not finite.
+            Preempted: a signal asked to stop, and a checkpoint of the last step was written.
+        """
+        state, options = self.state, self.options
+        logging.info(
+            "training from step %d to %d on %s, %d processes",
+            state["step"], options.n_iters, self.run.device, distributed.world(),
+        )  # fmt: skip
+        if state["snapshot_due"]:
+            self._draw_samples()
+            self._save_meta()
+        with progress_bar(options.n_iters, state["step"], "step") as bar:
+            while state["step"] < options.n_iters:
+                loss = self._steps()
+                bar.update(state["step"] - bar.n)
+                self._after_step(loss, last=state["step"] >= options.n_iters)
+                self.writer.check()
+        self.writer.wait()
+        distributed.barrier()
+
+    def _steps(self) -> Tensor:
+        """As many steps as are made at once; gives the loss of the last."""
+        state, options = self.state, self.options
+        for _ in range(min(options.get("n_jitted_steps", 1), options.n_iters - state["step"])):
+            torch.manual_seed(derive_seed(self.run.config.seed, "train", state["step"]))
+            batch = next(self.train_batches)
+            loss = self.train_step(state, self.run.scaler(batch["image"]), batch["label"])
+            state["position"] += options.batch_size
+            self.guard.watch(loss + self.train_step.grad_norm, state["step"])
+        return loss
+
+    def _after_step(self, loss: Tensor, last: bool) -> None:
+        step, options = self.state["step"], self.options
+        if every(step, options.log_freq):
+            self._log_training(loss)
+        if every(step, options.eval_freq):
+            self._evaluate()
+        if every(step, options.snapshot_freq) or last:
+            self._save(f"checkpoints/checkpoint_{step // options.snapshot_freq}.pth")
+            self._draw_samples()
+        # Last, so that a run that was killed in between does all of the above again.
+        stopping = self.stop_asked(self.stop.requested) and not last
+        if every(step, options.snapshot_freq_for_preemption) or last or stopping:
+            self._save_meta()
+        if stopping:
+            self.writer.wait()
+            distributed.barrier()
+            raise Preempted
+
+    def _log_training(self, loss: Tensor) -> None:
+        self.guard.check()
+        step = self.state["step"]
+        values = {
+            "training_loss": distributed.average(loss).item(),
+            "grad_norm": self.train_step.grad_norm.item(),
+            "learning_rate": self.state["optimizer"].param_groups[0]["lr"],
+        }
+        images_per_second = self.rate.at(step)
+        self.log.write(step, machine={"images_per_second": images_per_second}, **values)
+        logging.info(
+            "step %d: training loss %.4e, gradient norm %.3g, %.0f images/s",
+            step, values["training_loss"], values["grad_norm"], images_per_second,
+        )  # fmt: skip
+
+    def _evaluate(self) -> None:
+        step = self.state["step"]
+        torch.manual_seed(derive_seed(self.run.config.seed, "eval", step))
+        batch = next(self.eval_batches)
+        with matmul_precision("float32"):
+            loss = self.eval_step(self.state, self.run.scaler(batch["image"]), batch["label"])
+        loss = loss.item()
+        self.log.write(step, eval_loss=loss)
+        logging.info("step %d: evaluation loss %.4e", step, loss)
+
+    def _draw_samples(self) -> None:
+        """Samples from the averaged weights; who is interrupted here begins with them again."""
+        if not self.options.snapshot_sampling:
+            return
+        self.state["snapshot_due"] = True
+        try:
+            with self.stop.at_once():
+                images = self.run.first_samples()
+        except Preempted:
+            self._save_meta()
+            raise
+        self.state["snapshot_due"] = False
+        if not distributed.is_main():
+            return
+        step = self.state["step"]
+        shown = save_samples(self.workdir / f"samples/iter_{step}", images, self.run.levels)
+        if is_picture(shown.shape):
+            self.log.image(step, "samples", make_grid(shown))
+
+    def _save_meta(self) -> None:
+        self._save(META, self.options.get("keep_meta_checkpoints", 2))
+
+    def _save(self, name: str, keep: int = 0) -> None:
+        self.guard.check()
+        if distributed.is_main():
+            state = {**self.state, "config": self.run.config.to_json_best_effort()}
+            self.writer.save(self.workdir / name, state, keep)
+
+
+def save_samples(folder: pathlib.Path, images: Tensor, levels: int) -> Tensor:
+    """Write `sample.np`, bytes with channels last, and `sample.png`; returns what they show."""
+    pixels = to_uint8(images, levels)
+    with atomic_write(folder / "sample.np") as file:
+        np.save(file, pixels.numpy(), allow_pickle=False)
+    shown = pixels.movedim(-1, 1) / 255
+    save_grid(folder / "sample.png", shown)
+    return shown
+
+
+def every(step: int, frequency: int) -> bool:
+    """Whether something that happens every `frequency` steps happens after this one."""
+    return frequency > 0 and step % frequency == 0

@@ -1,0 +1,133 @@
+"""The reverse SDE with adaptive steps.  [Jolicoeur-Martineau et al. 2021]"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from score_lib.base.devices import device_of
+from score_lib.base.tensors import batch_mul
+from score_lib.samplers.constraints import Constraint, without_wraps
+from score_lib.samplers.loop import Noise, score_fns, start, with_gradients
+from score_lib.sdes.process import SDE
+
+
+def get_adaptive_sampler(
+    sde: SDE,
+    shape: tuple[int, ...],
+    inverse_scaler: Callable,
+    *,
+    rtol: float = 0.05,
+    atol: float = 0.0078,
+    first_step: float = 0.01,
+    continuous: bool = True,
+    denoise: bool = True,
+    eps: float = 1e-3,
+    device: torch.device | str | None = None,
+    constraints: Sequence[Constraint] = (),
+    start_time: float | None = None,
+    differentiable: bool = False,
+) -> Callable:
+    """The reverse SDE with steps as long as they can be.  [Jolicoeur-Martineau et al. 2021]
+
+    Each sample has its own step size.  A step computes Euler-Maruyama's x' and repeats it with the
+    drift and diffusion at x'; their mean x'' is accepted where it differs from x' by less than
+    max(atol, rtol |x'|) in the root mean square.
+
+    Args:
+        rtol, atol: tolerances; the absolute one is in the network's range, where 0.0078 is one
+            grey level of centred images.
+        first_step: in units of T.
+        denoise: end with the denoised x, for one evaluation more.
+        sde, ..., differentiable: as for `get_solver_sampler`.
+    Returns:
+        `sample(model, z=None, *, noise=None, progress=False) -> (samples (B, *D), evaluations)`.
+    Raises:
+        ValueError: a constraint changes steps.
+    """
+    without_wraps(constraints)
+    start_time = sde.T if start_time is None else start_time
+
+    @with_gradients(differentiable)
+    def sample(
+        model: Callable,
+        z: Tensor | None = None,
+        *,
+        noise: Noise | None = None,
+        progress: bool = False,
+    ):
+        where = device_of(model) if device is None else torch.device(device)
+        counted, score_fn = score_fns(sde, model, continuous, constraints, differentiable)
+        draw, reverse = noise or torch.randn_like, sde.reverse(score_fn).sde
+        first = torch.tensor(start_time, dtype=torch.float32, device=where)
+        x = start(sde, shape, where, z, first, noise, constraints)
+        t = first.repeat(x.shape[0])
+        h = torch.full_like(t, first_step * sde.T)
+        path, before = _BrownianPath(x, h), x
+        while bool((t > eps).any()):
+            h = torch.minimum(h, t - eps)
+            euler, improved = _stochastic_heun(reverse, x, t, h, path.increment(h, draw(x)))
+            allowed = rtol * torch.maximum(euler.abs(), before.abs())
+            relative = (euler - improved) / allowed.clamp(min=atol)
+            error = relative.detach().flatten(1).square().mean(1).sqrt()
+            accepted = (error <= 1) & (t > eps)
+            path.settle(accepted)
+            x = torch.where(_like(accepted, x), improved, x)
+            before = torch.where(_like(accepted, x), euler, before)
+            t = torch.where(accepted, torch.where(h == t - eps, eps, t - h), t)
+            h = h * (0.9 * error.clamp(min=1e-6) ** -0.9)
+        if denoise:
+            x = sde.denoised(x, t, score_fn(x, t))
+        return inverse_scaler(x), counted.evaluations
+
+    return sample
+
+
+class _BrownianPath:
+    """Increments of a Brownian motion that survive rejected steps.
+
+    Redrawing after a rejection biases samples towards easily accepted increments.  So each sample
+    keeps the increment over the interval it tried last; shorter steps within it are drawn from the
+    Brownian bridge.
+    """
+
+    def __init__(self, x: Tensor, h: Tensor):
+        self.length, self.ahead = torch.zeros_like(h), torch.zeros_like(x)
+
+    def increment(self, h: Tensor, z: Tensor) -> Tensor:
+        """The increment over the next h (B,): (B, *D), drawn with z ~ N(0, I) where it is new."""
+        self.inside = h < self.length
+        share = torch.where(self.inside, h / self.length.clamp(min=1e-12), 1.0)
+        variance = torch.where(self.inside, (1 - share) * h, h - self.length)
+        self.h, self.step = h, batch_mul(share, self.ahead) + batch_mul(variance.sqrt(), z)
+        return self.step
+
+    def settle(self, accepted: Tensor) -> None:
+        """Advance where the step was accepted, (B,); keep its increment elsewhere."""
+        inside = _like(self.inside, self.step)
+        gone = torch.where(inside, self.ahead - self.step, torch.zeros_like(self.step))
+        kept = torch.where(inside, self.ahead, self.step)
+        self.ahead = torch.where(_like(accepted, self.step), gone, kept)
+        left = (self.length - self.h).clamp(min=0)
+        self.length = torch.where(accepted, left, torch.maximum(self.length, self.h))
+
+
+def _stochastic_heun(reverse: Callable, x: Tensor, t: Tensor, h: Tensor, increment: Tensor):
+    """The Euler-Maruyama step, and its mean with a step that uses the coefficients at its end.
+
+    Args:
+        increment: of the Brownian motion over the step, (B, *D).
+    """
+
+    def moved(drift: Tensor, diffusion: Tensor) -> Tensor:
+        return x - batch_mul(h, drift) + batch_mul(diffusion, increment)
+
+    euler = moved(*reverse(x, t))
+    return euler, (euler + moved(*reverse(euler, t - h))) / 2
+
+
+def _like(condition: Tensor, x: Tensor) -> Tensor:
+    """A condition on samples, (B,), broadcast to their entries."""
+    return condition.reshape(-1, *(1,) * (x.dim() - 1))

@@ -1,0 +1,120 @@
+"""From a config to a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from score_lib.base.registry import Registry
+from score_lib.options import complete
+from score_lib.samplers.adaptive import get_adaptive_sampler
+from score_lib.samplers.correctors import get_corrector
+from score_lib.samplers.ode import get_ode_sampler
+from score_lib.samplers.pc import get_pc_sampler
+from score_lib.samplers.predictors import get_predictor
+from score_lib.samplers.solvers import (
+    DDIM,
+    DPMSolver2M,
+    DPMSolver3M,
+    DPMSolverSDE,
+    Heun,
+    Solver,
+    get_solver_sampler,
+)
+from score_lib.sdes.process import SDE
+
+# Entries build samplers from (sde, shape, inverse_scaler, *, eps, continuous, denoise, ...).
+_SAMPLERS = Registry("sampling.method")
+register_sampler = _SAMPLERS.register
+
+_SOLVER_OPTIONS = {"steps": "sampling.num_steps", "grid": "sampling.time_grid"}
+
+
+def register_solver(name: str, options: dict[str, str] | None = None) -> Callable:
+    """Class decorator: `sampling.method = name` then selects a solver.
+
+    Args:
+        options: keywords of the class -> dotted names of the options that feed them.
+    """
+
+    def add(solver: type[Solver]) -> type[Solver]:
+        def build(sde, shape, inverse_scaler, **keywords):
+            return get_solver_sampler(sde, shape, solver, inverse_scaler, **keywords)
+
+        feeds = {**_SOLVER_OPTIONS, **(options or {})}
+        return register_sampler(solver, name=name, options=feeds, build=build)
+
+    return add
+
+
+register_solver("ddim")(DDIM)
+register_solver("heun", {"churn": "sampling.churn"})(Heun)
+register_solver("dpmpp_2m")(DPMSolver2M)
+register_solver("dpmpp_3m")(DPMSolver3M)
+register_solver("dpmpp_sde")(DPMSolverSDE)
+register_sampler(get_ode_sampler, name="ode")
+register_sampler(
+    get_adaptive_sampler,
+    name="adaptive",
+    options={"rtol": "sampling.adaptive_rtol", "atol": "sampling.adaptive_atol"},
+)
+
+
+@register_sampler(
+    name="pc",
+    options={
+        "predictor": "sampling.predictor",
+        "corrector": "sampling.corrector",
+        "snr": "sampling.snr",
+        "n_steps": "sampling.n_steps_each",
+        "probability_flow": "sampling.probability_flow",
+        "steps": "sampling.num_steps",
+        "grid": "sampling.time_grid",
+    },
+)
+def _named_pc_sampler(sde, shape, inverse_scaler, *, predictor, corrector, snr, **options):
+    """`get_pc_sampler` by the names of a predictor and a corrector."""
+    classes = get_predictor(predictor), get_corrector(corrector)
+    return get_pc_sampler(sde, shape, *classes, inverse_scaler, snr, **options)
+
+
+def get_sampling_fn(
+    config,
+    sde: SDE,
+    shape: tuple[int, ...],
+    inverse_scaler: Callable,
+    eps: float,
+    **options,
+) -> Callable:
+    """The configured sampler.
+
+    Args:
+        config: `sampling.method` is "pc", "ode", "adaptive" or the name of a solver.
+        sde: the forward process.
+        shape: shape of a batch of samples, (B, *D).
+        inverse_scaler: from the network's range to [0, 1].
+        eps: time at which sampling stops.
+        options: keywords of the sampler, such as `constraints`; they take precedence over the
+            config.
+    Returns:
+        `sample(model, z=None, *, noise=None, progress=False) -> (samples, evaluations)`.
+    Raises:
+        ValueError: an unknown method, predictor or corrector, or options that do not fit.
+    """
+    config = complete(config)
+    keywords = {
+        "denoise": config.sampling.noise_removal,
+        "eps": eps,
+        "continuous": config.training.continuous,
+        **options,
+    }
+    return _SAMPLERS.build(config.sampling.method, config, sde, shape, inverse_scaler, **keywords)
+
+
+def get_short_sampling_fn(config, sde: SDE, shape, inverse_scaler: Callable, eps: float):
+    """The last two steps of the configured sampler, or two steps of a solver, for a dry run."""
+    method = _SAMPLERS.get(config.sampling.method)
+    steps = config.sampling.num_steps or sde.N
+    options = {"start_time": min(sde.T, eps + 1.5 * (sde.T - eps) / max(steps - 1, 1))}
+    if isinstance(method, type) and issubclass(method, Solver):
+        options = {"steps": 2}
+    return get_sampling_fn(config, sde, shape, inverse_scaler, eps, **options)

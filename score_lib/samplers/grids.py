@@ -1,0 +1,132 @@
+"""Grids of times that samplers visit, from T (noise) down to eps or 0 (data)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from score_lib.sdes.process import SDE
+
+
+def marginal_coeffs(sde: SDE, times: Tensor) -> tuple[Tensor, Tensor]:
+    """m and s at times (N,), each (N,)."""
+    return sde.marginal_prob(torch.ones_like(times), times)
+
+
+def log_snr(sde: SDE, times: Tensor) -> Tensor:
+    """lambda = log(m / s) at times (N,): (N,), falling with time."""
+    scale, std = marginal_coeffs(sde, times)
+    return torch.log(scale / std)
+
+
+def time_at(sde: SDE, wanted: Tensor) -> Tensor:
+    """The times in [0, T] at which lambda has the wanted values, (N,), by bisection."""
+    low, high = torch.zeros_like(wanted), torch.full_like(wanted, sde.T)
+    for _ in range(60):  # to the last bit of a double
+        middle = (low + high) / 2
+        too_early = log_snr(sde, middle) > wanted
+        low, high = torch.where(too_early, middle, low), torch.where(too_early, high, middle)
+    return (low + high) / 2
+
+
+# The variables in which grids are uniform, as functions of lambda, and the inverse functions.
+_GRIDS = {
+    "log_snr": (lambda y: y, lambda y: y),
+    "edm": (lambda y: torch.exp(-y / 7), lambda y: -7 * torch.log(y)),
+    # The local error of a second-order step falls like exp(-2 |lambda|); spreading it evenly needs
+    # steps as dense as exp(-2/3 |lambda|).  On mixtures a little more, 3/4, does better.
+    "arctan": (
+        lambda y: torch.atan(torch.exp(-0.75 * y)),
+        lambda y: -torch.log(torch.tan(y)) / 0.75,
+    ),
+}
+
+
+def time_grid(
+    sde: SDE, steps: int, eps: float, kind: str, start_time: float | None = None
+) -> Tensor:
+    """Times from the first to eps.
+
+    Args:
+        steps: number of steps between them.
+        kind: "uniform" in time; "log_snr", uniform in lambda; "edm", uniform in (s / m)^(1/7)
+            [Karras et al. 2022]; or "arctan", uniform in arctan((s / m)^(3/4)): dense where s and
+            m are alike, where most of an image appears.
+        start_time: the first time; None is T.
+    Returns:
+        (steps + 1,), float64, on the CPU.
+    Raises:
+        ValueError: an unknown kind, no step, or a start that is not after eps.
+    """
+    first = sde.T if start_time is None else start_time
+    if steps < 1 or not eps < first <= sde.T:
+        raise ValueError(
+            f"{steps} steps from time {first:g} to {eps:g} are impossible: at least one step is "
+            f"needed, starting after {eps:g} and at most at {sde.T:g}"
+        )
+    ends = torch.tensor([first, eps], dtype=torch.float64)
+    share = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    if kind == "uniform":
+        return torch.lerp(ends[0], ends[1], share)
+    if kind not in _GRIDS:
+        known = ", ".join(map(repr, sorted([*_GRIDS, "uniform"])))
+        raise ValueError(f"unknown time grid {kind!r}: known are {known}")
+    to_even, from_even = _GRIDS[kind]
+    low, high = to_even(log_snr(sde, ends))
+    times = time_at(sde, from_even(torch.lerp(low, high, share)))
+    times[0], times[-1] = ends  # exact, where bisection is not
+    return times
+
+
+def visited_times(
+    sde: SDE,
+    eps: float,
+    start_time: float | None = None,
+    stop_time: float | None = None,
+    *,
+    steps: int = 0,
+    grid: str = "",
+) -> Tensor:
+    """The times of a predictor-corrector run, or of a part of one.
+
+    A whole run visits as many times as it has steps, from T to eps; its last step ends at 0.  A run
+    that stops at a time and another that starts there make up the whole run.
+
+    Args:
+        eps: the last visited time.
+        start_time, stop_time: visit only times from start_time down to, and without, stop_time;
+            None is T and 0.
+        steps: of the whole run; 0 is sde.N.
+        grid: kind of grid, see `time_grid`; "" is uniform.
+    Returns:
+        The visited times and the time at which the last step ends, float32, on the CPU.
+    Raises:
+        ValueError: no visited time is left.
+    """
+    steps = steps or sde.N
+    if grid in ("", "uniform"):  # as published, in float32
+        times = torch.linspace(sde.T, eps, steps)
+    else:
+        times = time_grid(sde, steps - 1, eps, grid).float()
+    times = torch.cat([times, torch.zeros(1)])
+    first = 0 if start_time is None else _first_at_or_below(times, start_time)
+    stop = steps if stop_time is None else _first_at_or_below(times, stop_time)
+    if first >= stop:
+        raise ValueError(
+            f"none of the {steps} times from {sde.T:g} down to {eps:g} lies between the start at "
+            f"{sde.T if start_time is None else start_time:g} and the stop at "
+            f"{0 if stop_time is None else stop_time:g}"
+        )
+    return times[first : stop + 1]
+
+
+def _first_at_or_below(times: Tensor, time: float) -> int:
+    """Index of the first of falling times that is not above a time, up to rounding."""
+    if not math.isfinite(time):
+        raise ValueError(f"a time to start or stop at is a number, not {time}")
+    # A thousandth of a step is rounding.
+    tolerance = 1e-3 * (times[:-1] - times[1:])
+    later = times[:-1] > time + tolerance
+    return int(later.sum())

@@ -1,0 +1,183 @@
+"""Predictor-corrector sampling.  [S21, algorithm 1]"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from score_lib.base.devices import device_of
+from score_lib.samplers.constraints import Constraint
+from score_lib.samplers.correctors import Corrector, NoneCorrector
+from score_lib.samplers.grids import visited_times
+from score_lib.samplers.loop import (
+    Callback,
+    Noise,
+    Step,
+    run_steps,
+    score_fns,
+    start,
+    with_gradients,
+)
+from score_lib.samplers.predictors import NonePredictor, Predictor
+from score_lib.scores import get_score_fn
+from score_lib.sdes.process import SDE
+
+
+def get_pc_sampler(
+    sde: SDE,
+    shape: tuple[int, ...],
+    predictor: type[Predictor] | None,
+    corrector: type[Corrector] | None,
+    inverse_scaler: Callable,
+    snr: float,
+    n_steps: int = 1,
+    probability_flow: bool = False,
+    continuous: bool = False,
+    denoise: bool = True,
+    eps: float = 1e-3,
+    device: torch.device | str | None = None,
+    *,
+    steps: int = 0,
+    grid: str = "",
+    constraints: Sequence[Constraint] = (),
+    start_time: float | None = None,
+    stop_time: float | None = None,
+    differentiable: bool = False,
+) -> Callable:
+    """Predictor-corrector sampling.  [S21, algorithm 1]
+
+    Args:
+        sde: the forward process.
+        shape: shape of a batch of samples, (B, *D).
+        predictor, corrector: classes, or None.
+        inverse_scaler: from the network's range to [0, 1].
+        snr: signal-to-noise ratio of the corrector.
+        n_steps: corrector steps at each time.
+        probability_flow: let the predictor follow the probability flow.
+        continuous: whether the network was trained on all times.
+        denoise: return the last step's mean, without its noise.
+        eps: last visited time; the last step leads from there to the data.
+        device: where to sample; None is the network's own.
+        steps: predictor steps of a whole run.  0 or sde.N is the published chain of the process;
+            with others each step is exactly as long as the distance between its two times.
+        grid: kind of time grid, see `time_grid`; "" is the published one, uniform.
+        constraints: conditions on samples; the first is innermost.
+        start_time, stop_time: part of the run to make, see `visited_times`.
+        differentiable: keep what a gradient of the samples needs: x at every step; scores are
+            recomputed in the backward pass.
+    Returns:
+        `sample(model, z=None, *, noise=None, progress=False, callback=None)`, which gives samples
+        (B, *D) and the evaluations made; z is x at the first time, (B, *D), in place of a draw from
+        the prior; see `run_steps` for the callback.
+    Raises:
+        ValueError: no time lies between start_time and stop_time, or the network or the predictor
+            knows only the steps of the process's chain.
+    """
+    chain = steps in (0, sde.N) and grid in ("", "uniform")
+    if not chain:
+        sde = _other_steps(sde, predictor, continuous, steps, grid)
+    times = visited_times(sde, eps, start_time, stop_time, steps=steps, grid=grid)
+
+    @with_gradients(differentiable)
+    def sample(
+        model: Callable,
+        z: Tensor | None = None,
+        *,
+        noise: Noise | None = None,
+        progress: bool = False,
+        callback: Callback | None = None,
+    ):
+        where = device_of(model) if device is None else torch.device(device)
+        counted, score_fn = score_fns(sde, model, continuous, constraints, differentiable)
+        made = [
+            corrector_step(sde, score_fn, corrector, snr, n_steps, noise),
+            predictor_step(sde, score_fn, predictor, probability_flow, noise, chain=chain),
+        ]
+        for constraint in constraints:
+            wrap = functools.partial(constraint.wrap, sde, noise=noise or torch.randn_like)
+            made = [wrap(step) for step in made]
+        x = start(sde, shape, where, z, times[0].to(where), noise, constraints)
+        x, x_mean = run_steps(x, times.to(where), made, callback=callback, progress=progress)
+        return inverse_scaler(x_mean if denoise else x), counted.evaluations
+
+    return sample
+
+
+def _other_steps(
+    sde: SDE, predictor: type[Predictor] | None, continuous: bool, steps: int, grid: str
+) -> SDE:
+    """The process as a predictor needs it for other steps than those of its own chain.
+
+    Raises:
+        ValueError: see `get_pc_sampler`.
+    """
+    if not continuous:
+        raise ValueError(
+            f"a network of discrete noise levels is sampled at all {sde.N} of them, not in "
+            f"{steps or sde.N} steps on another grid: use a network trained with "
+            "training.continuous = True, or a solver such as sampling.method = 'ddim'"
+        )
+    if predictor is None or predictor.takes_any_step():
+        return sde
+    if grid not in ("", "uniform"):
+        raise ValueError(
+            f"{predictor.__name__} makes the steps of the process's own chain, and no others: "
+            "leave sampling.time_grid empty, or let it define step(x, t, s)"
+        )
+    # It only knows a chain of N uniform steps: give it one.
+    sde = copy.copy(sde)
+    sde.N = steps
+    return sde
+
+
+def predictor_step(
+    sde: SDE,
+    score_fn: Callable,
+    predictor: type[Predictor] | None,
+    probability_flow: bool = False,
+    noise: Noise | None = None,
+    *,
+    chain: bool = True,
+) -> Step:
+    """The step of a predictor class; None stands for no predictor.
+
+    Args:
+        chain: make the steps of the process's own chain, whatever time they lead to.
+    """
+    built = (predictor or NonePredictor)(sde, score_fn, probability_flow)
+    if noise is not None:
+        built.noise = noise
+    if built.takes_any_step() and not chain:
+        return built.step
+    return lambda x, t, s: built.update_fn(x, t)
+
+
+def corrector_step(
+    sde: SDE,
+    score_fn: Callable,
+    corrector: type[Corrector] | None,
+    snr: float,
+    n_steps: int,
+    noise: Noise | None = None,
+) -> Step:
+    """The step of a corrector class, at the time t; None stands for no corrector."""
+    built = (corrector or NoneCorrector)(sde, score_fn, snr, n_steps)
+    if noise is not None:
+        built.noise = noise
+    return lambda x, t, s: built.update_fn(x, t)
+
+
+def shared_predictor_update_fn(x, t, sde, model, predictor, probability_flow, continuous):
+    """One predictor step of a network at (x, t): (x, x_mean)."""
+    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+    return predictor_step(sde, score_fn, predictor, probability_flow)(x, t, None)
+
+
+def shared_corrector_update_fn(x, t, sde, model, corrector, continuous, snr, n_steps):
+    """One round of corrector steps of a network at (x, t): (x, x_mean)."""
+    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+    return corrector_step(sde, score_fn, corrector, snr, n_steps)(x, t, None)

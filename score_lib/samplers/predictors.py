@@ -1,0 +1,126 @@
+"""Predictors: one step of the reverse process.  [S21, appendices D, E and F]
+
+The published predictors make the steps of the process's own chain, N of them on the published grid.
+Between any two other times they make the step that leads from the one to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from score_lib.base.registry import Registry
+from score_lib.base.tensors import batch_mul
+from score_lib.sdes.process import SDE
+
+_PREDICTORS = Registry("predictor")
+register_predictor, get_predictor = _PREDICTORS.register, _PREDICTORS.get
+
+
+class Predictor:
+    """Steps of the reverse process.  A subclass defines `update_fn`, `step` or both.
+
+    Args:
+        sde: the forward process.
+        score_fn: function of (x, t) giving the score.
+        probability_flow: follow the ODE with the same marginals instead of the SDE.
+    Attributes:
+        rsde: the reverse process.
+        noise: source of standard normal noise, called like `torch.randn_like`.
+    """
+
+    noise: Callable[[Tensor], Tensor] = staticmethod(torch.randn_like)
+
+    def __init__(self, sde: SDE, score_fn: Callable, probability_flow: bool = False):
+        self.sde, self.score_fn, self.probability_flow = sde, score_fn, probability_flow
+        self.rsde = sde.reverse(score_fn, probability_flow)
+
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The step at time t (B,) of the process's own chain of N.
+
+        Returns:
+            x one step earlier, and its mean (x without the step's noise); both (B, *D).
+        """
+        return self.step(x, t, (t - self.sde.T / self.sde.N).clamp(min=0))
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The step from time t to an earlier time s, (B,); 0 is the data.
+
+        Returns:
+            x at s, and its mean; both (B, *D).
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} defines update_fn only, which makes the steps of the "
+            "process's own chain: define step(x, t, s) for other grids of times"
+        )
+
+    @classmethod
+    def takes_any_step(cls) -> bool:
+        """Whether the class defines `step`."""
+        return cls.step is not Predictor.step
+
+
+@register_predictor(name="euler_maruyama")
+class EulerMaruyamaPredictor(Predictor):
+    """x <- x - f_rev(x, t) dt + g(t) sqrt(dt) z; in the process's own chain dt = T / N."""
+
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self._move(x, t, torch.full_like(t, self.rsde.T / self.rsde.N))
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        return self._move(x, t, t - s)
+
+    def _move(self, x: Tensor, t: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+        drift, diffusion = self.rsde.sde(x, t)
+        x_mean = x - batch_mul(dt, drift)
+        return x_mean + batch_mul(diffusion * torch.sqrt(dt), self.noise(x)), x_mean
+
+
+@register_predictor(name="reverse_diffusion")
+class ReverseDiffusionPredictor(Predictor):
+    """x <- x - f_rev + G z, with the forward process's own discretisation.  [S21, appendix E]"""
+
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self._move(x, *self.rsde.discretize(x, t))
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        return self._move(x, *self.rsde.increment(x, t, s))
+
+    def _move(self, x: Tensor, f: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
+        x_mean = x - f
+        return x_mean + batch_mul(G, self.noise(x)), x_mean
+
+
+@register_predictor(name="ancestral_sampling")
+class AncestralSamplingPredictor(Predictor):
+    """The posterior of the discrete chain, as in SMLD and DDPM.  [S21, appendix F]"""
+
+    def __init__(self, sde: SDE, score_fn: Callable, probability_flow: bool = False):
+        super().__init__(sde, score_fn, probability_flow)
+        if probability_flow:
+            raise ValueError(
+                "ancestral sampling has no probability-flow form: use the reverse_diffusion "
+                "predictor, or sampling.probability_flow = False"
+            )
+
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self._move(x, *self.sde.ancestral_step(x, t, self.score_fn(x, t)))
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        return self._move(x, *self.sde.posterior(x, t, s, self.score_fn(x, t)))
+
+    def _move(self, x: Tensor, x_mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        return x_mean + batch_mul(std, self.noise(x)), x_mean
+
+
+@register_predictor(name="none")
+class NonePredictor(Predictor):
+    """Leaves x as it is: sampling by the corrector alone."""
+
+    def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+    def step(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x

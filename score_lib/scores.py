@@ -1,0 +1,74 @@
+"""From a network's output to a score.
+
+Networks and processes are peers that do not know each other.  The process says what the network is
+told (`noise_label`) and what its output means (`to_score`); here the two meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from score_lib.base.distributed import unwrapped
+
+
+def get_model_fn(model: Callable, train: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+    """`model_fn(x, labels)`: the network in training or evaluation mode.
+
+    Args:
+        model: a network, or any function of (x, labels).
+        train: whether dropout is on.
+    """
+
+    def model_fn(x: Tensor, labels: Tensor) -> Tensor:
+        # Setting the mode walks all submodules, so only when it changes.  A wrapper's own flag may
+        # be stale if the inner network's mode was set directly.
+        if isinstance(model, nn.Module) and unwrapped(model).training != train:
+            model.train(train)
+        return model(x, labels)
+
+    return model_fn
+
+
+def get_score_fn(sde, model: Callable, train: bool = False, continuous: bool = False) -> Callable:
+    """`score_fn(x, t)`: the score of p_t that a network estimates for a process.
+
+    Args:
+        sde: the process; it maps time to labels and outputs to scores.
+        model: a network, or any function of (x, labels).
+        train: whether dropout is on.
+        continuous: whether the network was trained on all times of [0, T] or on a grid.
+    Returns:
+        Function of x (B, *D) in the network's range and t (B,) in [0, T], giving (B, *D).
+    """
+    model_fn = get_model_fn(model, train)
+
+    def score_fn(x: Tensor, t: Tensor) -> Tensor:
+        return sde.to_score(model_fn(x, sde.noise_label(t, continuous)), t, continuous)
+
+    return score_fn
+
+
+def get_classifier_grad_fn(classifier: Callable) -> Callable:
+    """`grad_fn(x, noise_std, labels)`: gradient of log p(label | x_t) with respect to x_t.
+
+    Args:
+        classifier: a network, or any function, of x (B, *D) in the network's range and s(t) (B,),
+            that gives logits (B, K).
+    Returns:
+        Function that gives (B, *D) for labels (B,), int64 in [0, K).  Differentiable where
+        gradients are enabled.
+    """
+    logit_fn = get_model_fn(classifier)
+
+    def grad_fn(x: Tensor, noise_std: Tensor, labels: Tensor) -> Tensor:
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            at = x if x.requires_grad else x.detach().requires_grad_(True)
+            log_p = torch.log_softmax(logit_fn(at, noise_std), dim=1)
+            chosen = log_p.gather(1, labels[:, None]).sum()
+            return torch.autograd.grad(chosen, at, create_graph=keep)[0]
+
+    return grad_fn

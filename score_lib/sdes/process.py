@@ -1,0 +1,220 @@
+"""Forward processes that turn data into noise, and their time reversal.  [S21, section 3.4]
+
+`SDE` asks for the four methods that every process has and gives all others defaults.  Samplers,
+losses and likelihood only call methods and never ask which class they hold.
+
+Throughout, x is (B, *D) in the network's range and t is (B,) in [0, T], from data to noise.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from score_lib.base.registry import Registry
+from score_lib.base.tensors import batch_mul
+
+_SDES = Registry("SDE", options={"N": "model.num_scales"})
+get_sde = _SDES.get
+
+
+def register_sde(name: str, options: Mapping[str, str] | None = None) -> Callable:
+    """Class decorator that makes a process available to configs as `training.sde = name`.
+
+    Args:
+        options: keywords of the class -> dotted names of the options that feed them; default: N
+            from `model.num_scales`.
+    """
+    return _SDES.register(name=name, options=options)
+
+
+def registered_sdes() -> list[SDE]:
+    """One process of each registered class, with its default parameters."""
+    return [_SDES.get(name)() for name in _SDES]
+
+
+def create_sde(config) -> SDE:
+    """The configured process, `training.sde`, with the parameters in the config."""
+    return _SDES.build(config.training.sde, config)
+
+
+class SDE(abc.ABC):
+    """dx = f(x, t) dt + g(t) dw on [0, T], with data at t = 0 and noise at t = T.
+
+    Abstract are only `sde`, `marginal_prob`, `prior_sampling` and `prior_logp`.  The other methods
+    set how the process is discretised and how a network's output becomes a score; a process
+    overrides them only where it differs.
+
+    Args:
+        N: number of discretisation steps.
+    Attributes:
+        T: end of time.
+        sampling_eps: the reverse process stops here, because scores blow up at 0.
+    """
+
+    T = 1.0
+    sampling_eps = 1e-3
+
+    def __init__(self, N: int = 1000):
+        if N < 1:
+            raise ValueError(f"a process needs at least one discretisation step, not N = {N}")
+        self.N = N
+
+    @abc.abstractmethod
+    def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift f(x, t), (B, *D), and diffusion coefficient g(t), (B,)."""
+
+    @abc.abstractmethod
+    def marginal_prob(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, *D) and standard deviation (B,) of p(x_t | x_0 = x).  [S21, appendix B]"""
+
+    @abc.abstractmethod
+    def prior_sampling(self, shape: tuple[int, ...]) -> Tensor:
+        """Samples of the given shape from the prior, which stands for p_T; on the CPU."""
+
+    @abc.abstractmethod
+    def prior_logp(self, z: Tensor) -> Tensor:
+        """Log density of the prior at z (B, *D): (B,), in nats."""
+
+    def prior_from_normal(self, z: Tensor) -> Tensor:
+        """A sample from the prior made of standard normal noise z (B, *D).
+
+        By default a fresh draw from the prior, which ignores z.
+        """
+        return self.prior_sampling(z.shape).to(z)
+
+    def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """One step x_{i+1} = x_i + f + G z of a chain with N steps: f (B, *D) and G (B,).
+
+        By default Euler-Maruyama with step T / N.
+        """
+        dt = self.T / self.N
+        drift, diffusion = self.sde(x, t)
+        return drift * dt, diffusion * math.sqrt(dt)
+
+    def increment(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """One step x_t = x_s + f + G z between any times s < t, (B,): f (B, *D) and G (B,).
+
+        f and G are functions of x and t, the end at which a reverse step starts.  By default
+        Euler-Maruyama with step t - s.
+        """
+        drift, diffusion = self.sde(x, t)
+        return batch_mul(t - s, drift), diffusion * torch.sqrt(t - s)
+
+    def reverse(self, score_fn: Callable, probability_flow: bool = False) -> ReverseSDE:
+        """The process run backwards in time, as an SDE or as the probability-flow ODE."""
+        return ReverseSDE(self, score_fn, probability_flow)
+
+    # The conventions of networks for this process.
+
+    def noise_label(self, t: Tensor, continuous: bool) -> Tensor:
+        """The label (B,) that the network gets for time t (B,)."""
+        return 999 * t
+
+    def noise_std(self, t: Tensor, continuous: bool) -> Tensor:
+        """The standard deviation (B,) that the network's output is relative to."""
+        return self.marginal_prob(torch.zeros_like(t), t)[1]
+
+    def score_from_output(self, output: Tensor, std: Tensor) -> Tensor:
+        """The score (B, *D), for an output that predicts the (negative) noise."""
+        return batch_mul(-1.0 / std, output)
+
+    def to_score(self, output: Tensor, t: Tensor, continuous: bool) -> Tensor:
+        """The score (B, *D) from a network's output at time t."""
+        return self.score_from_output(output, self.noise_std(t, continuous))
+
+    def discrete_coeffs(self, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean scale and standard deviation (B,) of x given x_0 at a noise index (B,), int64."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no discrete noise levels: set training.continuous = True"
+        )
+
+    # What samplers ask of a process beyond its equation.
+
+    def langevin_alpha(self, t: Tensor) -> Tensor:
+        """Scale (B,) of the Langevin corrector's step at time t.  [S21, appendix G]"""
+        return torch.ones_like(t)
+
+    def scale_and_std(self, t: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
+        """m(t) and s(t), (B,), for x_t = m x_0 + s z with x of (B, *D), D of so many dimensions.
+
+        Calls `marginal_prob` with x of as many dimensions as the data, since a user's own may
+        broadcast for one shape only.
+        """
+        mean, std = self.marginal_prob(t.new_ones(len(t), *(1,) * dimensions), t)
+        return mean.reshape(len(t)), std
+
+    def denoised(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
+        """E[x_0 | x_t = x], (B, *D), by Tweedie's formula: (x + s^2 score) / m.
+
+        For processes in which the mean of x_t is m(t) x_0, as it is wherever the drift is linear.
+        """
+        scale, std = self.scale_and_std(t, x.dim() - 1)
+        return batch_mul(1 / scale, x + batch_mul(std**2, score))
+
+    def score_of_denoised(self, x: Tensor, t: Tensor, denoised: Tensor) -> Tensor:
+        """The score (B, *D) for which `denoised` gives E[x_0 | x_t = x]."""
+        scale, std = self.scale_and_std(t, x.dim() - 1)
+        return batch_mul(std**-2, batch_mul(scale, denoised) - x)
+
+    def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, *D) and standard deviation (B,) of x_{i-1} given x_i.  [S21, appendix F]"""
+        return self.posterior(x, t, (t - self.T / self.N).clamp(min=0), score)
+
+    def posterior(self, x: Tensor, t: Tensor, s: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, *D) and standard deviation (B,) of x_s given x_t = x, for s < t, (B,)."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no ancestral sampling: use the reverse_diffusion or "
+            "euler_maruyama predictor"
+        )
+
+    def step_index(self, t: Tensor) -> Tensor:
+        """Index floor(t (N - 1) / T) of the discretisation step at time t: (B,), int64."""
+        return (t * (self.N - 1) / self.T).long()
+
+    def lookup(self, table: str, index: Tensor) -> Tensor:
+        """Entries of one of the process's tables, of which a copy stays on the index's device."""
+        values = getattr(self, table)
+        if values.device == index.device:
+            return values[index]
+        moved = self.__dict__.setdefault("_moved", {})
+        if (table, index.device) not in moved:
+            moved[table, index.device] = values.to(index.device)
+        return moved[table, index.device][index]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(N={self.N})"
+
+
+class ReverseSDE:
+    """Time reversal of a process, given its score.  [S21, equations 6 and 13]
+
+    dx = (f - g^2 score) dt + g dw backwards in time, or, with `probability_flow`,
+    dx = (f - g^2 score / 2) dt, which has the same marginals.
+    """
+
+    def __init__(self, forward: SDE, score_fn: Callable, probability_flow: bool = False):
+        self.forward, self.score_fn = forward, score_fn
+        self.probability_flow = probability_flow
+        self.N, self.T = forward.N, forward.T
+
+    def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift (B, *D) and diffusion coefficient (B,), for dt < 0."""
+        return self._reverse(*self.forward.sde(x, t), x, t)
+
+    def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """f (B, *D) and G (B,) of x_{i-1} = x_i - f + G z."""
+        return self._reverse(*self.forward.discretize(x, t), x, t)
+
+    def increment(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """f (B, *D) and G (B,) of x_s = x_t - f + G z, for s < t."""
+        return self._reverse(*self.forward.increment(x, t, s), x, t)
+
+    def _reverse(self, drift, diffusion, x, t):
+        share = 0.5 if self.probability_flow else 1.0
+        drift = drift - batch_mul(share * diffusion**2, self.score_fn(x, t))
+        return drift, torch.zeros_like(diffusion) if self.probability_flow else diffusion
