@@ -91,8 +91,8 @@ def main(_: list[str]) -> None:
 
 def run_mode() -> None:
     """Do what `--mode` says, together with the processes that torchrun may have started."""
+    import run_lib
     from score_lib.base import distributed
-    from score_lib.runs import modes as run_lib
 
     actions = {
         "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
