@@ -65,8 +65,9 @@ class Run:
     @functools.cached_property
     def state(self) -> dict:
         """ "model", "ema" and "step" (updates made), built when first used."""
-        torch.manual_seed(self.config.seed)
-        model = create_model(self.config, self.device)
+        with torch.random.fork_rng(devices=[]):  # drawn on the CPU, whatever the device
+            torch.manual_seed(self.config.seed)
+            model = create_model(self.config, self.device)
         ema = ExponentialMovingAverage(model.parameters(), self.config.model.ema_rate)
         return {"model": model, "ema": ema, "step": 0}
 
