@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from configs.vp.digits import get_config
+from datasets import get_dataset
+from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
 from score_lib.base.tensors import SampleNoise
-from score_lib.data import get_dataset
 from score_lib.disk.checkpoints import restore_checkpoint
 from score_lib.disk.files import load_arrays
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import save_grid
 from score_lib.disk.reports import markdown_table, mean_and_error
-from score_lib.metrics import Statistics, get_extractor, load_dataset_stats, metrics
 from score_lib.runs import modes as run_lib
 from score_lib.runs.evaluate import DataBytes, likelihood_terms
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from score_lib.data import MemorySource
+from datasets import MemorySource
 
 
 def make_config(dataset: str, *, image_size=8, num_channels=3, batch_size=4, seed=42, **data):

@@ -9,7 +9,7 @@ from PIL import Image
 from small_runs import ROOT, small_config
 
 from configs.defaults import load
-from score_lib.data import read_inputs
+from datasets import read_inputs
 from score_lib.runs import control as control_lib
 from score_lib.runs import evaluate as eval_lib
 from score_lib.runs import modes as run_lib

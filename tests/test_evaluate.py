@@ -10,10 +10,10 @@ import pytest
 import torch
 from small_runs import command, run, small_config
 
-from score_lib.data import get_dataset
+from datasets import get_dataset
+from evaluation import load_statistics
 from score_lib.disk.files import load_arrays
 from score_lib.disk.reports import mean_and_error
-from score_lib.metrics import load_statistics
 from score_lib.runs import evaluate as eval_lib
 from score_lib.runs import modes as run_lib
 

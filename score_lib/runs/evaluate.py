@@ -29,24 +29,18 @@ from torch import Tensor
 from configs.defaults import flatten
 from score_lib.base import distributed
 from score_lib.base.tensors import SampleNoise, derive_seed
-from score_lib.data import ImageStream, Source, get_dataset
+from score_lib.data.loading import get_dataset
+from score_lib.data.sources import Source
+from score_lib.data.stream import ImageStream
 from score_lib.disk.files import file_digest, load_arrays, save_arrays, write_text
 from score_lib.disk.pictures import save_grid, to_uint8
 from score_lib.disk.reports import markdown_table, mean_and_error, save_histogram
 from score_lib.likelihood import bits_per_dim, get_log_likelihood_fn, offsets
 from score_lib.losses.classifier import ClassifierLoss
 from score_lib.losses.noisy import Draws, NoisyLoss
-from score_lib.metrics import (
-    Statistics,
-    compute_statistics,
-    fitting_num_scales,
-    get_extractor,
-    largest_pairwise_distance,
-    load_dataset_stats,
-    metrics,
-    save_statistics,
-    stats_path,
-)
+from score_lib.metrics.configured import get_extractor, load_dataset_stats, stats_path
+from score_lib.metrics.noise_scales import fitting_num_scales, largest_pairwise_distance
+from score_lib.metrics.stats import Statistics, compute_statistics, metrics, save_statistics
 
 
 @dataclasses.dataclass

@@ -18,7 +18,8 @@ from models.precision import matmul_precision
 from score_lib.base import distributed
 from score_lib.base.preemption import Preempted, StopSignals
 from score_lib.base.tensors import derive_seed
-from score_lib.data import ImageStream, get_dataset
+from score_lib.data.loading import get_dataset
+from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import latest_whole, restore_checkpoint
 from score_lib.disk.files import atomic_write, remove_leftovers
 from score_lib.disk.logs import MetricsLog, Rate, SilentLog, progress_bar
