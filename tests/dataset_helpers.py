@@ -1,16 +1,20 @@
-"""What the tests of `datasets` share."""
+"""Configs, sources and images for the tests of `datasets`."""
 
 from __future__ import annotations
+
+import itertools
+import pathlib
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
+from PIL import Image
 
 from datasets import MemorySource
 
 
 def make_config(dataset: str, *, image_size=8, num_channels=3, batch_size=4, seed=42, **data):
-    """A config with what `datasets` reads, and nothing else."""
+    """A config with only the options that `datasets` requires."""
     return ConfigDict(
         {
             "seed": seed,
@@ -52,3 +56,30 @@ def smooth_image(height: int, width: int, seed: int = 0) -> np.ndarray:
         for scale in (1, 4, 16, 64)
     )
     return (image / 4 * 255).clamp(0, 255).byte()[0].permute(1, 2, 0).numpy()
+
+
+def save_image(folder, name, image):
+    path = pathlib.Path(folder, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return str(path)
+
+
+def everything(source):
+    """Images and labels of all examples."""
+    return source.read(np.arange(len(source)))
+
+
+def take(stream, count):
+    return list(itertools.islice(stream, count))
+
+
+def together(batches):
+    return {key: torch.cat([batch[key] for batch in batches]) for key in ("image", "label")}
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert torch.equal(batch["image"], other["image"])
+        assert torch.equal(batch["label"], other["label"])

@@ -190,7 +190,7 @@ def test_numbers_of_classes(tmp_path):
         if fits:
             cases.read_training_images(tmp_path / "a.npz")
         else:
-            with pytest.raises(DataError, match="labels are not"):
+            with pytest.raises(DataError, match="labels must be"):
                 cases.read_training_images(tmp_path / "a.npz")
 
 

@@ -78,7 +78,9 @@ def open_array(path: pathlib.Path, shape: tuple[int, int, int]) -> ArrayImages:
     permute = _layout(path, stored, shape)
     if labels is not None:
         if labels.shape != stored[:1] or labels.dtype.kind not in "iu" or not _are_classes(labels):
-            raise DataError(f"{path}: labels must be one integer from 0 up for each image")
+            raise DataError(
+                f"{path}: labels must be one integer from 0 to {MAX_CLASSES - 1} for each image"
+            )
         labels = torch.from_numpy(labels.astype(np.int64))
     return ArrayImages(str(path), array, permute, labels, shape)
 

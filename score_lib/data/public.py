@@ -131,7 +131,7 @@ def _open(name: str, split: str, folder: str) -> Sequence[dict]:
     builder = _builder(name, folder)
     if builder.is_prepared() and split not in builder.info.splits:
         known = sorted(builder.info.splits)
-        raise DataError(f"{name} in {builder.data_dir} has the parts {known}, not {split!r}")
+        raise DataError(f"{name} in {builder.data_dir} has the splits {known}, not {split!r}")
     try:
         return builder.as_data_source(split)
     except NotImplementedError:  # prepared in another format, or not at all

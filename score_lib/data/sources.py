@@ -127,17 +127,21 @@ class View(Source):
 
 
 class Subset(View):
-    """Some of the examples of another source, renumbered from 0."""
+    """Some of the examples of another source, renumbered from 0.
+
+    Attributes:
+        numbers: of the examples, in the other source.
+    """
 
     def __init__(self, source: Source, numbers: np.ndarray):
         super().__init__(source)
-        self._numbers = numbers
+        self.numbers = numbers
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.numbers)
 
     def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        return self._source.read(self._numbers[numbers])
+        return self._source.read(self.numbers[numbers])
 
 
 class Remembered(View):

@@ -262,12 +262,13 @@ def masked_crc32c(data: bytes) -> int:
     Raises:
         DataError: the package google-crc32c is missing.
     """
-    crc = _crc32c()(data)
+    crc = crc32c()(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 @functools.cache
-def _crc32c() -> Callable[[bytes], int]:
+def crc32c() -> Callable[[bytes], int]:
+    """The function for CRC-32C of the package google-crc32c."""
     try:
         from google_crc32c import value
     except ImportError as error:
