@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
-from PIL import Image
 
 from datasets import MemorySource
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def run_python(program):
+    """Run a program in a fresh interpreter."""
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
 
 
 def make_config(dataset: str, *, image_size=8, num_channels=3, batch_size=4, seed=42, **data):
@@ -59,6 +72,8 @@ def smooth_image(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def save_image(folder, name, image):
+    from PIL import Image  # not above: a test looks at which packages are imported
+
     path = pathlib.Path(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)

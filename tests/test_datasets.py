@@ -3,19 +3,22 @@
 import colorsys
 import importlib.util
 import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from dataset_helpers import assert_same, everything, make_config, numbered_source, take, together
+from dataset_helpers import (
+    assert_same,
+    everything,
+    make_config,
+    numbered_source,
+    run_python,
+    take,
+    together,
+)
 
 import datasets
 from datasets import DataError, MemorySource, Source, register_dataset
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("centered, low, high", [(True, -1.0, 1.0), (False, 0.0, 1.0)])
@@ -238,10 +241,5 @@ def test_digits_import_nothing_heavy():
         "heavy = {'tensorflow', 'tensorflow_datasets', 'sklearn', 'PIL', 'torchvision', 'scipy'}\n"
         "print(heavy & set(sys.modules))"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    run = run_python(program)
     assert run.stdout.strip() == "set()", run.stderr

@@ -13,13 +13,11 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from dataset_helpers import make_config, random_images
+from dataset_helpers import ROOT, make_config, random_images, run_python
 from PIL import Image
 
 import datasets
 from datasets import DataError
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 MOCKED = [
     ("CIFAR10", 32, {}, 10),
@@ -286,12 +284,7 @@ with tfds.testing.mock_data(num_examples=2):
         config = make_config(name, image_size=size, **data)
         print(next(iter(datasets.get_dataset(config)[0]))["image"].shape[1:])
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    run = run_python(program)
     assert run.returncode == 0, run.stderr
     sizes = [f"torch.Size([3, {size}, {size}])" for _, size, _, _ in MOCKED]
     assert run.stdout.split("\n")[:-1] == ["2", "2", *sizes]
