@@ -20,8 +20,8 @@ from torch import Tensor
 from benchmarks.measure import growth, in_turns, matrix_product, nbytes, show
 from configs.defaults import complete, flatten, load
 from models.ema import ExponentialMovingAverage
+from run_lib import Run, restored, setup
 from score_lib.base.devices import resolve_device
-from score_lib.runs.setup import Run, restored, setup
 
 PLAIN, OTHER = "float32", "other implementation"
 PRECISIONS = ("float32", "tf32", "bfloat16")

@@ -20,15 +20,16 @@ from torch import Tensor
 
 import run_lib
 from configs.vp.digits import get_config
+from datasets import get_dataset
+from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
 from score_lib.base.tensors import SampleNoise
-from score_lib.data import get_dataset
 from score_lib.disk.checkpoints import restore_checkpoint
 from score_lib.disk.files import load_arrays
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import save_grid
 from score_lib.disk.reports import markdown_table, mean_and_error
-from score_lib.metrics import Statistics, get_extractor, load_dataset_stats, metrics
-from score_lib.runs.evaluate import DataBytes, likelihood_terms
+from score_lib.runs.heldout import DataBytes
+from score_lib.runs.measures import likelihood_terms
 
 # Images of each kind whose bits/dim are computed for the comparison.
 _FOR_LIKELIHOOD = 64

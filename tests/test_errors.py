@@ -282,7 +282,7 @@ def test_data_that_cannot_be_downloaded(tmp_path, monkeypatch):
     run = [f"--config={config}", f"--workdir={tmp_path / 'new'}", "--mode=train", *options]
     said = message(run)
     assert "cifar10" in said and str(tmp_path / "data") in said
-    assert "python -m datasets.prepare cifar10" in said and "data.data_dir" in said
+    assert "python -m score_lib.data.prepare cifar10" in said and "data.data_dir" in said
     assert not (tmp_path / "new").exists()
 
 

@@ -11,8 +11,8 @@ from small_runs import small_config
 import run_lib
 import sampling
 from configs.defaults import experiments
+from likelihood import get_log_likelihood_fn
 from losses import get_sde_loss_fn
-from score_lib.likelihood import get_log_likelihood_fn
 from sde_lib import get_sde
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from torch import Tensor
 from score_lib.base import distributed
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import SampleNoise, derive_seed
-from score_lib.data import read_inputs, read_mask
+from score_lib.data.inputs import read_inputs, read_mask
 from score_lib.disk.files import open_folder, save_arrays
 from score_lib.disk.logs import messages_to
 from score_lib.disk.pictures import is_picture, save_grid, to_uint8
@@ -30,7 +30,7 @@ from score_lib.inverse.configured import build_operator, build_restoration
 from score_lib.inverse.editing import StartFrom
 from score_lib.inverse.masks import Mask
 from score_lib.inverse.operators import LinearOperator, measure
-from score_lib.metrics import get_extractor
+from score_lib.metrics.configured import get_extractor
 from score_lib.runs.setup import Run, from_checkpoint, in_batches, restored
 from score_lib.samplers.constraints import Constraint
 from score_lib.samplers.grids import visited_times
