@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from benchmarks.measure import growth, in_turns, matrix_product, nbytes, show
-from configs.defaults import complete, flatten, load
+from configs.defaults import load
 from models.ema import ExponentialMovingAverage
 from score_lib.base.devices import resolve_device
+from score_lib.options import complete, flatten
 from score_lib.runs.setup import Run, restored, setup
 
 PLAIN, OTHER = "float32", "other implementation"
