@@ -1,10 +1,13 @@
-"""Training, evaluation, sampling, control and statistics: what `main.py` runs.
+"""Training, evaluation, sampling, control and statistics: the modes of `main.py`.
 
 Behind this door: `score_lib.runs`.
 """
 
 from score_lib.runs.control import control
-from score_lib.runs.modes import evaluate, fid_stats, sample, train
+from score_lib.runs.evaluate import evaluate
+from score_lib.runs.samples import sample
 from score_lib.runs.setup import Run, restored, setup
+from score_lib.runs.statistics import fid_stats
+from score_lib.runs.train import train
 
 __all__ = ["Run", "control", "evaluate", "fid_stats", "restored", "sample", "setup", "train"]

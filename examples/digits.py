@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import run_lib
 from configs.vp.digits import get_config
 from score_lib.base.tensors import SampleNoise
 from score_lib.data import get_dataset
@@ -27,7 +28,6 @@ from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import save_grid
 from score_lib.disk.reports import markdown_table, mean_and_error
 from score_lib.metrics import Statistics, get_extractor, load_dataset_stats, metrics
-from score_lib.runs import modes as run_lib
 from score_lib.runs.evaluate import DataBytes, likelihood_terms
 
 # Images of each kind whose bits/dim are computed for the comparison.

@@ -10,13 +10,13 @@ import pytest
 import torch
 from small_runs import small_config
 
+import run_lib
 from score_lib.disk.checkpoints import (
     CheckpointError,
     read_checkpoint,
     restore_checkpoint,
     save_checkpoint,
 )
-from score_lib.runs import modes as run_lib
 
 
 @pytest.fixture(scope="module")

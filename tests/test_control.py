@@ -27,7 +27,7 @@ from score_lib.inverse.methods import (
     get_pc_restorer,
 )
 from score_lib.inverse.operators import Mask
-from sde_lib import VESDE, VPSDE, subVPSDE
+from sde_lib import SDE, VESDE, VPSDE, subVPSDE
 
 SDES = {"ve": VESDE(sigma_max=20, N=200), "vp": VPSDE(N=200), "subvp": subVPSDE(N=200)}
 CASES = (("vesde", "continuous"), ("vesde", "discrete"), ("vpsde", "continuous"))
@@ -497,7 +497,7 @@ def test_the_ode_refuses_what_acts_on_updates():
         sampling.get_ode_sampler(VPSDE(), (1, 2), lambda x: x, constraints=[PositivePart()])
 
 
-class OldStyleSDE(sampling.SDE):
+class OldStyleSDE(SDE):
     """A user's own: only the abstract methods, and written for images alone."""
 
     def __init__(self):

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from small_runs import ROOT, small_config
 
+import run_lib
 from configs.defaults import load
 from score_lib.data import read_inputs
 from score_lib.runs import control as control_lib
 from score_lib.runs import evaluate as eval_lib
-from score_lib.runs import modes as run_lib
 from score_lib.runs.setup import get_loss_fn, restored
 
 TINY = {

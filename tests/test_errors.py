@@ -11,9 +11,9 @@ import pytest
 import torch
 from small_runs import ROOT, SMALL, run_forked, small_config
 
+import run_lib
 from score_lib.data import public
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
-from score_lib.runs import modes as run_lib
 
 FEW = {
     "training__n_iters": 4,

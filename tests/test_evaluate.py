@@ -10,12 +10,13 @@ import pytest
 import torch
 from small_runs import command, run, small_config
 
-from score_lib.data import get_dataset
+import run_lib
+from datasets import get_dataset
+from evaluation import load_statistics
 from score_lib.disk.files import load_arrays
 from score_lib.disk.reports import mean_and_error
-from score_lib.metrics import load_statistics
-from score_lib.runs import evaluate as eval_lib
-from score_lib.runs import modes as run_lib
+from score_lib.runs import rounds
+from score_lib.runs.evaluate import find_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ class Killed(BaseException):
 @pytest.mark.slow
 def test_killed_after_every_round(workdir, options, monkeypatch):
     """The same report, and no round is made twice."""
-    written, original = [], eval_lib.save_arrays
+    written, original = [], rounds.save_arrays
     budget = iter([])
 
     def dying(path, **arrays):
@@ -101,7 +102,7 @@ def test_killed_after_every_round(workdir, options, monkeypatch):
         written.append(path)
         original(path, **arrays)
 
-    monkeypatch.setattr(eval_lib, "save_arrays", dying)
+    monkeypatch.setattr(rounds, "save_arrays", dying)
     folder = workdir / "killed"
     for attempt in range(100):
         budget = iter(range(1 + attempt % 3))
@@ -111,8 +112,8 @@ def test_killed_after_every_round(workdir, options, monkeypatch):
         except Killed:
             continue
     assert attempt > 5
-    rounds = [p for p in written if "report" not in str(p)]
-    assert len(rounds) == len(set(rounds)) == 2 * (1 + 4 + 2 + 2)
+    made = [p for p in written if "report" not in str(p)]
+    assert len(made) == len(set(made)) == 2 * (1 + 4 + 2 + 2)
     assert (folder / "report.json").read_text() == (workdir / "eval" / "report.json").read_text()
 
 
@@ -198,7 +199,7 @@ def test_waiting_for_a_checkpoint(workdir, tmp_path, monkeypatch):
     target.parent.mkdir()
     monkeypatch.setattr(time, "sleep", lambda seconds: target.write_bytes(source.read_bytes()))
     config = small_config(eval__begin_ckpt=1, eval__end_ckpt=1, eval__wait_minutes=1.0)
-    assert eval_lib.find_checkpoints(config, tmp_path) == {"1": target}
+    assert find_checkpoints(config, tmp_path) == {"1": target}
 
 
 def test_statistics_of_a_data_set(tmp_path, caplog):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_configs import OWN
 
+import run_lib
 from configs.defaults import experiments, flatten, load
 from score_lib.base.tensors import image_shape
 from score_lib.disk.checkpoints import read_checkpoint
-from score_lib.runs import modes as run_lib
 
 # Making an experiment small changes how much there is of everything, never what it is: the data
 # are a file of a few images, and the rest are numbers.
@@ -61,13 +61,13 @@ def save_images(folder, *shape):
 @pytest.fixture
 def drawn(monkeypatch):
     """The samples that a run draws, before they become bytes."""
-    samples, draw = [], run_lib.Run.sample
+    samples, draw = [], run_lib.Run.draw
 
     def sample(*arguments, **options):
         samples.append(draw(*arguments, **options))
         return samples[-1]
 
-    monkeypatch.setattr(run_lib.Run, "sample", sample)
+    monkeypatch.setattr(run_lib.Run, "draw", sample)
     return samples
 
 

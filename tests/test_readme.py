@@ -8,11 +8,11 @@ import torch
 from oracles import GaussianOracle
 from small_runs import small_config
 
+import run_lib
 import sampling
 from configs.defaults import experiments
 from losses import get_sde_loss_fn
 from score_lib.likelihood import get_log_likelihood_fn
-from score_lib.runs import modes as run_lib
 from sde_lib import get_sde
 
 ROOT = pathlib.Path(__file__).parents[1]

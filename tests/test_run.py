@@ -12,9 +12,10 @@ import pytest
 import torch
 from small_runs import SMALL, command, run, small_config
 
-import losses
+import run_lib
+from models.ema import ExponentialMovingAverage
+from sampling import get_sampling_fn
 from score_lib.disk.checkpoints import read_checkpoint
-from score_lib.runs import modes as run_lib
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +82,14 @@ def test_stop_and_resume_equals_no_stop(stop, undisturbed, tmp_path, monkeypatch
     class Killed(BaseException):
         pass
 
-    original = losses._TrainStep.__call__
+    original = ExponentialMovingAverage.update
 
-    def dying(self, state, *batch):
-        if state["step"] == stop:
+    def dying(self, parameters):
+        if self.num_updates == stop:
             raise Killed
-        return original(self, state, *batch)
+        original(self, parameters)
 
-    monkeypatch.setattr(losses._TrainStep, "__call__", dying)
+    monkeypatch.setattr(ExponentialMovingAverage, "update", dying)
     with pytest.raises(Killed):
         run_lib.train(small_config(), tmp_path)
     monkeypatch.undo()
@@ -188,7 +189,9 @@ def test_number_of_sampling_steps():
     """A continuous model is sampled in as many steps as asked for; 0 are those of training."""
     for steps, expected in ((0, 5), (3, 3)):
         run = run_lib.setup(small_config(sampling__num_steps=steps))
-        _, evaluations = run.sampler(2)(run.state["model"])
+        shape, eps = (2, *run.shape), run.sde.sampling_eps
+        sampler = get_sampling_fn(run.config, run.sde, shape, run.inverse_scaler, eps)
+        _, evaluations = sampler(run.state["model"])
         assert evaluations == expected and run.sde.N == 5
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from small_runs import ROOT, small_config
 
+import run_lib
 from score_lib.base.preemption import EXIT_CODE, Preempted, StopSignals
 from score_lib.data import ImageStream, MemorySource
 from score_lib.disk import writer as background
@@ -27,7 +28,6 @@ from score_lib.disk.checkpoints import (
 from score_lib.disk.files import remove_leftovers, with_earlier
 from score_lib.disk.lock import locked
 from score_lib.disk.writer import CheckpointWriter
-from score_lib.runs import modes as run_lib
 
 FORK = multiprocessing.get_context("fork")
 

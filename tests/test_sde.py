@@ -77,11 +77,43 @@ def test_reverse_drift(sde):
     assert no_g.shape == (3,) and not no_g.any()
 
 
-def test_tables_stay_on_the_device_of_the_index():
+def test_tables_are_looked_up_on_the_device_of_the_index():
     sde = VPSDE(N=10)
     index = torch.tensor([0, 9], device="meta")
     assert sde.lookup("alphas", index).device.type == "meta"
-    assert sde.alphas.device.type == "meta"  # moved once, not at every call
+    assert sde.lookup("alphas", index.new_zeros(2, device="cpu")).device.type == "cpu"
+
+
+@pytest.mark.parametrize("make", (VPSDE, subVPSDE, VESDE))
+def test_tables_follow_the_number_of_steps(make):
+    sde, expected = make(N=1000), make(N=20)
+    t = torch.linspace(0.05, 1, 7)
+    sde.discretize(torch.ones(7, 2), t)  # makes the tables of 1000 steps
+    sde.N = 20
+    torch.testing.assert_close(
+        sde.discretize(torch.ones(7, 2), t), expected.discretize(torch.ones(7, 2), t)
+    )
+    torch.testing.assert_close(sde.langevin_alpha(t), expected.langevin_alpha(t))
+    with pytest.raises(ValueError, match="N = 0"):
+        sde.N = 0
+
+
+@pytest.mark.parametrize("sde", registered_sdes(), ids=repr)
+def test_steps_between_two_times_compose(sde):
+    """The transition from r to t is that from r to s, then from s to t."""
+    r, s, t = (torch.tensor([x], dtype=torch.float64) for x in (0.1, 0.4, 0.9))
+    (first, G1), (second, G2), (whole, G) = (
+        sde.transition(*pair) for pair in ((s, r), (t, s), (t, r))
+    )
+    torch.testing.assert_close(first * second, whole)
+    torch.testing.assert_close((second * G1) ** 2 + G2**2, G**2)
+
+
+@pytest.mark.parametrize("sde", registered_sdes(), ids=repr)
+def test_the_last_step_leads_to_the_data(sde):
+    """From time t to 0: the transition is that of p(x_t | x_0)."""
+    t = torch.tensor([0.3, 0.8], dtype=torch.float64)
+    torch.testing.assert_close(sde.transition(t, torch.zeros_like(t)), sde.marginal_coeffs(t))
 
 
 @pytest.mark.parametrize("make", (VPSDE, subVPSDE, VESDE))

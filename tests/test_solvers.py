@@ -8,20 +8,20 @@ from oracles import MU, S0, GaussianOracle, exact_moments
 from small_runs import small_config
 from test_control import MEANS, SPREAD, MixtureOracle
 
+import run_lib
 import sampling
+from controllable_generation import ClassGuidance
 from score_lib.base.tensors import SampleNoise
-from score_lib.inverse.methods import ClassGuidance
-from score_lib.runs import modes as run_lib
-from score_lib.samplers import solvers
+from score_lib.samplers import adaptive, grids
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = {"ve": VESDE(sigma_max=20), "vp": VPSDE(), "subvp": subVPSDE()}
 SOLVERS = {
-    "ddim": solvers.DDIM,
-    "dpmpp_2m": solvers.DPMSolver2M,
-    "dpmpp_3m": solvers.DPMSolver3M,
-    "dpmpp_sde": solvers.DPMSolverSDE,
-    "heun": solvers.Heun,
+    "ddim": sampling.DDIM,
+    "dpmpp_2m": sampling.DPMSolver2M,
+    "dpmpp_3m": sampling.DPMSolver3M,
+    "dpmpp_sde": sampling.DPMSolverSDE,
+    "heun": sampling.Heun,
 }
 ORDERS = {"ddim": 1, "heun": 2, "dpmpp_2m": 2, "dpmpp_3m": 3}
 EPS = 1e-3
@@ -30,13 +30,13 @@ EPS = 1e-3
 def draw(sde, solver, steps, z, network=None, **options):
     """Samples from given codes, in float64, and the evaluations."""
     options = {"denoise": False, "eps": EPS, **options}
-    sample = solvers.get_solver_sampler(sde, z.shape, solver, lambda x: x, steps, **options)
+    sample = sampling.get_solver_sampler(sde, z.shape, solver, lambda x: x, steps, **options)
     return sample(network or GaussianOracle(sde), z)
 
 
 def flow_of_gaussian(sde, z):
     """Where the probability flow of N(MU, S0^2 I) data takes codes."""
-    scale, std = solvers.marginal_coeffs(sde, torch.tensor([sde.T, EPS], dtype=torch.float64))
+    scale, std = grids.marginal_coeffs(sde, torch.tensor([sde.T, EPS], dtype=torch.float64))
     spread = ((scale * S0) ** 2 + std**2).sqrt()
     return scale[1] * MU + (z - scale[0] * MU) * spread[1] / spread[0]
 
@@ -61,14 +61,14 @@ def test_any_step_is_exact_for_a_single_point(sde, name):
     point = GaussianOracle(sde, mu=0.7, s0=0.0)
 
     def samples(count, noise):
-        sample = solvers.get_solver_sampler(
+        sample = sampling.get_solver_sampler(
             sde, (count, 2), SOLVERS[name], lambda x: x, 3, denoise=False, eps=0.1
         )
         return sample(point, noise=noise)[0]
 
     mean, covariance = exact_moments(samples, 2)
-    (m, s) = (c[0] for c in solvers.marginal_coeffs(sde, torch.tensor([0.1], dtype=torch.float64)))
-    (m_T,) = solvers.marginal_coeffs(sde, torch.tensor([sde.T], dtype=torch.float64))[0]
+    (m, s) = (c[0] for c in grids.marginal_coeffs(sde, torch.tensor([0.1], dtype=torch.float64)))
+    (m_T,) = grids.marginal_coeffs(sde, torch.tensor([sde.T], dtype=torch.float64))[0]
     # At T the prior's mean is 0, where p_T's is m_T times the point.
     torch.testing.assert_close(mean, (0.7 * m).expand(2), rtol=0, atol=float(m_T) * 0.8 * float(s))
     torch.testing.assert_close(covariance, s**2 * torch.eye(2).double(), rtol=1e-3, atol=1e-9)
@@ -82,7 +82,7 @@ def test_random_solvers_keep_the_distribution(sde, name, settings):
     for steps in (25, 100):
 
         def samples(count, noise, steps=steps):
-            sample = solvers.get_solver_sampler(
+            sample = sampling.get_solver_sampler(
                 sde,
                 (count, 1),
                 SOLVERS[name],
@@ -160,17 +160,17 @@ class Mixture1d(MixtureOracle):
 def test_grids():
     sde = SDES["vp"]
     for kind in ("uniform", "log_snr", "edm", "arctan"):
-        times = solvers.time_grid(sde, 10, EPS, kind)
+        times = sampling.time_grid(sde, 10, EPS, kind)
         assert times[0] == 1 and times[-1] == EPS and (times.diff() < 0).all()
-    lambdas = solvers.log_snr(sde, solvers.time_grid(sde, 10, EPS, "log_snr"))
+    lambdas = grids.log_snr(sde, sampling.time_grid(sde, 10, EPS, "log_snr"))
     torch.testing.assert_close(lambdas.diff(), lambdas.diff()[:1].expand(10), rtol=1e-6, atol=0)
-    sigma = torch.exp(-solvers.log_snr(sde, solvers.time_grid(sde, 10, EPS, "edm"))) ** (1 / 7)
+    sigma = torch.exp(-grids.log_snr(sde, sampling.time_grid(sde, 10, EPS, "edm"))) ** (1 / 7)
     torch.testing.assert_close(sigma.diff(), sigma.diff()[:1].expand(10), rtol=1e-6, atol=0)
     t = torch.tensor([0.003, 0.4, 0.97], dtype=torch.float64)
     for each in SDES.values():
-        found = solvers.time_at(each, solvers.log_snr(each, t))
+        found = grids.time_at(each, grids.log_snr(each, t))
         torch.testing.assert_close(found, t, rtol=1e-7, atol=0)
-    lambdas = solvers.log_snr(sde, solvers.time_grid(sde, 10, EPS, "arctan"))
+    lambdas = grids.log_snr(sde, sampling.time_grid(sde, 10, EPS, "arctan"))
     angles = torch.exp(-0.75 * lambdas).atan()
     torch.testing.assert_close(angles.diff(), angles.diff()[:1].expand(10), rtol=1e-6, atol=0)
 
@@ -188,7 +188,7 @@ def test_a_sample_is_a_function_of_seed_and_number(name):
     sde = SDES["vp"]
 
     def samples(rows):
-        sample = solvers.get_solver_sampler(sde, (len(rows), 3), SOLVERS[name], lambda x: x, 5)
+        sample = sampling.get_solver_sampler(sde, (len(rows), 3), SOLVERS[name], lambda x: x, 5)
         return sample(GaussianOracle(sde), noise=SampleNoise(0, rows))[0]
 
     parts = torch.cat([samples(range(2)), samples(range(2, 5))])
@@ -197,12 +197,11 @@ def test_a_sample_is_a_function_of_seed_and_number(name):
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_adaptive_steps_keep_the_distribution(sde):
-    """A smaller tolerance takes more evaluations.  Rejected steps bias nothing: with new noise for
-    each, the standard deviation would be 17% too large."""
+    """Also with rejected steps: redrawn noise would make the standard deviation 17% too large."""
     torch.manual_seed(0)
     found = {}
     for rtol in (0.2, 0.02):
-        sample = solvers.get_adaptive_sampler(
+        sample = sampling.get_adaptive_sampler(
             sde, (4000, 4), lambda x: x, rtol=rtol, atol=rtol / 6, eps=EPS
         )
         x, evaluations = sample(GaussianOracle(sde))
@@ -212,11 +211,11 @@ def test_adaptive_steps_keep_the_distribution(sde):
     assert 2 * found[0.2] < found[0.02] < 3000
 
 
-def test_a_rejected_increment_is_not_forgotten():
-    """Over what was looked at before, increments add up to what they were."""
+def test_rejected_increments_are_kept():
+    """The increments of shorter steps add up to the rejected one."""
     torch.manual_seed(0)
     x, h = torch.zeros(20_000, 1), torch.full((20_000,), 0.4)
-    path = solvers._BrownianPath(x, h)
+    path = adaptive.BrownianPath(x, h)
     no, yes = torch.zeros(len(x), dtype=torch.bool), torch.ones(len(x), dtype=torch.bool)
     whole = path.increment(h, torch.randn_like(x))
     path.settle(no)
@@ -233,26 +232,25 @@ def test_a_rejected_increment_is_not_forgotten():
     assert torch.corrcoef(torch.cat([whole, beyond], dim=1).T)[0, 1].abs() < 0.03
 
 
-def test_adaptive_steps_are_each_samples_own():
+def test_adaptive_steps_do_not_depend_on_the_batch():
     sde = SDES["vp"]
 
     def samples(rows):
-        sample = solvers.get_adaptive_sampler(sde, (len(rows), 3), lambda x: x)
+        sample = sampling.get_adaptive_sampler(sde, (len(rows), 3), lambda x: x)
         return sample(GaussianOracle(sde), noise=SampleNoise(0, rows))[0]
 
     parts = torch.cat([samples(range(2)), samples(range(2, 5))])
     torch.testing.assert_close(samples(range(5)), parts, rtol=0, atol=1e-5)
 
 
-def test_the_two_steps_of_an_adaptive_step_agree_where_they_should():
-    """With a drift and a diffusion that do not change, Euler and Maruyama's step is improved by
-    nothing; where the drift is -x, by half its change."""
+def test_stochastic_heun_corrects_euler_maruyama():
+    """By nothing where drift and diffusion are constant; by half the change of a drift -x."""
     x, t, h = torch.randn(3, 2), torch.full((3,), 0.5), torch.full((3,), 0.1)
     z = torch.randn_like(x)
-    euler, improved = solvers._stochastic_heun(lambda x, t: (0 * x + 2, 0 * t + 3), x, t, h, z)
+    euler, improved = adaptive.stochastic_heun(lambda x, t: (0 * x + 2, 0 * t + 3), x, t, h, z)
     torch.testing.assert_close(euler, x - 0.2 + 3 * z)
     torch.testing.assert_close(improved, euler)
-    euler, improved = solvers._stochastic_heun(lambda x, t: (-x, 0 * t), x, t, h, z)
+    euler, improved = adaptive.stochastic_heun(lambda x, t: (-x, 0 * t), x, t, h, z)
     torch.testing.assert_close(euler, 1.1 * x)
     torch.testing.assert_close(improved, x * (1 + 0.1 + 0.005))
 
@@ -261,10 +259,10 @@ def test_solvers_can_be_guided():
     torch.manual_seed(0)
     sde, labels = SDES["vp"], torch.arange(900) % 3
     network = MixtureOracle(sde)
-    sample = solvers.get_solver_sampler(
+    sample = sampling.get_solver_sampler(
         sde,
         (900, 2),
-        solvers.DPMSolver2M,
+        sampling.DPMSolver2M,
         lambda x: x,
         30,
         constraints=[ClassGuidance(network.classify, labels)],
@@ -279,7 +277,7 @@ def test_solvers_can_be_guided():
 def test_every_solver_is_a_sampling_method(method, experiment):
     config = small_config(experiment, sampling__method=method, sampling__num_steps=3)
     config.sampling.churn = 1.0
-    images = run_lib.setup(config).sample(range(2), seed=0)
+    images = run_lib.setup(config).draw(range(2))
     assert images.shape == (2, 1, 8, 8) and images.isfinite().all()
 
 
@@ -296,21 +294,22 @@ def test_discrete_models_can_be_sampled_in_few_steps():
     )
     config.sampling.num_steps = 4
     run = run_lib.setup(config)
-    run.sampler(1)(network)
-    times = solvers.time_grid(sde, 4, sde.sampling_eps, "log_snr")
+    sampler = sampling.get_sampling_fn(
+        run.config, run.sde, (1, *run.shape), lambda x: x, run.sde.sampling_eps
+    )
+    sampler(network)
+    times = sampling.time_grid(sde, 4, sde.sampling_eps, "log_snr")
     torch.testing.assert_close(torch.cat(seen)[:5].double(), 999 * times, rtol=1e-4, atol=1e-4)
 
 
 def test_mistakes_are_named():
     sde = SDES["vp"]
-    with pytest.raises(ValueError, match="unknown time grid 'linear': known are 'arctan', 'edm'"):
-        solvers.time_grid(sde, 5, EPS, "linear")
-    with pytest.raises(ValueError, match=r"0 steps from time 1 to 0\.001 cannot be made"):
-        solvers.time_grid(sde, 0, EPS, "edm")
-    with pytest.raises(ValueError, match="5 steps from time 2"):
-        solvers.time_grid(sde, 5, EPS, "edm", 2.0)
+    with pytest.raises(ValueError, match=r"'linear'.*'arctan', 'edm'"):
+        sampling.time_grid(sde, 5, EPS, "linear")
+    with pytest.raises(ValueError, match="0 steps"):
+        sampling.time_grid(sde, 0, EPS, "edm")
+    with pytest.raises(ValueError, match="time 2"):
+        sampling.time_grid(sde, 5, EPS, "edm", 2.0)
     config = small_config(sampling__method="dpm")
-    with pytest.raises(
-        ValueError, match=r"unknown sampling.method 'dpm': known are adaptive, ddim"
-    ):
+    with pytest.raises(ValueError, match=r"'dpm'.*adaptive, ddim"):
         run_lib.setup(config)

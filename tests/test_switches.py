@@ -8,9 +8,9 @@ from processes import together
 from small_runs import small_config
 
 import losses
+import run_lib
 from models.precision import Compiled, InBfloat16
 from score_lib.disk.checkpoints import read_checkpoint
-from score_lib.runs import modes as run_lib
 
 CHANGES = {"model__dropout": 0.0, "training__snapshot_sampling": False}
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from score_lib.options import complete
+
 
 def get_optimizer(config, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The configured optimiser.
@@ -14,7 +16,7 @@ def get_optimizer(config, params: Iterable[nn.Parameter]) -> torch.optim.Optimiz
     Raises:
         ValueError: `optim.optimizer` is not "Adam".
     """
-    optim = config.optim
+    optim = complete(config).optim
     if optim.optimizer.lower() != "adam":
         raise ValueError(f"unknown optim.optimizer {optim.optimizer!r}: known is 'Adam'")
     return torch.optim.Adam(
@@ -23,7 +25,7 @@ def get_optimizer(config, params: Iterable[nn.Parameter]) -> torch.optim.Optimiz
         betas=(optim.beta1, 0.999),
         eps=optim.eps,
         weight_decay=optim.weight_decay,
-        amsgrad=optim.get("amsgrad", False),
+        amsgrad=optim.amsgrad,
         fused=True,  # one pass over the parameters instead of ten
     )
 
@@ -36,7 +38,7 @@ def optimization_manager(config) -> Callable:
         a scalar on the device.  Its keywords lr, warmup (steps; 0 is none) and grad_clip (negative
         is none) default to the config's.
     """
-    optim = config.optim
+    optim = complete(config).optim
 
     def optimize_fn(
         optimizer, params, step, lr=optim.lr, warmup=optim.warmup, grad_clip=optim.grad_clip

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from score_lib.disk.files import file_digest, load_arrays
 from score_lib.metrics.extractors import Extractor, register_extractor
 
-WEIGHTS = pathlib.Path(__file__).parent.parent / "assets" / "digits_classifier.npz"
+WEIGHTS = pathlib.Path(__file__).parents[2] / "assets" / "digits_classifier.npz"
 
 
 class DigitsClassifier(nn.Module):

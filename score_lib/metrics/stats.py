@@ -28,7 +28,7 @@ from score_lib.disk.logs import progress_bar
 from score_lib.metrics import distances
 from score_lib.metrics.extractors import Extractor
 
-STATS_FOLDER = pathlib.Path(__file__).parent.parent / "assets" / "stats"
+STATS_FOLDER = pathlib.Path(__file__).parents[2] / "assets" / "stats"
 _ARRAYS = ("pool_3", "logits", "mu", "sigma")
 _RECORD = ("extractor", "resize", "digest", "dataset")
 

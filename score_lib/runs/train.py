@@ -1,16 +1,17 @@
-"""Training: the loop, what it does after a step, and where it goes on after a stop.
+"""Training: `--mode train`.
 
-Randomness is a function of the seed and of what it is for: each training step seeds the generator
-with (seed, "train", step), so that a run that was stopped and one that was not are the same, and
-what is logged or sampled in between changes nothing.
+Randomness is a function of the seed and its use: each training step seeds the generator with
+(seed, "train", step).  So an interrupted run equals an uninterrupted one, and logging or sampling
+in between changes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import pathlib
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,16 +19,53 @@ from models.precision import matmul_precision
 from score_lib.base import distributed
 from score_lib.base.preemption import Preempted, StopSignals
 from score_lib.base.tensors import derive_seed
-from score_lib.data import ImageStream, get_dataset
+from score_lib.data.loading import get_dataset
+from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import latest_whole, restore_checkpoint
-from score_lib.disk.files import atomic_write, remove_leftovers
-from score_lib.disk.logs import MetricsLog, Rate, SilentLog, progress_bar
-from score_lib.disk.pictures import is_picture, make_grid, save_grid, to_uint8
+from score_lib.disk.files import open_folder, remove_leftovers
+from score_lib.disk.lock import locked
+from score_lib.disk.logs import MetricsLog, Rate, SilentLog, messages_to, progress_bar
+from score_lib.disk.pictures import is_picture, make_grid
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.losses.optimization import LossGuard
-from score_lib.runs.setup import META, Run
+from score_lib.runs.samples import save_samples
+from score_lib.runs.setup import META, Run, setup
 
 Streams = tuple[ImageStream, ImageStream]
+
+
+def train(config, workdir: str | os.PathLike) -> None:
+    """Train, from the last checkpoint in the folder where there is one.
+
+    Files: `checkpoints-meta/checkpoint.pth` every `training.snapshot_freq_for_preemption` steps,
+    with `training.keep_meta_checkpoints` predecessors; `checkpoints/checkpoint_{k}.pth`, k =
+    step // snapshot_freq, and `samples/iter_{step}/` every `training.snapshot_freq` steps and at
+    the end; `metrics.jsonl`, `tensorboard/`, `stdout.txt` and `config.json`.
+
+    Args:
+        config: the experiment.
+        workdir: folder of the run; made if need be.
+    Raises:
+        ValueError: the config, or a checkpoint in the folder, does not fit.
+        OSError: the folder cannot be written, or another run is in it.
+        FloatingPointError: the loss is not finite; the last good checkpoint is left alone.
+        Preempted: SIGTERM or SIGUSR1 asked to stop: the step was finished and a checkpoint written.
+    """
+    run, workdir = setup(config), pathlib.Path(workdir)
+    run.add_optimizer()
+    streams = training_streams(run)
+    with StopSignals() as stop, contextlib.ExitStack() as stack:
+        # Last, so that a mistake in any of the above changes no file.
+        distributed.on_main(lambda: stack.enter_context(locked(workdir)))
+        resume(run, workdir)
+        log = SilentLog()
+        if distributed.is_main():
+            open_folder(workdir, run.config)
+            stack.enter_context(messages_to(workdir / "stdout.txt"))
+            log = stack.enter_context(MetricsLog(workdir, run.state["step"]))
+        writer = stack.enter_context(CheckpointWriter())
+        stack.enter_context(matmul_precision(run.config.training.precision))
+        Training(run, streams, workdir, log, writer, stop).run_to_the_end()
 
 
 def training_streams(run: Run) -> Streams:
@@ -49,7 +87,7 @@ def training_streams(run: Run) -> Streams:
 
 
 def _check_share(training) -> None:
-    size, accumulation = training.batch_size, training.get("grad_accumulation", 1)
+    size, accumulation = training.batch_size, training.grad_accumulation
     parts = distributed.world() * accumulation
     if size % distributed.world() or size < parts:
         raise ValueError(
@@ -60,7 +98,7 @@ def _check_share(training) -> None:
 
 
 def resume(run: Run, workdir: pathlib.Path) -> None:
-    """Go back to the last undamaged checkpoint for that purpose, if any."""
+    """Load the last undamaged checkpoint of the run, if there is one."""
     run.state |= {"position": 0, "snapshot_due": False}
     path = workdir / META
     latest = distributed.on_main(lambda: latest_whole(path)) or path
@@ -71,15 +109,15 @@ def resume(run: Run, workdir: pathlib.Path) -> None:
 
 
 class Training:
-    """A run from where its state stands.
+    """The training of a run from its present state on.
 
     Args:
-        run: with the state to go on from.
+        run: with the state to continue from.
         streams: batches for training and for its evaluation loss.
         workdir: folder of the run.
         log: for numbers and pictures.
         writer: for checkpoints.
-        stop: says whether a signal has asked to stop.
+        stop: tells whether a signal has asked to stop.
     """
 
     def __init__(
@@ -103,7 +141,7 @@ class Training:
         self.stop_asked = distributed.AnyProcess()
 
     def run_to_the_end(self) -> None:
-        """Train, and do what is due after each step.
+        """Train, and log, evaluate, save and sample when each is due.
 
         Raises:
             OSError: a file cannot be written.
@@ -128,9 +166,9 @@ class Training:
         distributed.barrier()
 
     def _steps(self) -> Tensor:
-        """As many steps as are made at once; gives the loss of the last."""
+        """`training.n_jitted_steps` steps; returns the loss of the last."""
         state, options = self.state, self.options
-        for _ in range(min(options.get("n_jitted_steps", 1), options.n_iters - state["step"])):
+        for _ in range(min(options.n_jitted_steps, options.n_iters - state["step"])):
             torch.manual_seed(derive_seed(self.run.config.seed, "train", state["step"]))
             batch = next(self.train_batches)
             loss = self.train_step(state, self.run.scaler(batch["image"]), batch["label"])
@@ -147,7 +185,7 @@ class Training:
         if every(step, options.snapshot_freq) or last:
             self._save(f"checkpoints/checkpoint_{step // options.snapshot_freq}.pth")
             self._draw_samples()
-        # Last, so that a run that was killed in between does all of the above again.
+        # Last: a run killed before this line repeats all of the above.
         stopping = self.stop_asked(self.stop.requested) and not last
         if every(step, options.snapshot_freq_for_preemption) or last or stopping:
             self._save_meta()
@@ -182,7 +220,7 @@ class Training:
         logging.info("step %d: evaluation loss %.4e", step, loss)
 
     def _draw_samples(self) -> None:
-        """Samples from the averaged weights; who is interrupted here begins with them again."""
+        """Samples from the averaged weights; an interrupted run draws them again."""
         if not self.options.snapshot_sampling:
             return
         self.state["snapshot_due"] = True
@@ -201,7 +239,7 @@ class Training:
             self.log.image(step, "samples", make_grid(shown))
 
     def _save_meta(self) -> None:
-        self._save(META, self.options.get("keep_meta_checkpoints", 2))
+        self._save(META, self.options.keep_meta_checkpoints)
 
     def _save(self, name: str, keep: int = 0) -> None:
         self.guard.check()
@@ -210,16 +248,6 @@ class Training:
             self.writer.save(self.workdir / name, state, keep)
 
 
-def save_samples(folder: pathlib.Path, images: Tensor, levels: int) -> Tensor:
-    """Write `sample.np`, bytes with channels last, and `sample.png`; returns what they show."""
-    pixels = to_uint8(images, levels)
-    with atomic_write(folder / "sample.np") as file:
-        np.save(file, pixels.numpy(), allow_pickle=False)
-    shown = pixels.movedim(-1, 1) / 255
-    save_grid(folder / "sample.png", shown)
-    return shown
-
-
 def every(step: int, frequency: int) -> bool:
-    """Whether something that happens every `frequency` steps happens after this one."""
+    """Whether an event of a frequency (in steps; 0 is never) is due after this step."""
     return frequency > 0 and step % frequency == 0

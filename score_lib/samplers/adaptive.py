@@ -65,10 +65,10 @@ def get_adaptive_sampler(
         x = start(sde, shape, where, z, first, noise, constraints)
         t = first.repeat(x.shape[0])
         h = torch.full_like(t, first_step * sde.T)
-        path, before = _BrownianPath(x, h), x
+        path, before = BrownianPath(x, h), x
         while bool((t > eps).any()):
             h = torch.minimum(h, t - eps)
-            euler, improved = _stochastic_heun(reverse, x, t, h, path.increment(h, draw(x)))
+            euler, improved = stochastic_heun(reverse, x, t, h, path.increment(h, draw(x)))
             allowed = rtol * torch.maximum(euler.abs(), before.abs())
             relative = (euler - improved) / allowed.clamp(min=atol)
             error = relative.detach().flatten(1).square().mean(1).sqrt()
@@ -85,7 +85,7 @@ def get_adaptive_sampler(
     return sample
 
 
-class _BrownianPath:
+class BrownianPath:
     """Increments of a Brownian motion that survive rejected steps.
 
     Redrawing after a rejection biases samples towards easily accepted increments.  So each sample
@@ -114,7 +114,7 @@ class _BrownianPath:
         self.length = torch.where(accepted, left, torch.maximum(self.length, self.h))
 
 
-def _stochastic_heun(reverse: Callable, x: Tensor, t: Tensor, h: Tensor, increment: Tensor):
+def stochastic_heun(reverse: Callable, x: Tensor, t: Tensor, h: Tensor, increment: Tensor):
     """The Euler-Maruyama step, and its mean with a step that uses the coefficients at its end.
 
     Args:

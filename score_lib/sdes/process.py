@@ -18,8 +18,7 @@ from torch import Tensor
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import batch_mul
 
-_SDES = Registry("SDE", options={"N": "model.num_scales"})
-get_sde = _SDES.get
+SDES = Registry("SDE", options={"N": "model.num_scales"})
 
 
 def register_sde(name: str, options: Mapping[str, str] | None = None) -> Callable:
@@ -29,17 +28,7 @@ def register_sde(name: str, options: Mapping[str, str] | None = None) -> Callabl
         options: keywords of the class -> dotted names of the options that feed them; default: N
             from `model.num_scales`.
     """
-    return _SDES.register(name=name, options=options)
-
-
-def registered_sdes() -> list[SDE]:
-    """One process of each registered class, with its default parameters."""
-    return [_SDES.get(name)() for name in _SDES]
-
-
-def create_sde(config) -> SDE:
-    """The configured process, `training.sde`, with the parameters in the config."""
-    return _SDES.build(config.training.sde, config)
+    return SDES.register(name=name, options=options)
 
 
 class SDE(abc.ABC):

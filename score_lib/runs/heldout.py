@@ -1,0 +1,92 @@
+"""The images of a data set as an evaluation reads them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_lib.base import distributed
+from score_lib.data.loading import get_dataset
+from score_lib.data.sources import Source
+from score_lib.data.stream import ImageStream
+from score_lib.runs.setup import Run
+
+
+class DataBytes:
+    """The images of a source in batches of bytes, (B, H, W, C), as extractors take them."""
+
+    def __init__(self, config, source: Source):
+        self.stream = ImageStream(
+            source,
+            config.eval.batch_size,
+            evaluation=True,
+            as_uint8=True,
+            num_workers=config.data.num_workers,
+        )
+        self.numbers = range(len(self.stream))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.stream.seek(self.numbers.start * self.stream.batch_size)
+        batches = itertools.islice(self.stream, len(self.numbers))
+        return (batch["image"].movedim(1, -1) for batch in batches)
+
+    def share(self) -> DataBytes:
+        """This process's share of the batches."""
+        mine = copy.copy(self)
+        mine.numbers = distributed.share(self.numbers)
+        return mine
+
+
+class HeldOut:
+    """The batches of one pass over a part of the data set, by number.
+
+    Args:
+        run: the run.
+        split: "train" or "test".
+        dequantize: add uniform noise within each grey level.
+        seed: of that noise; by default the data set's own.
+    """
+
+    def __init__(self, run: Run, split: str, dequantize: bool, seed: int | None = None):
+        train, test, info = get_dataset(run.config, dequantize, evaluation=True, device=run.device)
+        self.stream = {"train": train, "test": test}[split]
+        self.info, self.levels, self.scaler = info, info.levels, run.scaler
+        self.stream.seed = self.stream.seed if seed is None else seed
+        self._batches, self._next = None, None
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def indices(self, number: int) -> range:
+        """Numbers of the examples in a batch."""
+        first = number * self.stream.batch_size
+        return range(first, min(first + self.stream.batch_size, len(self.stream.source)))
+
+    def map(self, of_batch: Callable[[int], Tensor]) -> np.ndarray:
+        """The values (N,) of a function of the batch number that gives (b,), over all batches.
+
+        Several processes share the batches.
+        """
+        mine = [of_batch(number) for number in distributed.share(range(len(self)))]
+        values = torch.cat(mine).cpu().numpy() if mine else np.empty(0)
+        return np.concatenate(distributed.gather(values))
+
+    def read(self, number: int) -> tuple[Tensor, Tensor]:
+        """A batch in the network's range, (B, C, H, W), and its labels (B,).
+
+        Reading in order is fastest.
+        """
+        if number != self._next:
+            self.stream.seek(number * self.stream.batch_size)
+            self._batches = iter(self.stream)
+        self._next = number + 1
+        batch = next(self._batches)
+        return self.scaler(batch["image"]), batch["label"]

@@ -1,0 +1,239 @@
+"""Measures of a checkpoint: loss, accuracy, bits/dim, and distances of samples to data.
+
+The randomness of a round is a function of the seed and of the number of the example or sample, not
+of its batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_lib.base import distributed
+from score_lib.base.tensors import SampleNoise, derive_seed
+from score_lib.disk.files import save_arrays, write_text
+from score_lib.disk.pictures import save_grid, to_uint8
+from score_lib.disk.reports import markdown_table, mean_and_error, save_histogram
+from score_lib.likelihood import bits_per_dim, get_log_likelihood_fn, offsets
+from score_lib.losses.classifier import ClassifierLoss
+from score_lib.losses.noisy import Draws, NoisyLoss
+from score_lib.metrics import Statistics, get_extractor, load_dataset_stats, metrics
+from score_lib.runs.heldout import HeldOut
+from score_lib.runs.rounds import Job
+from score_lib.runs.setup import Run, in_batches
+
+
+def evaluate_loss(job: Job) -> dict[str, float]:
+    """Mean loss over the held-out examples, with its standard error.
+
+    `eval.loss_num_repeats` passes, each with noise and noise levels of its own.
+    """
+    run = job.run
+    loss_fn = run.loss_fn(train=False)
+    repeats = run.config.eval.loss_num_repeats
+
+    @torch.no_grad()
+    def compute():
+        passes = [
+            _losses(run, loss_fn, derive_seed(run.config.seed, "loss", r)) for r in range(repeats)
+        ]
+        values = np.mean(passes, axis=0)
+        return {"all_losses": values, "mean_loss": values.mean()}
+
+    values = job.joint_round(f"ckpt_{job.label}_loss.npz", compute)["all_losses"]
+    return mean_and_error("loss", values)
+
+
+def _losses(run: Run, loss_fn: NoisyLoss, seed: int) -> np.ndarray:
+    """Loss of each held-out example, at one noise level each."""
+    data = HeldOut(run, "test", run.config.data.uniform_dequantization, seed)
+
+    def of_batch(number: int) -> Tensor:
+        images, labels = data.read(number)
+        draws = loss_fn.draw(images, SampleNoise(seed, data.indices(number), run.device))
+        return loss_fn.per_sample(run.state["model"], images, draws, labels).double()
+
+    return data.map(of_batch)
+
+
+def evaluate_accuracy(job: Job) -> dict[str, float]:
+    """Accuracy of a classifier at `eval.accuracy_num_levels` noise levels from least to most.
+
+    Over the held-out examples, each with `eval.accuracy_num_repeats` draws of noise.  The table is
+    also in `ckpt_{k}_accuracy.md`; the result is the accuracy at the least noise.
+
+    Raises:
+        ValueError: the network is no classifier, or there is no label for it.
+    """
+    run, options = job.run, job.run.config.eval
+    if run.objective != "classifier":
+        raise ValueError(
+            f"eval.enable_accuracy = True needs training.objective = 'classifier', not "
+            f"{run.objective!r}"
+        )
+    loss_fn = run.loss_fn(train=False)
+    count = options.accuracy_num_levels
+    levels = loss_fn.levels.at(torch.linspace(0, 1, count, device=run.device))
+    rows = []
+    for k, level in enumerate(levels):
+        compute = functools.partial(_correct, run, loss_fn, level)
+        shares = job.joint_round(f"ckpt_{job.label}_accuracy_{k}.npz", compute)["correct"]
+        _, std = loss_fn.levels.marginal(torch.zeros_like(level)[None], level[None])
+        place = {"level": float(level), "noise_std": float(std)}
+        rows.append(place | mean_and_error("accuracy", shares))
+    table = markdown_table(rows)
+    path = job.folder / f"ckpt_{job.label}_accuracy.md"
+    distributed.on_main(lambda: write_text(path, table))
+    logging.info("accuracy by noise level; chance is %.4f\n%s", 1 / run.num_classes, table)
+    return {key: rows[0][key] for key in ("accuracy", "accuracy_standard_error")}
+
+
+@torch.no_grad()
+def _correct(run: Run, loss_fn: ClassifierLoss, level: Tensor) -> dict[str, np.ndarray]:
+    """The share of noise draws for which each held-out example gets its label."""
+    repeats = run.config.eval.accuracy_num_repeats
+    seed = derive_seed(run.config.seed, "accuracy")
+    data = HeldOut(run, "test", run.config.data.uniform_dequantization, seed)
+    run.check_labels(data.info)
+
+    def of_batch(number: int) -> Tensor:
+        images, labels = data.read(number)
+        noise = SampleNoise(seed, data.indices(number), run.device)
+        right = torch.zeros(len(images), dtype=torch.int64, device=run.device)
+        for _ in range(repeats):
+            draws = Draws(level.expand(len(images)), noise(images))
+            right += loss_fn.logits(run.state["model"], images, draws).argmax(1) == labels
+        return right.double() / repeats
+
+    return {"correct": data.map(of_batch)}
+
+
+def evaluate_bpd(job: Job) -> dict[str, float]:
+    """Mean bits/dim of uniformly dequantised examples, with its standard error.
+
+    `eval.bpd_num_repeats` passes over `eval.bpd_dataset`, each with noise of its own.  The error
+    is that of the mean over examples, as others might have been drawn.
+    """
+    run, options = job.run, job.run.config.eval
+    split = options.dataset or options.bpd_dataset
+    passes = options.bpd_num_repeats
+    seeds = [derive_seed(run.config.seed, "bpd", repeat) for repeat in range(passes)]
+    data = [HeldOut(run, split, True, seed) for seed in seeds]
+    batches = len(data[0])
+
+    def make(k: int) -> dict:
+        repeat, number = divmod(k, batches)
+        compute = functools.partial(_bpd_round, run, data[repeat], number, seeds[repeat])
+        found = job.round(f"{split}_ckpt_{job.label}_bpd_{k}.npz", compute)
+        logging.info("bits/dim, pass %d, batch %d: %.4f", repeat, number, found["bpd"].mean())
+        return found
+
+    values = np.concatenate([found["bpd"] for found in job.rounds(passes * batches, make)])
+    bpd = values.reshape(passes, -1).mean(axis=0)
+    path = job.folder / f"ckpt_{job.label}_bpd.png"
+    distributed.on_main(lambda: save_histogram(path, bpd, "bits/dim"))
+    return mean_and_error("bpd", bpd)
+
+
+def _bpd_round(run: Run, data: HeldOut, number: int, seed: int) -> dict[str, np.ndarray]:
+    noise = SampleNoise(seed, data.indices(number), run.device)
+    return likelihood_terms(run, data.read(number)[0], data.levels, noise)
+
+
+def likelihood_terms(
+    run: Run, images: Tensor, levels: int, noise: Callable
+) -> dict[str, np.ndarray]:
+    """Bits/dim of images, and their terms.
+
+    "total" = "prior" + "divergence" is the log-likelihood in nats, with a "standard_error" where
+    there are several probes; "dequantisation" and "scaling" are the offsets of bits/dim.
+
+    Args:
+        run: its network's present weights are used.
+        images: (B, C, H, W), dequantised, in the network's range.
+        levels: grey levels of the data.
+        noise: for Hutchinson's probes, called like `torch.randn_like`.
+    """
+    options = run.config.eval
+    log_likelihood_fn = get_log_likelihood_fn(
+        run.sde,
+        hutchinson_type=options.hutchinson_type,
+        num_probes=options.num_probes,
+        continuous=run.config.training.continuous,
+        per_sample=options.per_sample_error,
+    )
+    terms = log_likelihood_fn(run.state["model"], images, noise=noise)._asdict()
+    bpd = bits_per_dim(terms["total"], images[0].numel(), run.inverse_scaler, levels)
+    del terms["z"]
+    dequantisation, scaling = map(np.array, offsets(run.inverse_scaler, levels))
+    shared = {
+        "dequantisation": dequantisation,
+        "scaling": scaling,
+        "nfe": np.array(terms.pop("nfe")),
+    }
+    return {"bpd": bpd.cpu().numpy()} | {k: v.cpu().numpy() for k, v in terms.items()} | shared
+
+
+def evaluate_samples(job: Job) -> dict[str, float | None]:
+    """FID, Inception Score, KID, precision and recall of exactly `eval.num_samples` samples.
+
+    They are drawn in rounds of `eval.batch_size` and compared with the data set's statistics.
+    """
+    run, options = job.run, job.run.config.eval
+    real = load_dataset_stats(run.config)
+    extractor = get_extractor(run.config, run.device)
+    folder = f"ckpt_{job.label}"
+    parts = in_batches(range(options.num_samples), options.batch_size)
+
+    def samples(number: int) -> np.ndarray:
+        compute = functools.partial(_sample_round, run, parts[number])
+        return job.round(f"{folder}/samples_{number}.npz", compute)["samples"]
+
+    def features(number: int) -> dict:
+        found = job.round(
+            f"{folder}/statistics_{number}.npz", lambda: _features(extractor, samples(number))
+        )
+        logging.info("features of samples, batch %d", number)
+        return found
+
+    found = job.rounds(len(parts), features)
+
+    def report() -> dict[str, float | None]:
+        shown = torch.from_numpy(samples(0)[:64]).movedim(-1, 1) / 255
+        save_grid(job.folder / folder / "samples.png", shown)
+        pool_3, logits = (_joined(found, name) for name in ("pool_3", "logits"))
+        result = metrics(real, Statistics.of(extractor, pool_3, logits, "samples"), run.device)
+        published = {"IS": "inception_score", "fid": "fid", "kid": "kid"}
+        arrays = {key: np.array(result[name], dtype=float) for key, name in published.items()}
+        save_arrays(job.folder / f"report_{job.label}.npz", **arrays)
+        return {**result, "num_samples": options.num_samples}
+
+    return distributed.on_main(report)
+
+
+def _sample_round(run: Run, indices: range) -> dict[str, np.ndarray]:
+    images = run.draw(indices)
+    return {"samples": to_uint8(images, run.levels).numpy()}
+
+
+def _features(extractor, samples: np.ndarray) -> dict[str, np.ndarray]:
+    found = extractor(samples)
+    return {name: values.numpy() for name, values in found.items() if values is not None}
+
+
+def _joined(rounds: list[dict], name: str) -> np.ndarray | None:
+    return np.concatenate([r[name] for r in rounds]) if name in rounds[0] else None
+
+
+# The measures, by the option of `eval` that asks for them.
+MEASURES = {
+    "enable_loss": evaluate_loss,
+    "enable_accuracy": evaluate_accuracy,
+    "enable_bpd": evaluate_bpd,
+    "enable_sampling": evaluate_samples,
+}

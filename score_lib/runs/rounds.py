@@ -1,0 +1,132 @@
+"""The rounds of an evaluation: files that are computed once.
+
+An evaluation that was killed resumes at the first missing round and ends with the same figures.
+Several processes share the rounds; each round is made by one process, so their number changes no
+figure.  They exchange rounds through the folder, which all of them must see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from score_lib.base import distributed
+from score_lib.disk.files import file_digest, load_arrays, save_arrays
+from score_lib.options import flatten
+from score_lib.runs.setup import Run
+
+# Options that choose which rounds are made, and do not change their contents.
+_NOT_IN_FINGERPRINT = (
+    "enable_loss",
+    "enable_accuracy",
+    "enable_bpd",
+    "enable_sampling",
+    "begin_ckpt",
+    "end_ckpt",
+    "checkpoint",
+    "wait_minutes",
+    "bpd_num_repeats",
+    "suggest_noise_scales",
+)
+
+
+@dataclasses.dataclass
+class Job:
+    """The evaluation of one checkpoint.
+
+    Attributes:
+        run: with the checkpoint's averaged weights in place.
+        folder: of the results.
+        label: number or name of the checkpoint, part of file names.
+        fingerprint: of the checkpoint and the options; rounds with another one are not reused.
+    """
+
+    run: Run
+    folder: pathlib.Path
+    label: str
+    fingerprint: str
+
+    def round(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict:
+        """The arrays of a round: from its file, or computed and written there, by this process.
+
+        Raises:
+            ValueError: the file is damaged, or belongs to another evaluation.
+        """
+        path = self.folder / name
+        if not path.exists():
+            self._write(path, compute())
+        # Read back even if just written: a resumed evaluation then sees the same numbers.
+        return self._read(path)
+
+    def rounds(self, count: int, make: Callable[[int], dict]) -> list[dict]:
+        """[make(k) for k in range(count)], shared among processes; `make` calls `round`."""
+        for number in distributed.share(range(count)):
+            make(number)
+        distributed.barrier()
+        return [make(number) for number in range(count)]
+
+    def joint_round(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict:
+        """The arrays of a round that all processes compute together, see `round`."""
+        path = self.folder / name
+        if not distributed.on_main(path.exists):
+            arrays = compute()
+            distributed.on_main(lambda: self._write(path, arrays))
+        return self._read(path)
+
+    def _write(self, path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+        save_arrays(path, fingerprint=np.array(self.fingerprint), **arrays)
+
+    def _read(self, path: pathlib.Path) -> dict[str, np.ndarray]:
+        arrays = load_arrays(path)
+        if str(arrays.pop("fingerprint", "")) != self.fingerprint:
+            raise ValueError(
+                f"{path} was made with other options or another checkpoint: choose another "
+                "--eval_folder, or remove it"
+            )
+        return arrays
+
+
+def fingerprint(config, checkpoint: pathlib.Path) -> str:
+    """A short hash of everything that rounds depend on: the checkpoint and options."""
+    text = json.dumps(_relevant(config.to_json_best_effort())) + file_digest(checkpoint)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def check_folder(config, folder: pathlib.Path) -> None:
+    """Refuse a folder with rounds that were made with other options.
+
+    Raises:
+        ValueError: names the options, or says that the folder's own config is damaged.
+    """
+    path = folder / "config.json"
+    if not path.exists() or not any(folder.rglob("*.npz")):
+        return
+    ours = _relevant(config.to_json_best_effort())
+    try:
+        theirs = _relevant(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged, so that the options of the results beside it are unknown: choose "
+            "another --eval_folder, or remove it"
+        ) from error
+    if ours != theirs:
+        keys = ours.keys() | theirs.keys()
+        differing = sorted(key for key in keys if ours.get(key) != theirs.get(key))
+        shown = ", ".join(differing[:8]) + (", ..." if len(differing) > 8 else "")
+        raise ValueError(
+            f"{folder} holds an evaluation with another {shown}: choose another "
+            "--eval_folder, or remove it"
+        )
+
+
+def _relevant(config_json: str) -> dict[str, object]:
+    """The options that rounds depend on, by dotted name, sorted."""
+    flat = flatten(ConfigDict(json.loads(config_json)))
+    left_out = {"device", *(f"eval.{name}" for name in _NOT_IN_FINGERPRINT)}
+    return {key: flat[key] for key in sorted(flat.keys() - left_out)}
