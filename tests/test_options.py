@@ -195,6 +195,41 @@ def test_wrong_values_are_named_with_the_allowed_ones(changes, words):
         checked(digits(**changes))
 
 
+OUT_OF_RANGE = {
+    "at least 1": [
+        ("training.batch_size", -8),
+        ("training.n_iters", 0),
+        ("training.log_freq", 0),
+        ("training.eval_freq", 0),
+        ("training.snapshot_freq", 0),
+        ("training.snapshot_freq_for_preemption", -1),
+        ("training.grad_accumulation", 0),
+        ("sampling.num_samples", 0),
+        ("eval.num_samples", 0),
+        ("model.nf", 0),
+        ("model.num_scales", 0),
+    ],
+    "at least 0": [("data.num_workers", -1), ("optim.warmup", -1)],
+    "above 0": [("optim.lr", -1), ("sampling.adaptive_rtol", 0.0)],
+    "from 0 to": [
+        ("optim.beta1", 1.0),
+        ("model.ema_rate", 1.5),
+        ("model.dropout", -0.1),
+        ("training.keep_meta_checkpoints", 10),
+    ],
+    "'bfloat16'": [("training.precision", "half"), ("sampling.precision", "")],
+    "'reduce-overhead'": [("sampling.compile", "yes")],
+    "'train'": [("eval.bpd_dataset", ""), ("eval.dataset", "val")],
+}
+
+
+@pytest.mark.parametrize("allowed", OUT_OF_RANGE)
+def test_ranges(allowed):
+    for key, value in OUT_OF_RANGE[allowed]:
+        with pytest.raises(ValueError, match=f"{key} = .*{allowed}"):
+            checked(digits(**{key.replace(".", "__"): value}))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
