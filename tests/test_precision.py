@@ -15,7 +15,7 @@ import weakref
 import pytest
 import torch
 from networks import fill_weights, tiny_config
-from source_code import ROOT
+from small_runs import ROOT
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
