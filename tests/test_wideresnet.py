@@ -136,7 +136,7 @@ def test_blocks_start_as_their_shortcuts():
     x, temb = torch.randn(2, 8, 6, 6), torch.randn(2, 16)
     same, wider = WideBlock(nn.SiLU(), 8, 8, 16, 1, 0.0), WideBlock(nn.SiLU(), 8, 12, 16, 2, 0.0)
     torch.testing.assert_close(same(x, temb), x, atol=1e-3, rtol=0)
-    shortcut = wider.Conv_2(F.silu(F.group_norm(x, 2, eps=1e-6)))
+    shortcut = wider.Conv_2(F.silu(F.group_norm(x, 2, eps=1e-6))[:, :, ::2, ::2])
     torch.testing.assert_close(wider(x, temb), shortcut, atol=1e-3, rtol=0)
     assert shortcut.std() > 0.1
     assert same.Conv_1.weight.any()  # or it would never learn
