@@ -26,7 +26,8 @@ from score_lib.disk.files import load_arrays
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import save_grid
 from score_lib.disk.reports import markdown_table, mean_and_error
-from score_lib.runs.evaluate import DataBytes, likelihood_terms
+from score_lib.runs.heldout import DataBytes
+from score_lib.runs.measures import likelihood_terms
 
 # Images of each kind that enter bits/dim.
 _FOR_LIKELIHOOD = 64
