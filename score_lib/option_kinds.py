@@ -52,37 +52,22 @@ side = Check(
 
 def at_least(bound: float) -> Check:
     """Values from a bound up; as of all bounds, a whole one asks for whole numbers."""
-    kind = _kind(bound)
-    return Check(
-        f"{kind.allowed}, at least {bound:g}",
-        lambda value: kind.accepts(value) and value >= bound,
-    )
+    return _within(bound, f", at least {bound:g}", lambda value: value >= bound)
 
 
 def above(bound: float) -> Check:
     """Values larger than a bound."""
-    kind = _kind(bound)
-    return Check(
-        f"{kind.allowed} above {bound:g}", lambda value: kind.accepts(value) and value > bound
-    )
+    return _within(bound, f" above {bound:g}", lambda value: value > bound)
 
 
 def between(low: float, high: float) -> Check:
     """Values from one bound to another, both of them included."""
-    kind = _kind(low)
-    return Check(
-        f"{kind.allowed} from {low:g} to {high:g}",
-        lambda value: kind.accepts(value) and low <= value <= high,
-    )
+    return _within(low, f" from {low:g} to {high:g}", lambda value: low <= value <= high)
 
 
 def from_to_below(low: float, high: float) -> Check:
     """Values from one bound to another, which is not included."""
-    kind = _kind(low)
-    return Check(
-        f"{kind.allowed} from {low:g} to below {high:g}",
-        lambda value: kind.accepts(value) and low <= value < high,
-    )
+    return _within(low, f" from {low:g} to below {high:g}", lambda value: low <= value < high)
 
 
 def counts(least: int = 1) -> Check:
@@ -113,8 +98,9 @@ def name(known: str, empty: bool = False) -> Check:
     return Check(f"a name: {_listed(('',) * empty + names)}", text.accepts, names)
 
 
-def _kind(bound: float) -> Check:
-    return whole if isinstance(bound, int) else number
+def _within(bound: float, words: str, holds: Callable[[float], bool]) -> Check:
+    kind = whole if isinstance(bound, int) else number
+    return Check(f"{kind.allowed}{words}", lambda value: kind.accepts(value) and holds(value))
 
 
 def _listed(choices: tuple[str, ...]) -> str:

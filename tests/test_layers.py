@@ -98,7 +98,7 @@ def imports(file: pathlib.Path, module: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             start = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*start, *filter(None, [node.module])])
-            yield from (source, *(f"{source}.{alias.name}" for alias in node.names))
+            yield from (source, *(f"{source}.{alias.name}".lstrip(".") for alias in node.names))
         elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
             yield from (a.value for a in node.args[:1] if isinstance(a, ast.Constant))
 
