@@ -7,6 +7,7 @@ scalar as learning rate.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -14,6 +15,7 @@ import pathlib
 import pickle
 import struct
 import zipfile
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -165,13 +167,14 @@ def restore_contents(path: str | os.PathLike, loaded: dict, state: dict) -> dict
     loaded = {**loaded, "model": _without_wrapper(loaded["model"])}
     counters = {key: count(path, loaded, key) for key in ("step", "position") if key in loaded}
     check_fit(path, loaded, state)
-    try:
-        state["ema"].load_state_dict(loaded["ema"])
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} does not fit this network: {error}") from error
-    unwrapped(state["model"]).load_state_dict(loaded["model"])
-    if "optimizer" in state:
-        state["optimizer"].load_state_dict(_owned_optimizer(loaded["optimizer"]))
+    with _one_thread():
+        try:
+            state["ema"].load_state_dict(loaded["ema"])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} does not fit this network: {error}") from error
+        unwrapped(state["model"]).load_state_dict(loaded["model"])
+        if "optimizer" in state:
+            state["optimizer"].load_state_dict(_owned_optimizer(loaded["optimizer"]))
     for key in (state.keys() - {"model", "ema", "optimizer"}) & loaded.keys():
         state[key] = counters.get(key, loaded[key])
     return state
@@ -221,6 +224,17 @@ def _without_wrapper(weights: dict) -> dict:
     if all(isinstance(key, str) and key.startswith("module.") for key in weights):
         return {key.removeprefix("module."): value for key, value in weights.items()}
     return weights
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Context for many small copies: threads would spend more time waiting than copying."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _owned_optimizer(stored: dict) -> dict:
