@@ -1,11 +1,15 @@
-"""What it costs to write checkpoints while training goes on.
+"""Time that checkpoints cost: training while they are written, and a resume that verifies them.
 
     python -m benchmarks.checkpoints --config ve/cifar10_ncsnpp_continuous --batch_size 1
+    python -m benchmarks.checkpoints --set model.nf=64 --resume_only
 
-The file holds what one for preemption does: weights, averages, the optimiser's state.  Training
-stands still until the state is copied ("stall"; the first copy takes new memory), and its steps are
-slower while the file is written.  Both together are "lost to training"; the last column says what
-share that is of the time that writing the file takes without a background.
+The file is a checkpoint for preemption: weights, averages, the optimiser's state; with
+`model.nf=64`, 256 MB.  Training stops until the state is copied ("stall"; the first copy allocates
+memory), and its steps are slower while the file is written.  The sum is "lost to training", also as
+a share of the time to write the file in the foreground.
+
+A resume is `restore_latest`: checksums, comparison with the network, copy into the state.  It is
+compared with a plain `torch.load(weights_only=True)` of the same file, in turns, in the page cache.
 """
 
 from __future__ import annotations
@@ -19,17 +23,17 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.measure import seconds, show
+from benchmarks.measure import alternating, seconds, show
 from benchmarks.train import training_step
 from benchmarks.variants import Variant, arguments, configured
 from run_lib import Run
-from score_lib.disk.checkpoints import save_checkpoint
+from score_lib.disk.checkpoints import restore_latest, save_checkpoint
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.runs.setup import META
 
 
 class Round(NamedTuple):
-    """Seconds of one round: of the file alone, the steps alone, and the file beside the steps."""
+    """Seconds of one round: the file alone, the steps alone, both at once."""
 
     alone: float
     quiet: float
@@ -42,37 +46,60 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.set_defaults(rounds=3)
     parser.add_argument("--folder", default="", help="where to write; default: a temporary folder")
+    parser.add_argument("--resume_only", action="store_true", help="leave the training part out")
     given = parser.parse_args(argv)
     config, device = configured(given, batch_on_gpu=8)
     run, step = training_step(config, Variant())
     for _ in range(2):  # the optimiser has a state then
         step()
-    with (
-        tempfile.TemporaryDirectory(dir=given.folder or None) as folder,
-        CheckpointWriter() as writer,
-    ):
+    with tempfile.TemporaryDirectory(dir=given.folder or None) as folder:
         path = pathlib.Path(folder) / META
-        first = seconds(lambda: writer.save(path, run.state), device)
-        writer.wait()
-        size = path.stat().st_size
-        count = steps_during(
-            seconds(lambda: save_checkpoint(path, run.state), device), step, device
-        )
-        rounds = [one_round(run, step, count, writer, path) for _ in range(given.rounds)]
-    record = summary(rounds, first, size, count)
+        record, rounds = resuming(run, path, given.rounds), []
+        if not given.resume_only:
+            cost, rounds = while_training(run, step, path, given.rounds)
+            record |= cost
     name = f"checkpoints, {given.config}, batch {given.batch_size}"
     show(name, device, [record], config=given.config, settings=given.set, rounds=rounds)
 
 
+def while_training(
+    run: Run, step: Callable, path: pathlib.Path, count: int
+) -> tuple[dict, list[Round]]:
+    """The row of writing in the background, and its rounds."""
+    with CheckpointWriter() as writer:
+        first = seconds(lambda: writer.save(path, run.state), run.device)
+        writer.wait()
+        writing = seconds(lambda: save_checkpoint(path, run.state), run.device)
+        steps = steps_during(writing, step, run.device)
+        rounds = [one_round(run, step, steps, writer, path) for _ in range(count)]
+    return summary(rounds, first, path.stat().st_size, steps), rounds
+
+
+def resuming(run: Run, path: pathlib.Path, rounds: int) -> dict:
+    """The row of a resume, of best times."""
+    save_checkpoint(path, run.state)
+    works = {
+        "torch.load": lambda: torch.load(path, map_location=run.device, weights_only=True),
+        "resume": lambda: restore_latest(path, run.state, run.device),
+    }
+    times = alternating(works, run.device, rounds)
+    return {
+        "file MB": path.stat().st_size / 1e6,
+        "torch.load, s": times["torch.load"],
+        "resume, s": times["resume"],
+        "resume / load": times["resume"] / times["torch.load"],
+    }
+
+
 def steps_during(writing: float, step: Callable, device: torch.device) -> int:
-    """As many steps as take twice the time of writing, so that writing ends among them."""
+    """Number of steps that take twice the time of writing."""
     return math.ceil(2 * writing / seconds(step, device))
 
 
 def one_round(
     run: Run, step: Callable, count: int, writer: CheckpointWriter, path: pathlib.Path
 ) -> Round:
-    """The file, steps, and steps while the file is written."""
+    """Times of the file alone, steps alone, and steps while the file is written."""
 
     def steps():
         for _ in range(count):

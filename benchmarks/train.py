@@ -66,6 +66,7 @@ def training(config: ConfigDict, variant: Variant) -> Work:
 def training_step(config: ConfigDict, variant: Variant) -> tuple[Run, Callable[[], Tensor]]:
     """A run, and a function that makes its next training step, on random images."""
     run = living_run(variant.of(config, "training"))
+    run.add_optimizer()
     step, _ = run.step_fns()
     size = config.training.batch_size
     images = torch.rand(size, *run.shape, device=run.device)

@@ -1,4 +1,4 @@
-"""Checkpoints: published layouts load, anything else is refused and changes nothing."""
+"""Checkpoints: published layouts load; mismatched and damaged files are refused."""
 
 import copy
 import os
@@ -15,6 +15,7 @@ from score_lib.disk.checkpoints import (
     CheckpointError,
     read_checkpoint,
     restore_checkpoint,
+    restore_latest,
     save_checkpoint,
 )
 
@@ -34,6 +35,7 @@ def state():
 @pytest.fixture
 def fresh():
     run = run_lib.setup(small_config(seed=1))
+    run.add_optimizer()
     return run.state
 
 
@@ -74,8 +76,31 @@ def test_round_trip(state, fresh, tmp_path):
     assert os.listdir(path.parent) == ["checkpoint.pth"]
 
 
+def test_restored_state_is_independent_of_the_file(state, fresh, tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    save_checkpoint(path, state)
+    restored = restore_checkpoint(path, fresh, "cpu")
+    size = path.stat().st_size
+    path.write_bytes(bytes(size))  # in place
+    assert_same(restored, state)
+
+
+def test_resuming_loads_each_file_once(state, fresh, tmp_path, monkeypatch):
+    path, loaded, load = tmp_path / "checkpoint.pth", [], torch.load
+
+    def counted(path, **options):
+        loaded.append(path.name)
+        return load(path, **options)
+
+    for step in (1, 2):
+        save_checkpoint(path, {**state, "step": step}, keep=1)
+    monkeypatch.setattr(torch, "load", counted)
+    assert restore_latest(path, fresh, "cpu")["step"] == 2
+    assert loaded == ["checkpoint.pth"]
+
+
 @pytest.mark.parametrize("legacy", (False, True), ids=("zip", "legacy"))
-def test_published_layout(state, fresh, tmp_path, legacy):
+def test_published_layouts_load(state, fresh, tmp_path, legacy):
     path = tmp_path / "checkpoint_8.pth"
     torch.save(published(state), path, _use_new_zipfile_serialization=not legacy)
     restored = restore_checkpoint(path, fresh, "cpu", must_exist=True)
@@ -88,13 +113,13 @@ def test_published_layout(state, fresh, tmp_path, legacy):
     assert restored["step"] == 3
     assert restored["optimizer"].param_groups[0]["lr"] == 2e-4
     assert type(restored["optimizer"].param_groups[0]["lr"]) is float
-    # The optimiser goes on from there.
+    # The optimiser can continue.
     for parameter in restored["model"].parameters():
         parameter.grad = torch.zeros_like(parameter)
     restored["optimizer"].step()
 
 
-def test_numpy_scalars_under_their_old_name(state, fresh, tmp_path):
+def test_numpy_scalars_load_under_their_old_name(state, fresh, tmp_path):
     """Published files were written when NumPy's core was numpy.core."""
     path, renamed = tmp_path / "new.pth", tmp_path / "old.pth"
     torch.save(published(state), path)
@@ -109,21 +134,22 @@ def test_numpy_scalars_under_their_old_name(state, fresh, tmp_path):
     assert restore_checkpoint(renamed, fresh, "cpu")["step"] == 3
 
 
-def test_for_evaluation_no_optimizer_is_needed(state, fresh, tmp_path):
+def test_evaluation_needs_no_optimizer(state, fresh, tmp_path):
     torch.save(published(state), tmp_path / "c.pth")
     del fresh["optimizer"]
     assert restore_checkpoint(tmp_path / "c.pth", fresh, "cpu")["step"] == 3
 
 
-def test_a_missing_file_starts_from_scratch_or_is_an_error(fresh, tmp_path, caplog):
+@pytest.mark.parametrize("restore", (restore_checkpoint, restore_latest))
+def test_a_missing_file_is_logged_or_an_error(restore, fresh, tmp_path, caplog):
     caplog.set_level("INFO")
     before = copy.deepcopy(fresh["model"].state_dict())
     path = tmp_path / "none.pth"
-    assert restore_checkpoint(path, fresh, "cpu") is fresh
+    assert restore(path, fresh, "cpu") is fresh
     assert str(path) in caplog.text
     torch.testing.assert_close(dict(fresh["model"].state_dict()), dict(before))
     with pytest.raises(FileNotFoundError, match=r"none\.pth"):
-        restore_checkpoint(path, fresh, "cpu", must_exist=True)
+        restore(path, fresh, "cpu", must_exist=True)
 
 
 class Malicious:
@@ -138,7 +164,7 @@ def wrong_shape(contents):
     contents["model"][key] = contents["model"][key][:1]
 
 
-def without(*keys):
+def removed(*keys):
     def change(contents):
         target = contents
         for key in keys[:-1]:
@@ -158,25 +184,25 @@ def replaced(key, value):
 
 MISMATCHES = {
     "wrong shape": (wrong_shape, r"of another shape .*Conv_0\.weight"),
-    "missing weight": (without("model", "module.all_modules.0.weight"), "1 missing"),
-    "no model": (without("model"), "'model'"),
-    "no averages": (without("ema", "shadow_params"), "shadow_params"),
+    "missing weight": (removed("model", "module.all_modules.0.weight"), "1 missing"),
+    "no model": (removed("model"), "'model'"),
+    "no averages": (removed("ema", "shadow_params"), "shadow_params"),
     "fewer averages": (one_less_average, "averages"),
     "weights of another network": (
         replaced("model", {"conv.weight": torch.zeros(3)}),
         r"missing .*not in the network \(conv.weight\)",
     ),
-    "weights that are none": (replaced("model", 3), "holds no weights"),
+    "weights that are a number": (replaced("model", 3), "holds no weights"),
     "another optimiser": (
         replaced("optimizer", {"state": {}, "param_groups": [{"params": [0]}]}),
         "optimiser of 1",
     ),
-    "no optimiser": (without("optimizer"), "optimiser of 0"),
+    "no optimiser": (removed("optimizer"), "optimiser of 0"),
 }
 
 
 @pytest.mark.parametrize("case", MISMATCHES)
-def test_mismatches_are_named_and_change_nothing(case, state, fresh, tmp_path):
+def test_mismatches_are_named_and_leave_the_state_unchanged(case, state, fresh, tmp_path):
     change, message = MISMATCHES[case]
     contents = published(state)
     change(contents)
@@ -218,7 +244,7 @@ def test_foreign_and_damaged_files_are_refused(state, tmp_path):
         read_checkpoint(tmp_path / "other.pth")
 
 
-def test_a_failed_write_leaves_the_old_file(state, tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_previous_file(state, tmp_path, monkeypatch):
     path = tmp_path / "c.pth"
     save_checkpoint(path, state)
     before = path.read_bytes()

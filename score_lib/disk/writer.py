@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,15 +19,19 @@ class CheckpointWriter:
 
     Training waits for the copy only: on a GPU for its launch.  The memory of the copy, as large as
     a checkpoint, is kept for the next one.  One file is written at a time.
+
+    Args:
+        write: called in the thread with path, contents and `keep`.
     """
 
-    def __init__(self):
+    def __init__(self, write: Callable[[str | os.PathLike, dict, int], None] = write_contents):
+        self._write = write
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future | None = None
         self._copy: dict = {}
 
     def save(self, path: str | os.PathLike, state: dict, keep: int = 0) -> None:
-        """Begin to write a state as it is now, see `save_checkpoint`.
+        """Start writing the present state, see `save_checkpoint`.
 
         Raises:
             OSError: the previous file could not be written.
@@ -36,10 +41,15 @@ class CheckpointWriter:
         copied = torch.cuda.Event() if torch.cuda.is_initialized() else None
         if copied is not None:
             copied.record()
-        self._writing = self._thread.submit(_write, path, self._copy, keep, copied)
+        self._writing = self._thread.submit(self._run, path, keep, copied)
+
+    def _run(self, path: str | os.PathLike, keep: int, copied: torch.cuda.Event | None) -> None:
+        if copied is not None:
+            copied.synchronize()
+        self._write(path, self._copy, keep)
 
     def check(self) -> None:
-        """Say so if a file could not be written.
+        """Raise the error of a file that could not be written.
 
         Raises:
             OSError: the disk is full, the folder is gone, ...
@@ -66,15 +76,9 @@ class CheckpointWriter:
         except OSError as unwritten:
             if error is None:
                 raise
-            logging.error("%s", unwritten)  # beside the error that is under way
+            logging.error("%s", unwritten)  # in addition to the error being raised
         finally:
             self._thread.shutdown()
-
-
-def _write(path: str | os.PathLike, contents: dict, keep: int, copied) -> None:
-    if copied is not None:
-        copied.synchronize()
-    write_contents(path, contents, keep)
 
 
 def _copied(value: Any, old: Any) -> Any:

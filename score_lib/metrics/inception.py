@@ -18,9 +18,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from score_lib.disk.checkpoints import verify_records
 from score_lib.disk.files import file_digest, printable
 from score_lib.disk.pictures import declare_box_operators
+from score_lib.disk.records import load_verified
 from score_lib.metrics.extractors import Extractor, as_rgb, register_extractor
 
 TFGAN_URL = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
@@ -83,8 +83,7 @@ def _fidelity_network(path: pathlib.Path) -> torch.nn.Module:
     network = _fidelity().FeatureExtractorInceptionV3
     try:
         # torch-fidelity unpickles the file, which can run code; a safe load refuses such files.
-        verify_records(path)
-        torch.load(path, map_location="cpu", weights_only=True)
+        load_verified(path)
         return network(
             "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
         )

@@ -29,9 +29,10 @@ from score_lib.base.tensors import SampleNoise, image_shape
 from score_lib.data.loading import DatasetInfo, get_data_inverse_scaler, get_data_scaler
 from score_lib.disk.checkpoints import (
     CheckpointError,
-    latest_whole,
     read_checkpoint,
     restore_checkpoint,
+    restore_contents,
+    restore_latest,
 )
 from score_lib.losses.noisy import NoisyLoss
 from score_lib.losses.optimization import get_optimizer, optimization_manager
@@ -232,9 +233,10 @@ def restored(config, workdir: str | os.PathLike) -> Run:
         ValueError: the config or the checkpoint does not fit.
     """
     run = setup(config)
-    latest = pathlib.Path(workdir) / META
-    path = run.config.eval.checkpoint or distributed.on_main(lambda: latest_whole(latest)) or latest
-    restore_checkpoint(path, run.state, run.device, must_exist=True)
+    if run.config.eval.checkpoint:
+        restore_checkpoint(run.config.eval.checkpoint, run.state, run.device, must_exist=True)
+    else:
+        restore_latest(pathlib.Path(workdir) / META, run.state, run.device, must_exist=True)
     return run
 
 
@@ -245,16 +247,16 @@ def from_checkpoint(path: str | os.PathLike, device: torch.device) -> Run:
         FileNotFoundError: there is no such file.
         CheckpointError: it is not a checkpoint, or holds no config, as published ones do not.
     """
-    stored = read_checkpoint(path).get("config")
-    if not stored:
+    contents = read_checkpoint(path, device)
+    if not contents.get("config"):
         raise CheckpointError(
             f"{path} holds no config, so that its network is unknown: use a checkpoint that was "
             "trained here"
         )
-    config = ConfigDict(json.loads(stored))
+    config = ConfigDict(json.loads(contents["config"]))
     config.device = str(device)
     run = setup(config)
-    restore_checkpoint(path, run.state, run.device, must_exist=True)
+    restore_contents(path, contents, run.state)
     return run
 
 

@@ -21,7 +21,7 @@ from score_lib.base.preemption import Preempted, StopSignals
 from score_lib.base.tensors import derive_seed
 from score_lib.data.loading import get_dataset
 from score_lib.data.stream import ImageStream
-from score_lib.disk.checkpoints import latest_whole, restore_checkpoint
+from score_lib.disk.checkpoints import restore_latest
 from score_lib.disk.files import open_folder, remove_leftovers
 from score_lib.disk.lock import locked
 from score_lib.disk.logs import MetricsLog, Rate, SilentLog, messages_to, progress_bar
@@ -101,8 +101,7 @@ def resume(run: Run, workdir: pathlib.Path) -> None:
     """Load the last undamaged checkpoint of the run, if there is one."""
     run.state |= {"position": 0, "snapshot_due": False}
     path = workdir / META
-    latest = distributed.on_main(lambda: latest_whole(path)) or path
-    restore_checkpoint(latest, run.state, run.device)
+    restore_latest(path, run.state, run.device)
     if distributed.is_main():
         checkpoints = path.parent, workdir / "checkpoints"
         remove_leftovers(workdir, *checkpoints, *workdir.glob("samples/iter_*"))

@@ -1,0 +1,187 @@
+"""Whether the contents of a checkpoint fit a training state: names, shapes and types."""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import numpy as np
+import torch
+from torch import nn
+
+from score_lib.base.distributed import unwrapped
+from score_lib.disk.files import printable
+
+
+class CheckpointError(ValueError):
+    """A file is not a checkpoint, or not one of this network; the message is one sentence."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message, limit=1000))
+
+
+def check_fit(path, loaded: dict, state: dict) -> None:
+    """Refuse contents that a state cannot take over.
+
+    Args:
+        path: for messages.
+        loaded: contents of the file; the names of "model" without a wrapper's prefix.
+        state: live "model" and "ema", perhaps "optimizer".
+    Raises:
+        CheckpointError: names the first mismatch.
+    """
+    _check_model(path, loaded["model"], state["model"])
+    if "optimizer" in state:
+        _check_optimizer(path, loaded.get("optimizer", {"param_groups": []}), state["optimizer"])
+    _check_average(path, loaded["ema"], state["ema"])
+
+
+def count(path, loaded: dict, key: str) -> int:
+    """A number of steps or images in a file.
+
+    Raises:
+        CheckpointError: it is not an integer from 0 up.
+    """
+    try:
+        number = operator.index(loaded[key])
+    except (TypeError, ValueError, RuntimeError):
+        number = -1
+    if not 0 <= number < 2**63:
+        shown = printable(repr(loaded[key]), 60)
+        raise CheckpointError(f"{path} holds {key!r} = {shown}, which should be a number from 0 up")
+    return number
+
+
+def _check_model(path, loaded: object, model: nn.Module) -> None:
+    expected = unwrapped(model).state_dict()
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} holds no weights: its 'model' is a {type(loaded).__name__}")
+    problems = {
+        "missing": [key for key in expected if key not in loaded],
+        "not in the network": [str(key) for key in loaded if key not in expected],
+        "of another shape": [
+            f"{key} {_described(loaded[key])} instead of {_described(value)}"
+            for key, value in expected.items()
+            if key in loaded and not _fits(loaded[key], value)
+        ],
+    }
+    found = [
+        f"{len(keys)} {problem} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for problem, keys in problems.items()
+        if keys
+    ]
+    if found:
+        raise CheckpointError(
+            f"{path} does not fit this network: of its weights, {'; '.join(found)}. Is the config "
+            "the one that the checkpoint was trained with?"
+        )
+
+
+def _check_average(path, loaded: object, ema) -> None:
+    """Numbers and types of a moving average; `load_state_dict` compares the shapes."""
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("shadow_params"), list | tuple):
+        raise CheckpointError(f"{path} holds no averages: its 'ema' has no list 'shadow_params'")
+    for number, (value, own) in enumerate(
+        zip(loaded["shadow_params"], ema.shadow_params, strict=False)
+    ):
+        if not _fits(value, own):
+            raise CheckpointError(
+                f"{path} does not fit this network: averaged parameter {number} is "
+                f"{_described(value)} instead of {_described(own)}"
+            )
+    decay, updates = loaded.get("decay"), loaded.get("num_updates")
+    if not _is_number(decay) or not 0 <= decay <= 1:
+        raise CheckpointError(f"{path} holds a moving average with the decay {decay!r}")
+    if updates is not None and (type(updates) is not int or updates < 0):
+        raise CheckpointError(f"{path} holds a moving average of {updates!r} updates")
+
+
+def _check_optimizer(path, stored: object, optimizer: torch.optim.Optimizer) -> None:
+    groups = stored.get("param_groups") if isinstance(stored, dict) else None
+    if not isinstance(groups, list) or not all(
+        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
+    ):
+        raise CheckpointError(f"{path} holds an optimiser without groups of parameters")
+    have = [len(group["params"]) for group in groups]
+    want = [len(group["params"]) for group in optimizer.param_groups]
+    if have != want:
+        raise CheckpointError(
+            f"{path} holds an optimiser of {sum(have)} parameters in {len(have)} groups; this "
+            f"network's has {sum(want)} in {len(want)}"
+        )
+    for group in groups:
+        for name, default in optimizer.defaults.items():
+            if name in group and not _is_like(group[name], default):
+                raise CheckpointError(
+                    f"{path} holds an optimiser with {name} = {printable(repr(group[name]), 60)}"
+                )
+    numbers = [number for group in groups for number in group["params"]]
+    if set(map(type, numbers)) - {int} or len(set(numbers)) != len(numbers):
+        raise CheckpointError(f"{path} holds an optimiser that does not number its parameters")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    _check_moments(path, stored.get("state"), dict(zip(numbers, parameters, strict=True)))
+
+
+def _check_moments(path, state: object, parameters: dict[int, torch.Tensor]) -> None:
+    """An optimiser's state of each parameter: tensors of its shape, and single numbers."""
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds an optimiser without its state")
+    names = {repr(sorted(map(str, kept))) for kept in state.values() if isinstance(kept, dict)}
+    if len(names) > 1:
+        raise CheckpointError(f"{path} holds an optimiser whose state has gaps")
+    for number, kept in state.items():
+        own = parameters.get(number)
+        if own is None or not isinstance(kept, dict):
+            raise CheckpointError(f"{path} holds an optimiser's state of no parameter: {number!r}")
+        for name, value in kept.items():
+            is_single = _is_dense(value) and value.numel() == 1
+            if not (_is_number(value) or is_single or _fits(value, own)):
+                raise CheckpointError(
+                    f"{path} holds {name!r} of parameter {number!r} as {_described(value)}, where "
+                    f"the parameter is {_described(own)}"
+                )
+
+
+def _fits(value: object, expected: torch.Tensor) -> bool:
+    """Whether a value from a file is a tensor like the expected one, of any precision."""
+    return (
+        _is_dense(value)
+        and value.shape == expected.shape
+        and value.is_floating_point() == expected.is_floating_point()
+        and value.is_complex() == expected.is_complex()
+    )
+
+
+def _is_dense(value: object) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not (value.is_quantized or value.is_meta)
+    )
+
+
+def _is_number(value: object) -> bool:
+    """Whether this is a finite number, of Python or of NumPy."""
+    return isinstance(value, int | float | np.generic) and math.isfinite(value)
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether a setting is a number, numbers or a switch, as its default is."""
+    if isinstance(default, tuple):
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == len(default)
+            and all(map(_is_number, value))
+        )
+    if default is None or isinstance(default, bool):
+        return value is None or isinstance(value, bool)
+    return _is_number(value)
+
+
+def _described(value: object) -> str:
+    """A value for messages: its shape, and its type where that says more."""
+    if not isinstance(value, torch.Tensor):
+        return f"({type(value).__name__})"
+    special = "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
+    kind = "" if special == "strided" else f" {special}"
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}{kind}"
