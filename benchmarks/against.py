@@ -1,4 +1,4 @@
-"""Another implementation of the same public names as one more work to measure."""
+"""Another implementation of the same public names, as a work to measure."""
 
 from __future__ import annotations
 
@@ -9,101 +9,38 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 
 import torch
 from ml_collections import ConfigDict
-from torch import Tensor
 
-from benchmarks.variants import OTHER, Comparison, compare, living_run
-from score_lib.base.devices import resolve_device
+from benchmarks.variants import drawn, living_run
 from score_lib.base.distributed import unwrapped
 
 SCRIPT = pathlib.Path(__file__).with_name("other.py")
 
 
-def others(
-    folder: str,
-    work: str,
-    config: ConfigDict,
-    stack: contextlib.ExitStack,
-    images: Tensor | None = None,
-    workdir: str = "",
-    steps: int = 0,
-    tolerance: float = 0.0,
-) -> dict[str, Callable]:
-    """Builder of the other implementation's work, by its name; none without a folder.
-
-    Args:
-        folder: where it is.
-        work: "train", "sampling" or "likelihood".
-        config: what it is told.
-        stack: ends its process.
-        images: in the network's range, (B, C, H, W); random ones by default.
-        workdir: a run with weights; by default those that `living_run` draws.
-        steps: of the sampler; 0 are as many as the config says.
-        tolerance: of the likelihood's solver.
-    Raises:
-        ValueError: there is no such folder.
-    """
-    if not folder:
-        return {}
-    if not pathlib.Path(folder).is_dir():
-        raise ValueError(f"--against {folder}: there is no such folder")
-
-    def build():
-        run = living_run(config, workdir)
-        shape = config.training.batch_size, *run.shape
-        job = {
-            "work": work,
-            "device": str(resolve_device(config.device)),
-            "config": config.to_dict(),
-            "weights": {k: v.cpu() for k, v in unwrapped(run.state["model"]).state_dict().items()},
-            "steps": steps,
-            "tolerance": tolerance,
-            "images": run.scaler(torch.rand(shape)) if images is None else images.cpu(),
-        }
-        return stack.enter_context(OtherProcess(folder, job))
-
-    return {OTHER: build}
-
-
-def compare_all(
-    builders: dict[str, Callable],
-    given: argparse.Namespace,
-    work: str,
-    config: ConfigDict,
-    device: torch.device,
-    **told,
-) -> Comparison:
-    """Compare works with each other, and with another implementation where `--against` names one.
-
-    Args:
-        builders: see `compare`.
-        given: the command line.
-        work, config, told: see `others`.
-        device: where they run.
-    """
-    with contextlib.ExitStack() as stack:
-        builders = builders | others(given.against, work, config, stack, **told)
-        return compare(builders, device, given.batch_size, given.rounds)
-
-
 class OtherProcess(contextlib.AbstractContextManager):
-    """A work that is done in another process, with another folder's modules; see `other.py`.
+    """A work in another process, with another folder's modules; see `other.py`.
 
-    It runs as it comes, with PyTorch's own choice of precision.
+    It uses PyTorch's default precision, and the weights and images of the other works.
 
+    Args:
+        given: the command line; `--against` names the folder.
+        work: "train", "sampling" or "likelihood".
     Raises:
-        RuntimeError: it cannot be built or done; says what that process said.
+        RuntimeError: it cannot be built or done, with the message of that process.
     """
 
-    def __init__(self, folder: str, job: dict):
+    def __init__(self, given: argparse.Namespace, work: str, config: ConfigDict):
+        self.given, self.work, self.config = given, work, config
+
+    def __enter__(self) -> OtherProcess:
+        folder = pathlib.Path(self.given.against).resolve()
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
-            torch.save(job, file)
+            torch.save(self._job(), file)
             file.flush()
             self.process = subprocess.Popen(
-                [sys.executable, str(SCRIPT), str(pathlib.Path(folder).resolve()), file.name],
+                [sys.executable, str(SCRIPT), str(folder), file.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -114,16 +51,30 @@ class OtherProcess(contextlib.AbstractContextManager):
             except RuntimeError:
                 self.__exit__()
                 raise
+        return self
+
+    def _job(self) -> dict:
+        run = living_run(self.config, self.given.workdir)
+        weights = unwrapped(run.state["model"]).state_dict()
+        return {
+            "work": self.work,
+            "device": str(run.device),
+            "config": self.config.to_dict(),
+            "weights": {name: value.cpu() for name, value in weights.items()},
+            "steps": getattr(self.given, "steps", 0),
+            "tolerance": getattr(self.given, "tolerance", 0.0),
+            "images": run.scaler(drawn(run)).cpu(),
+        }
 
     def __call__(self) -> None:
         self._ask("work")
 
     def peak(self) -> int:
-        """Bytes on the GPU at most since it began; 0 on a CPU, where nobody counts."""
+        """Most bytes on the GPU since its start; 0 on a CPU."""
         return self._ask("peak")["peak"]
 
-    def _ask(self, what: str) -> dict:
-        self.process.stdin.write(what + "\n")
+    def _ask(self, question: str) -> dict:
+        self.process.stdin.write(question + "\n")
         self.process.stdin.flush()
         return self._answer()
 

@@ -1,12 +1,11 @@
-"""Bits/dim with everything on the device, against separate passes and a solver on the host.
+"""Bits/dim on the device with one pass, against separate passes and a solver on the host.
 
     python -m benchmarks.likelihood --config ve/cifar10_ncsnpp_continuous --batch_size 128
 
-The first row is how published code goes about it: SciPy's solver on the host, and for each of its
-questions one pass of the network for the drift and another, forwards and backwards, for the
-divergence.  The others take both from one pass, and the state stays where it is; "+compile" and
-precisions other than float32 are choices of whoever calls `likelihood` directly.  "off by" is the
-largest difference from the first row in bits/dim.
+The first row is the method of published code: SciPy's solver on the host, with one pass of the
+network for the drift and another, forwards and backwards, for the divergence.  The others take both
+from one pass and solve on the device.  "off by" is the largest difference from the first row in
+bits/dim.
 """
 
 from __future__ import annotations
@@ -16,101 +15,88 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
-from benchmarks.against import compare_all
+from benchmarks.compare import OTHER, Comparison, compare
 from benchmarks.variants import (
-    OTHER,
     PLAIN,
-    Comparison,
     Variant,
     Work,
     arguments,
     chosen,
-    comparing,
     configured,
+    drawn,
     living_run,
-    show_comparison,
-    tensors_of,
 )
 from likelihood import bits_per_dim, get_likelihood_fn
 from models.precision import accelerated, matmul_precision
 from run_lib import Run
-from score_lib.base.tensors import derive_seed
 from score_lib.scores import get_score_fn
 
 HOST = "separate passes, SciPy"
 VARIANTS = ("tf32", "float32+compile")
-LOOSE = 1e3  # a tolerance that takes few steps
+LOOSE = 1e3  # a tolerance with few steps
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = comparing(arguments(__doc__.splitlines()[0]), VARIANTS)
+    parser = arguments(__doc__.splitlines()[0], VARIANTS)
     parser.set_defaults(rounds=2)
     parser.add_argument("--tolerance", type=float, default=1e-5, help="of the solver")
-    parser.add_argument("--workdir", default="", help="folder of a trained run")
     given = parser.parse_args(argv)
     config, device = configured(given, batch_on_gpu=128)
     run = living_run(config, given.workdir)
-    images = run.scaler(drawn(torch.rand, config, run)).to(device)
-    probe = drawn(torch.randn, config, run).sign().to(device)
-    measured = (run, images, probe, given.tolerance)
-    builders: dict[str, Callable] = {HOST: functools.partial(on_host, *measured)}
+    builders: dict[str, Callable] = {HOST: functools.partial(on_host, run, given.tolerance)}
     for name in chosen(given, device):
-        builders[name] = functools.partial(on_device, *measured, Variant.named(name))
-    told = {"images": images, "workdir": given.workdir, "tolerance": given.tolerance}
-    found = compare_all(builders, given, "likelihood", config, device, **told)
+        builders[name] = functools.partial(on_device, run, given.tolerance, name)
+    found = compare(builders, given, "likelihood", config, device)
     add_findings(found)
-    what = f"likelihood to {given.tolerance:g}"
-    show_comparison(what, given, device, found, tolerance=given.tolerance)
+    title = f"likelihood to {given.tolerance:g}"
+    found.show(title, given, device, tolerance=given.tolerance)
 
 
-def drawn(draw: Callable, config: ConfigDict, run: Run) -> Tensor:
-    """Random numbers (B, C, H, W) that are the same on every machine."""
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, draw.__name__))
-    return draw(config.training.batch_size, *run.shape, generator=generator)
+def data_of(run: Run) -> tuple[Tensor, Tensor]:
+    """Images in the network's range and a Rademacher probe, (B, C, H, W)."""
+    return run.scaler(drawn(run)), drawn(run, torch.randn).sign()
 
 
-def on_device(run: Run, images: Tensor, probe: Tensor, tolerance: float, variant: Variant) -> Work:
+def on_device(run: Run, tolerance: float, name: str) -> Work:
     """Drift and divergence from one pass, and a solver on the device."""
+    (images, probe), variant = data_of(run), Variant.named(name)
     model = accelerated(run.state["model"], variant.precision, variant.compile)
-    continuous = run.config.training.continuous
 
     def call(tolerance=tolerance):
         likelihood_fn = get_likelihood_fn(
-            run.sde, run.inverse_scaler, rtol=tolerance, atol=tolerance, continuous=continuous
+            run.sde,
+            run.inverse_scaler,
+            rtol=tolerance,
+            atol=tolerance,
+            continuous=run.config.training.continuous,
         )
         with matmul_precision(variant.precision):
             bpd, _, evaluations = likelihood_fn(model, images, noise=lambda _: probe)
         return bpd, evaluations
 
-    return Work(call, lambda: tensors_of(run.state), run.device, lambda: call(LOOSE))
+    return Work(run, call, lambda: call(LOOSE))
 
 
-def on_host(run: Run, images: Tensor, probe: Tensor, tolerance: float) -> Work:
+def on_host(run: Run, tolerance: float) -> Work:
     """Drift and divergence from a pass each, and SciPy's solver on the host."""
     from scipy.integrate import solve_ivp
 
+    images, probe = data_of(run)
     score_fn = get_score_fn(run.sde, run.state["model"], False, run.config.training.continuous)
     flow = run.sde.reverse(score_fn, probability_flow=True)
     size = images.numel()
 
-    @torch.no_grad()
-    def drift_of(x: Tensor, t: Tensor) -> Tensor:
-        return flow.sde(x, t)[0]
-
-    def divergence_of(x: Tensor, t: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            along_probe = (flow.sde(x, t)[0] * probe).sum()
-        return (torch.autograd.grad(along_probe, x)[0] * probe).flatten(1).sum(1)
-
     def slope(time: float, state: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(state[:size].reshape(images.shape)).to(images)
         t = x.new_full((len(x),), time)
-        parts = drift_of(x, t), divergence_of(x, t)
+        with torch.no_grad():
+            drift = flow.sde(x, t)[0]
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad((flow.sde(x, t)[0] * probe).sum(), x)
+        parts = drift, (gradient * probe).flatten(1).sum(1)
         return np.concatenate([part.cpu().numpy().reshape(-1) for part in parts])
 
     def call(tolerance=tolerance):
@@ -121,17 +107,14 @@ def on_host(run: Run, images: Tensor, probe: Tensor, tolerance: float) -> Work:
         log_p = run.sde.prior_logp(z).double().cpu() + torch.from_numpy(found.y[size:, -1])
         return bits_per_dim(log_p, images[0].numel(), run.inverse_scaler), found.nfev
 
-    return Work(call, lambda: tensors_of(run.state), run.device, lambda: call(LOOSE))
+    return Work(run, call, lambda: call(LOOSE))
 
 
 def add_findings(found: Comparison) -> None:
-    """Add what the host's row is to each: evaluations, time and bits/dim in comparison."""
-    host = found.rows[HOST]
-    for name, row in found.rows.items():
-        if "ms" not in row:
-            continue
-        if "ms" in host:
-            row["against host"] = host["ms"] / row["ms"]
+    """Add evaluations and bits/dim, and time and bits/dim relative to the host's row."""
+    for name, row in found.timed().items():
+        if HOST in found.timed():
+            row["against host"] = found.rows[HOST]["ms"] / row["ms"]
         if name == OTHER:
             continue
         bpd, row["evaluations"] = found.results[name]

@@ -1,6 +1,6 @@
-"""What the benchmarks share: time, memory, operations, the machine's limits, and how to show them.
+"""Time, memory and operations of a call, limits of the machine, and tables of results.
 
-Times are taken in turns, so that a noisy machine is noisy for all: it is their ratios that count.
+Times are taken in turns, so that noise of the machine affects all alike: compare their ratios.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Timing(NamedTuple):
 def in_turns(
     works: dict[str, Callable[[], object]], device: torch.device, rounds: int = 5
 ) -> dict[str, Timing]:
-    """Times of several calls, in turns; whoever needs a warm-up has had it."""
+    """Times of several calls, in turns, without a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
@@ -42,14 +42,14 @@ def in_turns(
 def alternating(
     works: dict[str, Callable[[], object]], device: torch.device, rounds: int = 5
 ) -> dict[str, float]:
-    """Best times of several calls, in turns, after one call of each that does not count."""
+    """Best times of several calls, in turns, after one warm-up call of each."""
     for work in works.values():
         work()
     return {name: timing.best for name, timing in in_turns(works, device, rounds).items()}
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Time of one call, until the device has done it."""
+    """Time of one call, until the device has finished."""
     _wait(device)
     start = time.perf_counter()
     work()
@@ -63,10 +63,10 @@ def _wait(device: torch.device) -> None:
 
 
 def growth(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes of tensors that a call holds at most, beyond those that were there before; calls twice.
+    """Most bytes that a call holds beyond those allocated before it; calls twice.
 
-    By the allocator's own records: on a GPU its statistics, on a CPU PyTorch's profile, where
-    scratch memory inside of libraries does not count.
+    From the allocator's statistics on a GPU, from PyTorch's profiler on a CPU, which does not see
+    scratch memory of libraries.
     """
     if device.type == "cuda":
         _wait(device)
@@ -78,7 +78,7 @@ def growth(work: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     from torch.profiler import ProfilerActivity, profile
 
-    for _ in range(2):  # that memory is freed is seen only where it was seen to be taken
+    for _ in range(2):  # frees are seen only of memory whose allocation was seen
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
             work()
     records = (e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]")
@@ -90,17 +90,17 @@ def growth(work: Callable[[], object], device: torch.device) -> int:
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors; those that share their memory count once."""
+    """Bytes of tensors; shared memory counts once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
     return sum(storage.nbytes() for storage in storages.values())
 
 
 def operations(work: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and convolutions in a call."""
+    """Floating-point operations of the matrix products and convolutions of a call."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Attention as the products that it consists of: not every fused kernel is known to the counter.
+    # The counter knows the products of plain attention, but not all fused kernels.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
@@ -109,12 +109,10 @@ def operations(work: Callable[[], object]) -> int:
 def matrix_product(
     device: torch.device, precision: str, size: int = 0
 ) -> tuple[Callable[[], None], int]:
-    """Products of large square matrices in a precision, after a first one, and their operations.
+    """A call of products of large square matrices in a precision, warmed up, and its operations.
 
     Args:
-        device: where.
-        precision: "float32", "tf32" or "bfloat16".
-        size: of a side; 0 is one that keeps the device busy.
+        size: of a side; 0: large enough to keep the device busy.
     """
     size = size or (8192 if device.type == "cuda" else 1536)
     repeats = 16 if device.type == "cuda" else 1
@@ -132,7 +130,7 @@ def matrix_product(
 
 
 def hardware(device: torch.device) -> str:
-    """The machine in words."""
+    """Names of the processor and of PyTorch's version."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
     cpu = platform.processor() or platform.machine()
@@ -145,7 +143,7 @@ def hardware(device: torch.device) -> str:
 
 
 def show(name: str, device: torch.device, records: list[dict], **facts) -> None:
-    """Print a table, then the same and further facts as one line of JSON."""
+    """Print a table, then its rows and further facts as one line of JSON."""
     print(f"{name} on {hardware(device)}\n\n{markdown_table(records)}")
     about = {"benchmark": name, "hardware": hardware(device), **facts}
     print(json.dumps({**about, "results": records}), flush=True)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.samplers --workdir runs/demo
 
-Needs a trained run, and the statistics of its data set. Each sampler draws the same number of
+Needs a trained run, and the statistics of its data set.  Each sampler draws the same number of
 samples from the same noise; the distance is FID in the features of `eval.extractor`.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import pathlib
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -18,12 +19,13 @@ from benchmarks.measure import show
 from configs.defaults import load
 from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
 from run_lib import Run, restored
+from sampling import get_sampling_fn
 from score_lib.base.tensors import SampleNoise
 from score_lib.disk.files import atomic_write
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import to_uint8
 
-# Names, options of `sampling`, and steps of samplers with one evaluation a step.
+# Options of `sampling` and evaluations per step.
 SAMPLERS = {
     "Euler-Maruyama": ({"method": "pc", "predictor": "euler_maruyama", "corrector": "none"}, 1),
     "reverse diffusion + Langevin": (
@@ -36,42 +38,50 @@ SAMPLERS = {
     "DPM-Solver++ 3M": ({"method": "dpmpp_3m"}, 1),
     "DPM-Solver++ SDE": ({"method": "dpmpp_sde"}, 1),
 }
-# The predictor-corrector samplers also at their own pace: with fewer steps than beta_max, a
-# variance-preserving chain has none.
+ADAPTIVE = {"RK45": "ode", "adaptive SDE": "adaptive"}
 EVALUATIONS, MANY = (10, 20, 40, 80), (200, 1000)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="vp/digits")
     parser.add_argument("--workdir", required=True, help="folder of a trained run")
     parser.add_argument("--num_samples", type=int, default=512)
     parser.add_argument("--plot", default="", help="file of the plot; default: in the workdir")
-    arguments = parser.parse_args()
+    given = parser.parse_args(argv)
     log_to_console()
-    run = restored(load(arguments.config), arguments.workdir)
-    records = []
-    with run.state["ema"].applied(run.state["model"].parameters()):
-        for name, (options, a_step) in SAMPLERS.items():
-            for wanted in (*EVALUATIONS, *(MANY if options["method"] == "pc" else ())):
-                if options["method"] == "pc" and wanted // a_step <= run.config.model.beta_max:
-                    continue
-                records.append(measure(run, name, options, wanted // a_step, arguments.num_samples))
-                logging.info("%s", records[-1])
-        for name, method in {"RK45": "ode", "adaptive SDE": "adaptive"}.items():
-            records.append(measure(run, name, {"method": method}, 0, arguments.num_samples))
-    show(f"samplers, {arguments.config}, {arguments.num_samples} samples", run.device, records)
-    plot(arguments.plot or pathlib.Path(arguments.workdir) / "samplers.png", records)
+    run, records = restored(load(given.config), given.workdir), []
+    for name, options in cases(run.config.model.beta_max):
+        run.config.sampling.update(options)
+        images, evaluations = draw(run, given.num_samples)
+        records.append({"sampler": name, "evaluations": evaluations, "fid": fid(run, images)})
+        logging.info("%s", records[-1])
+    show(f"samplers, {given.config}, {given.num_samples} samples", run.device, records)
+    plot(given.plot or pathlib.Path(given.workdir) / "samplers.png", records)
 
 
-def measure(run: Run, name: str, options: dict, steps: int, count: int) -> dict:
-    """FID of a sampler in a number of steps, and the evaluations that it made."""
-    sampling = run.config.sampling
-    sampling.update(options, num_steps=steps)
-    noise = SampleNoise(run.config.seed, range(count), run.device)
-    images, evaluations = run.sampler(count)(run.state["model"], noise=noise)
-    return {"sampler": name, "evaluations": evaluations, "fid": fid(run, images)}
+def cases(beta_max: float) -> list[tuple[str, dict]]:
+    """Names of samplers and options of `sampling`.
+
+    Predictor-corrector samplers need many evaluations, and more steps than beta_max: a
+    variance-preserving chain of fewer has no betas below 1.
+    """
+    found = []
+    for name, (options, per_step) in SAMPLERS.items():
+        chain = options["method"] == "pc"
+        for steps in (count // per_step for count in EVALUATIONS + (MANY if chain else ())):
+            if not chain or steps > beta_max:
+                found.append((name, {**options, "num_steps": steps}))
+    return found + [(name, {"method": method, "num_steps": 0}) for name, method in ADAPTIVE.items()]
+
+
+def draw(run: Run, count: int) -> tuple[Tensor, int]:
+    """Samples, (B, C, H, W) in [0, 1], and evaluations of the network."""
+    shape, eps = (count, *run.shape), run.sde.sampling_eps
+    sampler = get_sampling_fn(run.config, run.sde, shape, run.inverse_scaler, eps)
+    with run.sampling_network() as model:
+        return sampler(model, noise=SampleNoise(run.config.seed, range(count), run.device))
 
 
 def fid(run: Run, images: Tensor) -> float:

@@ -1,11 +1,11 @@
-"""Sampling as the switches of the config make it, against plain float32.
+"""Sampling in several precisions, compiled or not, against plain float32.
 
     python -m benchmarks.sampling --config ve/cifar10_ncsnpp_continuous --batch_size 512
 
-Every variant draws the same samples as `main.py --mode sample` would, in few steps; a step is what
-the predictor and the corrector evaluate at one time.  "difference" is that of the samples from the
-plain ones, relative, in the root mean square: what lower precision costs.  Without the weights of a
-run (--workdir) it is that of a network with random weights.
+Every variant draws the same samples as `main.py --mode sample`, in few steps; a step evaluates the
+predictor and the corrector at one time.  "difference" is the relative root mean square distance of
+the samples from those of plain float32: the error of a lower precision.  Without a trained run
+(--workdir) it is that of random weights.
 """
 
 from __future__ import annotations
@@ -16,22 +16,17 @@ from collections.abc import Sequence
 import torch
 from ml_collections import ConfigDict
 
-from benchmarks.against import compare_all
+from benchmarks.compare import OTHER, Comparison, compare
 from benchmarks.measure import operations
 from benchmarks.variants import (
-    OTHER,
     PLAIN,
-    Comparison,
     Variant,
     Work,
-    add_rates,
     arguments,
     chosen,
-    comparing,
     configured,
+    drawn,
     living_run,
-    show_comparison,
-    tensors_of,
 )
 from models.precision import matmul_precision
 from run_lib import Run
@@ -41,71 +36,50 @@ VARIANTS = ("tf32", "bfloat16", "float32+compile", "bfloat16+compile", "bfloat16
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = comparing(arguments(__doc__.splitlines()[0]), VARIANTS)
+    parser = arguments(__doc__.splitlines()[0], VARIANTS)
     parser.add_argument("--steps", type=int, default=25, help="of the sampler")
-    parser.add_argument("--workdir", default="", help="folder of a trained run")
     given = parser.parse_args(argv)
     config, device = configured(given, batch_on_gpu=512)
-    in_steps(config, given.steps)
-    builders = {
-        name: functools.partial(drawing, config, Variant.named(name), given.workdir)
-        for name in chosen(given, device)
-    }
-    told = {"workdir": given.workdir, "steps": given.steps}
-    found = compare_all(builders, given, "sampling", config, device, **told)
-    evaluations, count = cost(living_run(config, given.workdir), given.batch_size)
-    add_rates(found, evaluations * count)
-    add_steps(found, given.steps, given.batch_size)
-    show_comparison(
-        f"sampling in {given.steps} steps",
-        given,
-        device,
-        found,
-        steps=given.steps,
-        evaluations=evaluations,
-        gflop_per_evaluation=count / 1e9,
-    )
-
-
-def in_steps(config: ConfigDict, steps: int) -> None:
-    """Let a whole run of the sampler be in a number of steps."""
     if config.training.continuous:
-        config.sampling.num_steps = steps
-    else:  # a chain that has as many noise levels
-        config.model.num_scales = steps
+        config.sampling.num_steps = given.steps
+    else:  # a chain has as many steps as noise levels
+        config.model.num_scales = given.steps
+    build = functools.partial(drawing, config, given.workdir)
+    builders = {name: functools.partial(build, name) for name in chosen(given, device)}
+    found = compare(builders, given, "sampling", config, device)
+    evaluations, count = cost(living_run(config, given.workdir))
+    found.add_rates(evaluations * count)
+    add_steps(found, given.steps, given.batch_size)
+    facts = {"steps": given.steps, "evaluations": evaluations, "gflop_per_evaluation": count / 1e9}
+    found.show(f"sampling in {given.steps} steps", given, device, **facts)
 
 
-def drawing(config: ConfigDict, variant: Variant, workdir: str) -> Work:
+def drawing(config: ConfigDict, workdir: str, name: str) -> Work:
     """Sampling by a variant."""
-    run = living_run(variant.of(config, "sampling"), workdir)
-    indices = range(config.training.batch_size)
-    return Work(lambda: run.sample(indices, config.seed), lambda: tensors_of(run.state), run.device)
+    run = living_run(Variant.named(name).of(config, "sampling"), workdir)
+    return Work(run, lambda: run.draw(range(config.training.batch_size)))
 
 
-def cost(run: Run, size: int) -> tuple[int, int]:
+def cost(run: Run) -> tuple[int, int]:
     """Evaluations of the network for a batch of samples, and operations of one evaluation."""
-    network = run.state["model"].eval()
-    images = torch.rand(size, *run.shape, device=run.device)
-    t = torch.full((size,), 0.5 * run.sde.T, device=run.device)
+    network, images = run.state["model"].eval(), drawn(run)
+    t = images.new_full((len(images),), 0.5 * run.sde.T)
     labels = run.sde.noise_label(t, run.config.training.continuous)
     with torch.no_grad(), matmul_precision(PLAIN):
         count = operations(lambda: network(images, labels))
     calls = []
     with network.register_forward_hook(lambda *_: calls.append(None)):
-        run.sample(range(1), run.config.seed)
+        run.draw(range(1))
     return len(calls), count
 
 
 def add_steps(found: Comparison, steps: int, size: int) -> None:
-    """Add the time of a step, and how far the samples are from those of the plain network."""
+    """Add the time of a step, and the distance of the samples from those of plain float32."""
     plain = found.results.get(PLAIN)
-    for name, row in found.rows.items():
-        if "ms" not in row:
-            continue
+    for name, row in found.timed().items():
         row |= {"ms/step": row["ms"] / steps, "us/step/image": 1e3 * row["ms"] / steps / size}
-        if name != OTHER and plain is not None:  # who draws noise of its own
-            change = found.results[name] - plain
-            row["difference"] = float(change.norm() / plain.norm())
+        if name != OTHER and plain is not None:  # the other draws its own noise
+            row["difference"] = float((found.results[name] - plain).norm() / plain.norm())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How long the command line takes to start, beside `import torch`, and to its first step.
+"""Time from the command line to the end of imports, and to the first training step.
 
     python -m benchmarks.startup
 
-Every command is a process of its own, so that nothing is imported yet; files may still be in the
-system's cache.  "first training step" is `main.py` on the digits, until it reports that step.
+Every command is a process of its own, with files in the system's cache.  "first training step" is
+`main.py` on the digits, until it reports that step.
 """
 
 from __future__ import annotations
@@ -41,46 +41,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args(argv)
-    works = {name: functools.partial(run_to_the_end, command) for name, command in COMMANDS.items()}
-    device = torch.device("cpu")
-    times = alternating(works, device, given.rounds)
-    times["first training step"] = min(first_step() for _ in range(given.rounds))
+    rounds = parser.parse_args(argv).rounds
+    works = {name: functools.partial(finish, command) for name, command in COMMANDS.items()}
+    times = alternating(works, torch.device("cpu"), rounds)
+    times["first training step"] = min(first_step(TRAINING) for _ in range(rounds))
     records = [
         {"work": name, "seconds": time, "more than torch": time - times["import torch"]}
         for name, time in times.items()
     ]
-    show("start-up", device, records)
+    show("start-up", torch.device("cpu"), records)
 
 
-def run_to_the_end(command: list[str]) -> None:
-    """Run Python on something that must not fail."""
-    # To have shown help counts as a failure.
-    check = "--helpfull" not in command
+def finish(command: list[str]) -> None:
+    """Run Python to its end."""
+    check = "--helpfull" not in command  # whose exit status is 1
     subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=check)
 
 
-def first_step() -> float:
-    """Seconds from the command to the first training step's report.
+def first_step(command: list[str]) -> float:
+    """Seconds from the start of a command to its report of the first training step.
 
     Raises:
-        RuntimeError: there was no step; says what the command said last.
+        RuntimeError: there was no step; with the last line of the command.
     """
     with tempfile.TemporaryDirectory() as workdir:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *TRAINING, f"--workdir={workdir}"],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        taken, line = None, ""
-        with process.stderr as lines:
-            for line in lines:
+        start, taken, line = time.perf_counter(), None, ""
+        command = [sys.executable, *command, f"--workdir={workdir}"]
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            for line in process.stderr:
                 if taken is None and "step 1:" in line:
                     taken = time.perf_counter() - start
-        process.wait()
     if taken is None:
         raise RuntimeError(f"main.py made no training step: {line.strip()}")
     return taken

@@ -1,45 +1,41 @@
-"""What is compared: one network as the switches of a config make it, and another implementation.
+"""The command line of the benchmarks, the network that they measure, and its variants.
 
-A variant is named by its precision and what is added to it, such as "bfloat16+compile".
+A variant is named by its precision and additions, such as "bfloat16+compile".
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import dataclasses
-import gc
-import logging
-from collections.abc import Callable, Iterable, Iterator
+import pathlib
+from collections.abc import Callable, Iterable
 
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from benchmarks.measure import growth, in_turns, matrix_product, nbytes, show
+from benchmarks.measure import growth, nbytes
 from configs.defaults import load
 from models.ema import ExponentialMovingAverage
 from run_lib import Run, restored, setup
 from score_lib.base.devices import resolve_device
+from score_lib.base.tensors import derive_seed
 from score_lib.options import complete, flatten
 
-PLAIN, OTHER = "float32", "other implementation"
-PRECISIONS = ("float32", "tf32", "bfloat16")
+PLAIN = "float32"
 ADDITIONS = ("compile", "graphs", "checkpoint")
 NEEDS_GPU = ("tf32", "bfloat16+graphs")
-# What measured work may fail with: no compiler, too little memory, a network that cannot do it.
-FAILURES = (RuntimeError, ValueError, OSError, ImportError, NotImplementedError, AttributeError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Switches of a config.
+    """Options of a config.
 
     Attributes:
         precision: "float32", "tf32" or "bfloat16".
         compile: a mode of `torch.compile`, or "".
-        checkpoint: whether activations are computed again in the backward pass.
+        checkpoint: recompute activations in the backward pass.
     """
 
     precision: str = PLAIN
@@ -48,51 +44,55 @@ class Variant:
 
     @classmethod
     def named(cls, name: str) -> Variant:
-        """The variant of a name such as "bfloat16+compile+checkpoint".
+        """The variant of a name; unknown precisions are left to the checks of the config.
 
         Raises:
-            ValueError: an unknown addition; an unknown precision is found by the config's checks.
+            ValueError: an unknown addition.
         """
         precision, *added = name.split("+")
-        if unknown := set(added) - set(ADDITIONS):
-            raise ValueError(
-                f"unknown variant {name!r}: {', '.join(sorted(unknown))} is none of "
-                f"{', '.join(ADDITIONS)}, which can be added to a precision"
-            )
+        if not set(added) <= set(ADDITIONS):
+            raise ValueError(f"unknown variant {name!r}: additions are {', '.join(ADDITIONS)}")
         mode = "reduce-overhead" if "graphs" in added else "default" if "compile" in added else ""
         return cls(precision, mode, "checkpoint" in added)
 
     def of(self, config: ConfigDict, section: str) -> ConfigDict:
-        """A copy of a config in which a section, "training" or "sampling", has these switches."""
+        """A copy of a config with these options in a section, "training" or "sampling"."""
         config = complete(config)
         config.model.checkpoint_activations = self.checkpoint
         config[section].update(precision=self.precision, compile=self.compile)
         return config
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """A parser of the options that say what is measured, and how often."""
+def arguments(description: str, variants: Iterable[str] | None = None) -> argparse.ArgumentParser:
+    """A parser of the common options, and of those of a comparison if it has default variants."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", default="ve/cifar10_ncsnpp_continuous")
     parser.add_argument("--batch_size", type=int, default=0, help="default: large on a GPU")
     parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE", help="of the config"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="times that each is timed")
+    parser.add_argument("--rounds", type=int, default=5, help="number of timings")
+    if variants is not None:
+        parser.add_argument("--variants", nargs="*", default=list(variants), help="beside float32")
+        parser.add_argument("--workdir", default="", help="folder of a trained run")
+        parser.add_argument(
+            "--against",
+            default="",
+            type=_folder,
+            metavar="FOLDER",
+            help="another implementation with the same public names",
+        )
     return parser
 
 
-def comparing(parser: argparse.ArgumentParser, variants: Iterable[str]) -> argparse.ArgumentParser:
-    """The parser with options that say what is compared; by default these variants."""
-    parser.add_argument("--variants", nargs="*", default=list(variants), help="beside float32")
-    parser.add_argument(
-        "--against", default="", metavar="FOLDER", help="another implementation of the same names"
-    )
-    return parser
+def _folder(path: str) -> str:
+    if path and not pathlib.Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: there is no such folder")
+    return path
 
 
 def configured(given: argparse.Namespace, batch_on_gpu: int) -> tuple[ConfigDict, torch.device]:
-    """The config that the command line describes, its batch size, and the device.
+    """The config of a command line, with its batch size, and the device.
 
     Raises:
         ValueError: no such option, or a value of another type.
@@ -117,16 +117,16 @@ def configured(given: argparse.Namespace, batch_on_gpu: int) -> tuple[ConfigDict
 
 
 def chosen(given: argparse.Namespace, device: torch.device) -> list[str]:
-    """Names of the variants to compare: the plain one first; on a CPU without those of a GPU."""
+    """Names of the variants to compare, plain float32 first; those of a GPU only on a GPU."""
     names = dict.fromkeys([PLAIN, *given.variants])
     return [name for name in names if device.type == "cuda" or name not in NEEDS_GPU]
 
 
 def living_run(config: ConfigDict, workdir: str = "") -> Run:
-    """A run with weights of a folder; without one, with weights whose output depends on the input.
+    """A run with the weights of a folder or, without one, random weights of a fixed seed.
 
-    What is drawn is the same for every variant.  New U-Nets give almost nothing, as their last
-    layers begin near 0: that would hide what lower precision costs.
+    The last layers of new U-Nets are near 0, so their output would hide the error of a lower
+    precision: these layers are drawn anew.
     """
     if workdir:
         run = restored(config, workdir)
@@ -144,175 +144,35 @@ def living_run(config: ConfigDict, workdir: str = "") -> Run:
     return run
 
 
+def drawn(run: Run, draw: Callable = torch.rand) -> Tensor:
+    """Random numbers for a batch of images, (B, C, H, W), the same on every machine."""
+    generator = torch.Generator().manual_seed(derive_seed(run.config.seed, draw.__name__))
+    shape = run.config.training.batch_size, *run.shape
+    return draw(*shape, generator=generator).to(run.device)
+
+
 @dataclasses.dataclass
 class Work:
-    """Something to be measured.
+    """A call to measure.
 
     Attributes:
+        run: holds the tensors that it needs.
         call: does it once.
-        tensors: those that it keeps from call to call.
-        short: something that takes as much memory in less time, where there is such a thing.
+        short: a faster call that needs as much memory, if there is one.
     """
 
+    run: Run
     call: Callable[[], object]
-    tensors: Callable[[], Iterable[Tensor]]
-    device: torch.device
     short: Callable[[], object] | None = None
 
     def __call__(self) -> object:
         return self.call()
 
     def peak(self) -> int:
-        """Bytes that it needs: its own tensors, and the most that a call adds to them."""
-        return nbytes(self.tensors()) + growth(self.short or self.call, self.device)
-
-
-def tensors_of(state: dict) -> list[Tensor]:
-    """Weights, gradients, averages and the optimiser's tensors of a training state."""
-    model = state["model"]
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    optimizer = state["optimizer"].state.values() if "optimizer" in state else ()
-    moments = [value for kept in optimizer for value in kept.values() if isinstance(value, Tensor)]
-    kept = [*model.parameters(), *model.buffers(), *state["ema"].shadow_params]
-    return [*kept, *gradients, *moments]
-
-
-@dataclasses.dataclass
-class Comparison:
-    """What came out, by name of the variant.
-
-    Attributes:
-        rows: of a table.
-        results: what the first call gave.
-        rates: operations a second of a large matrix product, by precision.
-    """
-
-    rows: dict[str, dict]
-    results: dict[str, object]
-    rates: dict[str, float]
-
-
-def compare(
-    builders: dict[str, Callable[[], Callable]], device: torch.device, images: int, rounds: int
-) -> Comparison:
-    """Time and memory of several works, and their ratios to the plain one.
-
-    Args:
-        builders: functions that build a work, by name; one is `PLAIN`.
-        device: where they run.
-        images: in one call.
-        rounds: how often each is timed.
-    Returns:
-        rows; one that failed says why, and has no times.
-    """
-    works, found = {}, Comparison({}, {}, {})
-    for name, build in builders.items():
-        row = found.rows[name] = {"variant": name}
-        if attempted := _attempt(build, row):
-            works[name], found.results[name] = attempted
-        else:
-            _release(device)
-    products = {p: matrix_product(device, p) for p in dict.fromkeys(map(precision_of, works))}
-    limits = {f"matrix product, {p}": work for p, (work, _) in products.items()}
-    timings = in_turns(works | limits, device, rounds)
-    for name in works:
-        found.rows[name] |= {
-            "ms": 1e3 * timings[name].best,
-            "median ms": 1e3 * timings[name].median,
-            "images/s": images / timings[name].best,
-        }
-    for precision, (_, count) in products.items():
-        found.rates[precision] = count / timings[f"matrix product, {precision}"].best
-    _add_ratios(found.rows)
-    return found
-
-
-def _attempt(build: Callable[[], Callable], row: dict) -> tuple[Callable, object] | None:
-    """A work and what its first call gave; its memory, or why it fails, goes into its row."""
-    try:
-        work = build()
-        with warnings_logged() as warnings:
-            result = work()
-        # A network that cannot be compiled runs as it is, which is another row.
-        if warnings:
-            row["note"] = sentence(warnings[0])
-            return None
-        if peak := work.peak():
-            row["peak MB"] = peak / 1e6
-        return work, result
-    except FAILURES as error:
-        row["note"] = sentence(f"{type(error).__name__}: {error}")
-        return None
-
-
-def precision_of(name: str) -> str:
-    """What a variant computes in; what is no variant is taken to be like the plain one."""
-    return Variant.named(name).precision if name.split("+")[0] in PRECISIONS else PLAIN
-
-
-def _release(device: torch.device) -> None:
-    """Let another variant have the memory of one that failed."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _add_ratios(rows: dict[str, dict]) -> None:
-    """Speed and memory as ratios to the plain network's, and to the other implementation's."""
-    plain, other = rows[PLAIN], rows.get(OTHER, {})
-    for row in rows.values():
-        if "ms" not in row:
-            continue
-        if "ms" in plain:
-            row["speed-up"] = plain["ms"] / row["ms"]
-            if "peak MB" in row:
-                row["memory"] = row["peak MB"] / plain["peak MB"]
-        if "ms" in other:
-            row["against other"] = other["ms"] / row["ms"]
-
-
-def add_rates(found: Comparison, operations: int) -> None:
-    """Add operations a second, also as a share of a matrix product's in the same precision.
-
-    Every variant is credited with the operations of the plain one, however it does its work.
-    """
-    for name, row in found.rows.items():
-        if "ms" in row:
-            rate = operations / row["ms"] * 1e3
-            share = rate / found.rates[precision_of(name)]
-            row |= {"GFLOP/s": rate / 1e9, "of matmul": share}
-
-
-def show_comparison(
-    what: str, given: argparse.Namespace, device: torch.device, found: Comparison, **facts
-) -> None:
-    """Print the rows of a comparison, and what the command line said."""
-    show(
-        f"{what}, {given.config}, batch {given.batch_size}",
-        device,
-        list(found.rows.values()),
-        config=given.config,
-        batch_size=given.batch_size,
-        settings=given.set,
-        matmul_gflops={name: rate / 1e9 for name, rate in found.rates.items()},
-        **facts,
-    )
-
-
-@contextlib.contextmanager
-def warnings_logged() -> Iterator[list[str]]:
-    """Context with the list of what is logged in it as a warning."""
-    messages: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logging.getLogger().addHandler(handler)
-    try:
-        yield messages
-    finally:
-        logging.getLogger().removeHandler(handler)
-
-
-def sentence(message: str, limit: int = 120) -> str:
-    """The first line of a message, cut to a limit and fit for a table."""
-    line = message.strip().splitlines()[0].replace("|", "/")
-    return line if len(line) <= limit else line[: limit - 3] + "..."
+        """Bytes of the run's tensors and of those that a call adds at most."""
+        state, model = self.run.state, self.run.state["model"]
+        kept = [*model.parameters(), *model.buffers(), *state["ema"].shadow_params]
+        kept += [p.grad for p in model.parameters() if p.grad is not None]
+        for moments in state["optimizer"].state.values() if "optimizer" in state else ():
+            kept += [value for value in moments.values() if isinstance(value, Tensor)]
+        return nbytes(kept) + growth(self.short or self.call, self.run.device)

@@ -1,20 +1,32 @@
-"""The benchmarks run, and measure what they say."""
+"""The benchmarks run, and their measurements are right."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
 
 import pytest
 import torch
-from small_runs import ROOT
+from small_runs import ROOT, small_config
 from torch import nn
 
-from benchmarks import checkpoints, data, likelihood, sampling, startup, train, variants
-from benchmarks.against import others
+from benchmarks import (
+    checkpoints,
+    compare,
+    data,
+    likelihood,
+    samplers,
+    sampling,
+    startup,
+    train,
+    variants,
+)
+from benchmarks.compare import OTHER, Comparison
 from benchmarks.measure import growth, in_turns, matrix_product, nbytes, operations
-from benchmarks.variants import OTHER, PLAIN, Comparison, Variant
+from benchmarks.variants import PLAIN, Variant
+from run_lib import setup
 
 CPU = torch.device("cpu")
 MB = 1 << 18  # float32 numbers in a megabyte
@@ -26,10 +38,12 @@ TIMES = COMPARED | {"GFLOP/s", "of matmul"}
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    # Some processors take seconds for a large product in bfloat16.
+    monkeypatch.setattr(compare, "matrix_product", functools.partial(matrix_product, size=64))
 
 
 def report(capsys):
-    """The JSON that a command printed below its table, with rows by the variant's name."""
+    """The JSON that a command printed below its table, with rows by name of the variant."""
     printed = capsys.readouterr().out
     title, _, header, _, *lines, _, found = printed.rstrip("\n").split("\n")
     found = json.loads(found)
@@ -41,15 +55,10 @@ def report(capsys):
     return found
 
 
-def convolution(requires_grad):
-    layer = nn.Conv2d(3, 8, 3, padding=1)
-    x = torch.randn(2, 3, 5, 7, requires_grad=requires_grad)
-    return layer, x, 2 * (2 * 5 * 7) * 8 * 3 * 9
-
-
 @pytest.mark.parametrize("requires_grad, passes", ((False, 2), (True, 3)))
 def test_operations_of_a_convolution_and_its_backward_pass(requires_grad, passes):
-    layer, x, expected = convolution(requires_grad)
+    layer, expected = nn.Conv2d(3, 8, 3, padding=1), 2 * (2 * 5 * 7) * 8 * 3 * 9
+    x = torch.randn(2, 3, 5, 7, requires_grad=requires_grad)
     assert operations(lambda: layer(x)) == expected
     assert operations(lambda: layer(x).sum().backward()) == passes * expected
 
@@ -62,7 +71,7 @@ def test_operations_of_attention_are_those_of_its_two_products():
     assert operations(lambda: attend(*layers).sum().backward()) == 6 * (2 * 2 * 6 * 6 * 4)
 
 
-def test_growth_is_what_is_held_at_the_same_time():
+def test_growth_is_the_largest_sum_of_tensors_at_one_time():
     def together():
         return torch.ones(MB) + torch.ones(MB)
 
@@ -70,19 +79,15 @@ def test_growth_is_what_is_held_at_the_same_time():
         for _ in range(5):
             torch.ones(MB)
 
-    assert growth(together, CPU) == pytest.approx(3 << 20, rel=0.01)
-    assert growth(one_by_one, CPU) == pytest.approx(1 << 20, rel=0.01)
-
-
-def test_what_is_freed_before_it_is_made_again_is_no_growth():
-    """As gradients in a training step."""
     kept = {"gradient": torch.ones(MB)}
 
-    def step():
+    def replaced():
         kept["gradient"] = None
         kept["gradient"] = torch.ones(MB)
 
-    assert growth(step, CPU) < 1 << 16
+    assert growth(together, CPU) == pytest.approx(3 << 20, rel=0.01)
+    assert growth(one_by_one, CPU) == pytest.approx(1 << 20, rel=0.01)
+    assert growth(replaced, CPU) < 1 << 16
 
 
 def test_shared_memory_counts_once():
@@ -90,14 +95,14 @@ def test_shared_memory_counts_once():
     assert nbytes([x, x[1:], x.t(), torch.zeros(3)]) == 4 * (24 + 3)
 
 
-def test_works_take_turns():
+def test_works_are_timed_in_turns():
     calls = []
     timings = in_turns({name: lambda name=name: calls.append(name) for name in "abc"}, CPU, 3)
     assert calls == list("abc" * 3)
     assert all(0 <= timing.best <= timing.median for timing in timings.values())
 
 
-def test_a_matrix_product_has_the_operations_that_it_is_said_to_have():
+def test_operations_of_a_matrix_product():
     for precision in ("float32", "bfloat16"):
         work, count = matrix_product(CPU, precision, size=16)
         assert operations(work) == count == 2 * 16**3
@@ -107,7 +112,7 @@ def test_names_of_variants():
     assert Variant.named("float32") == Variant()
     assert Variant.named("bfloat16+compile") == Variant("bfloat16", "default")
     assert Variant.named("tf32+graphs+checkpoint") == Variant("tf32", "reduce-overhead", True)
-    with pytest.raises(ValueError, match=r"fast is none of compile, graphs, checkpoint"):
+    with pytest.raises(ValueError, match=r"float32\+fast.*compile, graphs, checkpoint"):
         Variant.named("float32+fast")
 
 
@@ -118,9 +123,9 @@ def test_ratios_are_to_the_plain_network_and_to_the_other_implementation():
         "tf32": {"note": "fails"},
         OTHER: {"ms": 30.0},
     }
-    variants._add_ratios(rows)
     found = Comparison(rows, {}, {"float32": 1e12, "bfloat16": 2e12})
-    variants.add_rates(found, operations=10**9)
+    found.add_ratios()
+    found.add_rates(operations=10**9)
     assert rows["bfloat16"] == {
         "ms": 5.0,
         "peak MB": 60.0,
@@ -138,7 +143,7 @@ def test_ratios_are_to_the_plain_network_and_to_the_other_implementation():
 def test_training_in_bfloat16_and_with_checkpoints_takes_less_memory(capsys):
     train.main([*SMALL, "--variants", "bfloat16", "bfloat16+checkpoint", "tf32"])
     rows = report(capsys)["rows"]
-    assert list(rows) == ["float32", "bfloat16", "bfloat16+checkpoint"]  # TF32 is a GPU's
+    assert list(rows) == ["float32", "bfloat16", "bfloat16+checkpoint"]  # TF32 needs a GPU
     assert all(row.keys() >= TIMES for row in rows.values())
     assert rows["float32"]["speed-up"] == rows["float32"]["memory"] == 1
     memory = [row["memory"] for row in rows.values()]
@@ -148,19 +153,19 @@ def test_training_in_bfloat16_and_with_checkpoints_takes_less_memory(capsys):
 
 
 @pytest.mark.slow
-def test_the_operations_credited_are_those_of_the_plain_step(capsys):
-    """Neither splitting the batch nor computing activations twice is credited."""
+def test_operations_are_those_of_the_plain_step(capsys):
+    """Splitting the batch or recomputing activations does not count."""
     counts = []
     for changes in ("seed=1", "training.grad_accumulation=2", "model.checkpoint_activations=True"):
         train.main([*SMALL, "--rounds", "1", "--set", changes, "--variants"])
         counts.append(report(capsys)["gflop_per_step"])
     assert counts[0] == counts[1] == counts[2]
     sampling.main([*SMALL, "--rounds", "1", "--variants", "--steps", "1"])
-    # One forward pass, and twice as much backwards, but for the gradient of the images.
+    # One forward pass, and twice as much backwards, without the gradient of the images.
     assert 2.9 < counts[0] / report(capsys)["gflop_per_evaluation"] < 3
 
 
-def test_a_variant_that_cannot_run_is_a_row_that_says_so(capsys, monkeypatch):
+def test_failures_are_rows_with_a_note(capsys, monkeypatch):
     def no_compiler(*_, **__):
         def call(*_):
             raise torch._dynamo.exc.Unsupported("there is no compiler\nin this test")
@@ -190,7 +195,7 @@ def test_compiled_variants_are_compiled(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_sampling_says_what_a_step_costs_and_what_precision_changes(capsys):
+def test_sampling_measures_steps_and_the_effect_of_precision(capsys):
     sampling.main([*SMALL, "--config", "ve/digits", "--variants", "bfloat16", "--steps", "3"])
     found = report(capsys)
     assert found["evaluations"] == 6  # corrector and predictor
@@ -205,7 +210,7 @@ def test_sampling_says_what_a_step_costs_and_what_precision_changes(capsys):
 
 
 @pytest.mark.slow
-def test_one_pass_on_the_device_is_what_separate_passes_on_the_host_are(capsys):
+def test_one_pass_on_the_device_agrees_with_separate_passes_on_the_host(capsys):
     small = [*SMALL, "--config", "ve/digits", "--rounds", "1", "--variants"]
     likelihood.main([*small, "--tolerance", "0.1"])
     rows = report(capsys)["rows"]
@@ -216,41 +221,43 @@ def test_one_pass_on_the_device_is_what_separate_passes_on_the_host_are(capsys):
     assert device["against host"] == pytest.approx(host["ms"] / device["ms"])
 
 
+SLOWER = """
+
+import time
+
+_{factory} = {factory}
+
+
+def {factory}(*args, **kwargs):
+    work = _{factory}(*args, **kwargs)
+    return lambda *args: (time.sleep(0.2), work(*args))
+"""
+
+
 @pytest.fixture(scope="module")
 def slow_implementation(tmp_path_factory):
-    """A copy of this one that takes a fifth of a second more for everything."""
+    """A copy of this one that sleeps before each work."""
     folder = tmp_path_factory.mktemp("other")
-    for name in ("losses", "sampling", "likelihood", "sde_lib", "solvers"):
-        shutil.copy(ROOT / f"{name}.py", folder)
-    for name in ("models", "utils", "op"):
+    for name in ("score_lib", "models", "op", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for module, factory in (
-        ("losses", "get_step_fn"),
-        ("sampling", "get_pc_sampler"),
-        ("likelihood", "get_likelihood_fn"),
-    ):
-        with (folder / f"{module}.py").open("a") as file:
-            file.write(
-                f"\n\nimport time\n\n_{factory} = {factory}\n\n"
-                f"def {factory}(*args, **kwargs):\n"
-                f"    work = _{factory}(*args, **kwargs)\n"
-                "    return lambda *args: (time.sleep(0.2), work(*args))\n"
-            )
+    factories = {
+        "losses": "get_step_fn",
+        "sampling": "get_sampling_fn",
+        "likelihood": "get_likelihood_fn",
+    }
+    shutil.copy(ROOT / "sde_lib.py", folder)
+    for module, factory in factories.items():
+        text = (ROOT / f"{module}.py").read_text()
+        (folder / f"{module}.py").write_text(text + SLOWER.format(factory=factory))
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command, options",
-    (
-        (train, []),
-        (sampling, ["--steps", "2"]),
-        (likelihood, ["--tolerance", "0.1"]),
-    ),
+    ((train, []), (sampling, ["--steps", "2"]), (likelihood, ["--tolerance", "0.1"])),
 )
-def test_another_implementation_is_measured_beside_this_one(
-    command, options, slow_implementation, capsys
-):
+def test_another_implementation_is_measured(command, options, slow_implementation, capsys):
     small = [*SMALL, "--config", "ve/digits", "--rounds", "1", "--variants"]
     command.main([*small, *options, "--against", str(slow_implementation)])
     rows = report(capsys)["rows"]
@@ -261,20 +268,21 @@ def test_another_implementation_is_measured_beside_this_one(
 
 
 @pytest.mark.slow
-def test_another_implementation_that_fails_says_why(tmp_path, capsys):
+def test_failures_of_another_implementation_are_reported(tmp_path, capsys):
     (tmp_path / "models").mkdir()
     (tmp_path / "models/ddpm.py").write_text("raise ImportError('no kernels here')")
     train.main([*SMALL, "--rounds", "1", "--variants", "--against", str(tmp_path)])
     assert "no kernels here" in report(capsys)["rows"][OTHER]["note"]
-    with pytest.raises(ValueError, match="no such folder"):
-        others(str(tmp_path / "nowhere"), "train", None, None)
 
 
-def test_options_that_there_are_not_are_named():
+def test_wrong_options_are_refused(capsys):
     with pytest.raises(ValueError, match=r"vp/digits has no option 'model.nff'"):
         train.main([*SMALL, "--set", "model.nff=3"])
     with pytest.raises(ValueError, match=r"--set model.nf=wide"):
         train.main([*SMALL, "--set", "model.nf=wide"])
+    with pytest.raises(SystemExit):
+        train.main(["--against", "/nowhere"])
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_data_are_measured_from_memory_and_from_files(capsys):
@@ -289,20 +297,17 @@ def test_data_are_measured_from_memory_and_from_files(capsys):
         assert row["of the need"] == pytest.approx(100 / row["ms/batch"])
 
 
-def test_a_checkpoint_is_measured_with_all_that_training_needs(capsys):
+def test_checkpoints_are_measured_with_the_whole_training_state(capsys):
     checkpoints.main([*SMALL, "--rounds", "1"])
     (row,) = report(capsys)["results"]
-    run, _ = train.training_step(variants.configured(parsed(SMALL), 1)[0], Variant())
+    given = variants.arguments("").parse_args(SMALL)
+    run, _ = train.training_step(variants.configured(given, 1)[0], Variant())
     parameters = sum(p.numel() for p in run.state["model"].parameters())
     assert 4 * 4 * parameters < 1e6 * row["file MB"] < 1.5 * (4 * 4 * parameters) + 2e5
     assert row["stall / file"] == pytest.approx(row["stall, s"] / row["file alone, s"])
 
 
-def parsed(options):
-    return variants.arguments("").parse_args(options)
-
-
-def test_what_a_checkpoint_costs_is_its_stall_and_how_much_slower_steps_become():
+def test_cost_of_a_checkpoint_is_its_stall_and_the_slowdown_of_steps():
     rounds = [checkpoints.Round(4.0, 10.0, 0.5, 10.25), checkpoints.Round(4.0, 12.0, 0.5, 12.25)]
     row = checkpoints.summary(rounds, first=1.0, size=10**9, steps=7)
     assert row["stall / file"] == 0.125 and row["lost to training / file"] == 0.75 / 4
@@ -317,7 +322,19 @@ def test_start_up_is_measured_to_the_first_training_step(capsys):
     assert times["first training step"] > times["import torch"] > 0.1
 
 
-def test_a_command_that_makes_no_step_is_an_error(monkeypatch):
-    monkeypatch.setattr(startup, "TRAINING", ["-c", "import sys; sys.exit('it broke')"])
+def test_a_command_without_a_step_is_an_error():
     with pytest.raises(RuntimeError, match="it broke"):
-        startup.first_step()
+        startup.first_step(["-c", "import sys; sys.exit('it broke')"])
+
+
+def test_samplers_make_the_evaluations_that_were_asked_for():
+    run = setup(small_config("vp/digits"))
+    cases = samplers.cases(beta_max=20)
+    few = [case for case in cases if case[1]["num_steps"] in (5, 10)]
+    assert {name for name, _ in cases} == {*samplers.SAMPLERS, *samplers.ADAPTIVE}
+    for name, options in few:
+        run.config.sampling.update(options)
+        images, evaluations = samplers.draw(run, 2)
+        assert images.shape == (2, *run.shape)
+        wanted = options["num_steps"] * samplers.SAMPLERS[name][1]
+        assert abs(evaluations - wanted) <= 1, name

@@ -259,27 +259,6 @@ def test_any_width_works(name, nf):
     assert build(config)(images(config), torch.tensor([1, 2])).shape == (2, 3, 8, 8)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ncsnpp", *REFINE_NETS])
-def test_output_is_scaled_by_sigma(name):
-    plain, scaled = (
-        fill_weights(build(tiny_config(name, nf=4, image_size=16, scale_by_sigma=scale))).eval()
-        for scale in (False, True)
-    )
-    x, labels = torch.rand(2, 3, 16, 16), torch.tensor([0, 9])
-    expected = plain(x, labels) / torch.tensor([50.0, 0.01])[:, None, None, None]
-    torch.testing.assert_close(scaled(x, labels), expected)
-
-
-@pytest.mark.parametrize("name", ["ddpm", "ncsnpp", *REFINE_NETS])
-def test_images_that_are_not_centred_are_centred_first(name):
-    raw, centred = (
-        fill_weights(build(tiny_config(name, nf=4, image_size=16, centered=centered))).eval()
-        for centered in (False, True)
-    )
-    x, labels = torch.rand(2, 3, 16, 16), torch.tensor([1, 2])
-    torch.testing.assert_close(raw(x, labels), centred(2 * x - 1, labels))
-
-
 def test_attention_goes_by_the_height_of_the_images():
     def attention_layers(image_size):
         model = build(tiny_config(image_size=image_size, attn_resolutions=(8,)))

@@ -1,4 +1,4 @@
-"""Switches for speed: what they change, and what they leave alone."""
+"""Training, sampling and evaluation with lower precision, compilation, recomputed activations."""
 
 import json
 
@@ -7,9 +7,8 @@ import torch
 from processes import together
 from small_runs import small_config
 
-import losses
 import run_lib
-from models.precision import Compiled, InBfloat16
+from models.precision import Compiled
 from score_lib.disk.checkpoints import read_checkpoint
 
 CHANGES = {"model__dropout": 0.0, "training__snapshot_sampling": False}
@@ -51,13 +50,13 @@ def test_training_in_bfloat16_follows_float32(plain, tmp_path):
 @pytest.mark.parametrize(
     "switch",
     (
-        {"training__precision": "tf32"},  # nothing changes where there are no tensor cores
+        {"training__precision": "tf32"},  # a no-op without tensor cores
         {"model__checkpoint_activations": True},
         {"sampling__precision": "bfloat16"},
     ),
     ids=str,
 )
-def test_these_change_no_bit_of_training(switch, plain, tmp_path):
+def test_options_without_an_effect_on_the_numbers_of_training(switch, plain, tmp_path):
     tensors, log = trained(tmp_path, **switch)
     assert all(torch.equal(*pair) for pair in zip(tensors, plain[0], strict=True))
     assert log == plain[1]
@@ -65,10 +64,7 @@ def test_these_change_no_bit_of_training(switch, plain, tmp_path):
 
 @pytest.fixture
 def modes(monkeypatch):
-    """The modes in which networks are compiled, which here means traced, forwards and backwards.
-
-    What a backend makes of that is tested with the networks.
-    """
+    """The list of modes of `torch.compile`, which here traces forwards and backwards only."""
     modes, compile = [], torch.compile
 
     def traced(function, mode):
@@ -80,23 +76,23 @@ def modes(monkeypatch):
 
 
 @pytest.mark.slow
-def test_compiled_training_is_that_of_plain_training(plain, tmp_path, modes):
+def test_compiled_training_agrees_with_plain_training(plain, tmp_path, modes):
     tensors, _ = trained(tmp_path, training__compile="reduce-overhead")
     assert modes == ["reduce-overhead"] and apart(tensors, plain[0]) < 1e-5
 
 
-def test_samplers_may_keep_what_a_cuda_graph_would_overwrite(monkeypatch):
-    """Here a network that, as a graph does, gives every result in the same place."""
+def test_outputs_of_cuda_graphs_are_copied(monkeypatch):
+    """With a network that, like a graph, writes all outputs to the same place."""
     place = torch.zeros(2, 1)
     monkeypatch.setattr(torch, "compile", lambda *_, mode: lambda _, x, t: place.copy_(x))
-    network = Compiled(torch.nn.Identity(), {"mode": "reduce-overhead"})
+    network = Compiled(torch.nn.Identity(), mode="reduce-overhead")
     with torch.no_grad():
         first, second = (network(torch.full((2, 1), value), None) for value in (1.0, 2.0))
     assert first.tolist() == [[1.0], [1.0]] and second.tolist() == [[2.0], [2.0]]
 
 
 @pytest.mark.slow
-def test_all_switches_at_once_in_two_processes(plain, tmp_path, modes):
+def test_all_options_at_once_in_two_processes(plain, tmp_path, modes):
     switches = {
         "training__precision": "bfloat16",
         "training__compile": "default",
@@ -110,7 +106,7 @@ def test_all_switches_at_once_in_two_processes(plain, tmp_path, modes):
 
 def test_sampling_in_bfloat16_is_near_to_float32():
     plain, rounded = (
-        run_lib.setup(small_config(**change)).sample(range(3), seed=0)
+        run_lib.setup(small_config(**change)).draw(range(3), seed=0)
         for change in ({}, {"sampling__precision": "bfloat16"})
     )
     assert rounded.dtype == torch.float32 and 0 < apart([rounded], [plain]) < 0.02
@@ -118,47 +114,10 @@ def test_sampling_in_bfloat16_is_near_to_float32():
 
 @pytest.mark.slow
 def test_evaluation_is_in_float32(tmp_path):
-    """Losses do not depend on what training and sampling are computed in."""
+    """Losses do not depend on the precision of training and sampling."""
     only_loss = {f"eval__enable_{task}": False for task in ("bpd", "sampling")}
     config = small_config(**CHANGES, **only_loss, eval__begin_ckpt=2, eval__end_ckpt=2)
     run_lib.train(config, tmp_path)
     plain = run_lib.evaluate(config, tmp_path)
     config.training.precision = config.sampling.precision = "bfloat16"
     assert run_lib.evaluate(config, tmp_path, "other") == plain
-
-
-def test_the_wrappers_are_where_the_config_says():
-    run = run_lib.setup(small_config(sampling__precision="bfloat16", sampling__compile="default"))
-    assert isinstance(run.sampling_model, Compiled)
-    assert isinstance(run.sampling_model.module, InBfloat16)
-    assert run.sampling_model.module.module is run.state["model"]
-    assert run_lib.setup(small_config()).sampling_model.__class__ is run.state["model"].__class__
-
-
-def tf32():
-    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-
-
-def test_tf32_is_on_inside_training_and_sampling_only(tmp_path, monkeypatch):
-    """Also PyTorch's own default, TF32 in convolutions, is put back."""
-    before, seen = tf32(), []
-    train_step, network = losses._TrainStep.__call__, run_lib.Run.sampling_model.func
-
-    def looking_step(*arguments):
-        seen.append(("step", *tf32()))
-        return train_step(*arguments)
-
-    def looking_network(run):
-        run.state["model"].register_forward_hook(lambda *_: seen.append(("sample", *tf32())))
-        return network(run)
-
-    monkeypatch.setattr(losses._TrainStep, "__call__", looking_step)
-    monkeypatch.setattr(run_lib.Run, "sampling_model", property(looking_network))
-    once = {"training__n_iters": 1, "sampling__num_samples": 1, "training__eval_freq": 5}
-    for training, sampling in (("tf32", "float32"), ("float32", "tf32")):
-        seen.clear()
-        precision = {"training__precision": training, "sampling__precision": sampling}
-        run_lib.train(small_config(**once, **precision), tmp_path / training)
-        on = {"tf32": (True, True), "float32": (False, False)}
-        assert set(seen) == {("step", *on[training]), ("sample", *on[sampling])}
-    assert tf32() == before
