@@ -18,17 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.compare import OTHER, Comparison, compare
-from benchmarks.variants import (
-    PLAIN,
-    Variant,
-    Work,
-    arguments,
-    chosen,
-    configured,
-    drawn,
-    living_run,
-)
-from likelihood import bits_per_dim, get_likelihood_fn
+from benchmarks.variants import Variant, Work, arguments, chosen, configured, drawn, living_run
 from models.precision import accelerated, matmul_precision
 from run_lib import Run
 from score_lib.scores import get_score_fn
@@ -64,15 +54,11 @@ def on_device(run: Run, tolerance: float, name: str) -> Work:
     """Drift and divergence from one pass, and a solver on the device."""
     (images, probe), variant = data_of(run), Variant.named(name)
     model = accelerated(run.state["model"], variant.precision, variant.compile)
+    continuous = run.config.training.continuous
 
     def call(tolerance=tolerance):
-        likelihood_fn = get_likelihood_fn(
-            run.sde,
-            run.inverse_scaler,
-            rtol=tolerance,
-            atol=tolerance,
-            continuous=run.config.training.continuous,
-        )
+        options = {"rtol": tolerance, "atol": tolerance, "continuous": continuous}
+        likelihood_fn = get_likelihood_fn(run.sde, run.inverse_scaler, **options)
         with matmul_precision(variant.precision):
             bpd, _, evaluations = likelihood_fn(model, images, noise=lambda _: probe)
         return bpd, evaluations
@@ -101,7 +87,7 @@ def on_host(run: Run, tolerance: float) -> Work:
 
     def call(tolerance=tolerance):
         start = np.concatenate([images.cpu().numpy().reshape(-1), np.zeros(len(images))])
-        with matmul_precision(PLAIN):
+        with matmul_precision("float32"):
             found = solve_ivp(slope, (1e-5, run.sde.T), start, rtol=tolerance, atol=tolerance)
         z = torch.from_numpy(found.y[:size, -1].reshape(images.shape)).to(images)
         log_p = run.sde.prior_logp(z).double().cpu() + torch.from_numpy(found.y[size:, -1])

@@ -14,20 +14,10 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from ml_collections import ConfigDict
 
 from benchmarks.compare import OTHER, Comparison, compare
 from benchmarks.measure import operations
-from benchmarks.variants import (
-    PLAIN,
-    Variant,
-    Work,
-    arguments,
-    chosen,
-    configured,
-    drawn,
-    living_run,
-)
+from benchmarks.variants import Variant, Work, arguments, chosen, configured, drawn, living_run
 from models.precision import matmul_precision
 from run_lib import Run
 
@@ -44,7 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         config.sampling.num_steps = given.steps
     else:  # a chain has as many steps as noise levels
         config.model.num_scales = given.steps
-    build = functools.partial(drawing, config, given.workdir)
+
+    def build(name: str) -> Work:
+        run = living_run(Variant.named(name).of(config, "sampling"), given.workdir)
+        return Work(run, lambda: run.draw(range(given.batch_size)))
+
     builders = {name: functools.partial(build, name) for name in chosen(given, device)}
     found = compare(builders, given, "sampling", config, device)
     evaluations, count = cost(living_run(config, given.workdir))
@@ -54,18 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     found.show(f"sampling in {given.steps} steps", given, device, **facts)
 
 
-def drawing(config: ConfigDict, workdir: str, name: str) -> Work:
-    """Sampling by a variant."""
-    run = living_run(Variant.named(name).of(config, "sampling"), workdir)
-    return Work(run, lambda: run.draw(range(config.training.batch_size)))
-
-
 def cost(run: Run) -> tuple[int, int]:
     """Evaluations of the network for a batch of samples, and operations of one evaluation."""
     network, images = run.state["model"].eval(), drawn(run)
     t = images.new_full((len(images),), 0.5 * run.sde.T)
     labels = run.sde.noise_label(t, run.config.training.continuous)
-    with torch.no_grad(), matmul_precision(PLAIN):
+    with torch.no_grad(), matmul_precision("float32"):
         count = operations(lambda: network(images, labels))
     calls = []
     with network.register_forward_hook(lambda *_: calls.append(None)):
@@ -75,7 +63,7 @@ def cost(run: Run) -> tuple[int, int]:
 
 def add_steps(found: Comparison, steps: int, size: int) -> None:
     """Add the time of a step, and the distance of the samples from those of plain float32."""
-    plain = found.results.get(PLAIN)
+    plain = found.results.get("float32")
     for name, row in found.timed().items():
         row |= {"ms/step": row["ms"] / steps, "us/step/image": 1e3 * row["ms"] / steps / size}
         if name != OTHER and plain is not None:  # the other draws its own noise

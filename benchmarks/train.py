@@ -18,15 +18,7 @@ from torch import Tensor
 
 from benchmarks.compare import compare
 from benchmarks.measure import operations
-from benchmarks.variants import (
-    Variant,
-    Work,
-    arguments,
-    chosen,
-    configured,
-    drawn,
-    living_run,
-)
+from benchmarks.variants import Variant, Work, arguments, chosen, configured, drawn, living_run
 from models.precision import matmul_precision
 from run_lib import Run
 
@@ -44,17 +36,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     given = arguments(__doc__.splitlines()[0], VARIANTS).parse_args(argv)
     config, device = configured(given, batch_on_gpu=128)
-    build = functools.partial(training, config, given.workdir)
+
+    def build(name: str = "float32") -> Work:
+        return Work(*training_step(config, Variant.named(name), given.workdir))
+
     builders = {name: functools.partial(build, name) for name in chosen(given, device)}
     found = compare(builders, given, "train", config, device)
     count = operations(build())
     found.add_rates(count)
     found.show("training step", given, device, gflop_per_step=count / 1e9)
-
-
-def training(config: ConfigDict, workdir: str = "", name: str = "float32") -> Work:
-    """The training step of a variant, from a state of its own."""
-    return Work(*training_step(config, Variant.named(name), workdir))
 
 
 def training_step(
