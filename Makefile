@@ -1,12 +1,13 @@
-# make demo    train, sample and evaluate on the digits: a few minutes on two CPU cores
+# make demo    train, sample and evaluate digits: a few minutes on two CPU cores
 # make test    style, then every test
-# make quick   style, then the tests that take seconds
-# make faults  kill runs, damage their files, fill their disks: 20 minutes, not part of the tests
-# make format  put the source into the house style
-# make clean   remove caches (never runs or the environment)
+# make quick   style, then every test that takes seconds
+# make faults  kill runs, damage files, fill disks: 20 minutes, not part of `make test`
+# make style   check the style
+# make format  format the source
+# make clean   remove caches, but neither runs nor the environment
 #
-# The first call makes an environment in $(VENV) with $(PYTHON), 3.10 or newer, and installs the
-# pinned requirements there.  `make test PY=python3` takes the packages that python3 has instead.
+# The first call creates an environment in $(VENV) with $(PYTHON), 3.10 or newer, and installs the
+# pinned requirements there.  `make test PY=python3` uses the packages of python3 instead.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -47,12 +48,12 @@ clean:
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { \
-	  echo "Python 3.10 or newer is needed, and '$(PYTHON)' is not:" \
-	    "$$($(PYTHON) --version 2>&1).  Name another one: make PYTHON=python3.12"; exit 1; }
-	@echo "Making an environment in $(VENV)"
+	  echo "'$(PYTHON)' is $$($(PYTHON) --version 2>&1), but Python 3.10 or newer is needed." \
+	    "Type: make PYTHON=python3.12"; exit 1; }
+	@echo "Creating an environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 
-# A stamp is newer than the files that it was installed from; what is there already stays.
+# Stamp files: newer than the requirements that were installed.
 $(VENV)/.installed: requirements.txt requirements-core.txt | $(VENV)/bin/python
 	@echo "Installing $< into $(VENV) (2 to 4 minutes the first time)"
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<

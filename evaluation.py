@@ -1,31 +1,27 @@
-"""How good samples are: features, their statistics, and distances between them.
+"""How good samples are: features of images, their statistics, and distances between them.
 
-`distances` holds the metrics, which see features only; `extractors` the interface of the networks
-that make features, with `inception` and `digits` behind it; `stats` the files that keep features
-and know where they came from; `noise_scales` what a data set says about noise levels.
+Behind this door: `score_lib.metrics`.
 """
 
+from score_lib.metrics.configured import get_extractor, load_dataset_stats, stats_path
 from score_lib.metrics.digits import DigitsClassifier
 from score_lib.metrics.distances import (
     fid,
     frechet_distance,
     inception_score,
     kid,
-    kid_of_subsets,
     precision_recall,
     squared_mmd,
 )
-from score_lib.metrics.extractors import Extractor, get_extractor, register_extractor
+from score_lib.metrics.extractors import Extractor, register_extractor
 from score_lib.metrics.inception import get_inception_model
 from score_lib.metrics.noise_scales import fitting_num_scales, largest_pairwise_distance
 from score_lib.metrics.stats import (
     Statistics,
     compute_statistics,
-    load_dataset_stats,
     load_statistics,
     metrics,
     save_statistics,
-    stats_path,
 )
 
 __all__ = [
@@ -40,7 +36,6 @@ __all__ = [
     "get_inception_model",
     "inception_score",
     "kid",
-    "kid_of_subsets",
     "largest_pairwise_distance",
     "load_dataset_stats",
     "load_statistics",

@@ -21,13 +21,12 @@ MODES = ("train", "eval", "sample", "control", "fid_stats")
 
 
 class ConfigFile(flags.ArgumentParser):
-    """Loads a config from its file, or says in one line why there is none.
-
-    The stock parser of ml_collections answers with a traceback, or only when an option is read.
-    """
+    """Loads a config from its file; mistakes in it are told in one line, not in a traceback."""
 
     def parse(self, path: str) -> ConfigDict:
         """The config, locked; `path` may end in `:argument`, for `get_config(argument)`.
+
+        The config may import modules that lie beside it.
 
         Raises:
             ValueError: there is no such file, it fails, or it holds no config.
@@ -35,6 +34,9 @@ class ConfigFile(flags.ArgumentParser):
         file, *argument = path.split(":", 1)
         if not os.path.isfile(file):
             raise ValueError(f"there is no such file in {os.getcwd()}")
+        folder = os.path.dirname(os.path.abspath(file))
+        if folder not in sys.path:
+            sys.path.append(folder)  # at the end, where it hides nothing
         config = None
         try:
             if get_config := runpy.run_path(file).get("get_config"):
@@ -47,7 +49,7 @@ class ConfigFile(flags.ArgumentParser):
 
 
 def _place(error: Exception, file: str) -> str:
-    """Which line of a file an error comes from, where it comes from one."""
+    """ "line 7: " for an error raised in a file, or below its line 7; "" for other errors."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     return f"line {lines[-1]}: " if lines else ""
@@ -62,26 +64,26 @@ flags.DEFINE_bool("traceback", False, "Show where in the code an error was raise
 
 
 @flags.multi_flags_validator(
-    ["mode", "workdir"], message="--workdir says where the run's files are: it is needed here"
+    ["mode", "workdir"], message="--workdir, the folder of the run, is needed for this mode"
 )
 def _has_folder(values: dict) -> bool:
     return bool(values["workdir"]) or values["mode"] in (None, "fid_stats")
 
 
 def main(_: list[str]) -> None:
-    """Run the chosen mode; a mistake in the input ends it with one message."""
+    """Run the chosen mode; a mistake in the input ends it with one message and exit code 1."""
     from score_lib.base.preemption import Preempted, StopSignals
     from score_lib.disk.logs import log_to_console
 
     log_to_console(int(os.environ.get("RANK", 0)))
     try:
-        # Nothing but training has to end what it has begun, and that listens for itself.
+        # Training handles signals itself, to save a checkpoint first; other modes stop at once.
         with StopSignals() as stop, stop.at_once():
             run_mode()
     except Preempted:
-        logging.warning("stopped as asked: start the same command again to go on")
+        logging.warning("stopped by a signal: start the same command again to resume")
         raise
-    # Mistakes in the input are raised as these, with a message for the user.
+    # The errors that mistakes in the input raise.
     except (ValueError, OSError, ImportError, FloatingPointError, NotImplementedError) as error:
         if FLAGS.traceback:
             raise
@@ -90,7 +92,7 @@ def main(_: list[str]) -> None:
 
 
 def run_mode() -> None:
-    """Do what `--mode` says, together with the processes that torchrun may have started."""
+    """Run the mode of `--mode`, in every process that torchrun started."""
     import run_lib
     from score_lib.base import distributed
 
@@ -106,7 +108,7 @@ def run_mode() -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the command line; an option that there is not ends it with one message."""
+    """Parse the command line; an unknown option ends it with one message."""
     try:
         program, *others = app.parse_flags_with_usage(argv)
         if others:
@@ -114,7 +116,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         return [program]
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         reason = error.args[0]
-        if isinstance(reason, Exception):  # ml_collections passes some on in this way
+        if isinstance(reason, Exception):  # ml_collections wraps some errors
             reason = reason.args[0]
         message = " ".join(str(reason).splitlines())
         print(f"FATAL Flags parsing error: no such option: {message}", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""Train the digits classifier whose features serve as a metric for 8 x 8 digits.
+"""Train the classifier whose features are used for metrics of 8 x 8 digits.
 
     python -m assets.train_digits_classifier
 
-It sees the training part of DIGITS only, and prints its accuracy on the held-out part.  Takes half
-a minute on a CPU.
+Trains on the training split of DIGITS and prints the accuracy on the held-out split.  Takes half a
+minute on a CPU.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.data import digits_defaults
-from score_lib.data import Source, get_dataset
+from datasets import Source, get_dataset
+from evaluation import DigitsClassifier
 from score_lib.disk.files import save_arrays
 from score_lib.disk.pictures import to_uint8
-from score_lib.metrics.digits import WEIGHTS, DigitsClassifier
+from score_lib.metrics.digits import WEIGHTS
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 120, 64, 2e-3
 
 
 def main() -> None:
     """Train, report and write the weights."""
-    # One thread: how sums are split among threads decides their last digits.
+    # One thread, since the order of summation depends on the number of threads.
     torch.set_num_threads(1)
     torch.manual_seed(0)
     info = get_dataset(digits_defaults(), evaluation=True)[2]
@@ -36,14 +37,14 @@ def main() -> None:
 
 
 def examples(source: Source) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 8, 8) in [0, 1], as they are after being written as bytes, and labels (N,)."""
+    """Images (N, 1, 8, 8) in [0, 1], rounded to multiples of 1 / 255, and labels (N,)."""
     images, labels = source.read(np.arange(len(source)))
     pixels = to_uint8(images / (source.levels - 1))
     return pixels.movedim(-1, 1) / 255, labels
 
 
 def fit(network: DigitsClassifier, images: Tensor, labels: Tensor) -> DigitsClassifier:
-    """Minimise the cross-entropy of perturbed images."""
+    """The network, trained with cross-entropy on perturbed images."""
     steps = EPOCHS * (len(images) // BATCH_SIZE)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
@@ -59,9 +60,9 @@ def fit(network: DigitsClassifier, images: Tensor, labels: Tensor) -> DigitsClas
 
 
 def perturb(images: Tensor) -> Tensor:
-    """Slightly turned, sheared, scaled and moved images, with noise as wide as a grey level.
+    """Slightly rotated, sheared, scaled and shifted images, with noise of about one grey level.
 
-    Samples of a model lie between the grey levels of the data; the noise makes such images known.
+    Samples of a model lie between the grey levels of the data, hence the noise.
     """
     identity = torch.eye(2, 3)
     change = torch.tensor([[0.1, 0.1, 0.08], [0.1, 0.1, 0.08]])
@@ -73,7 +74,7 @@ def perturb(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(network: DigitsClassifier, images: Tensor, labels: Tensor) -> float:
-    """Share of images that get their label."""
+    """Share of images that are classified correctly."""
     return (network(images)[1].argmax(dim=1) == labels).double().mean().item()
 
 

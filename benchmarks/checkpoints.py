@@ -26,9 +26,10 @@ import torch
 from benchmarks.measure import alternating, seconds, show
 from benchmarks.train import training_step
 from benchmarks.variants import Variant, arguments, configured
+from run_lib import Run
 from score_lib.disk.checkpoints import restore_latest, save_checkpoint
 from score_lib.disk.writer import CheckpointWriter
-from score_lib.runs.setup import META, Run
+from score_lib.runs.setup import META
 
 
 class Round(NamedTuple):

@@ -1,10 +1,10 @@
-"""How fast batches arrive: from memory and from image files, with several numbers of workers.
+"""Speed of the input pipeline, from memory and from image files, by number of workers.
 
     python -m benchmarks.data --batch_size 128 --step_time 0.05
 
-The files are PNGs made for the purpose.  With --step_time, the seconds of a training step as
-`benchmarks.train` finds them, "of the need" says how many times faster batches arrive than they
-are used up: above 1, the device never waits for data.
+The files are PNGs written to a temporary folder.  With --step_time, the seconds of a training step
+as measured by `benchmarks.train`, the column "of the need" is the rate of batches relative to the
+rate of training steps: above 1, the device never waits for data.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 
 from benchmarks.measure import show
 from configs.data import digits_defaults, images_defaults
+from datasets import ImageStream, get_dataset
 from score_lib.base.devices import resolve_device
-from score_lib.data import ImageStream, get_dataset
 
 SIDES = (32, 256)
 
@@ -34,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--batches", type=int, default=10, help="that are timed")
+    parser.add_argument("--batches", type=int, default=10, help="number of timed batches")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
-    parser.add_argument("--files", type=int, default=512, help="PNGs of each size")
+    parser.add_argument("--files", type=int, default=512, help="number of PNGs of each size")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--step_time", type=float, default=0.0, help="seconds of a training step")
     given = parser.parse_args(argv)
     device = resolve_device("auto")
-    # A stream starts no more workers than there are cores.
+    # A stream starts at most one worker per core.
     workers = sorted({min(count, os.cpu_count() or 1) for count in given.workers})
     with tempfile.TemporaryDirectory() as folder:
         configs = {"digits, in memory": digits_defaults()}
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def folder_of_images(folder: str, side: int, count: int) -> ConfigDict:
-    """A config of PNGs in a new folder: smooth colours with some grain, as photographs have."""
+    """A config of PNGs in a new folder: smooth colours with some grain, like photographs."""
     from PIL import Image
 
     config = images_defaults(side)
@@ -80,18 +80,18 @@ def folder_of_images(folder: str, side: int, count: int) -> ConfigDict:
 def training_stream(
     config: ConfigDict, batch_size: int, workers: int, device: torch.device
 ) -> ImageStream:
-    """The stream that training would read."""
+    """The training stream of a config."""
     config.training.batch_size, config.data.num_workers = batch_size, workers
     return get_dataset(config, config.data.uniform_dequantization, device=device)[0]
 
 
 def delivery(stream: ImageStream, batches: int) -> tuple[float, float]:
-    """Seconds until the first batch, and seconds a batch from then on."""
+    """Seconds until the first batch, and seconds per batch after it."""
     start = time.perf_counter()
     iterator = iter(stream)
     next(iterator)
     first = time.perf_counter() - start
-    # Two batches a worker may have been prepared while the first was awaited.
+    # Skip batches that were prefetched with the first one, two per worker.
     for _ in range(2 * stream.num_workers):
         next(iterator)
     start = time.perf_counter()

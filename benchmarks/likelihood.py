@@ -34,10 +34,10 @@ from benchmarks.variants import (
     show_comparison,
     tensors_of,
 )
+from likelihood import bits_per_dim, get_likelihood_fn
 from models.precision import accelerated, matmul_precision
+from run_lib import Run
 from score_lib.base.tensors import derive_seed
-from score_lib.likelihood import bits_per_dim, get_likelihood_fn
-from score_lib.runs.setup import Run
 from score_lib.scores import get_score_fn
 
 HOST = "separate passes, SciPy"

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from benchmarks.measure import show
 from configs.defaults import load
+from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
+from run_lib import Run, restored
 from score_lib.base.tensors import SampleNoise
 from score_lib.disk.files import atomic_write
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import to_uint8
-from score_lib.metrics import Statistics, get_extractor, load_dataset_stats, metrics
-from score_lib.runs.setup import Run, restored
 
 # Names, options of `sampling`, and steps of samplers with one evaluation a step.
 SAMPLERS = {

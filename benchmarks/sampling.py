@@ -34,7 +34,7 @@ from benchmarks.variants import (
     tensors_of,
 )
 from models.precision import matmul_precision
-from score_lib.runs.setup import Run
+from run_lib import Run
 
 VARIANTS = ("tf32", "bfloat16", "float32+compile", "bfloat16+compile", "bfloat16+graphs")
 

@@ -31,7 +31,7 @@ from benchmarks.variants import (
     tensors_of,
 )
 from models.precision import matmul_precision
-from score_lib.runs.setup import Run
+from run_lib import Run
 
 VARIANTS = (
     "tf32",

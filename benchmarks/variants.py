@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from benchmarks.measure import growth, in_turns, matrix_product, nbytes, show
-from configs.defaults import complete, flatten, load
+from configs.defaults import load
 from models.ema import ExponentialMovingAverage
+from run_lib import Run, restored, setup
 from score_lib.base.devices import resolve_device
-from score_lib.runs.setup import Run, restored, setup
+from score_lib.options import complete, flatten
 
 PLAIN, OTHER = "float32", "other implementation"
 PRECISIONS = ("float32", "tf32", "bfloat16")

@@ -1,0 +1,1 @@
+"""Runnable programs: `digits` trains, samples and evaluates on a CPU in minutes."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from score_lib.options import complete
+
 from .normalization import group_norm
 from .unet import Options, UNet
 from .utils import register_model
@@ -11,20 +13,16 @@ from .utils import register_model
 
 @register_model(name="ddpm")
 class DDPM(UNet):
-    """U-Net of DDPM: with naive resampling, and told the time step by sines and cosines.
+    """U-Net of DDPM: naive resampling, and the time step embedded as sines and cosines.
 
-    Args:
-        config: of `data`, `num_channels`, `image_size` and `centered`; of `model`, `nf`, `ch_mult`,
-            `num_res_blocks`, `attn_resolutions`, `resamp_with_conv`, `dropout`, `conditional`,
-            `nonlinearity`, `normalization` and `scale_by_sigma`, with the noise levels.
     Raises:
         ValueError: an option is unknown, or the image size cannot be halved often enough.
     """
 
     def __init__(self, config):
-        super().__init__(config, Options(norm=_group_norm))
+        super().__init__(complete(config), Options(norm=_group_norm))
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups; widths that 32 does not divide are grouped as in NCSN++."""
+    """32 groups or, for widths that are no multiple of 32, the groups of NCSN++."""
     return group_norm(channels) if channels % 32 else nn.GroupNorm(32, channels, eps=1e-6)

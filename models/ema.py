@@ -17,7 +17,7 @@ class ExponentialMovingAverage:
     order is part of the checkpoint format.
 
     Args:
-        parameters: the network's parameters; those that need no gradient are passed over.
+        parameters: the network's parameters; those without gradients are skipped.
         decay: d, in [0, 1]; 0 keeps the latest parameters.
         use_num_updates: warm the decay up as min(d, (1 + n) / (10 + n)) after n updates.
     Raises:
@@ -34,7 +34,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, parameters: Iterable[Parameter]) -> None:
-        """Move the average towards the parameters, as they are after an optimisation step."""
+        """Move the average towards the parameters, after an optimisation step."""
         decay = self.decay
         if self.num_updates is not None:
             self.num_updates += 1
@@ -47,12 +47,12 @@ class ExponentialMovingAverage:
         torch._foreach_copy_(self._match(parameters), self.shadow_params)
 
     def store(self, parameters: Iterable[Parameter]) -> None:
-        """Set the parameters aside, so that `restore` can bring them back after `copy_to`."""
+        """Keep a copy of the parameters, for `restore` after `copy_to`."""
         self.collected_params = [p.detach().clone() for p in _trainable(parameters)]
 
     @torch.no_grad()
     def restore(self, parameters: Iterable[Parameter]) -> None:
-        """Bring back the parameters that `store` set aside.
+        """Bring back the parameters that `store` kept.
 
         Raises:
             RuntimeError: nothing was stored.
@@ -75,7 +75,7 @@ class ExponentialMovingAverage:
                 torch._foreach_copy_(parameters, own)
 
     def state_dict(self) -> dict:
-        """What a checkpoint holds: decay, num_updates, shadow_params."""
+        """The part of a checkpoint: decay, num_updates, shadow_params."""
         return {
             "decay": self.decay,
             "num_updates": self.num_updates,
@@ -83,7 +83,7 @@ class ExponentialMovingAverage:
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take over a saved average, on the devices and in the dtypes of the present one.
+        """Load a saved average, on the devices and in the dtypes of the present one.
 
         Raises:
             ValueError: the number or the shapes of the averaged parameters differ.

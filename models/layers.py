@@ -1,4 +1,4 @@
-"""Small layers and choices that all networks share."""
+"""Small layers, and functions that all networks share."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 
-def choose(key: str, name: str, options: Mapping[str, T]) -> T:
-    """What a name in the config stands for.
+def choose(option: str, name: object, choices: Mapping[object, T]) -> T:
+    """The choice that an option names: as written or, failing that, in any case.
 
     Raises:
-        ValueError: no such option; the message lists the known ones.
+        ValueError: no such choice; the message lists the known ones.
     """
-    if name not in options:
-        raise ValueError(f"{key} is {name!r}, but it must be one of {sorted(options)}")
-    return options[name]
+    if name not in choices:
+        same = [key for key in choices if str(key).lower() == str(name).lower()]
+        if not same:
+            raise ValueError(f"{option} is {name!r}, but it must be one of {sorted(choices)}")
+        name = same[0]
+    return choices[name]
 
 
 def get_act(config) -> nn.Module:
@@ -30,21 +33,20 @@ def get_act(config) -> nn.Module:
     Raises:
         ValueError: no such activation.
     """
-    options = {
+    choices = {
         "elu": nn.ELU,
         "relu": nn.ReLU,
         "lrelu": lambda: nn.LeakyReLU(negative_slope=0.2),
         "swish": nn.SiLU,
     }
-    return choose("model.nonlinearity", config.model.nonlinearity.lower(), options)()
+    return choose("model.nonlinearity", config.model.nonlinearity, choices)()
 
 
 def default_init(scale: float = 1.0) -> Callable[[Sequence[int]], Tensor]:
     """Initial weights of the U-Nets: uniform, with variance scale / average of fan-in and fan-out.
 
     Args:
-        scale: 0 stands for 1e-10, so that a residual branch starts as almost nothing but still
-            receives a gradient.
+        scale: 0 stands for 1e-10, so that a residual branch starts near 0 but has a gradient.
     Returns:
         Function of a shape (out, in, *kernel) that draws a tensor.
     """
@@ -70,69 +72,42 @@ def dense(in_dim: int, out_dim: int) -> nn.Linear:
     return _initialize(nn.Linear(in_dim, out_dim), init_scale=1.0)
 
 
-def ddpm_conv1x1(
-    in_planes: int,
-    out_planes: int,
-    stride: int = 1,
-    bias: bool = True,
-    init_scale: float = 1.0,
-    padding: int = 0,
-) -> nn.Conv2d:
-    """1x1 convolution with the initial weights of the U-Nets."""
-    conv = nn.Conv2d(in_planes, out_planes, 1, stride=stride, padding=padding, bias=bias)
-    return _initialize(conv, init_scale)
-
-
-def ddpm_conv3x3(
-    in_planes: int,
-    out_planes: int,
-    stride: int = 1,
-    bias: bool = True,
-    dilation: int = 1,
-    init_scale: float = 1.0,
-    padding: int = 1,
-) -> nn.Conv2d:
-    """3x3 convolution with the initial weights of the U-Nets."""
-    conv = nn.Conv2d(
-        in_planes, out_planes, 3, stride=stride, padding=padding, dilation=dilation, bias=bias
-    )
-    return _initialize(conv, init_scale)
-
-
-def ncsn_conv1x1(
-    in_planes: int,
-    out_planes: int,
-    stride: int = 1,
-    bias: bool = True,
-    dilation: int = 1,
-    init_scale: float = 1.0,
-    padding: int = 0,
-) -> nn.Conv2d:
-    """1x1 convolution with PyTorch's initial weights and bias, times `init_scale`."""
-    return _ncsn_conv(1, in_planes, out_planes, stride, bias, dilation, init_scale, padding)
-
-
-def ncsn_conv3x3(
-    in_planes: int,
-    out_planes: int,
-    stride: int = 1,
-    bias: bool = True,
-    dilation: int = 1,
-    init_scale: float = 1.0,
-    padding: int = 1,
-) -> nn.Conv2d:
-    """3x3 convolution with PyTorch's initial weights and bias, times `init_scale`."""
-    return _ncsn_conv(3, in_planes, out_planes, stride, bias, dilation, init_scale, padding)
-
-
-def _ncsn_conv(kernel, in_planes, out_planes, stride, bias, dilation, init_scale, padding):
-    conv = nn.Conv2d(
-        in_planes, out_planes, kernel, stride=stride, padding=padding, dilation=dilation, bias=bias
-    )
+def _scale(layer: nn.Conv2d, init_scale: float) -> nn.Conv2d:
     with torch.no_grad():
-        for parameter in conv.parameters():
+        for parameter in layer.parameters():
             parameter.mul_(init_scale or 1e-10)
+    return layer
+
+
+def _conv_factory(
+    kernel: int, initialize: Callable[[nn.Conv2d, float], nn.Conv2d]
+) -> Callable[..., nn.Conv2d]:
+    def conv(
+        in_planes: int,
+        out_planes: int,
+        stride: int = 1,
+        bias: bool = True,
+        dilation: int = 1,
+        init_scale: float = 1.0,
+        padding: int = kernel // 2,
+    ) -> nn.Conv2d:
+        layer = nn.Conv2d(in_planes, out_planes, kernel, stride, padding, dilation, bias=bias)
+        return initialize(layer, init_scale)
+
     return conv
+
+
+# Convolutions with the initial weights of the U-Nets, and with PyTorch's times `init_scale`.
+ddpm_conv3x3 = _conv_factory(3, _initialize)
+ncsn_conv1x1 = _conv_factory(1, _scale)
+ncsn_conv3x3 = _conv_factory(3, _scale)
+
+
+def ddpm_conv1x1(in_planes, out_planes, stride=1, bias=True, init_scale=1.0, padding=0):
+    """1x1 convolution with the initial weights of the U-Nets."""
+    return _conv_factory(1, _initialize)(
+        in_planes, out_planes, stride, bias, 1, init_scale, padding
+    )
 
 
 class NIN(nn.Module):
@@ -177,15 +152,15 @@ def get_timestep_embedding(
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """What layers compute in on the device of x: autocast's dtype, or that of x where it is off."""
+    """The dtype of features: autocast's on the device of x, or that of x where it is off."""
     return torch.get_autocast_dtype(x.device.type) if _autocast_is_on(x) else x.dtype
 
 
 def in_full_precision(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """fn(x), computed outside of autocast and then at least in float32.
+    """fn(x), computed without autocast and, under autocast, at least in float32.
 
-    For what is cheap but must be exact: bfloat16 has 8 bits, so that an image in [-1, 1] rounded to
-    it is off by up to a tenth of the smallest noise that a network has to see.
+    For cheap layers that must be exact: rounding an image in [-1, 1] to the 8 bits of bfloat16
+    changes it by up to a tenth of the smallest noise level.
     """
     if not _autocast_is_on(x):
         return fn(x)
@@ -199,7 +174,7 @@ def _autocast_is_on(x: Tensor) -> bool:
 
 
 def check_input(x: Tensor, labels: Tensor, channels: int) -> None:
-    """Refuse what a network cannot take.
+    """Check the shapes of a network's arguments.
 
     Raises:
         ValueError: x is not (B, channels, H, W) or labels are not (B,).

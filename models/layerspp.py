@@ -1,8 +1,7 @@
 """The blocks of DDPM and NCSN++.
 
-Every block that sits on the trunk of a U-Net is called as `block(x, temb)`, with features x
-(B, C, H, W) and the embedded noise level temb (B, E) or None; those that do not look at temb may be
-called as `block(x)`.
+A block on the trunk of a U-Net is called as `block(x, temb)`, with features x (B, C, H, W) and the
+embedded noise level temb (B, E) or None; blocks that ignore temb can be called as `block(x)`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from .normalization import group_norm
 from .up_or_down_sampling import Conv2d, Taps, resampler
 
 Norm = Callable[[int], nn.Module]
+conv1x1, conv3x3 = ddpm_conv1x1, ddpm_conv3x3  # published names
 
 
 class GaussianFourierProjection(nn.Module):
@@ -39,7 +39,7 @@ class GaussianFourierProjection(nn.Module):
 
 
 class Combine(nn.Module):
-    """Brings `dim1` channels to `dim2` with a 1x1 convolution and joins them to others.
+    """Maps x to the channels of y with a 1x1 convolution, then adds or concatenates both.
 
     Args:
         method: "sum" keeps dim2 channels, "cat" makes 2 dim2.
@@ -50,8 +50,8 @@ class Combine(nn.Module):
     def __init__(self, dim1: int, dim2: int, method: str = "cat"):
         super().__init__()
         self.Conv_0 = ddpm_conv1x1(dim1, dim2)
-        self.out_ch = dim2 * choose("model.progressive_combine", method, {"sum": 1, "cat": 2})
-        self.cat = method == "cat"
+        self.cat = choose("model.progressive_combine", method, {"sum": False, "cat": True})
+        self.out_ch = 2 * dim2 if self.cat else dim2
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (B, dim1, H, W), y (B, dim2, H, W) -> (B, out_ch, H, W)."""
@@ -67,14 +67,14 @@ def residual_sum(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
 class AttnBlockpp(nn.Module):
     """Self-attention with one head over all pixels, added to its input.
 
-    Runs through `torch.nn.functional.scaled_dot_product_attention`.  Its fast kernels have a first
-    derivative in reverse mode only: for higher ones, or forward mode, choose the plain kernel with
+    It uses `torch.nn.functional.scaled_dot_product_attention`, whose fast kernels have first
+    derivatives in reverse mode only.  For others choose the plain kernel with
     `torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)`.
 
     Args:
         skip_rescale: divide the sum by sqrt(2).
         init_scale: initial scale of the output layer.
-        norm: makes the normalisation for a number of channels.
+        norm: function of the number of channels that returns a normalisation.
     """
 
     def __init__(
@@ -100,16 +100,18 @@ class AttnBlockpp(nn.Module):
         return residual_sum(x, h[:, 0].transpose(1, 2).reshape(x.shape), self.skip_rescale)
 
 
-class Upsample(nn.Sequential):
-    """Twice the resolution, naive or filtered, and a 3x3 convolution if asked for.
+class _Resample(nn.Sequential):
+    """Changes the resolution by 2, naively or filtered, with a 3x3 convolution if asked for.
 
     Args:
         in_ch, out_ch: channels; needed (out_ch: equal to in_ch by default) with a convolution.
-        with_conv: convolve; fused with the filter where there is one.
-        fir: use the filter with taps `fir_kernel`.
+        with_conv: convolve.
+        fir: use the filter `fir_kernel`; the convolution is then fused with it.
     Raises:
-        ValueError: a convolution without its number of channels.
+        ValueError: a convolution without in_ch.
     """
+
+    up: bool
 
     def __init__(
         self,
@@ -119,61 +121,43 @@ class Upsample(nn.Sequential):
         fir: bool = False,
         fir_kernel: Taps = (1, 3, 3, 1),
     ):
-        out_ch = _conv_channels(in_ch, out_ch, with_conv)
-        if with_conv and fir:
-            conv = Conv2d(in_ch, out_ch, 3, up=True, resample_kernel=fir_kernel)
-            layers = OrderedDict(Conv2d_0=conv)
-        else:
-            layers = OrderedDict(resample=resampler(up=True, k=fir_kernel if fir else None))
-            if with_conv:
-                layers["Conv_0"] = ddpm_conv3x3(in_ch, out_ch)
-        super().__init__(layers)
-
-    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        return super().forward(x)
-
-
-class Downsample(nn.Sequential):
-    """Half the resolution, naive or filtered, and a 3x3 convolution if asked for.
-
-    Arguments as for `Upsample`; the naive way with a convolution is one of stride 2.
-    """
-
-    def __init__(
-        self,
-        in_ch: int | None = None,
-        out_ch: int | None = None,
-        with_conv: bool = False,
-        fir: bool = False,
-        fir_kernel: Taps = (1, 3, 3, 1),
-    ):
-        out_ch = _conv_channels(in_ch, out_ch, with_conv)
+        if with_conv and in_ch is None:
+            raise ValueError("resampling with a convolution needs in_ch, the number of channels")
+        out_ch, up = out_ch or in_ch, self.up
         if not with_conv:
-            layers = OrderedDict(resample=resampler(up=False, k=fir_kernel if fir else None))
+            layers = {"resample": resampler(up=up, k=fir_kernel if fir else None)}
         elif fir:
-            conv = Conv2d(in_ch, out_ch, 3, down=True, resample_kernel=fir_kernel)
-            layers = OrderedDict(Conv2d_0=conv)
+            conv = Conv2d(in_ch, out_ch, 3, up=up, down=not up, resample_kernel=fir_kernel)
+            layers = {"Conv2d_0": conv}
+        elif up:
+            layers = {"resample": resampler(up=True, k=None), "Conv_0": ddpm_conv3x3(in_ch, out_ch)}
         else:
             conv = ddpm_conv3x3(in_ch, out_ch, stride=2, padding=0)
-            layers = OrderedDict(pad=nn.ZeroPad2d((0, 1, 0, 1)), Conv_0=conv)
-        super().__init__(layers)
+            layers = {"pad": nn.ZeroPad2d((0, 1, 0, 1)), "Conv_0": conv}
+        super().__init__(OrderedDict(layers))
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         return super().forward(x)
 
 
-def _conv_channels(in_ch: int | None, out_ch: int | None, with_conv: bool) -> int | None:
-    if with_conv and in_ch is None:
-        raise ValueError("resampling with a convolution needs in_ch, the number of channels")
-    return out_ch or in_ch
+class Upsample(_Resample):
+    """Doubles the resolution."""
+
+    up = True
+
+
+class Downsample(_Resample):
+    """Halves the resolution; unfiltered with a convolution, by a stride of 2."""
+
+    up = False
 
 
 class _ResnetBlock(nn.Module):
-    """Two convolutions, the first of which is told the noise level, added to a shortcut.
+    """Two convolutions, with the noise level added in between, and a shortcut.
 
-    Layers are made in the order of the published checkpoints; a subclass adds that of the shortcut
-    last and puts its name in `shortcut`.  A name rather than a reference: copying the block, or
-    replacing the layer, then leaves nothing stale.
+    Layers are created in the order of the published checkpoints, the shortcut's last, by the
+    subclass.  `shortcut` is its name rather than a reference, which would be stale in copies or
+    after a layer is replaced.
     """
 
     shortcut: str | None = None
@@ -207,12 +191,12 @@ class ResnetBlockDDPMpp(_ResnetBlock):
     Args:
         act: activation.
         in_ch, out_ch: channels; out_ch is in_ch by default.
-        temb_dim: size of the embedded noise level; None for a block that is not told it.
+        temb_dim: size of the embedded noise level; None for a block without.
         conv_shortcut: 3x3 rather than 1x1 convolution where the number of channels changes.
         dropout: probability.
         skip_rescale: divide the sum by sqrt(2).
         init_scale: initial scale of the last convolution.
-        norm: makes the normalisation for a number of channels.
+        norm: function of the number of channels that returns a normalisation.
     """
 
     def __init__(
@@ -239,11 +223,11 @@ class ResnetBlockDDPMpp(_ResnetBlock):
 
 
 class ResnetBlockBigGANpp(_ResnetBlock):
-    """Residual block of BigGAN, which may change the resolution by 2 on the way.
+    """Residual block of BigGAN, which may change the resolution by 2.
 
     Args:
         up, down: change of resolution, if any.
-        fir: change it with the filter `fir_kernel`, otherwise in the naive way.
+        fir: change it with the filter `fir_kernel`, otherwise naively.
         skip_rescale: divide the sum by sqrt(2).
         others: see `ResnetBlockDDPMpp`.
     Raises:

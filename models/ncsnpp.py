@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from score_lib.options import complete
+
 from .layers import choose
 from .unet import Options, UNet
 from .utils import register_model
@@ -9,11 +11,11 @@ from .utils import register_model
 
 @register_model(name="ncsnpp")
 class NCSNpp(UNet):
-    """U-Net with the improvements of NCSN++ on DDPM, each switched by a key of `model`.
+    """U-Net with the improvements of NCSN++ on DDPM, each an option of `model`.
 
-    - `embedding_type`: how the noise level is told, "fourier" (random features of log sigma, at
-      scale `fourier_scale`) or "positional" (sines and cosines of the time step);
-    - `resblock_type`: "ddpm", with resampling layers in between (`resamp_with_conv`: and a
+    - `embedding_type`: of the noise level, "fourier" (random features of log sigma, at scale
+      `fourier_scale`) or "positional" (sines and cosines of the time step);
+    - `resblock_type`: "ddpm", with resampling layers in between (`resamp_with_conv`: with a
       convolution), or "biggan", whose blocks resample;
     - `fir`, `fir_kernel`: resample with an FIR filter;
     - `skip_rescale`: divide residual sums by sqrt(2);
@@ -22,8 +24,8 @@ class NCSNpp(UNet):
     - `progressive`: "none"; "output_skip" sums an image from every resolution; "residual" adds a
       convolved pyramid to the features;
     - `init_scale`: initial scale of the last layer of every branch;
-    - `conditional`: whether the network is told the noise level at all;
-    - `scale_by_sigma`: whether the output is divided by it.
+    - `conditional`: give the noise level to the network;
+    - `scale_by_sigma`: divide the output by it.
 
     `conv_size` and `attention_type` have one value each, 3 and "ddpm".
 
@@ -32,20 +34,9 @@ class NCSNpp(UNet):
     """
 
     def __init__(self, config):
+        config = complete(config)
         model = config.model
         choose("model.conv_size", model.conv_size, {3: None})
         choose("model.attention_type", model.attention_type, {"ddpm": None})
-        fourier = model.embedding_type == "fourier"
-        options = Options(
-            embedding_type=model.embedding_type,
-            fourier_scale=model.fourier_scale if fourier else None,  # some configs have none
-            resblock_type=model.resblock_type,
-            fir=model.fir,
-            fir_kernel=model.fir_kernel,
-            skip_rescale=model.skip_rescale,
-            progressive=model.progressive,
-            progressive_input=model.progressive_input,
-            progressive_combine=model.progressive_combine,
-            init_scale=model.init_scale,
-        )
-        super().__init__(config, options)
+        options = {name: model[name] for name in Options._fields if name != "norm"}
+        super().__init__(config, Options(**options))

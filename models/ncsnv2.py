@@ -1,7 +1,7 @@
 """NCSN and NCSNv2: RefineNets.  [Song & Ermon 2019, 2020]
 
-Residual blocks go from fine to coarse, by pooling at first and then, to lose no more pixels, by
-dilating the convolutions; refinement blocks come back, each joining one scale to the coarser ones.
+Residual blocks go from fine to coarse: first by pooling, then, to keep the resolution, by dilated
+convolutions.  Refinement blocks go back, each joining one scale to the coarser ones.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from score_lib.base.tensors import batch_mul, image_shape
+from score_lib.options import complete
 
 from .layers import (
     autocast_dtype,
@@ -32,9 +33,7 @@ Norm = Callable[[int], nn.Module]  # from the number of channels to a layer norm
 
 
 class Stage(NamedTuple):
-    """One scale of a RefineNet; each but the first is coarser than the one before: by dilation or,
-    where that is 1, by pooling.
-    """
+    """One scale of a RefineNet, reached by dilation or, where that is 1, by pooling."""
 
     down: str  # name of its residual blocks
     up: str  # name of its refinement block
@@ -45,20 +44,17 @@ class Stage(NamedTuple):
 class RefineNet(nn.Module):
     """Noise-conditional RefineNet: x and the index of its noise level -> the score.
 
-    Args:
-        config: of `data`, `num_channels`, `image_size` and `centered`; of `model`, `nf`,
-            `nonlinearity`, `normalization`, `interpolation` and `scale_by_sigma`, with the noise
-            levels.
     Raises:
         ValueError: an option is unknown, or the images are too small.
     """
 
     stages: tuple[Stage, ...]
-    conditional = False  # whether normalisation is told the noise level
-    compiles = True  # whether torch.compile makes of it what it is
+    conditional = False  # whether normalisation depends on the noise level
+    compiles = True  # False where torch.compile miscompiles it
 
     def __init__(self, config):
         super().__init__()
+        config = complete(config)
         model = config.model
         self.channels, height, width = image_shape(config)
         self._check_size(height, width)
@@ -79,8 +75,8 @@ class RefineNet(nn.Module):
         smallest = 2 ** (halvings + 1)
         if min(height, width) < smallest:
             raise ValueError(
-                f"data.image_size is {height}x{width}, but this network halves images {halvings} "
-                f"times and normalises what is left: it needs at least {smallest}x{smallest}"
+                f"data.image_size is {height}x{width}, but this network, which halves images "
+                f"{halvings} times, needs at least {smallest}x{smallest}"
             )
 
     def _normalization(self, config) -> Norm:
@@ -121,7 +117,7 @@ class RefineNet(nn.Module):
         Returns:
             (B, C, H, W), in the dtype of x.
         Raises:
-            ValueError: the shapes are not those.
+            ValueError: other shapes.
         """
         check_input(x, labels, self.channels)
         labels = labels.long()
@@ -162,7 +158,7 @@ class NCSN(RefineNet):
         Stage("res4", "refine1", 2, dilation=4),
     )
     conditional = True
-    # Inductor of PyTorch 2.13 gives it gradients that are zero below the last refinement block.
+    # With Inductor of PyTorch 2.13, gradients below the last refinement block are zero.
     compiles = False
 
 
@@ -212,7 +208,7 @@ class ConvMeanPool(nn.Module):
 
 
 class NoNorm(nn.Module):
-    """Stands where a network does not normalise."""
+    """No normalisation."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -285,7 +281,7 @@ class ResidualConvUnits(nn.Module):
 
 
 class ChainedPooling(nn.Module):
-    """Pools and convolves again and again; every result is added to the features."""
+    """Pools and convolves repeatedly, and adds every result to the features."""
 
     def __init__(self, act: nn.Module, norm: Norm, ch: int, pool: nn.Module):
         super().__init__()
@@ -303,7 +299,7 @@ class ChainedPooling(nn.Module):
 
 
 class MultiScaleFusion(nn.Module):
-    """Convolves features of several scales and adds them up at the finest of these."""
+    """Convolves features of several scales and adds them at the finest scale."""
 
     def __init__(self, norm: Norm, in_chs: Sequence[int], out_ch: int, resize: Callable):
         super().__init__()
@@ -318,12 +314,12 @@ class MultiScaleFusion(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """Joins the features of one scale, and of the coarser ones if there are, and pools.
+    """Joins the features of one scale with those of the coarser ones, and pools.
 
     Args:
         resize: function of features and a size.
         in_chs: channels of the features, finest first.
-        end: the last block, which has more layers.
+        end: the last block, with more layers.
     """
 
     def __init__(

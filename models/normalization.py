@@ -1,7 +1,7 @@
-"""Normalisation layers, by name; those of NCSN can be conditioned on the noise level.
+"""Normalisation layers by name; those of NCSN can depend on the noise level.
 
-All are called as `norm(x, y)` with x (B, C, H, W) and noise indices y (B,), which the
-unconditional ones ignore.
+All are called as `norm(x, y)` with x (B, C, H, W) and noise indices y (B,); unconditional ones
+ignore y.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def get_normalization(config, conditional: bool = False) -> Callable[..., nn.Mod
     """The layer that `model.normalization` names.
 
     Args:
-        conditional: scales and shifts depend on the noise index, one of `model.num_scales`.
+        conditional: scales and shifts depend on the noise index, below `model.num_scales`.
     Returns:
-        A class, or function, of the number of channels; `torch.nn.GroupNorm` (of the numbers of
-        groups and channels) for "GroupNorm".
+        Function of the number of channels; for "GroupNorm", `torch.nn.GroupNorm`, a function of
+        the numbers of groups and channels.
     Raises:
         ValueError: no such layer.
     """
@@ -50,8 +50,8 @@ def get_normalization(config, conditional: bool = False) -> Callable[..., nn.Mod
 class GroupNorm(nn.GroupNorm):
     """Group normalisation whose output has the dtype of its input, also under autocast.
 
-    Statistics are float32 in any case.  Autocast would make the output float32 as well, twice the
-    memory of everything up to the next convolution.
+    Statistics are float32.  Autocast would also make the output float32, which takes twice the
+    memory up to the next convolution.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,9 +82,9 @@ class InstanceNorm2d(nn.Module):
 
 
 class InstanceNorm2dPlus(nn.Module):
-    """InstanceNorm++: gives back, as a shift, how channel means compare with each other.
+    """InstanceNorm++: instance normalisation, shifted by the normalised means of the channels.
 
-    Instance normalisation forgets the mean of each channel, and with it the overall intensity.
+    Instance normalisation alone removes those means, and with them the overall intensity.
     """
 
     def __init__(self, num_features: int):
@@ -110,7 +110,7 @@ class VarianceNorm2d(nn.Module):
 
 
 class _Conditional(nn.Module):
-    """Per-channel scales around 1, and a shift that starts at 0, for each noise level."""
+    """Scales around 1 and a shift that starts at 0, for each channel and noise level."""
 
     scales: int
     has_shift: bool
@@ -161,7 +161,7 @@ class ConditionalVarianceNorm2d(_Conditional):
 
 
 # Coefficients are (C,), or (B, C) where they depend on the noise level.  Statistics are at least
-# float32, whatever the features are in.
+# float32, whatever the dtype of the features.
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -192,5 +192,5 @@ def _statistics_dtype(x: Tensor) -> torch.dtype:
 def _need_two_channels(num_features: int) -> None:
     if num_features < 2:
         raise ValueError(
-            f"InstanceNorm++ compares channels with each other: it needs two, not {num_features}"
+            f"model.nf is {num_features}, but InstanceNorm++ compares channels and needs at least 2"
         )

@@ -1,7 +1,7 @@
-"""Faster networks: in lower precision, and compiled.
+"""Networks in lower precision, and compiled.
 
-Both are wrappers that hold the network as `module` and share its parameters, its mode and its state
-dict; a checkpoint of either is a checkpoint of the network.
+Both are wrappers that hold the network as `module` and share its parameters, mode and state dict: a
+checkpoint of a wrapper is a checkpoint of the network.
 """
 
 from __future__ import annotations
@@ -24,22 +24,21 @@ _WITH_GRAPHS = ("reduce-overhead", "max-autotune")
 
 @contextlib.contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Context that sets how precise float32 matrix products and convolutions are on CUDA.
+    """Context that sets the precision of float32 matrix products and convolutions on CUDA.
 
-    PyTorch by itself rounds the factors of convolutions, but not those of matrix products, to
-    TF32 (10 bits) on GPUs that can.  "float32" here is float32 in both, as the published numbers
-    suppose; "tf32" is TF32 in both.  These are switches of the whole process that are looked at
-    when an operation runs, so forward and backward pass belong into the same context; they are put
-    back at its end.  Nothing changes on other devices.
+    By default PyTorch rounds the factors of convolutions, but not those of matrix products, to TF32
+    (10 bits).  Here "float32" is float32 in both, as in the published results, and "tf32" is TF32
+    in both.  These are global switches, read when an operation runs, so forward and backward pass
+    belong in the same context; they are restored at its end.  No-op on other devices.
 
     Args:
-        precision: "float32", "tf32", or "bfloat16", in which what remains float32 is exact.
+        precision: "float32", "tf32", or "bfloat16": float32 in the layers that stay float32.
     Raises:
         ValueError: an unknown precision.
     """
     tf32 = choose("precision", precision, _TF32)
-    # The older names of these switches: they keep the newer ones in step, while after use of the
-    # newer ones reading the older, as `torch.backends.cudnn.flags` does, raises.
+    # Not the newer names of these switches: after they were set, PyTorch raises when the older ones
+    # are read, as `torch.backends.cudnn.flags` does.
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = tf32
@@ -49,66 +48,42 @@ def matmul_precision(precision: str) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def in_precision(model: nn.Module, precision: str) -> nn.Module:
-    """A network that computes in a precision, sharing parameters and mode with `model`.
+def accelerated(model: nn.Module, precision: str = "float32", mode: str = "") -> nn.Module:
+    """The network in a precision, compiled if a mode is given; parameters and mode are shared.
 
     Args:
-        model: a network, called as `model(x, labels)`, whose parameters stay float32.
-        precision: "float32" and "tf32" give the model itself, since they differ by what
-            `matmul_precision` sets; "bfloat16" computes most layers in bfloat16.  Embedded noise
-            levels, the first layer, the last one, statistics and the division by sigma stay
-            float32, and so does the output.
+        model: a network, called as `model(x, labels)`, with float32 parameters.
+        precision: "bfloat16" wraps it in `InBfloat16`; "float32" and "tf32", which differ by
+            `matmul_precision` only, return the network itself.
+        mode: of `torch.compile`: "" does not compile; "default" fuses kernels; "reduce-overhead"
+            also replays CUDA graphs, for networks of short kernels; "max-autotune" also searches
+            for the fastest kernels, for minutes.  A network with the attribute `compiles = False`
+            is not compiled, with a warning in the log.
     Raises:
-        ValueError: an unknown precision, or a model that is in bfloat16 already.
+        ValueError: an unknown precision, or a network that is wrapped already.
     """
     choose("precision", precision, _TF32)
-    if precision != "bfloat16":
+    if precision == "bfloat16":
+        model = InBfloat16(model)
+    if mode and not all(getattr(module, "compiles", True) for module in model.modules()):
+        logging.warning("this network is not compiled: torch.compile gets its gradients wrong")
         return model
-    if any(isinstance(module, InBfloat16) for module in model.modules()):
-        raise ValueError("the network is in bfloat16 already: wrap it once")
-    return InBfloat16(model)
-
-
-def accelerated(model: nn.Module, precision: str, mode: str) -> nn.Module:
-    """A network in a precision, and compiled in a mode of `torch.compile` unless that is "".
-
-    Of the modes, "default" fuses; "reduce-overhead" also replays CUDA graphs, which saves launches
-    where kernels are short; "max-autotune" also tries which kernels are fastest, for minutes.
-    """
-    model = in_precision(model, precision)
-    return compiled(model, mode=mode) if mode else model
-
-
-def compiled(model: nn.Module, **options) -> nn.Module:
-    """A network that `torch.compile` turns into a few kernels, sharing parameters with `model`.
-
-    Compilation happens at the first call in each mode (training, evaluation with and without
-    gradients) and for new shapes.  Where it fails, for want of a compiler for instance, one line in
-    the log says so and the network runs as it is.  A compiled network has first derivatives only;
-    its `module` has all of them.
-
-    Args:
-        model: a network, called as `model(x, labels)`; compile after `in_precision`, not before.
-        options: of `torch.compile`.
-    Returns:
-        The compiled network; the model itself, after one line in the log, where it says by an
-        attribute `compiles = False` that the compiler does it wrong.
-    Raises:
-        ValueError: the model is compiled already.
-    """
-    if any(isinstance(module, Compiled) for module in model.modules()):
-        raise ValueError("the network is compiled already: compile it once, last of all wrappers")
-    if not all(getattr(module, "compiles", True) for module in model.modules()):
-        logging.warning("this network is not compiled: the compiler gets its gradients wrong")
-        return model
-    return Compiled(model, options)
+    return Compiled(model, mode=mode) if mode else model
 
 
 class _Wrapper(nn.Module):
-    """Another way to call a network; mode and state dict are the network's own."""
+    """Another way to call a network; mode and state dict are the network's own.
+
+    Raises:
+        ValueError: the network has such a wrapper already, or is compiled, which comes last.
+    """
 
     def __init__(self, module: nn.Module):
         super().__init__()
+        if any(isinstance(inner, (type(self), Compiled)) for inner in module.modules()):
+            raise ValueError(
+                f"the network is wrapped already: apply {type(self).__name__} once, Compiled last"
+            )
         self.module = module
 
     @property
@@ -117,7 +92,7 @@ class _Wrapper(nn.Module):
 
     @training.setter
     def training(self, mode: bool) -> None:
-        """`train` and `eval` reach the network itself, which is a child."""
+        """No-op: `train` and `eval` also set the network, which is a child."""
 
     def state_dict(self, *args, **kwargs):
         return self.module.state_dict(*args, **kwargs)
@@ -127,7 +102,11 @@ class _Wrapper(nn.Module):
 
 
 class InBfloat16(_Wrapper):
-    """Calls a network under autocast to bfloat16; see `in_precision`."""
+    """Calls a network under autocast to bfloat16.
+
+    The embedding of the noise level, the first and the last layer, statistics and the division by
+    sigma stay float32, and so does the output.
+    """
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """x (B, *D), labels (B,) -> the network's output, in the dtype of x."""
@@ -136,27 +115,41 @@ class InBfloat16(_Wrapper):
 
 
 class Compiled(_Wrapper):
-    """Calls a network as `torch.compile` makes it, as long as that works; see `compiled`."""
+    """Calls a network through `torch.compile`.
 
-    def __init__(self, module: nn.Module, options: dict):
+    Compilation happens at the first call in each mode (training, evaluation with and without
+    gradients) and for new shapes.  If it fails, for lack of a compiler for instance, one line in
+    the log says so and the network runs uncompiled.  It has first derivatives only; `module` has
+    all of them.
+
+    Args:
+        module: a network, called as `module(x, labels)`.
+        options: of `torch.compile`.
+    Attributes:
+        works: False once compilation has failed.
+    """
+
+    def __init__(self, module: nn.Module, **options):
         super().__init__(module)
         self.options = options
         self.works = True
-        self._fast: Callable | None = None  # made when first called
+        self._fast: Callable | None = None  # made at the first call
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """x (B, *D), labels (B,) -> the network's output."""
         if not self.works:
             return self.module(x, labels)
+        from torch._dynamo.exc import TorchDynamoException
+
         try:
             return self._call_fast(x, labels)
-        except _compiler_errors() as error:
-            # The first line names the stage that failed, the second what went wrong there.
+        except TorchDynamoException as error:
+            # The first line names the stage that failed, the second the reason.
             reason = " ".join(f"{type(error).__name__}: {error}".splitlines()[:2])
-        # What is wrong with the arguments is raised here, and says nothing about the compiler.
+        # Wrong arguments raise here, and are no failure of the compiler.
         output = self.module(x, labels)
         self.works = False
-        logging.warning("the network cannot be compiled here and runs as it is (%s)", reason)
+        logging.warning("the network cannot be compiled here and runs uncompiled (%s)", reason)
         return output
 
     def _call_fast(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -165,11 +158,11 @@ class Compiled(_Wrapper):
         if self._fast is None:
             self._fast = torch.compile(_call, **self.options)
         if self.options.get("mode") in _WITH_GRAPHS and not torch.is_grad_enabled():
-            # A CUDA graph puts every output in the same place, and samplers keep some of them.
+            # A CUDA graph overwrites its previous output, and samplers keep some of them.
             torch.compiler.cudagraph_mark_step_begin()
             return self._fast(self.module, x, labels).clone()
-        # A backward pass may overwrite what was saved for it where it runs once, as in training;
-        # the likelihood runs several through one forward pass.
+        # Training runs one backward pass, which may overwrite the saved tensors; the likelihood
+        # runs several through the same forward pass.
         with functorch_config.patch(donated_buffer=self.training):
             return self._fast(self.module, x, labels)
 
@@ -179,11 +172,5 @@ class Compiled(_Wrapper):
 
 
 def _call(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    # The network is an argument, so that nothing compiled is tied to one copy of it.
+    # With the network as an argument, the compiled function is not tied to one copy of it.
     return network(x, labels)
-
-
-def _compiler_errors() -> tuple[type[Exception], ...]:
-    from torch._dynamo.exc import TorchDynamoException
-
-    return (TorchDynamoException,)

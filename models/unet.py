@@ -1,7 +1,7 @@
-"""The U-Net behind DDPM and NCSN++: which layers there are, and how a forward pass walks them.
+"""The U-Net behind DDPM and NCSN++: its layers, and the forward pass through them.
 
-Published checkpoints number all layers in one list, in an order of their own.  So one flat list
-owns the layers, and a plan, made once, says which slot of the list does what.
+Published checkpoints number all layers in one list, in the order of their creation.  So one flat
+list owns the layers, and a plan, made once, gives each slot of the list its role.
 """
 
 from __future__ import annotations
@@ -44,10 +44,9 @@ Make = Callable[..., nn.Module]  # from numbers of channels to a layer
 
 
 class Options(NamedTuple):
-    """What NCSN++ may change in the U-Net of DDPM; the defaults are DDPM's.  [S21, appendix H]"""
+    """The options of NCSN++ for the U-Net; defaults are those of DDPM.  [S21, appendix H]"""
 
     embedding_type: str = "positional"
-    fourier_scale: float | None = None
     resblock_type: str = "ddpm"
     fir: bool = False
     fir_kernel: Sequence[float] = (1, 3, 3, 1)
@@ -68,17 +67,17 @@ class Slots(nn.ModuleList):
 
 
 class Projection(NamedTuple):
-    """Slots of what turns features into an image: normalise, (activate,) convolve."""
+    """Slots that turn features into an image: normalise, (activate,) convolve."""
 
     norm: int
     conv: int
 
 
 class Embedding(NamedTuple):
-    """Slots of what embeds the noise level; None where there is no such layer."""
+    """Slots that embed the noise level; None where there is no such layer."""
 
     fourier: int | None
-    dense: tuple[int, int] | None  # None for a network that is not told the noise level
+    dense: tuple[int, int] | None  # None for an unconditional network
 
 
 class EncoderLevel(NamedTuple):
@@ -95,12 +94,12 @@ class DecoderLevel(NamedTuple):
     blocks: list[int]
     attention: int | None
     merge: int | None  # joins the output pyramid
-    project: Projection | None  # what the features give to the output pyramid
+    project: Projection | None  # from the features to the output pyramid
     up: int | None  # None at the finest resolution
 
 
 class Plan(NamedTuple):
-    """Which slot does what, in the order of a forward pass."""
+    """The slots of each part, in the order of a forward pass."""
 
     embedding: Embedding
     stem: int
@@ -116,12 +115,12 @@ class UNet(nn.Module):
     Attention goes where `model.attn_resolutions` contains the height of the images at a level:
     after each residual block on the way down, once on the way up; and always in the middle.
 
-    With `model.checkpoint_activations`, training keeps only what goes into each block, and computes
-    the block anew in the backward pass: less memory for a third more time.
+    With `model.checkpoint_activations`, training keeps only the input of each block and recomputes
+    the block in the backward pass: less memory for a third more time.
 
     Args:
-        config: `data` and `model` are read.
-        options: what differs from DDPM.
+        config: complete; `data` and `model` are read.
+        options: differences from DDPM.
     Raises:
         ValueError: an option is unknown, or the image size cannot be halved often enough.
     """
@@ -134,7 +133,7 @@ class UNet(nn.Module):
         self.scale_by_sigma = config.model.scale_by_sigma
         self.nf = config.model.nf
         self.register_buffer("sigmas", torch.tensor(get_sigmas(config)))
-        self.checkpoint_activations = config.model.get("checkpoint_activations", False)
+        self.checkpoint_activations = config.model.checkpoint_activations
         self.act = get_act(config)
         self.enlarge = Upsample(fir=options.fir, fir_kernel=options.fir_kernel)
         builder = _Builder(config, options, self.act)
@@ -142,7 +141,7 @@ class UNet(nn.Module):
         self.all_modules = builder.slots
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """The network's output, which the process turns into a score.
+        """The network's output; the process turns it into a score.
 
         Args:
             x: images in the network's range, (B, C, H, W); both sides multiples of `stride`.
@@ -151,7 +150,7 @@ class UNet(nn.Module):
         Returns:
             (B, C, H, W), in the dtype of x.
         Raises:
-            ValueError: the shapes are not those.
+            ValueError: other shapes.
         """
         images = self._prepare(x, labels)
         temb = self._embed(labels, x.dtype)
@@ -205,7 +204,7 @@ class UNet(nn.Module):
         return h
 
     def _decode(self, h: Tensor, skips: list[Tensor], temb: Tensor | None) -> Tensor:
-        """Coarsest features, and skips, which are used up -> images (B, C, H, W)."""
+        """Coarsest features, and skips, which it empties -> images (B, C, H, W)."""
         layer, pyramid = self.all_modules, None
         for level in self.plan.decoder:
             for block in level.blocks:
@@ -224,7 +223,7 @@ class UNet(nn.Module):
         return pyramid if self.plan.head is None else self._project(self.plan.head, h)
 
     def _run(self, slot: int, temb: Tensor | None, *features: Tensor) -> Tensor:
-        """What a block makes of features (B, C_i, H, W), of which it sees all channels."""
+        """A block's output for features (B, C_i, H, W), concatenated along the channels."""
 
         def run(temb, *features):
             h = features[0] if len(features) == 1 else torch.cat(features, dim=1)
@@ -241,9 +240,9 @@ class UNet(nn.Module):
     def _rescale(self, h: Tensor, labels: Tensor) -> Tensor:
         if not self.scale_by_sigma:
             return h
-        # Fourier features are given sigma itself.
-        told_sigma = self.plan.embedding.fourier is not None
-        sigma = labels if told_sigma else self.sigmas[labels.long()]
+        # With Fourier features, labels are sigma itself.
+        by_sigma = self.plan.embedding.fourier is not None
+        sigma = labels if by_sigma else self.sigmas[labels.long()]
         return batch_mul((1 / sigma).to(h.dtype), h)
 
 
@@ -259,10 +258,10 @@ def _total_stride(height: int, width: int, ch_mult: Sequence[int]) -> int:
 
 
 class _Builder:
-    """Makes the layers of a U-Net in the order of the published checkpoints, and its plan."""
+    """Creates the layers of a U-Net, in the order of the published checkpoints, and its plan."""
 
     def __init__(self, config, options: Options, act: nn.Module):
-        model = config.model
+        model = self.model = config.model
         self.options = options
         self.image_ch, height, _ = image_shape(config)
         self.nf, self.num_res_blocks = model.nf, model.num_res_blocks
@@ -283,10 +282,11 @@ class _Builder:
         self.attention = partial(AttnBlockpp, **residual)
         block = {"temb_dim": self.temb_dim, "dropout": model.dropout, **residual}
         self.block, self.down, self.up = self._blocks(act, block, model.resamp_with_conv)
-        self.join_input, self.join_output = self._joints()
+        self.join_input = self._input_joint()
+        self.image_only, self.join_output = self._output_joint()
 
     def _blocks(self, act: nn.Module, block: dict, with_conv: bool) -> tuple[Make, Make, Make]:
-        """What makes a residual block, and what halves and doubles the resolution."""
+        """Makers of a residual block, and of layers that halve and double the resolution."""
         ddpm = partial(ResnetBlockDDPMpp, act, **block)
         biggan = partial(ResnetBlockBigGANpp, act, **block, **self.fir)
         resample = {"with_conv": with_conv, **self.fir}
@@ -296,42 +296,41 @@ class _Builder:
         }
         return choose("model.resblock_type", self.options.resblock_type, kinds)
 
-    def _joints(self) -> tuple[Make | None, Make | None]:
-        """What makes the layers that join the input and the output pyramid to the features."""
+    def _input_joint(self) -> Make | None:
+        """Maker of layers that join the input pyramid to the features."""
         options = self.options
-        residual = {"skip_rescale": options.skip_rescale, **self.fir}
-        inputs = {
+        kinds = {
             "none": None,
             "input_skip": partial(InputSkip, method=options.progressive_combine, **self.fir),
-            "residual": partial(InputResidual, **residual),
+            "residual": partial(InputResidual, skip_rescale=options.skip_rescale, **self.fir),
         }
-        outputs = {
-            "none": None,
-            "output_skip": None,  # touches the image alone
-            "residual": partial(OutputResidual, **residual),
-        }
-        return (
-            choose("model.progressive_input", options.progressive_input, inputs),
-            choose("model.progressive", options.progressive, outputs),
-        )
+        return choose("model.progressive_input", options.progressive_input, kinds)
+
+    def _output_joint(self) -> tuple[bool, Make | None]:
+        """Whether the output pyramid consists of images, and the maker of its joints otherwise."""
+        options = self.options
+        residual = partial(OutputResidual, skip_rescale=options.skip_rescale, **self.fir)
+        kinds = {"none": (False, None), "output_skip": (True, None), "residual": (False, residual)}
+        return choose("model.progressive", options.progressive, kinds)
 
     def build(self) -> Plan:
-        add, image_only = self.slots.add, self.options.progressive == "output_skip"
+        add = self.slots.add
         embedding = self._embedding()
         stem = add(ddpm_conv3x3(self.image_ch, self.nf))
         encoder, skips = self._encoder()
         ch = skips[-1]
         middle = add(self.block(ch, ch)), add(self.attention(ch)), add(self.block(ch, ch))
         decoder = self._decoder(skips)
-        head = None if image_only else self._image(self.levels[0][0])
+        head = None if self.image_only else self._image(self.levels[0][0])
         return Plan(embedding, stem, encoder, middle, decoder, head)
 
     def _embedding(self) -> Embedding:
         add, nf, options = self.slots.add, self.nf, self.options
-        kinds = {"fourier": True, "positional": False}
-        fourier = None
-        if choose("model.embedding_type", options.embedding_type, kinds):
-            fourier = add(GaussianFourierProjection(nf, options.fourier_scale))
+        kinds = {
+            "fourier": lambda: add(GaussianFourierProjection(nf, self.model.fourier_scale)),
+            "positional": lambda: None,
+        }
+        fourier = choose("model.embedding_type", options.embedding_type, kinds)()
         if self.temb_dim is None:
             return Embedding(fourier, None)
         features = nf if fourier is None else 2 * nf
@@ -371,9 +370,9 @@ class _Builder:
         return plan
 
     def _output_pyramid(self, i: int) -> tuple[int | None, Projection | None]:
-        """What joins the output pyramid at resolution i, and what gives to it."""
+        """The joint of the output pyramid at resolution i, and the projection into it."""
         ch, _ = self.levels[i]
-        if self.options.progressive == "output_skip":
+        if self.image_only:
             return None, self._image(ch)
         if self.join_output is None:
             return None, None
@@ -390,12 +389,12 @@ class _Builder:
         return Projection(norm, self.slots.add(ddpm_conv3x3(in_ch, out_ch, init_scale=init_scale)))
 
 
-# What joins a pyramid to the features.  Called as joint(h, pyramid), with the pyramid still at the
-# neighbouring resolution, they return both, at the resolution of the features h.
+# Joints of a pyramid and the features.  joint(h, pyramid) takes the pyramid at the neighbouring
+# resolution and returns both at that of the features h.
 
 
 class InputSkip(Combine):
-    """Halves an image and brings it into the features."""
+    """Halves an image and combines it with the features."""
 
     def __init__(self, pyramid_ch: int, h_ch: int, *, method: str, fir: bool, fir_kernel: Taps):
         super().__init__(pyramid_ch, h_ch, method)
@@ -408,7 +407,7 @@ class InputSkip(Combine):
 
 
 class _ResidualJoint:
-    """Convolves the pyramid and adds it to the features; the sum is the new value of both."""
+    """Convolves the pyramid and adds it to the features; both become the sum."""
 
     def __init__(self, pyramid_ch: int, h_ch: int, *, skip_rescale: bool, **fir):
         super().__init__(pyramid_ch, h_ch, with_conv=True, **fir)

@@ -1,9 +1,8 @@
-"""Changing the resolution of images by a whole factor, also fused with a convolution.
+"""Resampling of images by a whole factor, also fused with a convolution.
 
-A filter `k` is a list of taps (for both axes alike) or a square table of them, and None a box of
-`factor` taps; its sum does not matter, since it is normalised and then multiplied by `gain`.  The
-padding is such that the result has exactly `factor` times as many pixels a side, or as few; a
-filter of even length keeps the image where it was.
+A filter `k` is a list of taps (the same for both axes) or a square table of them; None is a box of
+`factor` taps.  It is normalised to the sum `gain`.  Padding makes the sides exactly `factor` times
+as long, or as short; a filter of even length does not move the image.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class Resample2d(nn.Module):
 
 
 def resampler(*, up: bool, k: Taps | None) -> nn.Module:
-    """Layer that doubles or halves the resolution: filtered, or naive where `k` is None."""
+    """Layer that doubles or halves the resolution: filtered, or naively where `k` is None."""
     if k is not None:
         return Resample2d(k, up=up)
     return nn.Upsample(scale_factor=2, mode="nearest") if up else nn.AvgPool2d(2)
@@ -93,7 +92,7 @@ class Conv2d(nn.Module):
 
     Args:
         kernel: size of the convolution, odd.
-        up, down: what it is fused with, if anything.
+        up, down: resampling that it is fused with.
         resample_kernel: taps of the filter.
         kernel_init: function from the shape of the weights to initial ones.
     Raises:
@@ -134,7 +133,7 @@ class Conv2d(nn.Module):
         return x if self.bias is None else x + self.bias[:, None, None]
 
 
-# Below, kernels are ready-made: (n, n) tensors with the gain in them.
+# Below, kernels are (n, n) tensors that include the gain.
 
 
 def _kernel(k: Taps | None, factor: int = 2, gain: float = 1) -> Tensor:
@@ -149,7 +148,7 @@ def _kernel(k: Taps | None, factor: int = 2, gain: float = 1) -> Tensor:
 
 
 def _upsampling_kernel(k: Taps | None, factor: int = 2, gain: float = 1) -> Tensor:
-    # Only one pixel in factor^2 is not an inserted zero: the gain makes up for that.
+    # All but one pixel in factor^2 are inserted zeros: the gain makes up for them.
     return _kernel(k, factor, gain * factor**2)
 
 
@@ -174,13 +173,13 @@ def _conv_downsample(x: Tensor, w: Tensor, kernel: Tensor, factor: int = 2) -> T
 
 
 def _register_kernel(layer: nn.Module, k: Taps, up: bool) -> None:
-    # Moves and copies with the layer, but is no part of the state dict: it belongs to the config.
+    # A buffer, to move and be copied with the layer; not in the state dict, as the config fixes it.
     kernel = _upsampling_kernel(k) if up else _kernel(k)
     layer.register_buffer("kernel", kernel.to(torch.get_default_dtype()), persistent=False)
 
 
-# p zeros in all give the right size.  With a convolution of n taps, the transposed one adds n - 1
-# pixels, which the padding takes back; the strided one loses them, which it makes up for.
+# p zeros in total give the right size.  Of convolutions with n taps, a transposed one adds n - 1
+# pixels and a strided one loses n - 1, which the padding corrects.
 
 
 def _upsampling_pad(kernel: Tensor, factor: int, taps: int = 1) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Networks by name, and the published names of helpers around them."""
+"""Networks by name, and published helper functions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from score_lib.base.devices import resolve_device
 from score_lib.base.registry import Registry
+from score_lib.options import complete
 from score_lib.scores import get_model_fn, get_score_fn
 
 __all__ = [
@@ -32,19 +33,20 @@ def get_sigmas(config) -> np.ndarray:
     Returns:
         (num_scales,), float64.
     """
-    model = config.model
+    model = complete(config).model
     return np.exp(np.linspace(np.log(model.sigma_max), np.log(model.sigma_min), model.num_scales))
 
 
 def get_ddpm_params(config) -> dict[str, np.ndarray | float | int]:
-    """The noise schedule of DDPM: beta_i from beta_min / N to beta_max / N, and what follows.
+    """The noise schedule of DDPM, beta_i from beta_min / N to beta_max / N, with derived tables.
 
     Returns:
         betas, alphas, alphas_cumprod, sqrt_alphas_cumprod, sqrt_1m_alphas_cumprod: float64
         (num_scales,); beta_min, beta_max: of the continuous process; num_diffusion_timesteps.
     """
-    steps = config.model.num_scales
-    betas = np.linspace(config.model.beta_min / steps, config.model.beta_max / steps, steps)
+    model = complete(config).model
+    steps = model.num_scales
+    betas = np.linspace(model.beta_min / steps, model.beta_max / steps, steps)
     alphas_cumprod = np.cumprod(1.0 - betas)
     return {
         "betas": betas,
@@ -52,20 +54,21 @@ def get_ddpm_params(config) -> dict[str, np.ndarray | float | int]:
         "alphas_cumprod": alphas_cumprod,
         "sqrt_alphas_cumprod": np.sqrt(alphas_cumprod),
         "sqrt_1m_alphas_cumprod": np.sqrt(1.0 - alphas_cumprod),
-        "beta_min": config.model.beta_min,
-        "beta_max": config.model.beta_max,
+        "beta_min": model.beta_min,
+        "beta_max": model.beta_max,
         "num_diffusion_timesteps": steps,
     }
 
 
 def create_model(config, device: torch.device | str | None = None) -> nn.Module:
-    """The configured network, on a device (default: as `config.device` says).
+    """The configured network, on a device (default: `config.device`).
 
     Raises:
         ValueError: the name is unknown, or the network refuses an option of the config.
     """
+    config = complete(config)
     model = get_model(config.model.name)(config)
-    return model.to(resolve_device(config.get("device", "auto") if device is None else device))
+    return model.to(resolve_device(config.device if device is None else device))
 
 
 def to_flattened_numpy(x: Tensor) -> np.ndarray:

@@ -1,14 +1,15 @@
 """The classifier of noisy images that guides class-conditional sampling.  [S21, appendix I.1]
 
-A wide ResNet [Zagoruyko & Komodakis 2016] that is told the noise level, with swish and group
-normalisation: batch normalisation would mix images of different noise levels, and make what is said
-of one image depend on the others.
+A wide ResNet [Zagoruyko & Komodakis 2016] conditioned on the noise level, with swish and group
+normalisation.  Batch normalisation would mix images of different noise levels.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from score_lib.options import complete
 
 from .layers import (
     autocast_dtype,
@@ -32,18 +33,16 @@ class WideResNet(nn.Module):
     """Logits of p(y | x_t), for images x_t = m(t) x_0 + s(t) z of any process.
 
     It has 6 blocks_per_group + 4 layers: WRN-28-10 is blocks_per_group = 4, channel_multiplier = 10
-    and nf = 16.  The noise level is embedded in 8 nf numbers, random Fourier features of log s(t).
+    and nf = 16, the channels of the stem.  The noise level is embedded as 8 nf random Fourier
+    features of log s(t).
 
-    Args:
-        config: of `data`, `num_channels` and `num_classes`; of `model`, `nf` (channels of the
-            stem), `blocks_per_group`, `channel_multiplier`, `fourier_scale`, `nonlinearity` and
-            `dropout`.
     Raises:
-        ValueError: an option is unknown or too small, or `data.num_classes` is missing.
+        ValueError: an option is unknown or too small.
     """
 
     def __init__(self, config):
         super().__init__()
+        config = complete(config)
         _check_options(config)
         model = config.model
         self.channels = config.data.num_channels
@@ -73,7 +72,7 @@ class WideResNet(nn.Module):
         Returns:
             (B, data.num_classes), in the dtype of x.
         Raises:
-            ValueError: the shapes are not those, or noise_std is a whole number.
+            ValueError: other shapes, or whole numbers as noise_std.
         """
         check_input(x, noise_std, self.channels)
         if not noise_std.is_floating_point():
@@ -97,13 +96,12 @@ class WideResNet(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """Two 3x3 convolutions, between which the noise level is added, beside a shortcut.
+    """Two 3x3 convolutions, with the noise level added in between, and a shortcut.
 
     Normalisation and activation come before each convolution; where the shape changes, the shortcut
-    is a 1x1 convolution of the first of these.  As in the score networks, the second convolution
-    starts as almost nothing: a block is its shortcut at first, so that a deep network starts like a
-    shallow one.  The other weights keep the variance (`layers.default_init`).  Convolutions have no
-    bias, because a normalisation that has one follows.
+    is a 1x1 convolution of the first activation.  As in the score networks, the second convolution
+    starts near 0, so a block starts as its shortcut and a deep network trains like a shallow one.
+    Convolutions have no bias: the normalisation after them has one.
 
     Args:
         act: activation.
@@ -124,16 +122,19 @@ class WideBlock(nn.Module):
         self.GroupNorm_1 = group_norm(out_ch)
         self.Dropout_0 = nn.Dropout(dropout)
         self.Conv_1 = ddpm_conv3x3(out_ch, out_ch, bias=False, init_scale=0.0)
+        self.stride = stride
         self.changes_shape = in_ch != out_ch or stride != 1
         if self.changes_shape:
-            self.Conv_2 = ddpm_conv1x1(in_ch, out_ch, stride, bias=False)
+            self.Conv_2 = ddpm_conv1x1(in_ch, out_ch, bias=False)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         """x (B, in_ch, H, W) and temb (B, temb_dim), activated -> (B, out_ch, H', W'), where H' and
         W' are H and W divided by the stride and rounded up.
         """
         h = self.act(self.GroupNorm_0(x))
-        shortcut = self.Conv_2(h) if self.changes_shape else x
+        # The stride is a slice: oneDNN's own strided 1x1 convolution, with channels last in memory
+        # as compiled networks have them, writes out of bounds for fewer than 16 channels.
+        shortcut = self.Conv_2(h[:, :, :: self.stride, :: self.stride]) if self.changes_shape else x
         h = self.Conv_0(h) + self.Dense_0(temb)[:, :, None, None]
         h = self.Conv_1(self.Dropout_0(self.act(self.GroupNorm_1(h))))
         return shortcut + h
@@ -141,11 +142,10 @@ class WideBlock(nn.Module):
 
 def _check_options(config) -> None:
     data, model = config.data, config.model
-    if "num_classes" not in data:
-        raise ValueError("a classifier needs data.num_classes, the number of classes")
     if data.num_classes < 2:
         raise ValueError(
-            f"data.num_classes is {data.num_classes}, but a classifier needs at least two classes"
+            f"data.num_classes is {data.num_classes}, but a classifier needs at least two classes: "
+            "set it to the number of classes in the data"
         )
     if min(model.blocks_per_group, model.channel_multiplier) < 1:
         raise ValueError(

@@ -95,8 +95,8 @@ def get_log_likelihood_fn(
         rtol, atol, method: of the solver, see `utils.ode.integrate`.
         eps: time at which the data is taken to be.
         continuous: whether the network was trained on all times.
-        per_sample: control each sample's steps by its own error, so that its result does not
-            depend on who else is in the batch.
+        per_sample: control each sample's steps by its own error, so that its result is
+            independent of the rest of the batch.
     Returns:
         `log_likelihood_fn(model, data, *, noise=None) -> LogLikelihood`, for data (B, *D) in the
         network's range; noise is called like `torch.randn_like` to make the probes.
@@ -175,8 +175,7 @@ def bits_per_dim(
 
     A density over the network's range becomes one over [0, levels): dequantised data fills that
     range with unit cells, so that the density bounds the probability of a grey level from below.
-    The terms are the density's, log2(levels) for dequantisation, and log2(a) for the scaler's
-    range, where the inverse scaler is x -> a x + b.
+    See `offsets` for the terms besides -log2 p / D.
 
     Args:
         log_p: log density of the data in the network's range, (B,), in nats.
@@ -190,14 +189,14 @@ def bits_per_dim(
 
 
 def offsets(inverse_scaler: Callable, levels: int = 256) -> tuple[float, float]:
-    """What bits/dim are above the density's own: log2(levels) for dequantisation, and log2(a) for
-    scaling, where the inverse scaler is x -> a x + b."""
+    """Offsets added to -log2 p / D: log2(levels) for dequantisation, and log2(a) for scaling,
+    where the inverse scaler is x -> a x + b."""
     ends = inverse_scaler(torch.tensor([0.0, 1.0], dtype=torch.float64))
     return math.log2(levels), math.log2(float(ends[1] - ends[0]))
 
 
 def _kind_of_probe(hutchinson_type: str, num_probes: int) -> str:
-    """The name of the probes in lower case; ValueError says what there is."""
+    """The kind of probe in lower case; ValueError lists the known ones."""
     kind = hutchinson_type.lower()
     if kind not in (*_PROBES, "exact"):
         raise ValueError(

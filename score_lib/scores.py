@@ -1,7 +1,7 @@
 """From a network's output to a score.
 
-Networks and processes are peers that do not know each other.  The process says what the network is
-told (`noise_label`) and what its output means (`to_score`); here the two meet.
+Networks and processes are peers that do not know each other.  The process maps time to the
+network's label (`noise_label`) and its output to a score (`to_score`); here the two meet.
 """
 
 from __future__ import annotations

@@ -1,16 +1,33 @@
-"""What the tests of `datasets` share."""
+"""Configs, sources and images for the tests of `datasets`."""
 
 from __future__ import annotations
+
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from score_lib.data import MemorySource
+from datasets import MemorySource
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def run_python(program):
+    """Run a program in a fresh interpreter."""
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
 
 
 def make_config(dataset: str, *, image_size=8, num_channels=3, batch_size=4, seed=42, **data):
-    """A config with what `datasets` reads, and nothing else."""
+    """A config with only the options that `datasets` requires."""
     return ConfigDict(
         {
             "seed": seed,
@@ -52,3 +69,32 @@ def smooth_image(height: int, width: int, seed: int = 0) -> np.ndarray:
         for scale in (1, 4, 16, 64)
     )
     return (image / 4 * 255).clamp(0, 255).byte()[0].permute(1, 2, 0).numpy()
+
+
+def save_image(folder, name, image):
+    from PIL import Image  # not above: a test looks at which packages are imported
+
+    path = pathlib.Path(folder, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return str(path)
+
+
+def everything(source):
+    """Images and labels of all examples."""
+    return source.read(np.arange(len(source)))
+
+
+def take(stream, count):
+    return list(itertools.islice(stream, count))
+
+
+def together(batches):
+    return {key: torch.cat([batch[key] for batch in batches]) for key in ("image", "label")}
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert torch.equal(batch["image"], other["image"])
+        assert torch.equal(batch["label"], other["label"])

@@ -1,4 +1,4 @@
-"""Small networks, recorded outputs of the published ones, and the rule that gave these weights."""
+"""Small networks, recorded outputs of published ones, and the rule for the weights of both."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 from torch import nn
+
+from models.utils import get_model
 
 DATA = pathlib.Path(__file__).parent / "data"
 
@@ -44,7 +46,7 @@ def golden_networks() -> dict[str, SimpleNamespace]:
 
 
 def fill_weights(model: nn.Module) -> nn.Module:
-    """Give every entry of the state dict but `sigmas` the weights that its name stands for."""
+    """Fill every entry of the state dict but `sigmas` with numbers drawn by its name."""
     state = {
         name: value if name == "sigmas" else _weights(name, tuple(value.shape))
         for name, value in model.state_dict().items()
@@ -53,6 +55,7 @@ def fill_weights(model: nn.Module) -> nn.Module:
     return model
 
 
+@functools.lru_cache(maxsize=4096)
 def _weights(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) > 1:
@@ -65,7 +68,7 @@ def _weights(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def tiny_config(name: str = "ncsnpp", *, image_size=8, num_channels=3, centered=False, **model):
-    """Config of a network that runs in milliseconds; `model` overrides keys of that section."""
+    """Config of a network that runs in milliseconds; `model` overrides options of that section."""
     common = {
         "name": name,
         "nf": 8,
@@ -104,3 +107,16 @@ def tiny_config(name: str = "ncsnpp", *, image_size=8, num_channels=3, centered=
     family = refine_net if name.startswith("ncsnv2") or name == "ncsn" else unet
     data = {"image_size": image_size, "num_channels": num_channels, "centered": centered}
     return ConfigDict({"data": data, "model": {**common, **family, **model}})
+
+
+def build(config) -> nn.Module:
+    """The network of a config."""
+    return get_model(config.model.name)(config)
+
+
+def images(config, *, seed: int = 0) -> torch.Tensor:
+    """Two images of the configured shape."""
+    size = config.data.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(2, config.data.num_channels, height, width, generator=generator)

@@ -1,20 +1,21 @@
-"""Experiments: published values, what the command line can change, and that every option counts."""
+"""Experiments: their published values, the command line, and configs of users beside ours."""
 
 from __future__ import annotations
 
 import ast
-import functools
 import json
+import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
 from absl import flags
-from ml_collections import ConfigDict, FrozenConfigDict, config_flags
-from source_code import ROOT, ConfigReads, project_files
+from ml_collections import ConfigDict, config_flags
+from small_runs import ROOT, run_forked
 
 from configs import defaults
+from score_lib.options import checked, flatten
 
 # From config_flags, which still loads files in an older way.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -58,16 +59,11 @@ SET_EVERYWHERE = {"model.conv_size": 3, "model.fourier_scale": 16}
 
 
 def published(name: str) -> dict[str, object]:
-    return defaults.flatten(ConfigDict(PUBLISHED[name]))
+    return flatten(ConfigDict(PUBLISHED[name]))
 
 
 def plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
-
-
-@functools.cache
-def all_reads() -> list[ConfigReads]:
-    return [ConfigReads(file) for file in project_files(leave_out=("tests", "configs"))]
 
 
 # --- Values ------------------------------------------------------------------------------------
@@ -80,8 +76,8 @@ def test_every_published_experiment_is_there_and_no_unknown_one():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_experiment_has_the_published_values(name):
-    ours, theirs = defaults.flatten(defaults.load(name)), published(name)
-    extra = defaults.flatten(defaults.base()) | SET_EVERYWHERE
+    ours, theirs = flatten(defaults.load(name)), published(name)
+    extra = flatten(defaults.base()) | SET_EVERYWHERE
     differing = {}
     for key in ours.keys() | theirs.keys():
         value, expected = (
@@ -105,12 +101,18 @@ def test_no_exception_is_out_of_date(name, key):
 
 @pytest.mark.parametrize("name", defaults.experiments())
 def test_experiment_is_complete_and_plain(name):
-    flat = defaults.flatten(defaults.load(name))
-    assert not defaults.flatten(defaults.base()).keys() - flat.keys()
+    flat = flatten(defaults.load(name))
+    assert not flatten(defaults.base()).keys() - flat.keys()
     for key, value in flat.items():
         # Lists and None could not be overridden on the command line.
         assert type(value) in (bool, int, float, str, tuple), f"{key} = {value!r}"
         assert not str(value).startswith(("/", "~")), f"{key} belongs to one machine: {value}"
+
+
+@pytest.mark.parametrize("name", defaults.experiments())
+def test_experiment_passes_the_checks(name):
+    config, unknown = checked(defaults.load(name))
+    assert not unknown and config.to_dict() == defaults.load(name).to_dict()
 
 
 @pytest.mark.parametrize("name", defaults.experiments())
@@ -136,163 +138,9 @@ def test_each_call_gives_a_config_of_its_own():
 def test_experiment_files_written_elsewhere_find_their_defaults(module, name):
     config = __import__(f"configs.{module}", fromlist=[module]).get_default_configs()
     changed = {"data.category", "model.sigma_max", "model.embedding_type"}
-    experiment = defaults.flatten(defaults.load(name))
-    for key, value in defaults.flatten(config).items():
+    experiment = flatten(defaults.load(name))
+    for key, value in flatten(config).items():
         assert key in changed or value == experiment[key], key
-
-
-# --- Every option counts -----------------------------------------------------------------------
-
-
-def test_every_option_is_read_somewhere():
-    modules = all_reads()
-    read = set().union(*(module.reads for module in modules))
-    texts = set().union(*(module.texts for module in modules))
-    for section in set().union(*(module.computed for module in modules)):
-        read |= {f"{section}.{text}" for text in texts}
-    unread = sorted(defaults.known_keys() - read)
-    assert not unread, f"nothing reads {unread}"
-
-
-def test_every_option_that_is_read_is_known():
-    unknown = {
-        key: places
-        for module in all_reads()
-        for key, places in module.reads.items()
-        if key not in defaults.known_keys()
-    }
-    assert not unknown, f"no experiment has {unknown}: add them to configs/defaults.py"
-
-
-def test_defaults_in_the_code_are_those_of_the_configs():
-    values: dict[str, set[object]] = {key: {v} for key, v in _flat_base().items()}
-    for name in PUBLISHED:
-        for key, value in defaults.flatten(defaults.load(name)).items():
-            if key not in _flat_base():
-                values.setdefault(key, set()).add(value)
-    wrong = []
-    for key, node, place in (entry for module in all_reads() for entry in module.defaults):
-        try:
-            default = ast.literal_eval(node)
-        except (TypeError, ValueError):
-            wrong.append(f"{place}: the default of {key} is not a literal")
-            continue
-        if values.get(key) != {default}:
-            wrong.append(f"{place}: default {default!r} of {key}, configs {values.get(key)}")
-    assert not wrong
-
-
-@functools.cache
-def _flat_base() -> dict[str, object]:
-    return defaults.flatten(defaults.base())
-
-
-def test_reads_are_found(tmp_path):
-    source = """
-import tensorflow as tf
-
-def build(config, model):
-    config = complete(config)
-    model.unrelated, config.seed, tf.config.unrelated
-    training, options = config.training, config.sampling
-    def inner(training):
-        return training.hidden
-    return training.n_iters, options.get("snr", 0.16), config.model.name.lower()
-
-class Run:
-    def __init__(self, config):
-        self.config, self.data = config, config.data
-        config.model.written = 1
-
-    def use(self):
-        names = ["enable_loss"]
-        self.config.eval["end_ckpt"], [self.config.eval[name] for name in names]
-        return self.config.eval.batch_size, self.data.centered, self.data.items()
-"""
-    file = tmp_path / "module.py"
-    file.write_text(source)
-    found = ConfigReads(file)
-    assert set(found.reads) == {
-        "seed",
-        "training.n_iters",
-        "sampling.snr",
-        "model.name",
-        "eval.batch_size",
-        "eval.end_ckpt",
-        "data.centered",
-    }
-    assert found.computed == {"eval"} and "enable_loss" in found.texts
-    assert [(key, ast.literal_eval(value)) for key, value, _ in found.defaults] == [
-        ("sampling.snr", 0.16)
-    ]
-
-
-# --- Configs that users bring ------------------------------------------------------------------
-
-
-def with_option(config: ConfigDict, key: str, value: object) -> ConfigDict:
-    section, _, name = key.rpartition(".")
-    if section and section not in config:
-        config[section] = ConfigDict()
-    (config[section] if section else config)[name] = value
-    return config
-
-
-def test_complete_adds_what_is_missing_and_keeps_the_rest():
-    older = ConfigDict(PUBLISHED["vp/cifar10_ddpmpp"])
-    older.eval.begin_ckpt = 3
-    older.mine = ConfigDict({"snr2": 1.0})
-    before = older.to_dict()
-    full = defaults.complete(older)
-    assert older.to_dict() == before
-    flat = defaults.flatten(full)
-    assert flat.items() >= defaults.flatten(older).items()
-    added = {key: flat[key] for key in flat.keys() - defaults.flatten(older).keys()}
-    assert added and added.items() <= defaults.flatten(defaults.base()).items()
-    assert "training.grad_accumulation" in added
-
-
-def test_complete_keeps_the_lock():
-    config = ConfigDict({"model": {"nf": 16}})
-    assert not defaults.complete(config).is_locked
-    locked = defaults.complete(config.lock())
-    assert locked.is_locked and locked.model.is_locked and locked.eval.is_locked
-    assert defaults.complete(FrozenConfigDict(config)).model.nf == 16
-
-
-def test_complete_refuses_a_section_that_is_a_value():
-    with pytest.raises(ValueError, match="model must be a section"):
-        defaults.complete(ConfigDict({"model": "ncsnpp"}))
-
-
-@pytest.mark.parametrize("name", defaults.experiments())
-def test_every_experiment_passes_its_own_checks(name):
-    config = defaults.load(name)
-    assert defaults.check_keys(config) == []
-    assert defaults.complete(config).to_dict() == config.to_dict()
-
-
-@pytest.mark.parametrize(
-    ("slip", "meant"),
-    [
-        ("training.continuouse", "training.continuous"),
-        ("optim.warmpu", "optim.warmup"),
-        ("model.num_res_block", "model.num_res_blocks"),
-        ("trainnig.batch_size", "training.batch_size"),
-        ("sed", "seed"),
-    ],
-)
-def test_slips_are_named_with_what_was_meant(slip, meant):
-    config = with_option(defaults.load("vp/digits"), slip, 1)
-    with pytest.raises(ValueError, match=f"'{slip}': did you mean '{meant}'"):
-        defaults.check_keys(config)
-
-
-def test_names_that_resemble_nothing_are_returned():
-    config, own = defaults.load("vp/digits"), ["mine.snr2", "model.sigma_begin", "note"]
-    for key in own:
-        with_option(config, key, 1)
-    assert defaults.check_keys(config) == own
 
 
 # --- Command line ------------------------------------------------------------------------------
@@ -332,13 +180,40 @@ def test_an_override_of_an_unknown_option_fails():
         load_by_path(f"--config={ROOT}/configs/vp/digits.py", "--config.training.continuouse=False")
 
 
-def test_configs_need_no_torch_and_work_from_any_folder(tmp_path):
-    code = f"""
-import sys
-sys.path[0] = {str(ROOT)!r}  # as for `python {ROOT.name}/main.py`
-from configs import defaults
-assert defaults.known_keys()
-heavy = [m for m in ("torch", "numpy", "tensorflow") if m in sys.modules]
-assert not heavy, heavy
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+def test_options_set_on_the_command_line_reach_the_run(tmp_path):
+    """A config may lie anywhere, with modules of its own beside it."""
+    (tmp_path / "my_process.py").write_text("SIGMA_MAX = 3.0\n")
+    (tmp_path / "mine.py").write_text(
+        "from configs.ve.digits import get_config as digits\n"
+        "from my_process import SIGMA_MAX\n\n"
+        "def get_config():\n"
+        "    config = digits()\n"
+        "    config.model.sigma_max = SIGMA_MAX\n"
+        "    return config\n"
+    )
+    command = ["--config=mine.py", "--mode=train", "--workdir=run", "--config.model.sigma_min=4.0"]
+    code, output = run_forked(command, cwd=tmp_path)
+    assert code == 1 and "sigma_min = 4" in output and "sigma_max = 3" in output, output
+
+
+# --- Configs of users beside ours --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ("ours", "theirs"))
+@pytest.mark.parametrize("packages", ("folders", "packages"))
+def test_experiments_in_another_folder_are_found(first, packages, tmp_path):
+    """Without `__init__.py` wherever they are; a package of theirs where it comes second."""
+    folder = tmp_path / "configs" / "ve"
+    folder.mkdir(parents=True)
+    (folder / "mine.py").write_text("mine = True\n")
+    if packages == "packages":
+        for init in (folder / "__init__.py", folder.parent / "__init__.py"):
+            text = (ROOT / "configs" / "subvp" / "__init__.py").read_text()
+            init.write_text(text if first == "theirs" else "")
+    path = [str(tmp_path), str(ROOT)] if first == "theirs" else [str(ROOT), str(tmp_path)]
+    code = (
+        "import configs.ve.mine, configs.ve.cifar10_ncsnpp_continuous, configs.data\n"
+        "assert configs.ve.mine.mine and configs.ve.cifar10_ncsnpp_continuous.get_config()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=environment)

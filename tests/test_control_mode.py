@@ -10,10 +10,11 @@ from small_runs import ROOT, small_config
 
 import run_lib
 from configs.defaults import load
-from score_lib.data import read_inputs
-from score_lib.runs import control as control_lib
-from score_lib.runs import evaluate as eval_lib
-from score_lib.runs.setup import get_loss_fn, restored
+from datasets import read_inputs
+from losses import get_loss_fn
+from run_lib import control as control_lib
+from run_lib import evaluate as eval_lib
+from run_lib import restored
 
 TINY = {
     "training__n_iters": 1,

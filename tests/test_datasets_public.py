@@ -1,23 +1,23 @@
-"""CIFAR10, SVHN, CELEBA, LSUN through tensorflow-datasets; preprocessing against TensorFlow's."""
+"""CIFAR10, SVHN, CELEBA and LSUN through tensorflow-datasets."""
 
+import contextlib
 import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
 import torch
-from dataset_helpers import make_config, random_images, smooth_image
+from dataset_helpers import ROOT, make_config, random_images, run_python
 from PIL import Image
 
-from score_lib import data as datasets
-from score_lib.data import DataError, preprocess, public
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+import datasets
+from datasets import DataError
 
 MOCKED = [
     ("CIFAR10", 32, {}, 10),
@@ -48,13 +48,13 @@ def test_mocked_data_sets(name, size, data, classes):
             assert all(b["label"].dtype == torch.int64 for b in batches)
 
 
-def test_mocked_images_are_as_stored():
+def test_mocked_images_equal_the_stored_ones():
     with mocked():
         import tensorflow_datasets as tfds
 
         stored = tfds.builder("cifar10").as_data_source("train")[3]
         source = datasets.get_dataset(make_config("CIFAR10", image_size=32))[2].sources["train"]
-        for _ in range(2):  # decoded, then remembered
+        for _ in range(2):  # decoded, then cached
             image, label = source.read(np.array([3]))
             assert np.array_equal(image[0].permute(1, 2, 0).numpy(), stored["image"])
             assert label.item() == stored["label"]
@@ -65,7 +65,7 @@ def test_mocked_images_are_as_stored():
     [
         (make_config("CIFAR10", image_size=64), "set data.image_size=32 and data.num_channels=3"),
         (make_config("SVHN", image_size=32, num_channels=1), "set data.image_size=32"),
-        (make_config("CELEBA", image_size=(64, 32)), "square and in colour"),
+        (make_config("CELEBA", image_size=(64, 32)), "square colour images"),
         (make_config("LSUN", image_size=64, num_channels=1, category="bridge"), "square"),
         (make_config("LSUN", image_size=64, category="bedrom"), "no 'lsun/bedrom'"),
     ],
@@ -75,7 +75,24 @@ def test_mistakes_in_the_config(config, message):
         datasets.get_dataset(config)
 
 
-# Data prepared for real, by hand: what tensorflow-datasets leaves in its folder.
+@pytest.mark.parametrize("name, part", [("CIFAR10", "cifar10"), ("LSUN", "lsun/bridge")])
+def test_data_dir_and_category_options(name, part, monkeypatch):
+    tfds, asked = pytest.importorskip("tensorflow_datasets"), []
+
+    def builder(name, data_dir):
+        asked.append((name, data_dir))
+        raise ValueError("stop")
+
+    monkeypatch.setattr(tfds, "builder", builder)
+    monkeypatch.setenv("HOME", "/home/me")
+    for folder, expected in (("~/data", "/home/me/data"), ("", None)):
+        config = make_config(name, image_size=32, category="bridge", data_dir=folder)
+        with pytest.raises(DataError, match=f"no '{part}'"):
+            datasets.get_dataset(config)
+        assert asked.pop() == (part, expected)
+
+
+# Data sets prepared by hand, with the files that tensorflow-datasets would write.
 
 
 def prepare_cifar10(folder, file_format, sizes=(5, 3)):
@@ -155,7 +172,7 @@ def test_prepared_data_are_read_in_both_formats(tmp_path, file_format):
 
 
 @pytest.mark.slow
-def test_workers_read_what_this_process_has_read_too(tmp_path):
+def test_workers_read_after_this_process_has_read(tmp_path):
     """The reader of ArrayRecord files does not survive a fork."""
     images = prepare_cifar10(tmp_path, "array_record")
     check_cifar10(tmp_path, images)
@@ -178,17 +195,21 @@ def test_damaged_prepared_data_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
-def test_a_missing_part_is_named(tmp_path, file_format):
+def test_missing_split_is_named(tmp_path, file_format):
     prepare_cifar10(tmp_path, file_format)
     (path,) = tmp_path.rglob("dataset_info.json")
     info = json.loads(path.read_text())
     path.write_text(json.dumps({**info, "splits": info["splits"][:1]}))
-    with pytest.raises(DataError, match=r"has the parts \['train'\], not 'test'"):
+    with pytest.raises(DataError, match=r"has the splits \['train'\], not 'test'"):
         datasets.get_dataset(make_config("CIFAR10", image_size=32, data_dir=str(tmp_path)))
 
 
 def unreachable(*args, **options):
     raise urllib.error.URLError("no network")
+
+
+def reachable(page, timeout):
+    return contextlib.nullcontext()
 
 
 def test_missing_data_without_a_network(tmp_path, monkeypatch):
@@ -197,19 +218,19 @@ def test_missing_data_without_a_network(tmp_path, monkeypatch):
     config = make_config("CIFAR10", image_size=32, data_dir=str(tmp_path))
     expected = (
         rf"^cifar10 is not in {tmp_path}/cifar10/3.0.2, .* cannot be reached: run "
-        rf"`python -m datasets.prepare cifar10 {tmp_path}` .* set data.data_dir"
+        rf"`python -m score_lib.data.prepare cifar10 {tmp_path}` .* set data.data_dir"
     )
     with pytest.raises(DataError, match=expected):
         datasets.get_dataset(config)
 
 
 @pytest.mark.slow
-def test_missing_data_are_prepared_by_another_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(public, "_reachable", lambda page: True)
+def test_missing_data_are_prepared_in_another_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", reachable)
     prepared = {}
 
     def run(command, cwd):
-        assert command == [sys.executable, "-m", "datasets.prepare", "cifar10", str(tmp_path)]
+        assert command == [sys.executable, "-m", "score_lib.data.prepare", "cifar10", str(tmp_path)]
         assert pathlib.Path(cwd) == ROOT
         prepared.update(prepare_cifar10(tmp_path, "array_record"))
         return subprocess.CompletedProcess(command, 0)
@@ -220,19 +241,19 @@ def test_missing_data_are_prepared_by_another_process(tmp_path, monkeypatch):
     check_cifar10(tmp_path, prepared)
 
 
-def test_a_failed_preparation_says_how_to_repeat_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(public, "_reachable", lambda page: True)
+def test_failed_preparation_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", reachable)
     monkeypatch.setattr(
         subprocess, "run", lambda command, cwd: subprocess.CompletedProcess(command, 1)
     )
     config = make_config("SVHN", image_size=32, data_dir=str(tmp_path))
     with pytest.raises(
-        DataError, match=r"could not be prepared in .*python -m datasets.prepare svhn"
+        DataError, match=r"could not be prepared in .*python -m score_lib.data.prepare svhn"
     ):
         datasets.get_dataset(config)
 
 
-def test_tensorflow_datasets_missing(monkeypatch):
+def test_missing_tensorflow_datasets_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(DataError, match="pip install tensorflow-datasets"):
         datasets.get_dataset(make_config("CIFAR10", image_size=32))
@@ -245,7 +266,7 @@ def test_reading_imports_no_tensorflow(tmp_path):
     program = f"""
 import sys
 finders = list(sys.meta_path)
-class WithoutTensorFlow:  # as where it is not installed
+class WithoutTensorFlow:  # as if it were not installed
     def find_spec(name, path=None, target=None):
         if name.split(".")[0] == "tensorflow":
             return None
@@ -263,52 +284,10 @@ with tfds.testing.mock_data(num_examples=2):
         config = make_config(name, image_size=size, **data)
         print(next(iter(datasets.get_dataset(config)[0]))["image"].shape[1:])
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    run = run_python(program)
     assert run.returncode == 0, run.stderr
     sizes = [f"torch.Size([3, {size}, {size}])" for _, size, _, _ in MOCKED]
     assert run.stdout.split("\n")[:-1] == ["2", "2", *sizes]
-
-
-# Crops and resizing.
-
-
-def batch_of(image):
-    return torch.from_numpy(image).permute(2, 0, 1)[None]
-
-
-def test_center_crop_takes_the_middle():
-    image = torch.arange(7 * 9).reshape(1, 1, 7, 9)
-    assert torch.equal(preprocess.center_crop(image, 4, 4), image[..., 1:5, 2:6])
-
-
-def test_constant_images_stay_constant():
-    image = torch.full((1, 3, 218, 178), 77, dtype=torch.uint8)
-    for result in (
-        preprocess.celeba(image, 64),
-        preprocess.lsun(image, 128),
-        preprocess.fit(image, 32, 48),
-    ):
-        assert (result == 77).all()
-    # Truncation may take a level off, as it does in TensorFlow.
-    assert preprocess.lsun(image, 64).unique().tolist() in ([77], [76, 77])
-
-
-def test_lsun_at_its_own_size_is_only_cropped():
-    image = batch_of(smooth_image(256, 341))
-    assert torch.equal(preprocess.lsun(image, 256), image[..., 42:298])
-
-
-def test_fit_crops_to_the_aspect_ratio():
-    image = torch.zeros(1, 1, 60, 100, dtype=torch.uint8)
-    image[..., 30:70] = 200  # what a ratio of 3 : 2 keeps, height to width
-    assert (preprocess.fit(image, 6, 4) == 200).all()
-    assert preprocess.fit(image.mT, 4, 6).shape == (1, 1, 4, 6)
-    assert preprocess.fit(image, 60, 100) is image
 
 
 @pytest.fixture(scope="module")
@@ -318,55 +297,7 @@ def tf():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [32, 64, 128])
-def test_celeba_is_tensorflows(tf, size):
-    image = smooth_image(218, 178)
-    cropped = image[39:179, 19:159]
-    expected = tf.image.resize(cropped, (size, size), antialias=True).numpy()
-    found = preprocess.celeba(batch_of(image), size)[0].permute(1, 2, 0).numpy()
-    assert np.abs(found - expected).max() < 0.501  # nothing but the rounding
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("height, width", [(256, 341), (500, 256), (300, 451), (256, 256)])
-def test_lsun_at_128_is_tensorflows(tf, height, width):
-    image = smooth_image(height, width)
-    short = min(height, width)
-    shape = [int(tf.round(side * 128 / short)) for side in (height, width)]
-    shrunk = tf.image.resize(image, shape, antialias=True).numpy()
-    top, left = ((side - 128) // 2 for side in shape)
-    expected = shrunk[top : top + 128, left : left + 128]
-    found = preprocess.lsun(batch_of(image), 128)[0].permute(1, 2, 0).numpy()
-    assert np.abs(found - expected).max() < 0.501
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("height, width", [(256, 341), (375, 500), (257, 256)])
-@pytest.mark.parametrize("size", [64, 256])
-def test_lsun_is_tensorflows(tf, height, width, size):
-    image = smooth_image(height, width)
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = image[top : top + side, left : left + side]
-    expected = tf.image.resize(square, (size, size), method="bicubic", antialias=True)
-    expected = tf.cast(tf.clip_by_value(expected, 0, 255), tf.uint8).numpy().astype(int)
-    found = preprocess.lsun(batch_of(image), size)[0].permute(1, 2, 0).numpy()
-    assert np.abs(found - expected).max() <= 1
-    assert (found != expected).mean() < 1e-3
-
-
-@pytest.mark.slow
-def test_images_and_digits_become_tensorflows_floats(tf):
-    image = random_images(16, 16, 3)
-    source = datasets.MemorySource(batch_of(image))
-    (batch,) = datasets.ImageStream(source, 1, evaluation=True)
-    expected = tf.image.convert_image_dtype(image, tf.float32).numpy()
-    found = batch["image"][0].permute(1, 2, 0).numpy()
-    np.testing.assert_allclose(found, expected, rtol=2e-7)
-
-
-@pytest.mark.slow
-def test_tensorflows_records(tf, tmp_path):
+def test_records_of_tensorflow_are_read(tf, tmp_path):
     images = random_images(3, 3, 8, 8)
     path = str(tmp_path / "r08.tfrecords")
     with tf.io.TFRecordWriter(path) as writer:
@@ -383,10 +314,10 @@ def test_tensorflows_records(tf, tmp_path):
 
 
 @pytest.mark.slow
-def test_downloading_is_real(tmp_path):
-    """The command that messages name reaches for the data set's own archive."""
+def test_prepare_downloads_the_published_archive(tmp_path):
+    """The command starts to download the data set's own archive."""
     program = (
-        "import sys, unittest.mock as mock, datasets.prepare as prepare\n"
+        "import sys, unittest.mock as mock, score_lib.data.prepare as prepare\n"
         "def stop(self, url): sys.exit('would download ' + str(url))\n"
         "manager = 'tensorflow_datasets.core.download.DownloadManager.download_and_extract'\n"
         f"sys.argv = ['prepare', 'cifar10', {str(tmp_path)!r}]\n"

@@ -14,12 +14,12 @@ from small_runs import small_config
 
 import losses
 import run_lib
+from datasets import get_dataset
+from evaluation import load_statistics
 from losses import get_sde_loss_fn, get_step_fn, optimization_manager
 from score_lib.base import distributed, preemption
 from score_lib.base.preemption import Preempted
-from score_lib.data import get_dataset
 from score_lib.disk.checkpoints import read_checkpoint
-from score_lib.metrics import load_statistics
 from score_lib.runs.evaluate import Job
 from score_lib.scores import get_model_fn
 from sde_lib import VPSDE

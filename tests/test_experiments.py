@@ -8,9 +8,10 @@ import torch
 from test_configs import OWN
 
 import run_lib
-from configs.defaults import experiments, flatten, load
+from configs.defaults import experiments, load
 from score_lib.base.tensors import image_shape
 from score_lib.disk.checkpoints import read_checkpoint
+from score_lib.options import flatten
 
 # Making an experiment small changes how much there is of everything, never what it is: the data
 # are a file of a few images, and the rest are numbers.

@@ -18,8 +18,8 @@ from oracles import (
 
 import losses
 import sampling
+from likelihood import get_likelihood_fn
 from models.ema import ExponentialMovingAverage
-from score_lib.likelihood import get_likelihood_fn
 
 SDES = ("vesde", "vpsde", "subvpsde")
 PC_CASES = sorted(name for name in goldens() if name.startswith("pc/"))

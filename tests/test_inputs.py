@@ -1,4 +1,4 @@
-"""What users hand in for editing: images from everywhere, and masks."""
+"""Images and masks that users hand in for editing."""
 
 import pathlib
 import zipfile
@@ -6,19 +6,14 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from dataset_helpers import make_config, numbered_source, random_images, smooth_image
+from dataset_helpers import make_config, numbered_source, random_images, save_image, smooth_image
 from PIL import Image
 
-from score_lib import data as datasets
-from score_lib.data import DataError, preprocess, read_inputs, read_mask, register_dataset
+import datasets
+from datasets import DataError, read_inputs, read_mask, register_dataset
+from score_lib.data import preprocess
 
 SHAPE = (3, 8, 8)
-
-
-def save(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
-    return str(path)
 
 
 def as_floats(images):
@@ -26,11 +21,11 @@ def as_floats(images):
     return torch.from_numpy(images).permute(0, 3, 1, 2) / 255
 
 
-# Of the data set.
+# Images of the data set.
 
 
 @pytest.mark.parametrize("split, size", [("train", 1501), ("test", 296)])
-def test_the_first_examples_of_a_part_in_its_order(split, size):
+def test_first_examples_of_a_split_in_its_order(split, size):
     config = make_config(
         "DIGITS", num_channels=1, random_flip=True, uniform_dequantization=True, seed=7
     )
@@ -43,7 +38,7 @@ def test_the_first_examples_of_a_part_in_its_order(split, size):
     assert len(read_inputs(config, "", 5000, split).images) == size
 
 
-def test_the_held_out_part_is_the_usual_one():
+def test_default_split_is_the_held_out_one():
     config = make_config("COLOR_DIGITS")
     assert torch.equal(
         read_inputs(config, "", 3).images, read_inputs(config, "", 3, split="test").images
@@ -51,28 +46,28 @@ def test_the_held_out_part_is_the_usual_one():
 
 
 def test_data_without_classes_have_no_labels():
-    @register_dataset(name="TWO_PARTS")
-    def two_parts(config):
+    @register_dataset(name="UNLABELLED")
+    def no_labels(shape):
         unlabelled = datasets.MemorySource(numbered_source(5).images(range(5)))
         return unlabelled, unlabelled
 
-    assert read_inputs(make_config("TWO_PARTS", image_size=4), "", 2).labels is None
+    assert read_inputs(make_config("UNLABELLED", image_size=4), "", 2).labels is None
 
 
-# From files.  The data set of the config gives the shape and nothing else.
+# Images of files.  The data set of the config determines only their shape.
 
 
-def test_a_file_of_the_right_size_comes_back_as_it_is(tmp_path):
+def test_file_of_the_right_size_is_unchanged(tmp_path):
     image = random_images(8, 8, 3)
-    path = save(tmp_path / "one.png", image)
-    save(tmp_path / "other.png", random_images(8, 8, 3, seed=1))
+    path = save_image(tmp_path, "one.png", image)
+    save_image(tmp_path, "other.png", random_images(8, 8, 3, seed=1))
     images, labels, names = read_inputs(make_config("COLOR_DIGITS"), path, 4)
     assert torch.equal(images, as_floats(image[None])) and labels is None and names == ["one.png"]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp", ".bmp", ".gif", ".tif"])
-def test_a_file_of_another_size_is_fitted_like_the_images_of_a_folder(tmp_path, suffix):
-    path = save(tmp_path / f"photo{suffix}", smooth_image(40, 90))
+def test_file_of_another_size_is_cropped_and_resized(tmp_path, suffix):
+    path = save_image(tmp_path, f"photo{suffix}", smooth_image(40, 90))
     stored = np.array(Image.open(path).convert("RGB"))[None]
     expected = preprocess.fit(torch.from_numpy(stored).permute(0, 3, 1, 2), 16, 24) / 255
     config = make_config("CIFAR10", image_size=(16, 24))
@@ -80,11 +75,11 @@ def test_a_file_of_another_size_is_fitted_like_the_images_of_a_folder(tmp_path, 
     assert torch.equal(read_inputs(config, str(tmp_path), 1).images, expected)
 
 
-def test_everything_in_a_folder_or_zip_in_the_order_of_names(tmp_path):
-    """Twelve images, of which training would hold one out; no part is left out here."""
+def test_all_images_of_a_folder_or_zip_in_the_order_of_names(tmp_path):
+    """Training would hold out one of these twelve images."""
     pixels = random_images(12, 8, 8, 3)
     for number in np.random.default_rng(0).permutation(12):
-        save(tmp_path / "data" / f"{number:02d}.png", pixels[number])
+        save_image(tmp_path / "data", f"{number:02d}.png", pixels[number])
     (tmp_path / "data" / "notes.txt").write_text("not an image")
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
         for file in (tmp_path / "data").iterdir():
@@ -98,7 +93,7 @@ def test_everything_in_a_folder_or_zip_in_the_order_of_names(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz"])
-def test_arrays(tmp_path, kind):
+def test_images_and_labels_of_arrays(tmp_path, kind):
     pixels, labels = random_images(12, 8, 8, 3), np.arange(12) % 3
     path = str(tmp_path / f"a.{kind}")
     np.save(path, pixels) if kind == "npy" else np.savez(path, images=pixels, labels=labels)
@@ -110,18 +105,18 @@ def test_arrays(tmp_path, kind):
     assert found.names == [str(number) for number in range(11)]
 
 
-def test_classes_are_folders_also_below_train_and_test(tmp_path):
+def test_folders_are_classes_also_below_train_and_test(tmp_path):
     paths = ["a/cat/1.png", "a/dog/2.png", "b/test/dog/3.png", "b/train/cat/4.png"]
     for path in paths:
-        save(tmp_path / path, random_images(8, 8, 3))
+        save_image(tmp_path, path, random_images(8, 8, 3))
     for folder, labels in (("a", [0, 1]), ("b", [1, 0])):
         found = read_inputs(make_config("COLOR_DIGITS"), str(tmp_path / folder), 9)
         assert found.labels.tolist() == labels
         assert [f"{folder}/{name}" for name in found.names] == [p for p in paths if p[0] == folder]
 
 
-def test_grey_levels_of_files(tmp_path):
-    """256, unless they are like the images that were trained on, which have their own number."""
+def test_levels_option_applies_to_files_like_the_training_images(tmp_path):
+    """Other files have 256 levels."""
     levels = np.arange(16, dtype=np.uint8).repeat(4).reshape(1, 8, 8)
     np.save(tmp_path / "dark.npy", levels)
     path = str(tmp_path / "dark.npy")
@@ -133,28 +128,28 @@ def test_grey_levels_of_files(tmp_path):
     assert torch.equal(same, read_inputs(own, "", 1).images)
 
 
-def test_a_home_folder_is_found(tmp_path, monkeypatch):
+def test_paths_may_start_with_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    save(tmp_path / "one.png", random_images(8, 8, 3))
+    save_image(tmp_path, "one.png", random_images(8, 8, 3))
     np.save(tmp_path / "mask.npy", np.ones((8, 8)))
     assert len(read_inputs(make_config("COLOR_DIGITS"), "~/one.png", 1).images) == 1
     assert read_mask("~/mask.npy", SHAPE).all()
 
 
-def test_training_and_editing_read_the_same(tmp_path):
+def test_inputs_equal_training_images(tmp_path):
     for number in range(12):
-        save(tmp_path / f"{number:02d}.png", smooth_image(20, 30, seed=number))
+        save_image(tmp_path, f"{number:02d}.png", smooth_image(20, 30, seed=number))
     config = make_config("IMAGES", path=str(tmp_path), batch_size=12)
-    parts = [read_inputs(config, "", 12, split).images for split in ("train", "test")]
+    splits = [read_inputs(config, "", 12, split).images for split in ("train", "test")]
     everything = read_inputs(config, str(tmp_path), 12).images
     held_out = torch.arange(12) == 9
-    assert torch.equal(everything[~held_out], parts[0])
-    assert torch.equal(everything[held_out], parts[1])
+    assert torch.equal(everything[~held_out], splits[0])
+    assert torch.equal(everything[held_out], splits[1])
 
 
 def test_mistakes_with_inputs(tmp_path):
     config = make_config("COLOR_DIGITS")
-    save(tmp_path / "good.png", random_images(8, 8, 3))
+    save_image(tmp_path, "good.png", random_images(8, 8, 3))
     (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
     (tmp_path / "text.txt").write_text("x")
     (tmp_path / "empty").mkdir()
@@ -174,7 +169,7 @@ def test_mistakes_with_inputs(tmp_path):
     for path, count in ((str(tmp_path), 0), ("", -1)):
         with pytest.raises(DataError, match=f"^{count} images were asked for: at least 1"):
             read_inputs(config, path, count)
-    with pytest.raises(DataError, match="no part 'validation': known are 'train' and 'test'"):
+    with pytest.raises(DataError, match="no split 'validation': known are 'train' and 'test'"):
         read_inputs(config, "", 1, split="validation")
     skipping = make_config("COLOR_DIGITS", on_error="skip")
     assert read_inputs(skipping, str(tmp_path), 9).names == ["good.png"]
@@ -209,7 +204,7 @@ def test_white_is_known_and_black_is_open(tmp_path, mode):
 
 @pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, ">i4", np.float16, np.float64])
 @pytest.mark.parametrize("known", [1, 255])
-def test_masks_in_arrays(tmp_path, kind, known):
+def test_masks_of_arrays(tmp_path, kind, known):
     path = str(tmp_path / "mask.npy")
     channels = np.stack([LEFT, ~LEFT, np.ones_like(LEFT)])
     for stored, expected in ((LEFT, LEFT[None]), (LEFT[None], LEFT[None]), (channels, channels)):
@@ -219,9 +214,9 @@ def test_masks_in_arrays(tmp_path, kind, known):
         assert np.array_equal(mask.numpy(), expected.astype(np.float32))
 
 
-def test_masks_of_one_kind_of_pixel(tmp_path):
+def test_masks_may_be_all_known_or_all_open(tmp_path):
     for value in (0, 255):
-        path = save(tmp_path / "mask.png", np.full((8, 8), value, np.uint8))
+        path = save_image(tmp_path, "mask.png", np.full((8, 8), value, np.uint8))
         assert torch.equal(read_mask(path, SHAPE), torch.full((1, 8, 8), value / 255))
 
 
@@ -239,18 +234,20 @@ def test_masks_are_neither_resized_nor_thresholded(tmp_path):
         path, r"mask.png has the shape \(1, 8, 12\), but the images have \(3, 16, 24\)", (3, 16, 24)
     )
     for gray in (1, 128, 254):
-        save(tmp_path / "mask.png", np.uint8(np.where(LEFT, 255, gray)))
+        save_image(tmp_path, "mask.png", np.uint8(np.where(LEFT, 255, gray)))
         refused(path, f"mask.png holds {gray} beside 0 \\(open\\) and 255 \\(known\\)")
-    refused(save(tmp_path / "mask.png", np.uint8(LEFT)), "mask.png holds 1 beside 0 .* and 255")
+    refused(
+        save_image(tmp_path, "mask.png", np.uint8(LEFT)), "mask.png holds 1 beside 0 .* and 255"
+    )
     ramp = np.arange(96, dtype=np.uint8).reshape(8, 12)
-    refused(save(tmp_path / "mask.png", ramp), r"holds 1, 2, 3, \.\.\. beside")
+    refused(save_image(tmp_path, "mask.png", ramp), r"holds 1, 2, 3, \.\.\. beside")
     red = np.uint8(255 * np.stack([LEFT, 0 * LEFT, 0 * LEFT], axis=-1))
-    refused(save(tmp_path / "mask.png", red), "mask.png is coloured or transparent")
+    refused(save_image(tmp_path, "mask.png", red), "mask.png is coloured or transparent")
     glass = np.uint8(255 * np.stack([LEFT, LEFT, LEFT, LEFT], axis=-1))
-    refused(save(tmp_path / "mask.png", glass), "mask.png is coloured or transparent")
+    refused(save_image(tmp_path, "mask.png", glass), "mask.png is coloured or transparent")
 
 
-def test_arrays_that_are_no_masks(tmp_path):
+def test_arrays_that_are_not_masks_are_refused(tmp_path):
     path = str(tmp_path / "mask.npy")
     for stored, message in [
         (LEFT.T, r"has the shape \(1, 12, 8\), but the images have \(3, 8, 12\)"),
@@ -273,7 +270,7 @@ def test_arrays_that_are_no_masks(tmp_path):
             read_mask(path, WIDE)
 
 
-def test_files_that_are_no_masks(tmp_path):
+def test_files_that_are_not_masks_are_refused(tmp_path):
     (tmp_path / "a.npy").write_bytes(b"nothing")
     (tmp_path / "a.png").write_bytes(b"nothing")
     for path, message in [

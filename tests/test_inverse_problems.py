@@ -6,15 +6,19 @@ from ml_collections import ConfigDict
 from oracles import GaussianDataOracle, exact_moments
 
 import sampling
-from models.utils import get_score_fn
-from score_lib.inverse.methods import DataConsistency, get_pc_restorer, get_restoration
-from score_lib.inverse.operators import (
+from controllable_generation import (
+    DataConsistency,
     GaussianBlur,
     LinearOperator,
     Mask,
     RandomProjection,
     SuperResolution,
+    get_pc_restorer,
+    get_restoration,
 )
+from models.utils import get_score_fn
+from score_lib.inverse.configured import build_restoration
+from score_lib.options import complete
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 D = 4
@@ -302,10 +306,10 @@ def test_the_guided_estimate_is_clipped_to_the_range_of_data(method, sde):
 
 def test_settings_come_from_the_config():
     """Data have a standard deviation in units of their range, here of a width of 3."""
-    config = ConfigDict({"control": {"strength": 0.7, "data_std": 0.2, "iterations": 3}})
+    config = complete(ConfigDict({"control": {"strength": 0.7, "data_std": 0.2, "iterations": 3}}))
     operator, bounds = OPERATORS["mask"], (-2.0, 1.0)
     built = {
-        name: get_restoration(name).from_config(config, operator, TRUTH, 0.1, bounds)
+        name: build_restoration(name, config, operator, TRUTH, 0.1, bounds=bounds)
         for name in ("projection", "dps", "pigdm", "tweedie")
     }
     assert all(constraint.noise_std == 0.1 for constraint in built.values())

@@ -8,8 +8,7 @@ import pytest
 import torch
 from oracles import MU, S0, GaussianOracle, assert_close_to_largest, inverse_scaler
 
-from score_lib.base.tensors import batch_mul
-from score_lib.inverse.latent import (
+from controllable_generation import (
     code_correlation,
     get_decoder,
     get_encoder,
@@ -17,6 +16,7 @@ from score_lib.inverse.latent import (
     interpolate,
     temper,
 )
+from score_lib.base.tensors import batch_mul
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = pytest.mark.parametrize("sde", (VESDE(), VPSDE(), subVPSDE()), ids=repr)

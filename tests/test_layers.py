@@ -1,152 +1,220 @@
-"""Imports point downwards only, and importing a module does no work."""
+"""Imports point downwards only, doors hold no logic, and importing a module does no work."""
 
 from __future__ import annotations
 
+import ast
+import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
-import source_code
-from source_code import ROOT, imported_modules, project_files
+import pytest
 
-BOTTOM = {"utils", "op"}
-MIDDLE = BOTTOM | {"sde_lib", "models"}
-METHODS = {"losses", "sampling", "solvers", "likelihood", "latent", "controllable_generation"}
-ALL_BELOW = MIDDLE | {"operators"} | METHODS | {"datasets", "evaluation", "configs"}
-MODES = {"train_lib", "eval_lib", "control_lib"}
-
-# What each module or package may import from the project, besides itself.
-LAYERS = {
-    "utils": set(),
-    "op": set(),
-    "sde_lib": BOTTOM,
-    "models": BOTTOM,
-    "operators": BOTTOM,
-    "losses": MIDDLE,
-    "sampling": MIDDLE,
-    "likelihood": MIDDLE,
-    "latent": MIDDLE | {"sampling"},
-    "solvers": MIDDLE | {"sampling"},
-    "controllable_generation": MIDDLE | {"sampling", "operators"},
-    "datasets": {"utils"},
-    "evaluation": {"utils"},
-    "configs": set(),
-    "experiment": ALL_BELOW,
-    "train_lib": ALL_BELOW | {"experiment"},
-    "eval_lib": ALL_BELOW | {"experiment"},
-    "control_lib": ALL_BELOW | {"experiment"},
-    "run_lib": ALL_BELOW | {"experiment"} | MODES,
-    "main": ALL_BELOW | {"run_lib"},
-    "demo": ALL_BELOW | {"run_lib", "experiment"} | MODES,
-    "benchmarks": ALL_BELOW | {"run_lib", "experiment"} | MODES,
-    "assets": ALL_BELOW,  # scripts that made what is stored there
+ROOT = pathlib.Path(__file__).parents[1]
+DOORS = {
+    "controllable_generation",
+    "datasets",
+    "evaluation",
+    "likelihood",
+    "losses",
+    "run_lib",
+    "sampling",
+    "sde_lib",
+    "utils",
 }
 
+# Which rooms each room may import, besides itself and those below these.
+ROOMS = {
+    "score_lib.base": [],
+    "op": ["score_lib.base"],
+    "score_lib.disk": ["score_lib.base"],
+    "score_lib.option_kinds": [],
+    "score_lib.option_table": ["score_lib.option_kinds"],
+    "score_lib.option_conflicts": [],
+    "score_lib.options": ["score_lib.option_table", "score_lib.option_conflicts"],
+    "score_lib.sdes": ["score_lib.base", "score_lib.options"],
+    "score_lib.scores": ["score_lib.base", "score_lib.options"],
+    "models": ["op", "score_lib.scores"],
+    "score_lib.losses": ["score_lib.sdes", "score_lib.scores"],
+    "score_lib.samplers": ["score_lib.sdes", "score_lib.scores"],
+    "score_lib.likelihood": ["score_lib.sdes", "score_lib.scores"],
+    "score_lib.inverse": ["score_lib.samplers"],
+    "score_lib.data": ["score_lib.disk", "score_lib.options"],
+    "score_lib.metrics": ["score_lib.disk", "score_lib.options"],
+    "score_lib.runs": [
+        "models",
+        "score_lib.losses",
+        "score_lib.likelihood",
+        "score_lib.inverse",
+        "score_lib.data",
+        "score_lib.metrics",
+    ],
+    "configs": ["score_lib.options"],
+}
+# Folders of programs, which may import anything.
+PROGRAMS = ("assets", "benchmarks", "examples", "main")
 
-def top_level(file: pathlib.Path) -> str:
-    return file.parts[0].removesuffix(".py")
+
+def modules() -> dict[str, pathlib.Path]:
+    """Modules of the project by name, without tests."""
+    folders = ("assets", "benchmarks", "configs", "examples", "models", "op", "score_lib")
+    files = [*ROOT.glob("*.py"), *(f for name in folders for f in (ROOT / name).rglob("*.py"))]
+    names = {file: ".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
+    return {name.removesuffix(".__init__"): file for file, name in sorted(names.items())}
 
 
-def upward_imports(file: pathlib.Path) -> list[str]:
-    """Where a file imports what its layer must not know, as "file:line imports module"."""
-    layer = top_level(file)
-    forbidden = LAYERS.keys() - LAYERS[layer] - {layer}
-    return [
-        f"{file}:{node.lineno} imports {module}"
-        for module, node in imported_modules(file)
-        if module.split(".")[0] in forbidden
-    ]
+MODULES = modules()
 
 
-def test_every_module_has_its_layer():
-    assert {top_level(file) for file in project_files()} <= LAYERS.keys()
+def room(module: str) -> str | None:
+    """The room that a module is in; None for a door, a program and `score_lib` itself."""
+    inside = [name for name in ROOMS if f"{module}.".startswith(f"{name}.")]
+    return max(inside, key=len, default=None)
 
 
-def test_imports_point_downwards():
-    assert [arrow for file in project_files() for arrow in upward_imports(file)] == []
+def below(name: str) -> set[str]:
+    """A room and all rooms that it may import."""
+    return {name}.union(*map(below, ROOMS[name]))
 
 
-def test_imports_that_point_upwards_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(source_code, "ROOT", tmp_path)
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models/layers.py").write_text(
-        "import utils.files, torch\n"
+def arrows_up(module: str, imported: set[str]) -> list[str]:
+    """Imports of a module of a room that point to a door, a program or a higher room."""
+    allowed = below(room(module))
+    targets = (name for name in imported if name in MODULES and name != "score_lib")
+    return sorted(f"{module} imports {name}" for name in targets if room(name) not in allowed)
+
+
+def imports(file: pathlib.Path, module: str) -> Iterator[str]:
+    """Absolute names of modules that a file imports, anywhere in it.
+
+    `from package import name` counts as `package` and `package.name`: it may be a module.
+    """
+    is_package = file.name == "__init__.py"
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*start, *filter(None, [node.module])])
+            yield from (source, *(f"{source}.{alias.name}".lstrip(".") for alias in node.names))
+        elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
+            yield from (a.value for a in node.args[:1] if isinstance(a, ast.Constant))
+
+
+@pytest.fixture(scope="module")
+def probed():
+    """What each module's import did; the experiments among them are all alike."""
+    chosen = [module for module in MODULES if module.count(".") < 2 or room(module) != "configs"]
+    command = [sys.executable, ROOT / "tests/import_probe.py", *chosen]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+# --- Arrows ------------------------------------------------------------------------------------
+
+
+def test_every_module_has_its_place():
+    places = {name for name in MODULES if room(name) is None}
+    assert {n for n in places if n.split(".")[0] not in PROGRAMS} == {"score_lib", *DOORS}
+
+
+def test_imports_in_the_source_point_downwards():
+    rooms = {module: file for module, file in MODULES.items() if room(module)}
+    assert [a for m, file in rooms.items() for a in arrows_up(m, set(imports(file, m)))] == []
+
+
+@pytest.mark.slow
+def test_modules_that_are_loaded_are_below(probed):
+    rooms = [module for module in probed if room(module)]
+    assert [a for m in rooms for a in arrows_up(m, set(probed[m]["loaded"]))] == []
+
+
+def test_upward_imports_are_found(tmp_path):
+    file = tmp_path / "layers.py"
+    file.write_text(
+        "import op.build, torch\n"
         "from . import ema\n"
         "from .utils import get_model\n"
         "from .. import sde_lib\n"
         "def late():\n"
-        "    import losses.parts as parts\n"
-        "    from configs.defaults import base\n"
+        "    import score_lib.losses.steps as steps\n"
+        "    importlib.import_module('score_lib.sdes.process')\n"
+        "    from configs import defaults\n"
     )
-    assert upward_imports(pathlib.Path("models/layers.py")) == [
-        "models/layers.py:4 imports sde_lib",
-        "models/layers.py:6 imports losses.parts",
-        "models/layers.py:7 imports configs.defaults.base",
+    assert arrows_up("models.layers", set(imports(file, "models.layers"))) == [
+        "models.layers imports configs",
+        "models.layers imports configs.defaults",
+        "models.layers imports score_lib.losses.steps",
+        "models.layers imports score_lib.sdes.process",
+        "models.layers imports sde_lib",
     ]
 
 
-def test_configs_are_plain_values():
-    plain = sys.stdlib_module_names | {"configs", "ml_collections"}
-    for file in project_files():
-        if top_level(file) == "configs":
-            assert {module.split(".")[0] for module, _ in imported_modules(file)} <= plain, file
+# --- Doors and packages ------------------------------------------------------------------------
 
 
-def test_what_trains_and_samples_needs_no_tensorflow():
-    users = {
-        top_level(file)
-        for file in project_files()
-        for module, _ in imported_modules(file)
-        if module.startswith("tensorflow")
-    }
-    assert users <= {"datasets", "evaluation"}
+def is_plain(statement: ast.stmt) -> bool:
+    """Whether a statement is a docstring, an import, or the list `__all__`."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    if isinstance(statement, ast.Assign):
+        return ast.unparse(statement.targets[0]) == "__all__"
+    return isinstance(statement, ast.Import | ast.ImportFrom)
 
 
-IMPORT_ALL = """
-import importlib, sys
-import absl.app, ml_collections.config_flags, numpy, torch
+@pytest.mark.parametrize("door", sorted(DOORS))
+def test_a_door_holds_no_logic(door):
+    tree = ast.parse(MODULES[door].read_text())
+    assert ast.get_docstring(tree)
+    assert all(map(is_plain, tree.body))
 
-work = []
 
-def audit(event, arguments):
-    if event in ("subprocess.Popen", "os.system", "socket.connect", "os.mkdir"):
-        work.append((event, str(arguments)))
-    elif event == "open" and set(str(arguments[1])) & set("wax+"):
-        work.append((event, str(arguments[0])))
+def test_packages_import_nothing():
+    """Only models and op do, whose names users import from the package."""
+    for name, file in MODULES.items():
+        if file.name == "__init__.py" and name.startswith("score_lib"):
+            body = ast.parse(file.read_text()).body
+            assert len(body) == 1 and ast.get_docstring(ast.Module(body, [])), name
 
-sys.addaudithook(audit)
-for module in sys.argv[1:]:
-    importlib.import_module(module)
-    loaded = [m for m in HEAVY if m in sys.modules]
-    assert not loaded, f"importing {module} loads {loaded}"
-    assert not work, f"importing {module} does {work}"
-assert not torch.cuda.is_initialized()
+
+def test_the_top_level_stays_small():
+    assert len(list(ROOT.glob("*.py"))) <= 11
+
+
+# --- No work -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_importing_does_no_work(probed):
+    for module, found in probed.items():
+        did = {key: value for key, value in found.items() if value and key != "loaded"}
+        assert not did, f"importing {module}: {did}"
+
+
+def test_options_and_configs_need_no_torch(tmp_path):
+    code = f"""
+import sys
+sys.path[0] = {str(ROOT)!r}
+from configs import defaults
+assert all(map(defaults.load, defaults.experiments()))
+heavy = [m for m in ("torch", "numpy", "tensorflow") if m in sys.modules]
+assert not heavy, heavy
 """
-HEAVY = [
-    "tensorflow",
-    "tensorflow_datasets",
-    "tensorflow_gan",
-    "tensorflow_hub",
-    "torchvision",
-    "torch_fidelity",
-    "torch.utils.cpp_extension",
-    "torch.utils.tensorboard",
-    "tensorboard",
-    "sklearn",
-    "PIL",
-    "matplotlib",
-]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
-def test_importing_does_no_work():
-    names = [
-        ".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in project_files()
-    ]
-    result = subprocess.run(
-        [sys.executable, "-B", "-c", f"HEAVY = {HEAVY}\n{IMPORT_ALL}", *names],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+@pytest.mark.slow
+def test_doors_open_beside_modules_of_the_same_names(tmp_path):
+    """A user's project comes first on the path, and has files of the names of other doors."""
+    for name in ("utils", "data", "datasets", "metrics", "evaluation", "ops", "options"):
+        (tmp_path / f"{name}.py").write_text("mine = True\n")
+    code = (
+        "import utils, data, datasets, metrics, evaluation\n"
+        "import sampling, run_lib, losses, likelihood, sde_lib, controllable_generation\n"
+        "assert utils.mine and datasets.mine and metrics.mine\n"
+        "import torch; sampling.get_predictor('none'), run_lib.train, losses.get_optimizer"
     )
-    assert result.returncode == 0, result.stderr
-    assert not result.stdout, "importing prints"
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from oracles import GaussianOracle
 
+from likelihood import bits_per_dim, get_div_fn, get_likelihood_fn, get_log_likelihood_fn
 from score_lib.base.tensors import SampleNoise, batch_mul
-from score_lib.likelihood import bits_per_dim, get_div_fn, get_likelihood_fn, get_log_likelihood_fn
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = (VESDE(sigma_min=0.01, sigma_max=50), VPSDE(), subVPSDE())

@@ -1,4 +1,4 @@
-"""Lower precision, compilation, recomputed activations: what they change, and what not."""
+"""Lower precision, compilation and recomputed activations: accuracy, memory and wrappers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import weakref
 
 import pytest
 import torch
+from networks import build as build_network
 from networks import fill_weights, tiny_config
-from source_code import ROOT
+from small_runs import ROOT
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.layers import in_full_precision
-from models.precision import Compiled, compiled, in_precision, matmul_precision
-from models.utils import get_model, get_model_fn
+from models.precision import Compiled, InBfloat16, accelerated, matmul_precision
+from models.utils import get_model_fn
 
 PYRAMIDS = {"fir": True, "embedding_type": "fourier", "progressive": "residual"}
 PYRAMIDS |= {"progressive_input": "residual", "scale_by_sigma": True}
@@ -42,14 +43,14 @@ def build(case: str, **changes) -> nn.Module:
     name, options = CASES[case]
     config = tiny_config(name, **{"dropout": 0.0, **options, **changes})
     config.data.num_classes = 10
-    return fill_weights(get_model(name)(config))
+    return fill_weights(build_network(config))
 
 
 def inputs(case: str) -> tuple[torch.Tensor, torch.Tensor]:
     size = CASES[case][1].get("image_size", 8)
     x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    told_sigma = case in ("ncsnpp, pyramids", "wideresnet")
-    return x, torch.tensor([0.5, 3.0]) if told_sigma else torch.tensor([1, 6])
+    by_sigma = case in ("ncsnpp, pyramids", "wideresnet")
+    return x, torch.tensor([0.5, 3.0]) if by_sigma else torch.tensor([1, 6])
 
 
 def output_and_gradients(model, x, labels) -> list[torch.Tensor]:
@@ -67,7 +68,7 @@ def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
 
 @contextlib.contextmanager
 def recorded(*layers: nn.Module):
-    """Outputs of layers, in the order in which they are computed."""
+    """The list of the layers' outputs, in the order of computation."""
     outputs = []
     hooks = [layer.register_forward_hook(lambda *a: outputs.append(a[2])) for layer in layers]
     try:
@@ -82,13 +83,13 @@ def recorded(*layers: nn.Module):
 
 @every_network
 def test_bfloat16_is_off_by_the_rounding_of_bfloat16(case):
-    """One rounding is off by 2^-9 / sqrt(3) = 0.0011; those of 100 operations add up like noise."""
+    """One rounding has an error of 2^-9 / sqrt(3) = 0.0011; 100 of them add up like noise."""
     model, given = build(case), inputs(case)
     expected = output_and_gradients(model, *given)
-    actual = output_and_gradients(in_precision(model, "bfloat16"), *given)
+    actual = output_and_gradients(InBfloat16(model), *given)
     errors = [relative_error(*pair) for pair in zip(actual, expected, strict=True)]
     assert all(value.dtype == torch.float32 for value in actual)
-    # Where two values of a maximum pool differ by rounding, its gradient goes to another pixel.
+    # If rounding changes the largest value of a maximum pool, the gradient goes to another pixel.
     bounds = (0.03, 0.6, 0.25) if case == "ncsnv2_64" else (0.02, 0.05, 0.05)
     assert errors[0] > 1e-4 and all(a < b for a, b in zip(errors, bounds, strict=True)), errors
 
@@ -98,7 +99,7 @@ def test_noise_levels_and_the_first_layer_are_exact_in_bfloat16():
     embedding, stem = model.plan.embedding, model.plan.stem
     layers = [model.all_modules[i] for i in (embedding.fourier, *embedding.dense, stem)]
     results = []
-    for network in (model, in_precision(model, "bfloat16")):
+    for network in (model, InBfloat16(model)):
         with recorded(*layers) as outputs:
             network(x, labels)
             network(x, labels * (1 + 1e-4))
@@ -106,7 +107,7 @@ def test_noise_levels_and_the_first_layer_are_exact_in_bfloat16():
     for exact, other in zip(*results, strict=True):
         assert other.dtype == torch.float32
         torch.testing.assert_close(other, exact, rtol=1e-5, atol=1e-5)
-    # Otherwise the difference between these noise levels would be lost, or be rounding.
+    # In bfloat16 the difference between these noise levels would be lost in rounding.
     changes = [outputs[6] - outputs[2] for outputs in results]
     assert relative_error(changes[1], changes[0]) < 1e-2
 
@@ -117,44 +118,47 @@ def test_the_last_layer_is_exact_in_bfloat16():
     with recorded(layer[head.conv]) as outputs, torch.no_grad():
         seen = []
         layer[head.norm].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        in_precision(model, "bfloat16")(x, labels)
+        InBfloat16(model)(x, labels)
         expected = layer[head.conv](model.act(layer[head.norm](seen[0])))
     torch.testing.assert_close(outputs[0], expected)
 
 
 @pytest.mark.parametrize("name", ["InstanceNorm++", "VarianceNorm"])
 def test_statistics_of_bfloat16_features_are_exact(name):
-    """A mean of 1000 values whose sum bfloat16 could not hold."""
-    model = fill_weights(get_model("ncsn")(tiny_config("ncsn", normalization=name, image_size=16)))
+    """A mean of 1000 values, whose sum is more than bfloat16 can resolve."""
+    model = build("ncsn", normalization=name)
     x = (torch.rand(2, 8, 32, 32) + torch.arange(8.0)[:, None, None] / 100 + 4).bfloat16()
     y = torch.tensor([1, 2])
     actual, expected = model.normalizer(x, y), model.normalizer(x.float(), y)
     assert relative_error(actual.float(), expected) < 3e-3
 
 
-@every_network
-def test_in_float32_the_model_is_the_model(case):
-    model, given = build(case), inputs(case)
-    assert in_precision(model, "float32") is model and in_precision(model, "tf32") is model
+def test_float32_and_tf32_do_not_wrap_the_network():
+    model, given = build("ddpm"), inputs("ddpm")
+    assert accelerated(model, "float32") is model and accelerated(model, "tf32") is model
     before = model(*given)
     with matmul_precision("tf32"):
         assert torch.equal(model(*given), before)
 
 
-def test_precision_is_given_by_a_known_name_and_once():
-    model = nn.Identity()
+def test_unknown_precisions_are_refused():
     with pytest.raises(ValueError, match=r"'half'.*'bfloat16', 'float32', 'tf32'"):
-        in_precision(model, "half")
+        accelerated(nn.Identity(), "half")
     with pytest.raises(ValueError, match=r"'half'.*'bfloat16'"), matmul_precision("half"):
         pass
-    for wrapped in (in_precision(model, "bfloat16"), compiled(in_precision(model, "bfloat16"))):
+
+
+def test_a_network_is_wrapped_once_and_compiled_last():
+    model = nn.Identity()
+    fast = accelerated(model, "bfloat16", "default")
+    assert isinstance(fast, Compiled) and fast.options == {"mode": "default"}
+    assert isinstance(fast.module, InBfloat16) and fast.module.module is model
+    for wrapped, wrap in ((fast, InBfloat16), (fast.module, InBfloat16), (fast, Compiled)):
         with pytest.raises(ValueError, match="already"):
-            in_precision(wrapped, "bfloat16")
-    with pytest.raises(ValueError, match="already"):
-        compiled(compiled(model))
+            wrap(wrapped)
 
 
-def test_switches_of_tf32_are_put_back():
+def test_global_switches_of_tf32_are_restored():
     def switches():
         return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
@@ -163,7 +167,7 @@ def test_switches_of_tf32_are_put_back():
         assert switches() == (True, True)
         with matmul_precision("float32"):
             assert switches() == (False, False)
-            # As metrics do, with the older names of the switches.
+            # Metrics use the older names of the switches.
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 pass
         assert switches() == (True, True)
@@ -173,7 +177,7 @@ def test_switches_of_tf32_are_put_back():
     assert switches() == before
 
 
-@pytest.mark.parametrize("wrap", [lambda m: in_precision(m, "bfloat16"), compiled])
+@pytest.mark.parametrize("wrap", [InBfloat16, Compiled])
 def test_wrappers_share_weights_mode_and_checkpoints(wrap):
     model = build("ddpm")
     wrapped = wrap(model)
@@ -190,7 +194,7 @@ def test_wrappers_share_weights_mode_and_checkpoints(wrap):
     assert model.training
 
 
-def test_double_precision_and_other_devices_are_left_alone():
+def test_full_precision_keeps_double_precision_and_devices_without_autocast():
     x = torch.rand(2, 3, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
         assert in_full_precision(lambda x: x, x).dtype == torch.float64
@@ -202,7 +206,7 @@ def test_double_precision_and_other_devices_are_left_alone():
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors that were made since and are still alive; and the most so far."""
+    """Bytes of the tensors created in this mode: those still alive, and their maximum."""
 
     def __init__(self):
         super().__init__()
@@ -224,7 +228,7 @@ DEEP = {"nf": 16, "num_res_blocks": 4, "dropout": 0.1, "image_size": 16, "attn_r
 
 
 def deep(name: str = "ncsnpp", **changes) -> nn.Module:
-    return fill_weights(get_model(name)(tiny_config(name, **DEEP, **changes)))
+    return fill_weights(build_network(tiny_config(name, **DEEP, **changes)))
 
 
 @pytest.mark.parametrize("options", [{}, {**PYRAMIDS, "resblock_type": "ddpm"}, SKIPS])
@@ -234,7 +238,7 @@ def test_recomputing_activations_changes_no_number(options, kind):
     for checkpoint_activations in (False, True):
         model = deep(**options, checkpoint_activations=checkpoint_activations)
         torch.manual_seed(0)
-        results.append(output_and_gradients(in_precision(model, kind), x, labels))
+        results.append(output_and_gradients(accelerated(model, kind), x, labels))
     for value, expected in zip(*results, strict=True):
         assert torch.equal(value, expected)
 
@@ -279,11 +283,11 @@ def test_only_training_recomputes_activations():
 
 
 @pytest.mark.slow
-@every_network
+@pytest.mark.parametrize("case", [case for case in CASES if case != "ncsn"])  # never compiled
 def test_networks_are_one_graph_forward_and_backward(case):
     model, given = build(case), inputs(case)
     torch._dynamo.reset()
-    fast = Compiled(model, {"backend": "aot_eager", "fullgraph": True})
+    fast = Compiled(model, backend="aot_eager", fullgraph=True)
     expected, actual = output_and_gradients(model, *given), output_and_gradients(fast, *given)
     assert fast.works
     for value, wanted in zip(actual, expected, strict=True):
@@ -295,8 +299,8 @@ def test_a_compiled_network_recomputes_activations_in_bfloat16():
     options = {"nf": 8, "checkpoint_activations": True, "dropout": 0.0}
     model, (x, labels) = build("ddpm", **options), inputs("ddpm")
     torch._dynamo.reset()
-    wrapped = in_precision(model, "bfloat16")
-    fast = compiled(wrapped, backend="aot_eager", fullgraph=True)
+    wrapped = InBfloat16(model)
+    fast = Compiled(wrapped, backend="aot_eager", fullgraph=True)
     expected, actual = (output_and_gradients(m, x, labels) for m in (wrapped, fast))
     assert fast.works
     for value, wanted in zip(actual, expected, strict=True):
@@ -310,21 +314,19 @@ COMPILE = f"""
 import sys
 sys.path[:0] = [".", "tests"]
 import torch
-from networks import fill_weights, tiny_config
-from models.precision import compiled
-from models.utils import get_model
+from networks import build, fill_weights, tiny_config
+from models.precision import Compiled
 
 config = tiny_config("wideresnet_noise_conditional", **{NARROW})
 config.data.num_classes = 10
-model = fill_weights(get_model(config.model.name)(config))
-model.eval()
-fast, x, labels = compiled(model), torch.rand(2, 3, 8, 8), torch.tensor([0.5, 3.0])
+model = fill_weights(build(config)).eval()
+fast, x, labels = Compiled(model), torch.rand(2, 3, 8, 8), torch.tensor([0.5, 3.0])
 results = []
 for network in (model, fast):
     given = x.clone().requires_grad_()
     out = network(given, labels)
     weights = [p for p in model.parameters() if p.requires_grad]
-    # As in the likelihood, several backward passes through one forward pass.
+    # Several backward passes through one forward pass, as in the likelihood.
     image_grad, = torch.autograd.grad(out.square().sum(), given, retain_graph=True)
     weight_grads = torch.autograd.grad(out.square().sum(), weights, retain_graph=True)
     again, = torch.autograd.grad(out.square().sum(), given)
@@ -344,41 +346,42 @@ def run_compiled(tmp_path, **environment) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_a_compiled_network_is_the_network(tmp_path):
+def test_a_compiled_network_has_the_same_output_and_gradients(tmp_path):
+    """In a process of its own, which a kernel that writes out of bounds would crash."""
     result = run_compiled(tmp_path)
-    assert "works: True" in result.stdout, result.stderr
+    assert result.returncode == 0 and "works: True" in result.stdout, result.stderr
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_network_runs_as_it_is(tmp_path):
+def test_a_network_runs_uncompiled_without_a_compiler(tmp_path):
     result = run_compiled(tmp_path, CXX="/nonexistent")
-    assert "works: False" in result.stdout, result.stderr
-    assert result.stderr.count("cannot be compiled here and runs as it is") == 1
+    assert result.returncode == 0 and "works: False" in result.stdout, result.stderr
+    assert result.stderr.count("cannot be compiled here") == 1
 
 
-def test_a_broken_compiler_is_told_from_wrong_arguments(caplog):
+def test_wrong_arguments_are_no_failure_of_the_compiler(caplog):
     def broken(graph, example_inputs):
         raise RuntimeError("no such compiler")
 
     torch._dynamo.reset()
     model, (x, labels) = build("ddpm", **SMALLEST).eval(), inputs("ddpm")
-    fast = compiled(model, backend=broken)
+    fast = Compiled(model, backend=broken)
     with pytest.raises(ValueError, match=r"one label per image"):
         fast(x, labels[:1])
-    assert fast.works and "runs as it is" not in caplog.text
+    assert fast.works and "cannot be compiled" not in caplog.text
 
     class Product(nn.Module):
         def forward(self, x, labels):
             return x @ labels
 
-    product = compiled(Product(), backend="eager")
-    with pytest.raises(RuntimeError):  # in the middle of being compiled
+    product = Compiled(Product(), backend="eager")
+    with pytest.raises(RuntimeError):  # during compilation
         product(torch.zeros(2, 3), torch.zeros(4, 1))
-    assert product.works and "runs as it is" not in caplog.text
+    assert product.works and "cannot be compiled" not in caplog.text
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert torch.equal(fast(x, labels), model(x, labels))
-    messages = [r.getMessage() for r in caplog.records if "runs as it is" in r.getMessage()]
+    messages = [r.getMessage() for r in caplog.records if "be compiled" in r.getMessage()]
     assert len(messages) == 1 and "no such compiler" in messages[0] and not fast.works
 
 
@@ -386,7 +389,7 @@ def test_a_broken_compiler_is_told_from_wrong_arguments(caplog):
 def test_copies_of_a_compiled_network_are_independent(duplicate):
     torch._dynamo.reset()
     model, given = build("ddpm", **SMALLEST).eval(), inputs("ddpm")
-    fast = compiled(model, backend="eager")
+    fast = Compiled(model, backend="eager")
     before, other = fast(*given), duplicate(fast)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -394,13 +397,12 @@ def test_copies_of_a_compiled_network_are_independent(duplicate):
     assert not other(*given).any() and torch.equal(fast(*given), before)
 
 
-def test_what_the_compiler_gets_wrong_is_not_compiled(caplog):
-    model = in_precision(build("ncsn"), "bfloat16")
-    assert compiled(model) is model
+def test_networks_that_are_miscompiled_are_not_compiled(caplog):
+    assert isinstance(accelerated(build("ncsn"), "bfloat16", "default"), InBfloat16)
     assert "not compiled" in caplog.text
 
 
 def test_importing_loads_no_compiler():
-    assert isinstance(Compiled(nn.Identity(), {}), nn.Module)
+    assert isinstance(Compiled(nn.Identity()), nn.Module)
     script = "import sys, models.precision; sys.exit('torch._inductor.compile_fx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

@@ -16,8 +16,8 @@ from faults import bad_checkpoints
 from small_runs import ROOT, small_config
 
 import run_lib
+from datasets import ImageStream, MemorySource
 from score_lib.base.preemption import EXIT_CODE, Preempted, StopSignals
-from score_lib.data import ImageStream, MemorySource
 from score_lib.disk.checkpoints import (
     CheckpointError,
     read_checkpoint,

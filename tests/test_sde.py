@@ -8,9 +8,9 @@ import torch
 from oracles import GaussianOracle, golden_sde
 
 import sampling
+from likelihood import get_likelihood_fn
 from losses import get_sde_loss_fn
 from models.utils import get_score_fn
-from score_lib.likelihood import get_likelihood_fn
 from sde_lib import SDE, VESDE, VPSDE, get_sde, registered_sdes, subVPSDE
 
 SHAPES = ((5,), (3, 2), (1, 4, 6), (2, 3, 4, 2))

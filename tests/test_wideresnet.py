@@ -1,4 +1,4 @@
-"""The noise-conditional classifier: size, layout, what it computes, what it learns and refuses."""
+"""The noise-conditional classifier: size, layout, output, training, wrong arguments."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from networks import fill_weights
 from torch import Tensor, nn
 
 from models.utils import get_model
-from models.wideresnet import WideBlock, WideResNet
+from models.wideresnet import WideBlock
 from score_lib.base.tensors import batch_mul
 
-TOLD = ("fourier.", "embed_0.", "embed_1.", "Dense_0.")  # what embeds and adds the noise level
+NOISE_LEVEL = ("fourier.", "embed_0.", "embed_1.", "Dense_0.")  # layers that embed and add it
 
 
 def config(*, num_channels: int = 1, num_classes: int = 10, **model) -> ConfigDict:
-    """A classifier that runs in milliseconds; `model` overrides keys of that section."""
+    """A classifier that runs in milliseconds; `model` overrides options of that section."""
     tiny = {
         "name": "wideresnet_noise_conditional",
         "nf": 4,
@@ -39,7 +39,7 @@ def build(**options) -> nn.Module:
 
 
 def filled(**options) -> nn.Module:
-    """In evaluation mode, with weights of which none is almost nothing."""
+    """In evaluation mode, with no weights near 0."""
     return fill_weights(build(**options)).eval()
 
 
@@ -50,7 +50,7 @@ def noisy_images(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tenso
     return x, torch.logspace(-2, math.log10(50), shape[0], dtype=dtype)
 
 
-# What it is.
+# Size and layout.
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 8, 8), (2, 3, 32, 32), (2, 2, 5, 12), (4, 4, 1, 7)])
@@ -84,11 +84,13 @@ def test_as_many_weights_as_a_wide_resnet(blocks, factor, channels, classes, nf,
     with torch.device("meta"):
         model = build(num_channels=channels, num_classes=classes, **options)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    count = sum(n for name, n in sizes.items() if not any(part in name for part in TOLD))
+    count = sum(n for name, n in sizes.items() if not any(part in name for part in NOISE_LEVEL))
     assert count == size_of_a_wide_resnet(blocks, factor, channels, classes, nf)
     assert millions in (None, round(count / 1e6, 1))
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
-    assert len(layers) == 6 * blocks + 1
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert sum(layer.kernel_size == (3, 3) for layer in layers) == 6 * blocks + 1
+    # With channels last, oneDNN writes out of bounds in strided 1x1 convolutions of few channels.
+    assert {layer.stride for layer in layers if layer.kernel_size == (1, 1)} <= {(1, 1)}
 
 
 def test_layout_of_a_checkpoint():
@@ -134,13 +136,13 @@ def test_blocks_start_as_their_shortcuts():
     x, temb = torch.randn(2, 8, 6, 6), torch.randn(2, 16)
     same, wider = WideBlock(nn.SiLU(), 8, 8, 16, 1, 0.0), WideBlock(nn.SiLU(), 8, 12, 16, 2, 0.0)
     torch.testing.assert_close(same(x, temb), x, atol=1e-3, rtol=0)
-    shortcut = wider.Conv_2(F.silu(F.group_norm(x, 2, eps=1e-6)))
+    shortcut = wider.Conv_2(F.silu(F.group_norm(x, 2, eps=1e-6))[:, :, ::2, ::2])
     torch.testing.assert_close(wider(x, temb), shortcut, atol=1e-3, rtol=0)
     assert shortcut.std() > 0.1
     assert same.Conv_1.weight.any()  # or it would never learn
 
 
-# What it computes.
+# Output.
 
 
 def logits_layer_by_layer(w: dict[str, Tensor], x: Tensor, noise_std: Tensor) -> Tensor:
@@ -187,7 +189,7 @@ def test_logits_depend_on_the_noise_level_of_their_own_image():
     assert changed[1] > 1e-2 and changed[[0, 2, 3]].max() < 1e-5
 
 
-def test_logits_of_an_image_do_not_depend_on_who_else_is_there():
+def test_logits_of_an_image_do_not_depend_on_the_rest_of_the_batch():
     model = filled(blocks_per_group=2).double()
     x, noise_std = noisy_images(6, 1, 8, 8, dtype=torch.float64)
     for train in (False, True):
@@ -241,11 +243,11 @@ def test_logits_come_in_the_dtype_of_the_images():
     assert model.double()(x.double(), noise_std).dtype == torch.float64
 
 
-# What it learns.
+# Training.
 
 
 def two_classes(mu: Tensor, noise_std: Tensor) -> tuple[Tensor, Tensor]:
-    """x_t = x_0 + s z with x_0 ~ N(mu, I) or N(-mu, I), and which of the two."""
+    """x_t = x_0 + s z with x_0 ~ N(mu, I) for label 1 and N(-mu, I) for label 0, and the label."""
     labels = torch.randint(2, noise_std.shape)
     x_0 = batch_mul(2.0 * labels - 1, mu.expand(len(labels), -1, -1, -1))
     x_0 = x_0 + torch.randn_like(x_0)
@@ -273,28 +275,22 @@ def test_accuracy_comes_close_to_that_of_bayes_at_any_noise_level():
         assert bayes - 0.03 < accuracy < bayes + 0.015  # half a point is three standard errors
 
 
-# What it refuses.
+# Wrong arguments.
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"num_classes": 1}, "num_classes is 1, but .* at least two"),
+        ({"num_classes": 0}, "num_classes is 0, but .* at least two"),
         ({"blocks_per_group": 0}, "blocks_per_group = 0 and .*channel_multiplier = 2 .*at least 1"),
         ({"channel_multiplier": 0}, "blocks_per_group = 1 and .*channel_multiplier = 0"),
         ({"nonlinearity": "gelu"}, "nonlinearity is 'gelu'.*'swish'"),
     ],
 )
-def test_what_cannot_be_built_is_refused(options, message):
+def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
-
-
-def test_a_classifier_needs_to_know_how_many_classes_there_are():
-    settings = config()
-    del settings.data.num_classes
-    with pytest.raises(ValueError, match=r"needs data\.num_classes"):
-        WideResNet(settings)
 
 
 def test_inputs_of_the_wrong_shape_or_kind_are_refused():

@@ -1,1 +1,5 @@
 """Experiments with the variance-preserving SDE."""
+
+import pkgutil
+
+__path__ = pkgutil.extend_path(__path__, __name__)

@@ -14,6 +14,6 @@ def get_config() -> ConfigDict:
     ddpmpp(config, nf=16, num_res_blocks=1, ch_mult=(1, 2), attn_resolutions=(4,), ema_rate=0.998)
     config.optim.update(lr=4e-3, warmup=100)
     pc_sampling(config, predictor="euler_maruyama")
-    # In more noise the classifier of digits knows hardly more than chance.
+    # At later times the classifier of digits is hardly better than chance.
     config.control.guidance_until = 0.7
     return config

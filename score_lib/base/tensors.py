@@ -18,12 +18,12 @@ def batch_mul(a: Tensor, x: Tensor) -> Tensor:
 
 
 def image_shape(config) -> tuple[int, int, int]:
-    """(C, H, W) of the configured images.
+    """(C, H, W) of the images that a complete config describes.
 
-    `data.image_size` is the side of a square, the height beside a `data.image_width` other than 0,
-    or in a file (height, width).
+    `data.image_size` is the side of a square, the height if `data.image_width` is not 0, or in a
+    config file (height, width).
     """
-    size, width = config.data.image_size, config.data.get("image_width", 0)
+    size, width = config.data.image_size, config.data.image_width
     height, width = (size, width or size) if isinstance(size, int) else size
     return config.data.num_channels, int(height), int(width)
 

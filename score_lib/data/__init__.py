@@ -1,34 +1,10 @@
 """Images of every kind as batches of tensors, in an order that can be resumed exactly.
 
-A *source* gives examples by number, as uint8, the same ones on every call (`datasets.sources`).
-A *stream* turns a source into shuffled, flipped, dequantised batches (`datasets.stream`).
-`get_dataset` builds both from a config.  `read_inputs` and `read_mask` read what a user hands in
-for editing.
+- `loading`: from a config to the streams and sources of a data set
+- `inputs`: images and masks that a user hands in for editing
+- `stream`: a source as shuffled, flipped, dequantized batches
+- `sources`: examples by number, as uint8, the same on every call
+- `images`, `arrays`: the user's own files; `digits`, `public`, `tfrecords`: known data sets
+- `preprocess`: crops and resizing
+- `prepare`: downloads a public data set (a command)
 """
-
-from score_lib.data import digits, images, public, tfrecords  # noqa: F401  (they register)
-from score_lib.data.inputs import Inputs, read_inputs, read_mask
-from score_lib.data.loading import (
-    DatasetInfo,
-    get_data_inverse_scaler,
-    get_data_scaler,
-    get_dataset,
-)
-from score_lib.data.sources import DataError, MemorySource, Source, Subset, register_dataset
-from score_lib.data.stream import ImageStream
-
-__all__ = [
-    "DataError",
-    "DatasetInfo",
-    "ImageStream",
-    "Inputs",
-    "MemorySource",
-    "Source",
-    "Subset",
-    "get_data_inverse_scaler",
-    "get_data_scaler",
-    "get_dataset",
-    "read_inputs",
-    "read_mask",
-    "register_dataset",
-]

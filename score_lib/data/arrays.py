@@ -1,4 +1,4 @@
-"""Images in an .npy file, which is read in place, or in an .npz file, which is loaded."""
+"""Images in an .npy file, which is memory-mapped, or in an .npz file, which is loaded."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MAX_CLASSES = 1 << 24
 
 
 class ArrayImages(Source):
-    """An array of images: uint8, or floats in [0, 1], which become 256 levels.
+    """An array of images: uint8, or floats in [0, 1], which are rounded to 256 levels.
 
     Args:
-        array: returns the array; called once in each process that reads.
-        permute: brings a batch of it to (n, C, h, w), h and w being any size.
+        array: returns the array in the process that calls it.
+        permute: brings a batch of the array to (n, C, h, w), with any h and w.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ArrayImages(Source):
         if rows.dtype != np.uint8:
             if not (rows.min() >= 0 and rows.max() <= 1):
                 raise DataError(
-                    f"{self._name} holds floats outside [0, 1]: scale them, or store uint8"
+                    f"{self._name} holds floats outside [0, 1]: rescale them, or store uint8"
                 )
             rows = np.round(rows * 255).astype(np.uint8)
         images = fit(self._permute(torch.from_numpy(rows)), *self.shape[1:])
@@ -58,7 +58,7 @@ def open_array(path: pathlib.Path, shape: tuple[int, int, int]) -> ArrayImages:
     """The images (N, H, W), (N, H, W, C) or (N, C, H, W) of a file, and the labels of an .npz.
 
     Raises:
-        DataError: not an array that NumPy reads without pickle, or not one of images.
+        DataError: not an array that NumPy reads without pickle, or not an array of images.
     """
     try:
         if path.suffix.lower() == ".npz":
@@ -71,14 +71,16 @@ def open_array(path: pathlib.Path, shape: tuple[int, int, int]) -> ArrayImages:
     except DataError:
         raise
     except Exception as error:  # damaged files make NumPy raise errors of nearly any type
-        reason = error.__cause__ or error  # without the path, if that is in it
+        reason = error.__cause__ or error  # the cause does not repeat the path
         raise DataError(f"{path} is not a readable array: {reason}") from error
     if kind != np.uint8 and not np.issubdtype(kind, np.floating):
         raise DataError(f"{path} holds {kind}: images are uint8, or floats in [0, 1]")
     permute = _layout(path, stored, shape)
     if labels is not None:
         if labels.shape != stored[:1] or labels.dtype.kind not in "iu" or not _are_classes(labels):
-            raise DataError(f"{path}: labels are not one whole number from 0 up for each image")
+            raise DataError(
+                f"{path}: labels must be one integer from 0 to {MAX_CLASSES - 1} for each image"
+            )
         labels = torch.from_numpy(labels.astype(np.int64))
     return ArrayImages(str(path), array, permute, labels, shape)
 
@@ -89,28 +91,28 @@ def _load_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
     others = [name for name in sizes if name != "labels"]
     known = [name for name in ("images", "samples", "arr_0") if name in others]
     if not known and len(others) != 1:
-        raise DataError(f"{path} holds {list(sizes)}: call the array of images 'images'")
+        raise DataError(f"{path} holds {list(sizes)}: name the array of images 'images'")
     images = (known or others)[0]
     wanted = [name for name in (images, "labels") if name in sizes]
     if (size := sum(sizes[name] for name in wanted)) > total_memory() // 2:
         raise DataError(
-            f"{path} unpacks to {size / 2**30:.1f} GiB, more than half of the memory here: store "
-            f"the images as .npy, which is read in place"
+            f"{path} unpacks to {size / 2**30:.1f} GiB, more than half of the memory here: save "
+            f"the images as .npy, which is memory-mapped"
         )
     arrays = load_arrays(path, wanted)
     return arrays[images], arrays.get("labels")
 
 
 def _are_classes(labels: np.ndarray) -> bool:
-    """Whether these are numbers of classes: tables with a row for each are made of them."""
+    """Whether labels are in [0, MAX_CLASSES): tables with a row per class must fit in memory."""
     return labels.min() >= 0 and labels.max() < MAX_CLASSES
 
 
 def _layout(path: pathlib.Path, stored: tuple[int, ...], shape: tuple[int, int, int]) -> Callable:
-    """How a batch of the array becomes (n, C, h, w).
+    """The function that brings a batch of the array to (n, C, h, w).
 
     Raises:
-        DataError: the array does not look like images of `shape[0]` channels.
+        DataError: the shape is not one of images with `shape[0]` channels.
     """
     if len(stored) == 3:
         stored, permute = (*stored, 1), _gray
@@ -125,7 +127,8 @@ def _layout(path: pathlib.Path, stored: tuple[int, ...], shape: tuple[int, int, 
         )
     if stored[3] != shape[0]:
         raise DataError(
-            f"{path} holds images of {stored[3]} channels, but data.num_channels={shape[0]}"
+            f"{path} holds images of {stored[3]} channels, but data.num_channels={shape[0]}: set "
+            f"it to {stored[3]}, or convert the images"
         )
     if 0 in stored:
         raise DataError(f"{path} holds no images: its shape is {stored}")

@@ -9,29 +9,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import image_shape
-from score_lib.data.sources import DataError, MemorySource, Source, Subset, register_dataset
+from score_lib.data.sources import (
+    DataError,
+    MemorySource,
+    Source,
+    Subset,
+    register_dataset,
+    require_shape,
+)
 
 SIDE, LEVELS = 8, 17
 GOLDEN_RATIO, SATURATION = (5**0.5 - 1) / 2, 0.85
 
 
 @register_dataset(name="DIGITS")
-def digits(config) -> tuple[Source, Source]:
+def digits(shape: tuple[int, int, int]) -> tuple[Source, Source]:
     """1,501 training and 296 held-out gray digits of 17 levels, with their labels."""
-    _check_shape(config, channels=1)
+    require_shape("DIGITS", shape, (1, SIDE, SIDE))
     ink, labels = _table()
     return _split(MemorySource(ink, labels, levels=LEVELS))
 
 
 @register_dataset(name="COLOR_DIGITS")
-def color_digits(config) -> tuple[Source, Source]:
-    """The same digits in ink of one bright colour each, on black: RGB of 256 levels.
+def color_digits(shape: tuple[int, int, int]) -> tuple[Source, Source]:
+    """The same digits, each in one bright colour on black: RGB of 256 levels.
 
-    A digit's colour is a function of its number in the file, and says nothing about its label.
-    The mean over channels does not say it either: exchanging channels leaves that as it is.
+    A digit's colour is a function of its number in the file and is independent of its label.
+    Nor does the mean over channels determine it: permuting the channels leaves the mean unchanged.
     """
-    _check_shape(config, channels=3)
+    require_shape("COLOR_DIGITS", shape, (3, SIDE, SIDE))
     ink, labels = _table()
     color = bright_colors(torch.arange(len(ink), dtype=torch.float64) * GOLDEN_RATIO)
     pixels = ink / (LEVELS - 1) * color[:, :, None, None]
@@ -47,15 +53,6 @@ def bright_colors(hue: Tensor) -> Tensor:
     return 1 - SATURATION * torch.minimum(turned, 4 - turned).clamp(0, 1)
 
 
-def _check_shape(config, channels: int) -> None:
-    if image_shape(config) != (channels, SIDE, SIDE):
-        raise DataError(
-            f"{config.data.dataset} are {'gray' if channels == 1 else 'RGB'} images of 8 x 8 and "
-            f"are not resized, but the config asks for {image_shape(config)}: set "
-            f"data.image_size=8 and data.num_channels={channels}"
-        )
-
-
 def _table() -> tuple[Tensor, Tensor]:
     """Ink (1797, 1, 8, 8), uint8 in 0 ... 16, and labels (1797,), in the order of the file."""
     table = torch.from_numpy(np.loadtxt(_file(), delimiter=",", dtype=np.int64))
@@ -64,9 +61,9 @@ def _table() -> tuple[Tensor, Tensor]:
 
 
 def _split(source: MemorySource) -> tuple[Source, Source]:
-    """Held out is every sixth digit of each class, in the order of the file.
+    """Hold out every sixth digit of each class, in the order of the file.
 
-    These are the same ones for every seed, and each class is as frequent in both parts.
+    The split does not depend on the seed, and class frequencies are equal in both parts.
     """
     labels = source.read(np.arange(len(source)))[1].numpy()
     held_out = np.zeros(len(source), dtype=bool)
@@ -80,6 +77,6 @@ def _file() -> pathlib.Path:
     package = importlib.util.find_spec("sklearn")
     if package is None:
         raise DataError(
-            "DIGITS are part of scikit-learn, which is missing: pip install scikit-learn"
+            "the digits are part of scikit-learn, which is missing: pip install scikit-learn"
         )
     return pathlib.Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"

@@ -1,4 +1,4 @@
-"""IMAGES: the user's own pictures, from a folder, a zip file, an .npy or an .npz."""
+"""IMAGES: the user's own images, from a folder, a zip file, an .npy or an .npz."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import image_shape
 from score_lib.data.arrays import open_array
 from score_lib.data.preprocess import MAX_PIXELS, fit
 from score_lib.data.sources import DataError, PerProcess, Source, Subset, register_dataset
@@ -26,53 +25,55 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HELD_OUT_FOLDERS = ("test", "val", "validation")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# Pillow goes by the contents, and would hand some of its other formats to programs of their own.
+# Pillow detects the format from the contents; some of its other formats run external programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-# One encoded file: more than any picture within Pillow's own limit of pixels needs.
+# Limit on an encoded file, above the size of any image within MAX_PIXELS.
 MAX_BYTES = 1 << 29
 
 
-@register_dataset(name="IMAGES")
-def images(config) -> tuple[Source, Source]:
-    """The images of `data.path`, cropped to the middle and resized to `data.image_size`.
+@register_dataset(name="IMAGES", options={"path": "data.path", "on_error": "data.on_error"})
+def images(shape: tuple[int, int, int], path: str, on_error: str) -> tuple[Source, Source]:
+    """The images at a path, centre-cropped and resized to (C, H, W).
 
-    Held out are the images below `test/`, `val/` or `validation/` where there is a `train/`
-    beside it, and otherwise every tenth image in the order of the names (or of the array).  With
-    fewer than ten, all are in both parts.
+    With folders `train/` and one of `test/`, `val/` or `validation/`, the latter is held out.
+    Otherwise every tenth image in the order of names (or of the array) is held out, and fewer than
+    ten images are all in both splits.
 
     Raises:
-        DataError: no path, nothing there, or nothing that can be read.
+        DataError: no path, or no images that can be read.
     """
-    path = config.data.get("path", "")
     if not path:
-        raise DataError("data.dataset='IMAGES' reads data.path: a folder, a .zip, .npy or .npz")
-    on_error = config.data.get("on_error", "raise")
-    source = open_images(path, image_shape(config), on_error, what="data.path")
+        raise DataError(
+            "data.path is empty: data.dataset='IMAGES' reads a folder, a .zip, .npy or .npz there"
+        )
+    source = open_images(path, shape, on_error, name="data.path")
     return _split_files(source) if isinstance(source, ImageFiles) else _split_tenths(source)
 
 
 def open_images(
-    path: str, shape: tuple[int, int, int], on_error: str = "raise", *, what: str = "images"
+    path: str, shape: tuple[int, int, int], on_error: str = "raise", *, name: str = "images"
 ) -> Source:
-    """All the images at a path, in the order of their names (or of the array), cropped and resized.
+    """All images at a path, in the order of names (or of the array), cropped and resized.
 
     Args:
         path: an image file, a folder, a .zip, .npy or .npz.
-        shape: (C, H, W) that the images are brought to.
+        shape: (C, H, W) of the result.
         on_error: "raise" for an image that cannot be read, or "skip" it.
-        what: how messages call the path.
+        name: of the path, in messages.
     Raises:
-        DataError: nothing there, or nothing that can be read.
+        DataError: no images that can be read.
     """
     if on_error not in ("raise", "skip"):
-        raise DataError(f"data.on_error={on_error!r}: known are 'raise' and 'skip'")
+        raise DataError(f"data.on_error={on_error!r} must be 'raise' or 'skip'")
     if shape[0] not in MODES:
-        raise DataError(f"data.num_channels={shape[0]}: images have 1 (gray), 3 (RGB) or 4 (RGBA)")
+        raise DataError(
+            f"data.num_channels={shape[0]} must be 1 (gray), 3 (RGB) or 4 (RGBA) for image files"
+        )
     place = pathlib.Path(os.path.expanduser(path))
     if place.is_dir():
         return _image_files(Folder(place), shape, on_error)
     if not place.is_file():
-        raise DataError(f"{what}: there is no file or folder {str(place)!r}")
+        raise DataError(f"{name}: there is no file or folder {str(place)!r}")
     suffix = place.suffix.lower()
     if suffix == ".zip":
         return _image_files(Zip(place), shape, on_error)
@@ -81,7 +82,7 @@ def open_images(
     if suffix in SUFFIXES:
         return ImageFiles(OneFile(place), [place.name], [0], 1, shape)
     raise DataError(
-        f"{what}: {str(place)!r} is neither a folder nor a .zip, .npy or .npz file, nor an image "
+        f"{name}: {str(place)!r} is neither a folder nor a .zip, .npy or .npz file, nor an image "
         f"({', '.join(SUFFIXES)})"
     )
 
@@ -96,7 +97,7 @@ def _split_tenths(source: Source) -> tuple[Source, Source]:
 class Folder:
     """Names of the files below a folder, and their contents.
 
-    Links to folders are not entered, and links to files not followed out of the folder.
+    Links to folders are not followed, nor are links to files outside the folder.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -114,7 +115,7 @@ class Folder:
         file = self.path / name
         if not self._is_inside(file):
             raise OSError("it is a link that leads out of the folder")
-        if not file.is_file():  # a pipe or a device could be read for ever
+        if not file.is_file():  # reading a pipe or device may never end
             raise OSError("it is not a regular file")
         _check_size(file.stat().st_size)
         return file.read_bytes()
@@ -124,7 +125,7 @@ class Folder:
 
 
 class OneFile(Folder):
-    """A single file, as if it were alone in its folder.  It may be a link to anywhere."""
+    """A single file as a folder with one name.  It may be a link to anywhere."""
 
     def __init__(self, path: pathlib.Path):
         self.path, self.names = path.parent, [path.name]
@@ -134,7 +135,7 @@ class OneFile(Folder):
 
 
 class Zip:
-    """Names of the files in a zip file, and their contents, without unpacking it."""
+    """Names of the files in a zip file, and their contents, read without unpacking it."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -169,8 +170,8 @@ class ImageFiles(Source):
     """Image files of a folder or zip file, decoded when they are read.
 
     Attributes:
-        files: where they are.
-        names: theirs, within it.
+        files: the folder or zip file.
+        names: of the images within it.
     """
 
     def __init__(
@@ -194,7 +195,7 @@ class ImageFiles(Source):
 
 
 def decode(files: Folder | Zip, name: str, channels: int) -> Tensor:
-    """One image as (1, C, h, w) uint8; of several frames the first.
+    """One image as (1, C, h, w) uint8; the first frame of an animation.
 
     Raises:
         DataError: not an image, cut off, damaged, or too large; names the file.
@@ -216,19 +217,19 @@ def decode(files: Folder | Zip, name: str, channels: int) -> Tensor:
 
 
 def _plain(image):
-    """What Pillow converts to every mode without loss or complaint."""
+    """The image in a mode that Pillow converts to every other mode without loss or warning."""
     from PIL import Image
 
     if image.mode == "F":
-        raise ValueError("its values are floats, whose range is not known")
-    if image.mode.startswith("I"):  # gray of 16 bits: Pillow would cut off what is above 255
+        raise ValueError("its values are floats of unknown range")
+    if image.mode.startswith("I"):  # 16-bit gray: Pillow would clip values above 255
         levels = np.asarray(image).astype(np.float64) / 257
         return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
     return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
 
 
 def _image_files(files: Folder | Zip, shape, on_error: str) -> ImageFiles:
-    """All the images of a folder or zip file."""
+    """All images of a folder or zip file."""
     names = _image_names(files)
     if on_error == "skip":
         names = _readable(files, names, shape[0])
@@ -249,7 +250,7 @@ def _split_files(source: ImageFiles) -> tuple[Source, Source]:
 
 
 def _held_out_folder(parts: dict[str, tuple[str, ...]]) -> str | None:
-    """The folder of held-out images, where there is one beside `train/`."""
+    """The folder of held-out images beside `train/`, or None."""
     folders = {part[0] for part in parts.values() if len(part) > 1}
     known = (name for name in HELD_OUT_FOLDERS if name in folders)
     return next(known, None) if "train" in folders else None
@@ -260,7 +261,7 @@ def _image_names(files: Folder | Zip) -> list[str]:
     _report(files, sorted(set(files.names) - set(names)), "are not images")
     if not names:
         raise DataError(
-            f"there is no image in {files.path}: known are files ending in {', '.join(SUFFIXES)}"
+            f"there is no image in {files.path}: names of images end in {', '.join(SUFFIXES)}"
         )
     return names
 
@@ -272,7 +273,7 @@ def _is_image(name: str) -> bool:
 
 
 def _report(files: Folder | Zip, names: list[str], why: str) -> None:
-    """Say what is left out: all of it is counted, the first few are named."""
+    """Log how many files are left out, with the first names."""
     if names:
         shown = ", ".join(map(printable, names[:20])) + (", ..." if len(names) > 20 else "")
         log.warning("%s: %d left out because they %s: %s", files.path, len(names), why, shown)
@@ -297,7 +298,7 @@ def _readable(files: Folder | Zip, names: list[str], channels: int) -> list[str]
 
 
 def _parts_below_root(names: list[str]) -> dict[str, tuple[str, ...]]:
-    """Name -> its folders and file name, without the folders that are common to all the images."""
+    """Name -> its folders and file name, without the folders that all images share."""
     parts = {name: pathlib.PurePosixPath(name).parts for name in names}
     folders = [part[:-1] for part in parts.values()]
     pairs = zip(min(folders), max(folders), strict=False)
@@ -306,7 +307,7 @@ def _parts_below_root(names: list[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _labelled(files, parts: dict[str, tuple[str, ...]], level: int, shape) -> ImageFiles:
-    """Label = number of the folder at that level, if every image is in one; 0 otherwise."""
+    """Label = index of the folder at that level if every image is in one; otherwise 0."""
     if any(len(part) <= level + 1 for part in parts.values()):
         return ImageFiles(files, list(parts), [0] * len(parts), 1, shape)
     classes = sorted({part[level] for part in parts.values()})

@@ -1,7 +1,9 @@
-"""Download a data set and prepare it for random access: python -m datasets.prepare NAME [FOLDER]
+"""Download a public data set and prepare it for random access.
 
-NAME is what tensorflow-datasets calls it: cifar10, svhn_cropped, celeb_a, lsun/church_outdoor.
-This imports TensorFlow, so training runs it in a process of its own.
+    python -m score_lib.data.prepare NAME [FOLDER]
+
+NAME is the name in tensorflow-datasets: cifar10, svhn_cropped, celeb_a, lsun/church_outdoor.
+This imports TensorFlow, so training runs it in a separate process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Crops and resizing: uint8 in, uint8 out, equal to TensorFlow's before the last rounding.
 
 PyTorch's antialiased `interpolate` and `tf.image.resize(antialias=True)` agree to a thousandth of
-a grey level, so results differ, by one level, only where that decides a rounding.
+a grey level, so rounded results differ rarely, and by one level.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-# Larger images are refused: a file of a few kilobytes can claim any size.  This is 9,459 squared,
-# above which Pillow suspects such a file; reading the largest one takes up to 2.5 GB of memory.
+# Larger images are refused: a file of a few kilobytes can claim any size.  This is Pillow's own
+# limit, 9,459 squared; an image of this size takes up to 2.5 GB of memory to read.
 MAX_PIXELS = 89_478_485
 
 
 def celeba(images: Tensor, size: int) -> Tensor:
     """CelebA: the central 140 x 140, shrunk.  (n, 3, 218, 178) -> (n, 3, size, size).
 
-    The published code keeps the fractions that shrinking leaves; here they are rounded to the
-    nearest of 256 levels (an error of 0.3 levels), so that images have levels to dequantise.
+    The published code keeps fractional grey levels after shrinking; here they are rounded to the
+    nearest of 256 levels (an error of 0.3 levels), as dequantization requires.
     """
     return shrink(center_crop(images, 140, 140), size).round().byte()
 
 
 def lsun(images: Tensor, size: int) -> Tensor:
-    """LSUN: (n, 3, h, w) -> (n, 3, size, size); 128 px are made differently, as published."""
+    """LSUN: (n, 3, h, w) -> (n, 3, size, size); 128 px has its own published procedure."""
     if size == 128:
         return center_crop(shrink(images, size), size, size).round().byte()
     side = min(images.shape[-2:])
@@ -35,7 +35,7 @@ def lsun(images: Tensor, size: int) -> Tensor:
 def fit(images: Tensor, height: int, width: int) -> Tensor:
     """Centre crop to the wanted aspect ratio, then bicubic resizing.
 
-    Images of the right size already come back as they are.
+    Images that already have this size are returned unchanged.
     """
     h, w = images.shape[-2:]
     if (h, w) == (height, width):
@@ -48,13 +48,13 @@ def fit(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def center_crop(images: Tensor, height: int, width: int) -> Tensor:
-    """The middle of (..., h, w); an odd row or column too many is left out at the far end."""
+    """The middle of (..., h, w); an odd remainder is cropped at the bottom and right."""
     top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
     return images[..., top : top + height, left : left + width]
 
 
 def shrink(images: Tensor, size: int) -> Tensor:
-    """Resize so that the shorter side becomes `size`; the other is rounded half to even."""
+    """Resize the shorter side to `size`; the other side is rounded half to even."""
     h, w = images.shape[-2:]
     short = min(h, w)
     return resize(images, round(h * size / short), round(w * size / short), "bilinear")

@@ -16,59 +16,63 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import image_shape
 from score_lib.data import preprocess
-from score_lib.data.sources import DataError, PerProcess, Remembered, Source, register_dataset
+from score_lib.data.sources import (
+    DataError,
+    PerProcess,
+    Remembered,
+    Source,
+    register_dataset,
+    require_shape,
+)
 from score_lib.data.tfrecords import RecordFiles
 
 log = logging.getLogger(__name__)
 
-
-@register_dataset(name="CIFAR10")
-def cifar10(config) -> tuple[Source, Source]:
-    """50,000 + 10,000 images of 32 x 32 in 10 classes, as they are."""
-    return _as_stored(config, "cifar10")
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
+Shape = tuple[int, int, int]
+FOLDER = {"folder": "data.data_dir"}
 
 
-@register_dataset(name="SVHN")
-def svhn(config) -> tuple[Source, Source]:
-    """73,257 + 26,032 house numbers of 32 x 32 in 10 classes, as they are."""
-    return _as_stored(config, "svhn_cropped")
+@register_dataset(name="CIFAR10", options=FOLDER)
+def cifar10(shape: Shape, folder: str) -> tuple[Source, Source]:
+    """50,000 + 10,000 images of 32 x 32 in 10 classes, unchanged."""
+    return _as_stored("CIFAR10", "cifar10", shape, folder)
 
 
-@register_dataset(name="CELEBA")
-def celeba(config) -> tuple[Source, Source]:
+@register_dataset(name="SVHN", options=FOLDER)
+def svhn(shape: Shape, folder: str) -> tuple[Source, Source]:
+    """73,257 + 26,032 house numbers of 32 x 32 in 10 classes, unchanged."""
+    return _as_stored("SVHN", "svhn_cropped", shape, folder)
+
+
+@register_dataset(name="CELEBA", options=FOLDER)
+def celeba(shape: Shape, folder: str) -> tuple[Source, Source]:
     """162,770 + 19,867 (the validation part) faces, cropped to 140 x 140 and shrunk."""
-    return _resized(config, "celeb_a", preprocess.celeba)
+    return _resized("celeb_a", shape, folder, preprocess.celeba)
 
 
-@register_dataset(name="LSUN")
-def lsun(config) -> tuple[Source, Source]:
-    """The scenes of `data.category`; held out is the validation part of 300 images."""
-    return _resized(config, f"lsun/{config.data.category}", preprocess.lsun)
+@register_dataset(name="LSUN", options={**FOLDER, "category": "data.category"})
+def lsun(shape: Shape, folder: str, category: str) -> tuple[Source, Source]:
+    """The scenes of one category; the validation part of 300 images is held out."""
+    return _resized(f"lsun/{category}", shape, folder, preprocess.lsun)
 
 
-def _as_stored(config, name: str) -> tuple[Source, Source]:
-    shape = image_shape(config)
-    if shape != (3, 32, 32):
-        raise DataError(
-            f"{config.data.dataset} images are 32 x 32 in colour and are not resized, but the "
-            f"config asks for {shape}: set data.image_size=32 and data.num_channels=3"
-        )
-    folder = config.data.get("data_dir", "")
+def _as_stored(title: str, name: str, shape: Shape, folder: str) -> tuple[Source, Source]:
+    require_shape(title, shape, (3, 32, 32))
     parts = (TfdsSource(name, s, folder, shape, num_classes=10) for s in ("train", "test"))
     train, test = map(Remembered, parts)
     return train, test
 
 
-def _resized(config, name: str, prepare: Callable) -> tuple[Source, Source]:
-    channels, height, width = shape = image_shape(config)
+def _resized(name: str, shape: Shape, folder: str, prepare: Callable) -> tuple[Source, Source]:
+    channels, height, width = shape
     if channels != 3 or height != width:
         raise DataError(
-            f"{config.data.dataset} images are square and in colour, but the config asks for "
-            f"{shape}: set data.num_channels=3 and one number as data.image_size"
+            f"{name} has square colour images, but the config asks for {shape}: set "
+            f"data.num_channels=3 and one number as data.image_size"
         )
-    folder, prepare = config.data.get("data_dir", ""), functools.partial(prepare, size=height)
+    prepare = functools.partial(prepare, size=height)
     train, test = (
         TfdsSource(name, split, folder, shape, prepare=prepare) for split in ("train", "validation")
     )
@@ -79,11 +83,11 @@ class TfdsSource(Source):
     """One split of a prepared tensorflow-datasets data set.
 
     Args:
-        name, split: as tensorflow-datasets calls them.
+        name, split: their names in tensorflow-datasets.
         folder: its data directory; "" for its own default.
-        shape: (C, H, W) of what `prepare` returns.
+        shape: (C, H, W) after `prepare`.
         prepare: (1, C, h, w) uint8 -> (1, C, H, W) uint8.
-        num_classes: labels are read where there is more than one class.
+        num_classes: labels are read if there is more than one class.
     """
 
     # The reader of ArrayRecord files crashes in a process forked from one that has used it.
@@ -94,7 +98,7 @@ class TfdsSource(Source):
         name: str,
         split: str,
         folder: str,
-        shape: tuple[int, int, int],
+        shape: Shape,
         *,
         prepare: Callable[[Tensor], Tensor] | None = None,
         num_classes: int = 1,
@@ -123,11 +127,11 @@ class TfdsSource(Source):
 
 
 def _open(name: str, split: str, folder: str) -> Sequence[dict]:
-    """Random access to the examples of a split, which is prepared first if it has to be."""
+    """Random access to the examples of a split; prepares the data set first if necessary."""
     builder = _builder(name, folder)
     if builder.is_prepared() and split not in builder.info.splits:
         known = sorted(builder.info.splits)
-        raise DataError(f"{name} in {builder.data_dir} has the parts {known}, not {split!r}")
+        raise DataError(f"{name} in {builder.data_dir} has the splits {known}, not {split!r}")
     try:
         return builder.as_data_source(split)
     except NotImplementedError:  # prepared in another format, or not at all
@@ -142,8 +146,7 @@ def _builder(name: str, folder: str):
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise DataError(
-            f"{name} is read through tensorflow-datasets, which is missing: "
-            f"pip install tensorflow-datasets"
+            f"{name} needs tensorflow-datasets, which is missing: pip install tensorflow-datasets"
         ) from error
     try:
         return tfds.builder(name, data_dir=os.path.expanduser(folder) or None)
@@ -152,7 +155,7 @@ def _builder(name: str, folder: str):
 
 
 class _PreparedRecords(Sequence):
-    """Random access to what tensorflow-datasets prepared as TFRecord files, its default."""
+    """Random access to a data set prepared as TFRecord files, the default format."""
 
     def __init__(self, builder, split: str):
         self._records = RecordFiles(builder.info.splits[split].filepaths)
@@ -166,18 +169,17 @@ class _PreparedRecords(Sequence):
 
 
 def _prepare(builder, name: str, folder: str) -> None:
-    """Download and prepare a data set in a process of its own: that needs TensorFlow."""
+    """Download and prepare a data set in a separate process, because this imports TensorFlow."""
     place = [os.path.abspath(os.path.expanduser(folder))] if folder else []
-    command = ["-m", "datasets.prepare", name, *place]
-    advice = f"run `python {' '.join(command)}` in the project's folder, where there is a network"
+    command = ["-m", "score_lib.data.prepare", name, *place]
+    advice = f"run `python {' '.join(command)}` in the project's folder on a machine with a network"
     if not _reachable(builder.info.homepage):
         raise DataError(
             f"{name} is not in {builder.data_dir}, and its home page cannot be reached: {advice}, "
-            f"or set data.data_dir to the folder that holds {name.split('/')[0]}/"
+            f"or set data.data_dir to the folder that contains {name.split('/')[0]}/"
         )
-    log.warning("preparing %s in %s: done once, and can take long", name, builder.data_dir)
-    project = pathlib.Path(__file__).resolve().parent.parent
-    if subprocess.run([sys.executable, *command], cwd=project).returncode:
+    log.warning("preparing %s in %s: once, this can take hours", name, builder.data_dir)
+    if subprocess.run([sys.executable, *command], cwd=PROJECT).returncode:
         raise DataError(f"{name} could not be prepared in {builder.data_dir}: {advice}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,31 +15,30 @@ from torch import Tensor
 from score_lib.base.registry import Registry
 from score_lib.disk.files import printable
 
-_DATASETS = Registry("dataset")
+DATASETS = Registry("dataset")
 
 
-def register_dataset(opener: Callable | None = None, *, name: str | None = None) -> Callable:
-    """Decorator for a function `opener(config) -> (train, test)`, two `Source`s.
+def register_dataset(
+    opener: Callable | None = None,
+    *,
+    name: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Callable:
+    """Decorator for a function `opener(shape, **keywords) -> (train, test)`, two `Source`s.
 
-    The name (the function's own by default) is what `config.data.dataset` then says.
+    The function receives the configured shape (C, H, W).
+
+    Args:
+        name: the value of `config.data.dataset` that selects it; default: the function's name.
+        options: keyword of the function -> dotted name of the option that feeds it.
     """
-    return _DATASETS.register(opener, name=name)
-
-
-def open_dataset(config) -> tuple[Source, Source]:
-    """The training and the held-out examples of `config.data.dataset`.
-
-    Raises:
-        ValueError: unknown name.
-        DataError: the data are missing, damaged or do not fit the config.
-    """
-    return _DATASETS.get(config.data.dataset)(config)
+    return DATASETS.register(opener, name=name, options=options)
 
 
 class DataError(ValueError):
-    """Data that are missing, damaged, or not what the config says; one sentence for people.
+    """Data that are missing, damaged, or do not fit the config; the message is one line.
 
-    Names and values from damaged files can be anything, and are shown on one line.
+    Names and values from damaged files can be anything, so unprintable characters are escaped.
     """
 
     def __init__(self, message: str):
@@ -49,14 +48,14 @@ class DataError(ValueError):
 class Source(abc.ABC):
     """A fixed, numbered set of examples.
 
-    Reading must be a function of the numbers alone: workers may read in any order, and a run that
-    is resumed reads again what it needs.
+    Reading must be a function of the numbers alone: workers read in any order, and a resumed run
+    reads examples again.
 
     Attributes:
         shape: (C, H, W) of every image.
         levels: number of grey values; images hold 0 ... levels - 1.
         num_classes: labels are 0 ... num_classes - 1; 1 where there are no labels.
-        start_method: how worker processes have to be started ("spawn", ...); None: any way.
+        start_method: how worker processes must be started ("spawn", ...); None: any way.
     """
 
     shape: tuple[int, int, int]
@@ -69,7 +68,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Some examples, in the order asked for.
+        """Examples, in the order of `numbers`.
 
         Args:
             numbers: (n,) int64, each in [0, len(self)).
@@ -84,8 +83,23 @@ class Source(abc.ABC):
         return self.read(np.asarray(numbers, dtype=np.int64))[0]
 
 
+def require_shape(name: str, shape: tuple[int, int, int], stored: tuple[int, int, int]) -> None:
+    """Check the configured shape for a data set whose square images are not resized.
+
+    Raises:
+        DataError: the shapes differ.
+    """
+    channels, side, _ = stored
+    if shape != stored:
+        raise DataError(
+            f"{name} has {'gray' if channels == 1 else 'RGB'} images of {side} x {side}, which are "
+            f"not resized, but the config asks for {shape}: set data.image_size={side} and "
+            f"data.num_channels={channels}"
+        )
+
+
 class MemorySource(Source):
-    """Images (N, C, H, W) uint8 and labels (N,) that are in memory."""
+    """Images (N, C, H, W) uint8 and labels (N,) in memory."""
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, *, levels: int = 256):
         self._images, self._labels = images, labels
@@ -101,7 +115,7 @@ class MemorySource(Source):
 
 
 class View(Source):
-    """Another source, read in a different way."""
+    """A source that reads from another source."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -113,41 +127,45 @@ class View(Source):
 
 
 class Subset(View):
-    """Some of the examples of another source, renumbered from 0."""
+    """Some of the examples of another source, renumbered from 0.
+
+    Attributes:
+        numbers: of the examples, in the other source.
+    """
 
     def __init__(self, source: Source, numbers: np.ndarray):
         super().__init__(source)
-        self._numbers = numbers
+        self.numbers = numbers
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.numbers)
 
     def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        return self._source.read(self._numbers[numbers])
+        return self._source.read(self.numbers[numbers])
 
 
 class Remembered(View):
-    """Keeps in memory what another source has read: for small images that are slow to decode.
+    """Caches the examples of another source: for small images that are slow to decode.
 
-    Each process that reads has a memory of its own.
+    Each process has its own cache.
     """
 
     def __init__(self, source: Source):
         super().__init__(source)
-        self._memory = PerProcess(functools.partial(_Memory, len(source), source.shape))
+        self._cache = PerProcess(functools.partial(_Cache, len(source), source.shape))
 
     def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        memory = self._memory()
-        missing = numbers[~memory.known[numbers]]
+        cache = self._cache()
+        missing = numbers[~cache.known[numbers]]
         if missing.size:
             images, labels = self._source.read(missing)
-            memory.images[missing] = images
-            memory.labels[missing] = 0 if labels is None else labels
-            memory.known[missing] = True
-        return memory.images[numbers], memory.labels[numbers]
+            cache.images[missing] = images
+            cache.labels[missing] = 0 if labels is None else labels
+            cache.known[missing] = True
+        return cache.images[numbers], cache.labels[numbers]
 
 
-class _Memory:
+class _Cache:
     def __init__(self, size: int, shape: tuple[int, int, int]):
         self.images = torch.zeros(size, *shape, dtype=torch.uint8)
         self.labels = torch.zeros(size, dtype=torch.int64)
@@ -155,10 +173,10 @@ class _Memory:
 
 
 class PerProcess:
-    """Something that is opened once in each process that uses it.
+    """A resource that is opened once in each process that uses it.
 
-    File positions and readers with threads of their own do not survive a fork, and do not travel
-    to a spawned worker; what opens them does.
+    Open files and readers with threads do not survive a fork and cannot be pickled for a spawned
+    worker; the function that opens them can.
     """
 
     def __init__(self, open_it: Callable[[], Any]):

@@ -1,4 +1,4 @@
-"""Streams: a source as batches, whose order and random draws are functions of the position."""
+"""Streams: batches of a source, whose order and random draws are functions of the position."""
 
 from __future__ import annotations
 
@@ -21,36 +21,35 @@ from score_lib.data.sources import DataError, Source
 class ImageStream:
     """Batches {"image": (B, C, H, W) float32 in [0, 1], "label": (B,) int64} from a source.
 
-    For training the stream is endless: one random permutation of the examples after the other,
-    cut into batches without regard for where one ends, so that nothing is dropped.  For
-    evaluation an iteration is one pass in the order of the source, with a last batch that may be
-    smaller.
+    In training the stream is endless: random permutations of the examples, concatenated and cut
+    into batches that may straddle two of them, so that no example is dropped.  In evaluation an
+    iteration is one pass in the order of the source; the last batch may be smaller.
 
-    Every random draw is a function of (seed, position): workers, earlier iterations and the
-    number of processes change nothing, and `seek` continues a run exactly.  Draws come from the
-    CPU, so that every device sees the same data.  In evaluation the dequantisation noise of an
-    example depends on the seed and its number alone.
+    Every random draw is a function of (seed, position), whatever the workers, earlier iterations
+    and number of processes, so `seek` resumes a run exactly.  Draws are made on the CPU, so that
+    the data do not depend on the device.  In evaluation the dequantization noise of an example is
+    a function of the seed and its number.
 
     Args:
-        source: where the examples are.
-        batch_size: examples in a batch of all processes together.
+        source: the examples.
+        batch_size: examples in a batch, over all ranks.
         seed: seed of order, flips and noise.
         evaluation: one ordered pass instead of an endless shuffled stream.
         random_flip: mirror each image left to right with probability 1/2.
-        dequantize: uniform dequantisation, (u + (levels - 1) x) / levels with u ~ U[0, 1).
-        as_uint8: images as uint8 in 0 ... 255, untouched: what statistics are computed from.
-        num_workers: processes that decode, at most one a core (of several processes on a machine,
-            each has its share of the cores); 0 decodes in this one.
-        device: where batches are wanted; None leaves them on the CPU.
-        rank, world: this process and how many share each batch; process r gets the r-th
-            contiguous share, which in evaluation may be empty for the last batch (it is left out).
+        dequantize: uniform dequantization, (u + (levels - 1) x) / levels with u ~ U[0, 1).
+        as_uint8: unscaled uint8 images in 0 ... 255, for feature statistics.
+        num_workers: processes that decode, at most one per core (ranks on one machine divide its
+            cores); 0 decodes in this process.
+        device: of the batches; None is the CPU.
+        rank, world: rank of this process and number of ranks.  Rank r gets the r-th contiguous
+            share of each batch; empty shares of a last evaluation batch are left out.
 
     Attributes:
-        position: examples consumed by all processes; the next `iter()` begins here.  In training
-            it counts a batch as soon as it is handed out; an evaluation leaves it at 0.
+        position: examples consumed by all ranks; the next `iter()` starts here.  In training it
+            advances when a batch is yielded; in evaluation it returns to 0.
         seed: may be set between passes, for fresh noise.
     Raises:
-        ValueError: options that exclude each other, sizes out of range, an empty source.
+        ValueError: conflicting options, sizes out of range, or an empty source.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class ImageStream:
         if len(source) == 0:
             raise DataError("there are no examples in this data set")
         if as_uint8 and (random_flip or dequantize):
-            raise ValueError("as_uint8 gives images as they are: no random_flip, no dequantize")
+            raise ValueError("as_uint8 excludes random_flip and dequantize")
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.evaluation, self.random_flip = evaluation, random_flip
         self.dequantize, self.as_uint8 = dequantize, as_uint8
@@ -84,14 +83,14 @@ class ImageStream:
         self.to(device)
 
     def to(self, device: torch.device | str | None) -> ImageStream:
-        """Deliver batches on a device from the next `iter()` on; returns the stream itself."""
+        """Deliver batches on a device, from the next `iter()` on; returns the stream itself."""
         self.device = None if device is None else torch.device(device)
         return self
 
     def seek(self, position: int) -> None:
-        """Let the next `iter()` begin after `position` examples (of all processes)."""
+        """Start the next `iter()` after `position` examples (over all ranks)."""
         if position < 0 or (self.evaluation and position > len(self.source)):
-            raise ValueError(f"there is no position {position} in {len(self.source)} examples")
+            raise ValueError(f"position {position} is not in 0 ... {len(self.source)} examples")
         self.position = position
 
     def __len__(self) -> int:
@@ -115,7 +114,7 @@ class ImageStream:
             num_workers=min(self.num_workers, max(1, (os.cpu_count() or 1) // local_world())),
             multiprocessing_context=self.source.start_method if self.num_workers else None,
             pin_memory=self.device is not None and self.device.type == "cuda",
-            # Without one of its own a loader draws from, and so disturbs, the global generator.
+            # By default a loader draws from the global generator, which would change its state.
             generator=torch.Generator(),
         )
         for span, example in zip(self._spans(start), loader, strict=True):
@@ -126,7 +125,7 @@ class ImageStream:
             yield self._finish(*example, span)
 
     def _spans(self, start: int) -> Iterator[tuple[int, int]]:
-        """Positions [first, last) of each batch in which this process has a share."""
+        """Positions [first, last) of each batch of which this rank has a share."""
         stop = len(self.source) if self.evaluation else math.inf
         while start < stop:
             span = start, min(start + self.batch_size, stop)
@@ -139,13 +138,13 @@ class ImageStream:
         return first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world
 
     def _numbers(self, start: int) -> Iterator[np.ndarray]:
-        """Numbers of this process's examples, batch by batch."""
+        """Numbers of this rank's examples, batch by batch."""
         examples = np.arange if self.evaluation else shuffled(len(self.source), self.seed)
         for span in self._spans(start):
             yield examples(*self._share(span))
 
     def _finish(self, images: Tensor, labels: Tensor, span: tuple[int, int]) -> dict[str, Tensor]:
-        """What happens after collation, on the device: flips, dequantisation, floats."""
+        """Flip, dequantize and scale a collated batch, on the device."""
         device = self.device or images.device
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
@@ -164,7 +163,7 @@ class ImageStream:
         return {"image": images, "label": labels}
 
     def _noise(self, span: tuple[int, int], draws: torch.Generator) -> Tensor:
-        """U[0, 1) for dequantisation: (share, C, H, W)."""
+        """U[0, 1) for dequantization: (share, C, H, W)."""
         if self.evaluation:
             streams = (
                 torch.Generator().manual_seed(derive_seed(self.seed, "dequantize", number))
@@ -173,21 +172,21 @@ class ImageStream:
             u = torch.stack([torch.rand(self.source.shape, generator=g) for g in streams])
         else:
             u = self._draw(self.source.shape, span, draws)
-        # The resolution of float32 next to 255: level + u never rounds up to the next level.
+        # Below 1 by the resolution of float32 at 255, so level + u never rounds up to a new level.
         return u.clamp(max=1 - 2**-16)
 
     def _draw(
         self, shape: tuple[int, ...], span: tuple[int, int], draws: torch.Generator
     ) -> Tensor:
-        """U[0, 1) for this process's share, drawn for the batch of all: (share, *shape)."""
+        """U[0, 1) for this rank's share, drawn for the whole batch: (share, *shape)."""
         first, last = (position - span[0] for position in self._share(span))
         return torch.rand(span[1] - span[0], *shape, generator=draws)[first:last]
 
 
 def shuffled(size: int, seed: int) -> Callable[[int, int], np.ndarray]:
-    """The endless training order: a function (first, last) -> numbers at these positions.
+    """The endless training order, as a function (first, last) -> numbers at these positions.
 
-    Epoch e, positions [e size, (e + 1) size), is a permutation drawn from (seed, e).
+    Epoch e, at positions [e size, (e + 1) size), is a permutation drawn from (seed, e).
     """
 
     @functools.lru_cache(maxsize=2)
@@ -207,7 +206,7 @@ def shuffled(size: int, seed: int) -> Callable[[int, int], np.ndarray]:
 
 
 class _Reader(Dataset):
-    """What a worker runs: reads a batch at once and checks it."""
+    """Reads and checks a batch at once, in a worker."""
 
     def __init__(self, source: Source):
         self.source = source
@@ -220,7 +219,7 @@ class _Reader(Dataset):
             images, labels = self.source.read(numbers)
             self._check(images, numbers)
         except DataError as error:
-            return error  # raised in a worker it would arrive inside a page of traceback
+            return error  # raised in a worker, it would be wrapped in a long traceback
         labels = torch.zeros(len(numbers), dtype=torch.int64) if labels is None else labels
         return images.contiguous(), labels
 

@@ -6,46 +6,45 @@ import functools
 import glob
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import image_shape
 from score_lib.data.sources import DataError, Source, register_dataset
 
-# A record is: length (uint64), masked CRC of the length (uint32), payload, masked CRC of it.
+# A record: length (uint64), masked CRC of the length (uint32), payload, masked CRC of the payload.
 _HEADER, _FOOTER = 12, 4
-# More than an image of 4,700 x 4,700 needs: a damaged or hostile file may claim any length.
+# Larger than an image of 4,700 x 4,700: a damaged or hostile file may claim any length.
 MAX_RECORD = 1 << 26
-# Values that a message may have: an image needs five.
+# Limit on the number of values in a message; an image has five.
 MAX_VALUES = 1 << 16
-# Records whose lengths are verified at once.
-_BLOCK = 1 << 13
 
 
-@register_dataset(name="FFHQ")
-@register_dataset(name="CelebAHQ")
-def tfrecord_images(config) -> tuple[Source, Source]:
-    """The images of `data.tfrecords_path`; as published, they are not split."""
-    paths = _expand(config.data.tfrecords_path)
-    source = TFRecordSource(RecordFiles(paths), image_shape(config))
+@register_dataset(name="FFHQ", options={"paths": "data.tfrecords_path"})
+@register_dataset(name="CelebAHQ", options={"paths": "data.tfrecords_path"})
+def tfrecord_images(shape: tuple[int, int, int], paths: str) -> tuple[Source, Source]:
+    """The images of TFRecord files; both splits are the whole set, as in the published code.
+
+    Args:
+        paths: a path, a glob pattern, or several of these separated by commas.
+    """
+    source = TFRecordSource(RecordFiles(_expand(paths)), shape)
     return source, source
 
 
-def _expand(pattern: str) -> list[str]:
-    """Files named by a path, a glob pattern, or several of these between commas."""
-    paths = []
-    for part in filter(None, map(str.strip, pattern.split(","))):
+def _expand(paths: str) -> list[str]:
+    files = []
+    for part in filter(None, map(str.strip, paths.split(","))):
         part = os.path.expanduser(part)
         found = sorted(filter(os.path.isfile, [part] if os.path.exists(part) else glob.glob(part)))
         if not found:
             raise DataError(f"data.tfrecords_path: there is no file {part!r}")
-        paths += found
-    if not paths:
-        raise DataError("data.tfrecords_path is empty: name the TFRecord file or files")
-    return paths
+        files += found
+    if not files:
+        raise DataError("data.tfrecords_path is empty: set it to the TFRecord file or files")
+    return files
 
 
 class TFRecordSource(Source):
@@ -55,7 +54,7 @@ class TFRecordSource(Source):
         self._records, self.shape = records, shape
         if not len(records):
             raise DataError(f"data.tfrecords_path: there is no record in {records.names()}")
-        self._image(0)  # a wrong image size is told at once, not after the start of training
+        self._image(0)  # a wrong image size is an error here, before training starts
 
     def __len__(self) -> int:
         return len(self._records)
@@ -74,7 +73,7 @@ class TFRecordSource(Source):
         if {type(v) for v in features["shape"]} != {int} or {*map(type, features["data"])} != {
             bytes
         }:
-            raise DataError(f"{where} should have whole numbers as 'shape' and bytes as 'data'")
+            raise DataError(f"{where} must have integers as 'shape' and bytes as 'data'")
         shape, data = tuple(features["shape"]), b"".join(features["data"])
         if shape != self.shape:
             raise DataError(
@@ -87,12 +86,12 @@ class TFRecordSource(Source):
 
 
 class RecordFiles(Sequence):
-    """The payloads of the records in some TFRecord files, by number.
+    """The payloads of the records in TFRecord files, by number.
 
-    Lengths are verified when the files are opened, a payload when it is first read here.
+    Lengths are verified when the files are opened, payloads when they are first read.
 
     Raises:
-        DataError: a record is damaged; names the file, the record's number in it and its byte.
+        DataError: a record is damaged; names the file, the record's number and its byte offset.
     """
 
     def __init__(self, paths: Sequence[str]):
@@ -111,8 +110,7 @@ class RecordFiles(Sequence):
             file.seek(offset + _HEADER)
             payload, footer = file.read(length), file.read(_FOOTER)
         if not self._verified[number]:
-            checksum = masked_crc32c(np.frombuffer(payload, np.uint8)[None])
-            if checksum.astype("<u4").tobytes() != footer:
+            if masked_crc32c(payload) != int.from_bytes(footer, "little"):
                 raise DataError(f"{self.where(number)} is damaged: it fails its checksum")
             self._verified[number] = True
         return payload
@@ -143,49 +141,39 @@ def _table(path: str) -> np.ndarray:
 
 @functools.cache
 def _scan(path: str, size: int, modified: int) -> np.ndarray:
-    """Offset and payload length of each record, (n, 2) int64; remembered while the file stays."""
+    """Offset and payload length of each record, (n, 2) int64; cached until the file changes."""
     table, offset = [], 0
     with open(path, "rb", 0) as file:
         while offset + _HEADER <= size:
-            headers, first = [], len(table)
-            while offset + _HEADER <= size and len(headers) < _BLOCK:
-                file.seek(offset)
-                headers.append(file.read(_HEADER))
-                length = int.from_bytes(headers[-1][:8], "little")
-                table.append((offset, length))
-                offset += _HEADER + length + _FOOTER
-            _check_lengths(path, table[first:], first, headers)
+            file.seek(offset)
+            header = file.read(_HEADER)
+            length = int.from_bytes(header[:8], "little")
+            if problem := _problem(header, length):
+                raise DataError(f"record {len(table)} of {path} (byte {offset}) {problem}")
+            table.append((offset, length))
+            offset += _HEADER + length + _FOOTER
     if offset != size:
         number, at = (len(table) - 1, table[-1][0]) if offset > size else (len(table), offset)
         raise DataError(f"{path} ends within record {number} (byte {at}): the file is cut off")
     return np.array(table, dtype=np.int64).reshape(-1, 2)
 
 
-def _check_lengths(
-    path: str, table: list[tuple[int, int]], first: int, headers: list[bytes]
-) -> None:
-    """Check some records at once, which is fast; `first` is the number of the first of them.
-
-    A wrong length can only have led astray after itself: the first failure is the cause.
-    """
-    parts = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, _HEADER)
-    expected = np.ascontiguousarray(parts[:, 8:]).view("<u4")[:, 0]
-    wrong = masked_crc32c(parts[:, :8]) != expected
-    for number, (offset, length) in enumerate(table):
-        where = f"record {first + number} of {path} (byte {offset})"
-        if wrong[number]:
-            raise DataError(
-                f"{where} is damaged, or this is not a TFRecord file: the length of the record "
-                f"fails its checksum"
-            )
-        if length > MAX_RECORD:
-            raise DataError(f"{where} claims {length} bytes, above the limit of {MAX_RECORD}")
+def _problem(header: bytes, length: int) -> str:
+    """Why a record's header is refused; "" for a good one."""
+    if masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
+        return (
+            "is damaged, or this is not a TFRecord file: the length of the record fails its "
+            "checksum"
+        )
+    if length > MAX_RECORD:
+        return f"claims {length} bytes, above the limit of {MAX_RECORD}"
+    return ""
 
 
 def parse_example(message: bytes) -> dict[str, list]:
     """A serialised tf.train.Example: name -> list of bytes, or of ints.
 
-    Features of floats are left out: no image format here has them.
+    Features of floats are left out, since the image formats here have none.
 
     Raises:
         ValueError: not a well-formed message.
@@ -222,7 +210,7 @@ def _packed(data: memoryview) -> Iterator[int]:
 
 
 def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Those fields of a message, which must be strings or messages themselves."""
+    """The fields of that number in a message, which must be strings or messages themselves."""
     for value in _fields(data, wanted):
         if isinstance(value, int):
             raise ValueError(f"field {wanted} is a number")
@@ -230,7 +218,7 @@ def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
 
 
 def _fields(data: memoryview, wanted: int) -> Iterator[int | memoryview]:
-    """The fields of that number in a protocol buffer message: ints, or stretches of bytes."""
+    """The fields of that number in a protocol buffer message: ints, or views of the bytes."""
     position = 0
     for _ in range(MAX_VALUES):
         if position >= len(data):
@@ -255,7 +243,7 @@ def _fields(data: memoryview, wanted: int) -> Iterator[int | memoryview]:
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    """A number in groups of seven bits, and the position behind it."""
+    """A number stored in groups of seven bits, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(data):
@@ -268,49 +256,23 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
     raise ValueError("it has a broken number")
 
 
-def masked_crc32c(data: np.ndarray) -> np.ndarray:
-    """The checksums that TFRecord files hold: CRC-32C, rotated and shifted.  (k, n) -> (k,)."""
-    crc = crc32c(data)
-    return (crc >> np.uint32(15) | crc << np.uint32(17)) + np.uint32(0xA282EAD8)
+def masked_crc32c(data: bytes) -> int:
+    """The checksum in TFRecord files: CRC-32C, rotated by 15 bits and shifted.
 
-
-def crc32c(data: np.ndarray) -> np.ndarray:
-    """CRC-32C (Castagnoli) of each row: (k, n) uint8 -> (k,) uint32.
-
-    The checksum is linear over the bits, so neighbouring words can be folded into one, all pairs
-    at a time: the left one is advanced over the length of the right one and added (xor) to it.
-    Zeros in front change nothing, which makes any length a whole number of words.
+    Raises:
+        DataError: the package google-crc32c is missing.
     """
-    rows, length = data.shape
-    padded = np.zeros((rows, -length % 4 + 4 + length), dtype=np.uint8)
-    padded[:, -length % 4 : -length % 4 + 4] = _ALL_ONES
-    padded[:, -length % 4 + 4 :] = data
-    words, level = padded.view("<u4"), 0
-    while words.shape[1] > 1:
-        if words.shape[1] % 2:
-            words = np.pad(words, ((0, 0), (1, 0)))
-        words = _advance(_zeros(level), words[:, 0::2]) ^ words[:, 1::2]
-        level += 1
-    return ~_advance(_zeros(0), words[:, 0])
-
-
-# Four bytes that bring the register from 0 to all ones, its value before the first byte.
-_ALL_ONES = np.frombuffer((0x641F6454).to_bytes(4, "little"), np.uint8)
+    crc = crc32c()(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 @functools.cache
-def _zeros(level: int) -> np.ndarray:
-    """Table of what 4 * 2^level zero bytes make of each byte of the register: (4, 256) uint32."""
-    if level:
-        return _advance(_zeros(level - 1), _zeros(level - 1))
-    register = np.arange(256, dtype=np.uint32) << np.array([[0], [8], [16], [24]], np.uint32)
-    for _ in range(32):
-        register = (register >> np.uint32(1)) ^ (register & np.uint32(1)) * np.uint32(0x82F63B78)
-    return register
-
-
-def _advance(table: np.ndarray, register: np.ndarray) -> np.ndarray:
-    result = np.zeros_like(register)
-    for byte, column in enumerate(table):
-        result ^= column[(register >> np.uint32(8 * byte)) & np.uint32(255)]
-    return result
+def crc32c() -> Callable[[bytes], int]:
+    """The function for CRC-32C of the package google-crc32c."""
+    try:
+        from google_crc32c import value
+    except ImportError as error:
+        raise DataError(
+            "TFRecord files need google-crc32c, which is missing: pip install google-crc32c"
+        ) from error
+    return value

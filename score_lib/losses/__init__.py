@@ -1,4 +1,4 @@
-"""What a network is trained for, and one step of training.  The door is `losses`.
+"""Training objectives, and one step of training.  The door is `losses`.
 
 - `noise_levels`: the levels that are drawn
 - `noisy`: the interface of a loss; `denoising`: score matching; `classifier`: noisy classification

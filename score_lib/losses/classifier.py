@@ -16,7 +16,7 @@ from score_lib.sdes.process import SDE
 class ClassifierLoss(NoisyLoss):
     """Cross-entropy of a classifier that sees noisy data and their noise level.
 
-    [S21, appendix I.1.]  The classifier is a function of x_t (B, *D) and s(t) (B,), whatever the
+    [S21, appendix I.1.]  The classifier is a function of x_t (B, *D) and s(t) (B,) for every
     process, and gives logits (B, K).
     """
 
@@ -26,7 +26,7 @@ class ClassifierLoss(NoisyLoss):
         )
 
     def logits(self, model: Callable, batch: Tensor, draws: Draws) -> Tensor:
-        """What the classifier says of noisy data, (B, K)."""
+        """The classifier's logits for noisy data, (B, K)."""
         mean, std = self.levels.marginal(batch, draws.level)
         return get_model_fn(model, self.train)(mean + batch_mul(std, draws.z), std)
 

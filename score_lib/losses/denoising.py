@@ -30,7 +30,7 @@ class DenoisingLoss(NoisyLoss):
         self.sde, self.reduce_mean = levels.sde, reduce_mean
 
     def per_sample(self, model, batch, draws, labels=None):
-        """Loss of each sample, (B,), for given noise levels and noise; labels are not looked at."""
+        """Loss of each sample, (B,), for given noise levels and noise; labels are ignored."""
         residual, weight = self.weighted_residual(model, batch, draws)
         square = residual.square().flatten(1)
         losses = square.mean(1) if self.reduce_mean else 0.5 * square.sum(1)

@@ -19,8 +19,8 @@ class NoiseLevels(abc.ABC):
         """Noise levels, (count,), from PyTorch's global generator."""
 
     @abc.abstractmethod
-    def at(self, uniform: Tensor) -> Tensor:
-        """The noise levels that uniform numbers in [0, 1], (B,), stand for."""
+    def at(self, quantile: Tensor) -> Tensor:
+        """The noise levels at these quantiles, numbers in [0, 1], (B,)."""
 
     @abc.abstractmethod
     def marginal(self, batch: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,8 +36,8 @@ class ContinuousLevels(NoiseLevels):
     def draw(self, count, device):
         return self.at(torch.rand(count, device=device))
 
-    def at(self, uniform):
-        return uniform * (self.sde.T - self.eps) + self.eps
+    def at(self, quantile):
+        return quantile * (self.sde.T - self.eps) + self.eps
 
     def marginal(self, batch, level):
         return self.sde.marginal_prob(batch, level)
@@ -52,8 +52,8 @@ class DiscreteLevels(NoiseLevels):
     def draw(self, count, device):
         return torch.randint(0, self.sde.N, (count,), device=device)
 
-    def at(self, uniform):
-        return (uniform * self.sde.N).long().clamp(max=self.sde.N - 1)
+    def at(self, quantile):
+        return (quantile * self.sde.N).long().clamp(max=self.sde.N - 1)
 
     def marginal(self, batch, level):
         scale, std = self.sde.discrete_coeffs(level)

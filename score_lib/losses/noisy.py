@@ -14,18 +14,18 @@ from score_lib.losses.noise_levels import NoiseLevels
 
 
 class Draws(NamedTuple):
-    """What a loss draws for a batch: noise levels (times, or indices), (B,), and noise (B, *D)."""
+    """The random numbers of a loss: noise levels (times, or indices), (B,), and noise (B, *D)."""
 
     level: Tensor
     z: Tensor
 
 
 class NoisyLoss(abc.ABC):
-    """A loss of what a network makes of data at randomly drawn noise levels.
+    """A loss of a network's output on data at randomly drawn noise levels.
 
     Called as `loss_fn(model, batch, labels=None)`, with the batch (B, *D) in the network's range,
-    it draws levels, then noise, and gives the mean loss of the batch.  `draw` and `per_sample` are
-    its halves: a batch that is split into parts can be drawn for as a whole.
+    it draws levels, then noise, and returns the mean loss of the batch.  `draw` and `per_sample`
+    are its halves: a batch that is processed in parts is drawn for as a whole.
 
     Args:
         levels: the noise levels.
@@ -42,8 +42,8 @@ class NoisyLoss(abc.ABC):
         """Noise levels and noise for a batch.
 
         They come from PyTorch's global generator, or from a source of standard normal noise that
-        is called like `torch.randn_like`.  Of several processes with equal generators, each gets
-        its share of what one would draw for the batch of all.
+        is called like `torch.randn_like`.  Each of several processes with equal generators gets
+        its share of the draws for the whole batch.
         """
         count = batch.shape[0]
         if noise is None:

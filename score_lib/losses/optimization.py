@@ -63,14 +63,14 @@ def learning_rate(step: int, lr: float, warmup: int) -> float:
 class LossGuard:
     """Stops a run whose loss or gradient is not finite.
 
-    On a GPU the verdict stays there until it is asked for, so that nothing waits for the device.
+    On a GPU the verdict stays on the device until `check`, so that nothing waits for it.
     """
 
     def __init__(self):
         self.bad_step: Tensor | None = None
 
     def watch(self, value: Tensor, step: int) -> None:
-        """Look at a step's value, a scalar; raises at once on the CPU."""
+        """Check a step's value, a scalar; raises at once on the CPU."""
         bad = torch.where(value.isfinite(), torch.inf, float(step))
         self.bad_step = bad if self.bad_step is None else torch.minimum(self.bad_step, bad)
         if value.device.type == "cpu":

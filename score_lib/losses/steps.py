@@ -60,8 +60,8 @@ def get_step_fn(
 ) -> Callable:
     """One step of training, or one evaluation with the averaged weights.
 
-    Of several processes, each is given its share of the batch; gradients and the loss of an
-    evaluation are those of the whole batch, and the loss of a training step that of the share.
+    Each of several processes gets its share of the batch.  Gradients and the evaluation loss are
+    those of the whole batch; the training loss is that of the share.
 
     Args:
         sde: the forward process.
@@ -71,8 +71,8 @@ def get_step_fn(
         accumulation: parts into which a training batch is split, to save memory.  Noise is drawn
             for the whole batch, and the step that is clipped sees the gradient of the whole batch.
         objective: "score", or "classifier": see `get_loss_fn`.
-        prepare: makes of the network what is trained in its place and shares its parameters; by
-            default, several processes average their gradients.
+        prepare: returns the module to train in the network's place, which shares its parameters;
+            default: averages gradients over processes.
     Returns:
         `step_fn(state, batch, labels=None)`, giving the mean loss, a scalar on the device; only a
         classifier needs labels.  `state` holds the live "model", "optimizer", "ema" and the number

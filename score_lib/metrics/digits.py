@@ -1,6 +1,6 @@
-"""A small classifier of 8 x 8 digits, so that distances can be computed without a download.
+"""A small classifier of 8 x 8 digits, for distances that need no download.
 
-Its weights come with the project; `assets/train_digits_classifier.py` made them.
+Its weights come with the project; `assets/train_digits_classifier.py` trains them.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class DigitsExtractor(Extractor):
     """Features and class scores of gray 8 x 8 images from a `DigitsClassifier`.
 
     Args:
-        weights: an .npz of its state dict; "" is the one that comes with the project.
-        device: where the network runs.
+        weights: an .npz of its state dict; "" is the project's own file.
+        device: of the network.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or holds other weights.
+        ValueError: the file is damaged or has other weights.
     """
 
     name = "digits"
@@ -65,12 +65,12 @@ class DigitsExtractor(Extractor):
         self.network = DigitsClassifier().to(self.device).eval()
         try:
             if not all(v.dtype == np.float32 and np.isfinite(v).all() for v in arrays.values()):
-                raise ValueError("its values are not all finite and in float32")
+                raise ValueError("not all values are finite and float32")
             self.network.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} does not hold the weights of the digits classifier: "
-                "assets/train_digits_classifier.py makes such a file"
+                f"{path} does not hold the weights of the digits classifier: run "
+                "`python -m assets.train_digits_classifier` for the project's own file"
             ) from error
         self.digest = file_digest(path)
 
@@ -79,6 +79,6 @@ class DigitsExtractor(Extractor):
         if images.shape[1:] != (8, 8, 1):
             raise ValueError(
                 "the digits classifier takes gray images of 8 x 8, (B, 8, 8, 1), not "
-                f"{tuple(images.shape)}: choose another one with --config.eval.extractor"
+                f"{tuple(images.shape)}: choose another extractor with --config.eval.extractor"
             )
         return self.network(images.movedim(-1, 1).to(self.device).float() / 255)

@@ -1,9 +1,9 @@
-"""Feature extractors behind one small interface, and how a config chooses one."""
+"""The interface of feature extractors, and their registry."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -11,19 +11,19 @@ from torch import Tensor
 
 from score_lib.base.registry import Registry
 
-_EXTRACTORS = Registry("feature extractor")
+EXTRACTORS = Registry("feature extractor", options={"weights": "eval.extractor_weights"})
 
 
 class Extractor(abc.ABC):
-    """A network that turns images into features, and into class scores where it has any.
+    """A network that computes features of images and, optionally, class scores.
 
-    A subclass is built as `cls(weights, device)`, where an empty `weights` means its own.
+    A subclass is built as `cls(weights=..., device=...)`; empty `weights` are its default ones.
 
     Attributes:
-        name: what `eval.extractor` says.
-        resize: which filter brings images to the network's size; features depend on it.
+        name: its name as `eval.extractor`.
+        resize: the filter that resizes images for the network; features depend on it.
         digest: hash of the weights.
-        batch_size: images that the network sees at once.
+        batch_size: images that the network processes at once.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Extractor(abc.ABC):
         Returns:
             "pool_3" (B, F), and "logits" (B, K) or None.
         Raises:
-            ValueError: the images are of another type, or of a size that the network cannot take.
+            ValueError: the images have another dtype, or a size that the network cannot take.
         """
         images = torch.as_tensor(images)
         if images.dim() != 4 or images.dtype != torch.uint8 or not len(images):
@@ -58,36 +58,28 @@ class Extractor(abc.ABC):
         }
 
 
-def register_extractor(cls: type | None = None, *, name: str | None = None) -> Callable:
-    """Class decorator: `config.eval.extractor` then knows the class by its `name`."""
+def register_extractor(
+    cls: type | None = None,
+    *,
+    name: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Callable:
+    """Class decorator: makes an `Extractor` available as `eval.extractor`.
+
+    Args:
+        name: default: the class's attribute `name`.
+        options: keyword of the class -> dotted name of the option that feeds it; default:
+            `weights` from `eval.extractor_weights`.
+    """
 
     def add(cls: type) -> type:
-        return _EXTRACTORS.register(cls, name=name or cls.name)
+        return EXTRACTORS.register(cls, name=name or cls.name, options=options)
 
     return add if cls is None else add(cls)
 
 
-def get_extractor(config, device: torch.device | str | None = None) -> Extractor:
-    """The extractor that a config chooses with `eval.extractor` and `eval.extractor_weights`.
-
-    "" is "digits" for that data set, and "inception" for all others.
-
-    Args:
-        config: the experiment.
-        device: where the network runs; by default the first GPU where there is one.
-    Raises:
-        ValueError: an unknown name, or weights that do not fit.
-        OSError: the weights are not there and cannot be downloaded.
-    """
-    default = "digits" if config.data.dataset == "DIGITS" else "inception"
-    cls = _EXTRACTORS.get(config.eval.get("extractor", "") or default)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return cls(config.eval.get("extractor_weights", ""), torch.device(device))
-
-
 def as_rgb(images: Tensor) -> Tensor:
-    """Images (B, H, W, 3) of colour or gray ones, (B, H, W, 1)."""
+    """Colour images (B, H, W, 3) from colour or gray ones, (B, H, W, 1)."""
     if images.shape[-1] not in (1, 3):
         raise ValueError(
             "the Inception networks take colour or gray images, with 3 or 1 channels, not "

@@ -1,7 +1,7 @@
 """The two Inception networks of published results.
 
-Both descend from one network of 2015, but they resize differently, and so does what comes out:
-statistics of one say nothing about features of the other.
+Both descend from one network of 2015 but resize images differently, so features of one cannot be
+compared with statistics of the other.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _SIZE = 299
 class FidelityInception(Extractor):
     """torch-fidelity's port of the FID network.  [Heusel et al. 2017]
 
-    Features are those of the last pooling layer, (B, 2048); class scores, (B, 1008), are without
-    the bias of the last layer, as in the published Inception Score.
+    Features are the output of the last pooling layer, (B, 2048).  Class scores, (B, 1008), omit the
+    bias of the last layer, as in the published Inception Score.
 
     Args:
-        weights: torch-fidelity's weights file; "" downloads it where PyTorch keeps such files.
-        device: where the network runs.
+        weights: torch-fidelity's weights file; "" downloads it to PyTorch's hub folder.
+        device: of the network.
     Raises:
         OSError: there is no such file, or it cannot be downloaded.
-        ValueError: it does not hold these weights.
+        ValueError: the file has other weights.
     """
 
     name = "inception"
@@ -55,7 +55,7 @@ class FidelityInception(Extractor):
     @torch.no_grad()
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = as_rgb(images).movedim(-1, 1).contiguous().to(self.device)
-        # A GPU's reduced precision (TF32) would change distances in their third digit.
+        # TF32 on a GPU would change distances in the third digit.
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             return self.network(x)
 
@@ -71,8 +71,8 @@ def _downloaded_weights() -> pathlib.Path:
         torch.hub.download_url_to_file(url, str(path), progress=False)
     except OSError as error:
         raise OSError(
-            f"the Inception weights cannot be downloaded from {url} to {path} ({error}): bring "
-            "that file here by other means and name it with --config.eval.extractor_weights=FILE"
+            f"the Inception weights cannot be downloaded from {url} to {path} ({error}): copy "
+            "that file here and name it with --config.eval.extractor_weights=FILE"
         ) from error
     return path
 
@@ -82,7 +82,7 @@ def _fidelity_network(path: pathlib.Path) -> torch.nn.Module:
         raise FileNotFoundError(f"there is no file of Inception weights at {path}")
     network = _fidelity().FeatureExtractorInceptionV3
     try:
-        # torch-fidelity's own loading would run code that a file holds; this finds it first.
+        # torch-fidelity unpickles the file, which can run code; a safe load refuses such files.
         load_verified(path)
         return network(
             "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
@@ -101,7 +101,7 @@ def _fidelity_network(path: pathlib.Path) -> torch.nn.Module:
         reason = printable(" ".join(str(error).split()), 120)
         raise ValueError(
             f"{path} does not hold the weights of torch-fidelity's Inception network ({reason}): "
-            f"they are published at {_fidelity().URL_INCEPTION_V3}"
+            f"download them from {_fidelity().URL_INCEPTION_V3}"
         ) from error
 
 
@@ -118,16 +118,16 @@ def _fidelity():
 
 @register_extractor
 class TFGANInception(Extractor):
-    """TF-GAN's Inception network, through TensorFlow Hub, on the CPU: GPUs are PyTorch's.
+    """TF-GAN's Inception network, through TensorFlow Hub, on the CPU.
 
-    The published code hands it images at their own size.  So does this, if the model takes images
-    of any size; else they are resized as in TF-GAN's examples.
+    Images keep their size, as in the published code, if the model takes images of any size.
+    Otherwise they are resized as in TF-GAN's examples.
 
     Args:
         weights: a URL or the folder of a SavedModel; "" is TF-GAN's URL.
         device: not used.
     Raises:
-        OSError: the model is not there, cannot be downloaded or is not a SavedModel.
+        OSError: the model is missing, cannot be downloaded or is not a SavedModel.
     """
 
     name = "inception_tfgan"
@@ -152,7 +152,7 @@ class TFGANInception(Extractor):
         if not isinstance(outputs, Mapping) or not {"pool_3", "logits"} <= outputs.keys():
             found = sorted(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
             raise ValueError(
-                "the TensorFlow model should return a dictionary with 'pool_3' and 'logits', as "
+                "the TensorFlow model must return a dictionary with 'pool_3' and 'logits', as "
                 f"TF-GAN's does, not {found}"
             )
         return tuple(
@@ -160,7 +160,7 @@ class TFGANInception(Extractor):
         )
 
     def _takes_any_size(self) -> bool:
-        # The network itself has too many poolings for an image as small as this.
+        # An image this small fails unless the model resizes it: the network pools too often.
         try:
             self.model(self.tf.zeros((1, 8, 8, 3)))
         except (ValueError, TypeError, self.tf.errors.OpError):
@@ -169,10 +169,10 @@ class TFGANInception(Extractor):
 
 
 def get_inception_model(inceptionv3: bool = False):
-    """The Inception network that the published code uses, as TensorFlow Hub loads it.
+    """The Inception network of the published code, as loaded by TensorFlow Hub.
 
-    A function of a TensorFlow batch (B, H, W, 3).  TF-GAN's takes values in [-1, 1] and returns
-    {"pool_3", "logits"}.  `get_extractor` gives what works on uint8 PyTorch tensors instead.
+    A function of a TensorFlow batch (B, H, W, 3).  TF-GAN's network takes values in [-1, 1] and
+    returns {"pool_3", "logits"}.  For uint8 PyTorch tensors use `get_extractor` instead.
 
     Args:
         inceptionv3: the network for images of 256 px and more: values in [0, 1], result (B, 2048).
@@ -196,7 +196,7 @@ def _hub_model(handle: str):
 
 
 def _tensorflow():
-    """TensorFlow with the GPUs hidden from it: it would take their memory from PyTorch."""
+    """TensorFlow without GPUs, whose memory it would take from PyTorch."""
     try:
         import tensorflow
     except ImportError as error:
@@ -204,7 +204,7 @@ def _tensorflow():
             f"the extractor 'inception_tfgan' needs TensorFlow ({error}): "
             "pip install -r requirements.txt"
         ) from error
-    # Too late where somebody has already computed with it.
+    # Fails if TensorFlow is already initialised.
     with contextlib.suppress(RuntimeError):
         tensorflow.config.set_visible_devices([], "GPU")
     return tensorflow

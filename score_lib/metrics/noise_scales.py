@@ -1,5 +1,4 @@
-"""Noise levels that fit a data set (Song & Ermon 2020, *Improved techniques for training
-score-based generative models*, techniques 1 and 2)."""
+"""Noise levels that suit a data set.  [Song & Ermon 2020, techniques 1 and 2]"""
 
 from __future__ import annotations
 
@@ -12,30 +11,28 @@ from torch import Tensor
 
 from score_lib.metrics.distances import squared_distances
 
-# Rows compared with all others at once.
-_ROWS = 1024
-
-# What the published schedules have in common: 232 scales for CIFAR-10, 500 for CelebA, 788 for
-# FFHQ at 96 px and 1086 for LSUN at 128 px.  The paper asks for about 0.5, which gives 6% fewer.
+# Overlap in all published schedules: 232 scales for CIFAR-10, 500 for CelebA, 788 for FFHQ at 96 px
+# and 1086 for LSUN at 128 px.  The paper recommends about 0.5, which gives 6% fewer scales.
 PUBLISHED_OVERLAP = 0.5667
 
 
-def largest_pairwise_distance(images: Tensor | np.ndarray) -> float:
-    """Largest Euclidean distance between two images: what `model.sigma_max` should be for VE.
+def largest_pairwise_distance(images: Tensor | np.ndarray, *, rows: int = 1024) -> float:
+    """Largest Euclidean distance between two images, the recommended `model.sigma_max` for VE.
 
     Args:
-        images: (N, *D) in the range in which the network sees them ([0, 1] in VE experiments).
+        images: (N, *D) in the network's range ([0, 1] in VE experiments).
+        rows: images that are compared with the others at once, which limits memory.
     Raises:
         ValueError: there are fewer than two images.
     """
     x = torch.as_tensor(images).flatten(1).float()
     if len(x) < 2:
-        raise ValueError(f"a distance needs two images or more, not {len(x)}")
+        raise ValueError(f"a distance needs two or more images, not {len(x)}")
     x = x - x.mean(dim=0)
     largest, pair = -1.0, (0, 0)
-    for first in range(0, len(x), _ROWS):
-        # A pair is looked at once, from the image that comes first.
-        squared = squared_distances(x[first : first + _ROWS], x[first:])
+    for first in range(0, len(x), rows):
+        # Later images suffice: each pair is compared once.
+        squared = squared_distances(x[first : first + rows], x[first:])
         value, place = squared.flatten().max(dim=0)
         if value > largest:
             row, column = divmod(int(place), squared.shape[1])
@@ -47,40 +44,41 @@ def largest_pairwise_distance(images: Tensor | np.ndarray) -> float:
 def fitting_num_scales(
     sigma_max: float, sigma_min: float, dimension: int, *, overlap: float = PUBLISHED_OVERLAP
 ) -> int:
-    """Number of geometric noise scales whose neighbours overlap enough.
-
-    With ratio gamma between neighbours and D dimensions, noise of one scale has a length that is
-    likely for the next with probability
-    Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma).
+    """Number of geometric noise scales with a given overlap between neighbours.
 
     Args:
         sigma_max, sigma_min: largest and smallest noise level, `sigma_max > sigma_min > 0`.
-        dimension: D, numbers in one image.
-        overlap: that probability, in (0, 0.99].
+        dimension: D, the number of values in an image.
+        overlap: of neighbours, see `neighbour_overlap`; in (0, 0.99].
     Returns:
-        the number of scales, both ends included.
+        the number of scales, including both ends.
     Raises:
         ValueError: an argument out of range.
     """
     if not (sigma_max > sigma_min > 0 and dimension >= 1 and 0 < overlap <= 0.99):
         raise ValueError(
-            "needed are sigma_max > sigma_min > 0, a dimension of at least 1 and an overlap in "
-            f"(0, 0.99], but they are {sigma_max}, {sigma_min}, {dimension} and {overlap}"
+            "the number of scales needs sigma_max > sigma_min > 0, dimension >= 1 and 0 < overlap "
+            f"<= 0.99, not {sigma_max=}, {sigma_min=}, {dimension=} and {overlap=}"
         )
     ratio = sigma_max / sigma_min
-    if _overlap(ratio, dimension) > overlap:  # the two ends are enough
+    if neighbour_overlap(ratio, dimension) > overlap:  # the two ends suffice
         return 2
-    # The overlap falls as neighbours move apart: bisect.
+    # The overlap decreases with the ratio: bisect.
     lower, upper = 1.0, ratio
     for _ in range(100):
         middle = (lower + upper) / 2
-        if _overlap(middle, dimension) > overlap:
+        if neighbour_overlap(middle, dimension) > overlap:
             lower = middle
         else:
             upper = middle
     return 1 + max(1, round(math.log(ratio) / math.log(lower)))
 
 
-def _overlap(gamma: float, dimension: int) -> float:
+def neighbour_overlap(gamma: float, dimension: int) -> float:
+    """Probability that the norm of noise at one scale is typical of the next scale.
+
+    Phi(sqrt(2 D) (gamma - 1) + 3 gamma) - Phi(sqrt(2 D) (gamma - 1) - 3 gamma), with the ratio
+    gamma of the scales and D dimensions.
+    """
     cdf, apart = NormalDist().cdf, math.sqrt(2 * dimension) * (gamma - 1)
     return cdf(apart + 3 * gamma) - cdf(apart - 3 * gamma)

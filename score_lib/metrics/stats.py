@@ -1,8 +1,8 @@
-"""Statistics of a set of images: their features, and a record of what computed them.
+"""Statistics of a set of images: their features, and a record of the network that computed them.
 
-Files are .npz without pickle.  Ours hold `pool_3` (N, F), `logits` (N, K) where there are any, and
-`extractor`, `resize`, `digest`, `dataset`, `count` and `hash`.  The layouts in common use are read
-too: `pool_3` alone, or `mu` (F,) and `sigma` (F, F), which serve for the FID only.
+Files are .npz without pickle.  Ours hold `pool_3` (N, F), optionally `logits` (N, K), and
+`extractor`, `resize`, `digest`, `dataset`, `count` and `hash`.  The common layouts are read too:
+`pool_3` alone, or `mu` (F,) and `sigma` (F, F), which suffice for the FID only.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 
 from score_lib.base.distributed import gather
-from score_lib.base.tensors import derive_seed, image_shape
+from score_lib.base.tensors import derive_seed
 from score_lib.disk.files import load_arrays, printable, save_arrays
 from score_lib.disk.logs import progress_bar
 from score_lib.metrics import distances
 from score_lib.metrics.extractors import Extractor
 
-STATS_FOLDER = pathlib.Path(__file__).parents[2] / "assets" / "stats"
 _ARRAYS = ("pool_3", "logits", "mu", "sigma")
 _RECORD = ("extractor", "resize", "digest", "dataset")
 
@@ -38,12 +37,12 @@ class Statistics:
     """Features of N images, or only their mean and covariance.
 
     Attributes:
-        pool_3: features (N, F); None where only mu and sigma are known.
+        pool_3: features (N, F); None if only mu and sigma are known.
         logits: class scores (N, K), or None.
-        mu, sigma: mean (F,) and covariance (F, F), used where there is no pool_3.
-        extractor, resize, digest: of the network that computed them; "" where not recorded.
-        dataset: what the images are, for people.
-        count: number of images; 0 where not known.
+        mu, sigma: mean (F,) and covariance (F, F), used without pool_3.
+        extractor, resize, digest: of the network that computed them; "" if not recorded.
+        dataset: a description of the images.
+        count: number of images; 0 if not known.
     """
 
     pool_3: np.ndarray | None = None
@@ -68,7 +67,7 @@ class Statistics:
     def of(
         cls, extractor: Extractor, pool_3: Tensor, logits: Tensor | None = None, dataset: str = ""
     ) -> Statistics:
-        """Statistics of what an extractor returned: pool_3 (N, F) and logits (N, K) or None."""
+        """Statistics from an extractor's output: pool_3 (N, F) and logits (N, K) or None."""
         return cls(
             pool_3=np.asarray(pool_3),
             logits=None if logits is None else np.asarray(logits),
@@ -92,7 +91,7 @@ class Statistics:
         return distances.moments(torch.as_tensor(self.pool_3, device=device))
 
     def hash(self) -> str:
-        """A short hash of the numbers and of what is known about them."""
+        """A short hash of the arrays and their record."""
         record = [getattr(self, name) for name in _RECORD]
         digest = hashlib.blake2b(repr(record).encode(), digest_size=8)
         for name in _ARRAYS:
@@ -101,7 +100,7 @@ class Statistics:
         return digest.hexdigest()
 
     def made_by(self) -> str:
-        """The network in words, such as "digits (weights 9f31, resize: none)"; "" if unknown."""
+        """The network, such as "'digits' (weights 9f31, resize: none)"; "" if unknown."""
         if not self.extractor:
             return ""
         return f"{self.extractor!r} (weights {self.digest}, resize: {self.resize})"
@@ -112,11 +111,14 @@ def _check_rows(name: str, values: np.ndarray | None, count: int) -> None:
         return
     if values.ndim != 2 or not values.shape[1] or not np.issubdtype(values.dtype, np.floating):
         raise ValueError(
-            f"{name} should be rows of floating-point numbers, one per image, not {values.dtype} "
-            f"of shape {values.shape}"
+            f"{name} must be rows of floating-point numbers, one per image, not {values.dtype} of "
+            f"shape {values.shape}"
         )
     if len(values) != count or count < 2:
-        raise ValueError(f"{name} has {len(values)} rows for {count} images; two are the least")
+        raise ValueError(
+            f"{name} has {len(values)} rows for {count} images: one row per image and two or more "
+            "images are needed"
+        )
     if not np.isfinite(values).all():
         raise ValueError(f"{name} has values that are not finite")
 
@@ -126,10 +128,10 @@ def _check_moments(mu: np.ndarray | None, sigma: np.ndarray | None) -> None:
         raise ValueError("there is neither 'pool_3' nor both 'mu' and 'sigma'")
     if mu.ndim != 1 or not mu.size or sigma.shape != (*mu.shape, *mu.shape):
         raise ValueError(
-            f"mu and sigma should have shapes (F,) and (F, F), not {mu.shape} and {sigma.shape}"
+            f"mu and sigma must have shapes (F,) and (F, F), not {mu.shape} and {sigma.shape}"
         )
     if not all(np.issubdtype(x.dtype, np.floating) and np.isfinite(x).all() for x in (mu, sigma)):
-        raise ValueError("mu and sigma should be finite floating-point numbers")
+        raise ValueError("mu and sigma must be finite floating-point numbers")
 
 
 def compute_statistics(
@@ -141,17 +143,17 @@ def compute_statistics(
 ) -> Statistics:
     """Features and class scores of images.
 
-    Rows are put into an order that looks random and is always the same: the kernel distance
-    compares blocks of rows, and data sets are often sorted by class.
+    Rows are shuffled with a fixed seed: the kernel distance compares blocks of rows, and data sets
+    are often sorted by class.
 
-    Several processes each give batches of their own, in the order of their ranks, and get the
-    statistics of all.
+    With several ranks, each passes its own batches, and all get the statistics of the batches of
+    all ranks, in the order of ranks.
 
     Args:
-        extractor: gives the features.
+        extractor: computes the features.
         batches: images (B, H, W, C) uint8.
         progress: show a progress bar.
-        dataset: name of the images, for the record.
+        dataset: a description of the images, for the record.
     Raises:
         ValueError: fewer than two images, or images that the extractor cannot take.
     """
@@ -163,7 +165,7 @@ def compute_statistics(
             bar.update()
     parts = list(itertools.chain.from_iterable(gather(parts)))
     if sum(len(part["pool_3"]) for part in parts) < 2:
-        raise ValueError("statistics need two images or more")
+        raise ValueError("statistics need two or more images")
     pool_3 = torch.cat([part["pool_3"] for part in parts])
     order = np.random.default_rng(derive_seed("order of statistics")).permutation(len(pool_3))
     logits = None
@@ -180,7 +182,7 @@ def save_statistics(path: str | os.PathLike, stats: Statistics) -> None:
     """
     arrays = {name: getattr(stats, name) for name in _ARRAYS if getattr(stats, name) is not None}
     record = {name: np.array(getattr(stats, name)) for name in (*_RECORD, "count")}
-    # The hash comes first: a damaged list of contents may lose what comes last.
+    # The hash comes first: a damaged table of contents may lose the last entries.
     save_arrays(path, hash=np.array(stats.hash()), **arrays, **record)
 
 
@@ -189,7 +191,7 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds something else.
+        ValueError: it is damaged or not one of statistics.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -205,60 +207,24 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
         raise ValueError(f"{path} is not a file of statistics: {printable(str(error))}") from error
     if str(arrays.get("hash", stats.hash())) != stats.hash():
         raise ValueError(
-            f"{path} was changed after it was written (its hash is another): make it again with "
+            f"{path} was changed after it was written (its hash differs): compute it again with "
             "--mode fid_stats"
         )
     return stats
 
 
-def stats_path(config) -> pathlib.Path:
-    """Where the statistics of the configured data set are: `eval.stats`, or a name in assets/stats.
-
-    `cifar10_stats.npz`, `celeba_stats.npz` and `lsun_{category}_{size}_stats.npz` are the
-    published names.  Others carry the size, and the user's own images a hash of where they are.
-    """
-    if chosen := config.eval.get("stats", ""):
-        return pathlib.Path(chosen)
-    parts = [config.data.dataset.lower()]
-    if parts[0] not in ("cifar10", "celeba"):
-        channels, height, width = image_shape(config)
-        parts.append(config.data.get("category", ""))
-        parts.append(f"{height}" if height == width else f"{height}x{width}")
-        if source := config.data.get("path", ""):
-            place = pathlib.Path(source).resolve()
-            identity = derive_seed("statistics", str(place), channels) % 16**8
-            parts[1:1] = [place.stem, f"{identity:08x}"]
-    return STATS_FOLDER / ("_".join(filter(None, [*parts, "stats"])) + ".npz")
-
-
-def load_dataset_stats(config) -> Statistics:
-    """Statistics of the configured data set, from the file that `stats_path` names.
-
-    Raises:
-        FileNotFoundError: they have not been made yet.
-        ValueError: the file is damaged, or holds something else.
-    """
-    path = stats_path(config)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there are no statistics of {config.data.dataset} at {path}: make them with "
-            "--mode fid_stats, or name a file with --config.eval.stats=FILE"
-        )
-    return load_statistics(path)
-
-
 def metrics(
     real: Statistics, fake: Statistics, device: torch.device | str = "cpu"
 ) -> dict[str, float | None]:
-    """All distances between two sets of images, by the definitions of the published results.
+    """All distances between two sets of images, as defined for the published results.
 
     Args:
         real: statistics of the data set.
         fake: statistics of samples; the Inception Score is theirs.
-        device: where the work is done.
+        device: of the computation.
     Returns:
-        "fid", "inception_score", "kid", "kid_standard_error", "precision" and "recall".  What
-        the statistics do not suffice for is None, and a warning says why.
+        "fid", "inception_score", "kid", "kid_standard_error", "precision" and "recall"; None for
+        those that cannot be computed from these statistics, with a warning that says why.
     Raises:
         ValueError: features of different extractors.
     """
@@ -274,8 +240,8 @@ def metrics(
         result["inception_score"] = distances.inception_score(logits)[0]
     if real.pool_3 is None or fake.pool_3 is None:
         logging.warning(
-            "no KID, precision or recall: they need the features of every image (pool_3), and "
-            "the statistics of the %s have only their mean and covariance",
+            "no KID, precision or recall: these need the features of every image (pool_3), but "
+            "the statistics of the %s have only mean and covariance",
             "data" if real.pool_3 is None else "samples",
         )
         return result
@@ -298,7 +264,7 @@ def _check_comparable(real: Statistics, fake: Statistics) -> None:
         )
     if not all(made_by):
         logging.warning(
-            "the statistics of the %s do not say which extractor made them: distances mean nothing "
-            "unless it was the same for both",
+            "the statistics of the %s do not name their extractor: distances are meaningless "
+            "unless both sets have the same one",
             "data" if not made_by[0] else "samples",
         )

@@ -1,8 +1,7 @@
 """Controllable generation and the latent space from the command line: `--mode control`.
 
-A task is a function of a run that gives pictures, side by side in rows, and figures; it is chosen
-by `control.task`.  Result r of row k has noise of its own, a function of the seed and of
-k `control.num_results` + r, not of the batches that are computed at once.
+A task, chosen by `control.task`, is a function of a run that returns rows of pictures and figures.
+Result r of row k is sample number k `control.num_results` + r of the seed, whatever its batch.
 """
 
 from __future__ import annotations
@@ -20,15 +19,18 @@ from torch import Tensor
 from score_lib.base import distributed
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import SampleNoise, derive_seed
-from score_lib.data import read_inputs, read_mask
+from score_lib.data.inputs import read_inputs, read_mask
 from score_lib.disk.files import open_folder, save_arrays
 from score_lib.disk.logs import messages_to
 from score_lib.disk.pictures import is_picture, save_grid, to_uint8
 from score_lib.disk.reports import mean_and_error, write_report
 from score_lib.inverse import latent
-from score_lib.inverse.methods import ClassGuidance, StartFrom, get_restoration
-from score_lib.inverse.operators import LinearOperator, Mask, get_operator, measure
-from score_lib.metrics import get_extractor
+from score_lib.inverse.classes import ClassGuidance
+from score_lib.inverse.configured import build_operator, build_restoration
+from score_lib.inverse.editing import StartFrom
+from score_lib.inverse.masks import Mask
+from score_lib.inverse.operators import LinearOperator, measure
+from score_lib.metrics.configured import get_extractor
 from score_lib.runs.setup import Run, from_checkpoint, in_batches, restored
 from score_lib.samplers.constraints import Constraint
 from score_lib.samplers.grids import visited_times
@@ -40,13 +42,13 @@ register_task, get_task = _TASKS.register, _TASKS.get
 
 @dataclasses.dataclass
 class Outcome:
-    """What a task has made.
+    """The result of a task.
 
     Attributes:
         columns: of the picture: names, and images in [0, 1], (rows, *D) or, where a column is
             several images wide, (rows, width, *D).
         figures: rows of the report.
-        arrays: what else is kept, by name; None is left out.
+        arrays: further arrays to save, by name; None is left out.
     """
 
     columns: dict[str, Tensor]
@@ -68,12 +70,11 @@ def control(config, workdir: str | os.PathLike) -> pathlib.Path:
         OSError: a file is missing, or the folder cannot be written.
     """
     if distributed.world() > 1:
-        raise ValueError("--mode control is work for one process: start it without torchrun")
+        raise ValueError("--mode control runs in one process: start it without torchrun")
     run = restored(config, workdir)
     options = run.config.control
     task = get_task(options.task)
-    with run.state["ema"].applied(run.state["model"].parameters()):
-        outcome = task(run)
+    outcome = task(run)
     folder = pathlib.Path(workdir) / "control" / (options.name or options.task)
     folder = open_folder(folder, run.config)
     with messages_to(folder / "stdout.txt"):
@@ -100,7 +101,7 @@ def _save_picture(path: pathlib.Path, columns: dict[str, Tensor], run: Run) -> N
 
 @register_task(name="inpaint")
 def inpaint(run: Run) -> Outcome:
-    """Fill in what a mask leaves open: `control.mask`, or the operator (the right half)."""
+    """Fill in the open part of a mask: `control.mask`, or the operator (the right half)."""
     return restore(run, operator="half")
 
 
@@ -109,8 +110,8 @@ def colorize(run: Run) -> Outcome:
     """Colour gray images."""
     if run.shape[0] == 1:
         raise ValueError(
-            "there is nothing to colour: the model's images have one channel. Try the config "
-            "configs/vp/color_digits.py"
+            "control.task = 'colorize' needs images of several channels, and the model's have one: "
+            "try the config configs/vp/color_digits.py"
         )
     return restore(run, operator="gray")
 
@@ -120,7 +121,7 @@ def restore(run: Run, operator: str = "super_resolution") -> Outcome:
     """Undo a linear measurement, `control.operator`, by the method `control.method`.
 
     Args:
-        operator: what takes the place of that option where it is "".
+        operator: used where that option is "".
     """
     options = run.config.control
     images, labels = _inputs(run)
@@ -130,8 +131,8 @@ def restore(run: Run, operator: str = "super_resolution") -> Outcome:
     noise_std = options.noise_std * (high - low)
     noise = SampleNoise(derive_seed(run.config.seed, "measurement"), range(len(images)), run.device)
     y = measure(operator, run.scaler(images), noise_std, noise)
-    build = functools.partial(get_restoration(options.method).from_config, run.config, operator)
-    results = _draw(run, len(images), lambda rows: [build(y[rows], noise_std, (low, high))])
+    build = functools.partial(build_restoration, options.method, run.config, operator)
+    results = _draw(run, len(images), lambda rows: [build(y[rows], noise_std, bounds=(low, high))])
     shown = run.inverse_scaler(operator.picture(y, fill=(low + high) / 2))
     residual = operator.apply(run.scaler(results).flatten(0, 1)) - y.repeat_interleave(
         results.shape[1], dim=0
@@ -158,13 +159,13 @@ def _operator(run: Run, default: str) -> LinearOperator:
                 "mask is an operator itself"
             )
         return Mask(run.shape, read_mask(options.mask, run.shape))
-    return get_operator(options.operator or default).from_config(run.config, run.shape)
+    return build_operator(options.operator or default, run.config, run.shape)
 
 
 def _psnr(name: str, results: Tensor, images: Tensor) -> dict[str, float]:
     """Peak signal-to-noise ratio in dB of (rows, results, *D), averaged over images in mean square.
 
-    What a sample of the posterior can have is limited: it differs from the truth by twice the
+    Samples of the posterior cannot reach an arbitrary value: their mean square error is twice the
     posterior's variance.
     """
     error = (results.clamp(0, 1) - images[:, None]).square().mean()
@@ -205,25 +206,28 @@ def _classifier(run: Run, path: str) -> Run:
         )
     classifier = from_checkpoint(path, run.device)
     if classifier.objective != "classifier":
-        raise ValueError(f"control.classifier = {path!r} is no classifier")
+        raise ValueError(
+            f"control.classifier = {path!r} holds a network of training.objective = "
+            f"{classifier.objective!r}: give a checkpoint of a classifier"
+        )
     same = {
         "process": (repr(run.sde), repr(classifier.sde)),
         "shape of images": (run.shape, classifier.shape),
         "data.centered": (run.config.data.centered, classifier.config.data.centered),
     }
-    for what, (ours, theirs) in same.items():
+    for name, (ours, theirs) in same.items():
         if ours != theirs:
             raise ValueError(
-                f"{path} was trained for another {what} than the score network: "
+                f"{path} was trained for another {name} than the score network: "
                 f"{theirs}, not {ours}"
             )
     return classifier
 
 
 def _recognised(run: Run, results: Tensor, labels: Tensor | None) -> dict[str, float]:
-    """The share of results (rows, results, *D) that the evaluation's own classifier, where it has
-    one for the data set, takes for their row's class."""
-    extractor = run.config.eval.get("extractor", "") or run.config.data.dataset.lower()
+    """The share of results (rows, results, *D) that the evaluation's classifier, if the data set
+    has one, assigns to their row's class."""
+    extractor = run.config.eval.extractor or run.config.data.dataset.lower()
     if labels is None or extractor != "digits":
         return {}
     pixels = to_uint8(results.flatten(0, 1), run.levels)
@@ -237,7 +241,7 @@ def _recognised(run: Run, results: Tensor, labels: Tensor | None) -> dict[str, f
 
 @register_task(name="edit")
 def edit(run: Run) -> Outcome:
-    """Forget what images look like up to `control.start_time`, and sample from there."""
+    """Add noise to images up to `control.start_time`, and sample from there."""
     images, labels = _inputs(run)
     x, start_time = run.scaler(images), run.config.control.start_time
     sde = run.sde
@@ -327,9 +331,8 @@ def compare_codes(run: Run) -> Outcome:
         )
     images, _ = _inputs(run, least=2)
     ours = _encode(run, images, tolerance)
-    with other.state["ema"].applied(other.state["model"].parameters()):
-        theirs = _encode(other, images, tolerance)
-        swapped = _decode(other, ours, tolerance)
+    theirs = _encode(other, images, tolerance)
+    swapped = _decode(other, ours, tolerance)
     found = latent.code_correlation(ours, theirs)
     figures = {
         "images": len(images),
@@ -345,12 +348,12 @@ def compare_codes(run: Run) -> Outcome:
 
 def _encode(run: Run, images: Tensor, tolerance: float) -> Tensor:
     encode = latent.get_encoder(run.sde, run.scaler, **_flow_options(run, tolerance))
-    return _in_batches(run, lambda x: encode(run.state["model"], x)[0], images)
+    return _in_batches(run, encode, images)
 
 
 def _decode(run: Run, codes: Tensor, tolerance: float) -> Tensor:
     decode = latent.get_decoder(run.sde, run.inverse_scaler, **_flow_options(run, tolerance))
-    return _in_batches(run, lambda z: decode(run.state["model"], z)[0], codes)
+    return _in_batches(run, decode, codes)
 
 
 def _flow_options(run: Run, tolerance: float) -> dict:
@@ -362,7 +365,7 @@ def _flow_options(run: Run, tolerance: float) -> dict:
     }
 
 
-# --- What tasks share -----------------------------------------------------------------------------
+# --- Shared by tasks -----------------------------------------------------------------------------
 
 
 def _inputs(run: Run, least: int = 1) -> tuple[Tensor, Tensor | None]:
@@ -373,9 +376,9 @@ def _inputs(run: Run, least: int = 1) -> tuple[Tensor, Tensor | None]:
     if len(images) < least:
         raise ValueError(f"control.task = {options.task!r} needs at least {least} images")
     if run.config.data.uniform_dequantization:
-        # A network of dequantised data knows the middle of each grey level.
+        # The middle of each grey level of dequantised data.
         images = (images * (run.levels - 1) + 0.5) / run.levels
-    # Classes of a folder are numbered in the order of their names, and not as the data set's.
+    # The class numbers of a folder are not those of the data set.
     return images, None if options.path else found.labels
 
 
@@ -385,7 +388,7 @@ def _draw(
     """`control.num_results` samples for each row, (rows, results, *D), in [0, 1].
 
     Args:
-        constrain: from the rows (B,) of a batch of samples to what they are to satisfy.
+        constrain: from the rows (B,) of a batch of samples to their constraints.
         options: of the sampler.
     """
     results, parts = run.config.control.num_results, []
@@ -396,5 +399,8 @@ def _draw(
     return torch.cat(parts).unflatten(0, (rows, results))
 
 
-def _in_batches(run: Run, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.cat([fn(part) for part in x.split(run.config.training.batch_size)])
+def _in_batches(run: Run, follow: Callable, x: Tensor) -> Tensor:
+    """The flow `follow(model, x)` from x, by the network as it samples, batch by batch."""
+    with run.sampling_network() as model:
+        parts = [follow(model, part)[0] for part in x.split(run.config.training.batch_size)]
+    return torch.cat(parts)

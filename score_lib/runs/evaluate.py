@@ -21,7 +21,7 @@ from score_lib.runs.setup import Run, setup
 
 
 def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> list[dict]:
-    """Evaluate checkpoints by what `eval.enable_*` ask for; see `measures` for the files.
+    """Evaluate checkpoints by the measures in `eval.enable_*`; see `measures` for the files.
 
     An evaluation that was killed resumes at the first missing round.
 

@@ -22,7 +22,8 @@ from score_lib.disk.reports import markdown_table, mean_and_error, save_histogra
 from score_lib.likelihood import bits_per_dim, get_log_likelihood_fn, offsets
 from score_lib.losses.classifier import ClassifierLoss
 from score_lib.losses.noisy import Draws, NoisyLoss
-from score_lib.metrics import Statistics, get_extractor, load_dataset_stats, metrics
+from score_lib.metrics.configured import get_extractor, load_dataset_stats
+from score_lib.metrics.stats import Statistics, metrics
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.rounds import Job
 from score_lib.runs.setup import Run, in_batches

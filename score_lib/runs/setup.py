@@ -66,8 +66,9 @@ class Run:
     @functools.cached_property
     def state(self) -> dict:
         """ "model", "ema" and "step" (updates made), built when first used."""
-        torch.manual_seed(self.config.seed)
-        model = create_model(self.config, self.device)
+        with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+            torch.manual_seed(self.config.seed)
+            model = create_model(self.config, self.device)
         ema = ExponentialMovingAverage(model.parameters(), self.config.model.ema_rate)
         return {"model": model, "ema": ema, "step": 0}
 
@@ -77,7 +78,7 @@ class Run:
 
     @property
     def objective(self) -> str:
-        """What the network is trained for: "score" or "classifier"."""
+        """The training objective: "score" or "classifier"."""
         return self.config.training.objective
 
     @property
@@ -186,7 +187,7 @@ class Run:
     def first_samples(self) -> Tensor:
         """The first `sampling.num_samples` images of the run's seed, (B, *D), on the CPU.
 
-        In batches no larger than training's, so that whatever can be trained can be sampled;
+        In batches no larger than training's, so that they fit into memory;
         several processes share the batches.
         """
         indices = range(self.config.sampling.num_samples)
@@ -202,7 +203,7 @@ def in_batches(indices: range, size: int) -> list[range]:
 
 
 def setup(config) -> Run:
-    """Check a config, build what needs no network, and try the rest on a network of zeros.
+    """Check a config, build everything but the network, and dry-run it with a zero network.
 
     Raises:
         ValueError: an unknown name, a misspelt option, a value out of range, or options that do
@@ -244,12 +245,12 @@ def from_checkpoint(path: str | os.PathLike, device: torch.device) -> Run:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is no checkpoint, or holds no config, as published ones do not.
+        CheckpointError: it is not a checkpoint, or holds no config, as published ones do not.
     """
     contents = read_checkpoint(path, device)
     if not contents.get("config"):
         raise CheckpointError(
-            f"{path} holds no config, which says what its network is: use a checkpoint that was "
+            f"{path} holds no config, so that its network is unknown: use a checkpoint that was "
             "trained here"
         )
     config = ConfigDict(json.loads(contents["config"]))

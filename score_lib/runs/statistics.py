@@ -9,14 +9,9 @@ import torch
 
 from score_lib.base import distributed
 from score_lib.data.loading import get_dataset
-from score_lib.metrics import (
-    compute_statistics,
-    fitting_num_scales,
-    get_extractor,
-    largest_pairwise_distance,
-    save_statistics,
-    stats_path,
-)
+from score_lib.metrics.configured import get_extractor, stats_path
+from score_lib.metrics.noise_scales import fitting_num_scales, largest_pairwise_distance
+from score_lib.metrics.stats import compute_statistics, save_statistics
 from score_lib.runs.heldout import DataBytes
 from score_lib.runs.setup import setup
 

@@ -1,4 +1,4 @@
-"""What samples are to satisfy.  [S21, section 5]"""
+"""Conditions on samples.  [S21, section 5]"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Constraint:
     def wrap(self, sde: SDE, step: Callable, noise: Callable) -> Callable:
         """A step (x, t, s) -> (x, x_mean) that changes the result of another step.
 
-        What the constraint imposes is taken at time t, as in the published samplers.
+        The condition is imposed at time t, as in the published samplers.
         """
         return step
 

@@ -47,7 +47,7 @@ def get_ode_sampler(
         per_sample: control each sample's error separately.
         constraints: conditions on samples; here only by a guided score.
         start_time: time at which integration starts; None is T.
-        differentiable: keep what a gradient of the samples needs; needs "RK45".
+        differentiable: keep the graph for a gradient of the samples; requires "RK45".
     Returns:
         `sample(model, z=None, *, noise=None, progress=False) -> (samples (B, *D), evaluations)`;
         z is the latent code x_T (B, *D), in place of a draw from the prior.  `progress` is a no-op:

@@ -67,7 +67,7 @@ def get_pc_sampler(
         grid: kind of time grid, see `time_grid`; "" is the published one, uniform.
         constraints: conditions on samples; the first is innermost.
         start_time, stop_time: part of the run to make, see `visited_times`.
-        differentiable: keep what a gradient of the samples needs: x at every step; scores are
+        differentiable: keep the graph for a gradient of the samples: x at every step; scores are
             recomputed in the backward pass.
     Returns:
         `sample(model, z=None, *, noise=None, progress=False, callback=None)`, which gives samples
@@ -143,10 +143,10 @@ def predictor_step(
     *,
     chain: bool = True,
 ) -> Step:
-    """The step of a predictor class; None stands for no predictor.
+    """The step of a predictor class; None means no predictor.
 
     Args:
-        chain: make the steps of the process's own chain, whatever time they lead to.
+        chain: make the steps of the process's own chain.
     """
     built = (predictor or NonePredictor)(sde, score_fn, probability_flow)
     if noise is not None:
@@ -164,7 +164,7 @@ def corrector_step(
     n_steps: int,
     noise: Noise | None = None,
 ) -> Step:
-    """The step of a corrector class, at the time t; None stands for no corrector."""
+    """The step of a corrector class, at the time t; None means no corrector."""
     built = (corrector or NoneCorrector)(sde, score_fn, snr, n_steps)
     if noise is not None:
         built.noise = noise

@@ -195,7 +195,7 @@ class DPMSolver3M(_Multistep):
 class DPMSolverSDE(_Linear):
     """The reverse SDE with D as a line through the last two values.  [Lu et al. 2022]
 
-    Noise is exact: where D is constant, so are samples in distribution, whatever the step.
+    Noise is exact: where D is constant, samples have the right distribution for any step.
     """
 
     def step(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

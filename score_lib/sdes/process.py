@@ -63,7 +63,7 @@ class SDE(abc.ABC):
 
     @abc.abstractmethod
     def prior_sampling(self, shape: tuple[int, ...]) -> Tensor:
-        """Samples of the given shape from the prior, which stands for p_T; on the CPU."""
+        """Samples of the given shape from the prior, which approximates p_T; on the CPU."""
 
     @abc.abstractmethod
     def prior_logp(self, z: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class SDE(abc.ABC):
             f"{type(self).__name__} has no discrete noise levels: set training.continuous = True"
         )
 
-    # What samplers ask of a process beyond its equation.
+    # Hooks of samplers.
 
     def langevin_alpha(self, t: Tensor) -> Tensor:
         """Scale (B,) of the Langevin corrector's step at time t.  [S21, appendix G]"""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from score_lib import data as datasets
+import datasets
 
 SIDE = 8
 CANARY = "canary"

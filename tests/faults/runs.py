@@ -85,7 +85,7 @@ class Bench:
         self._make_data()
 
     def _make_data(self) -> None:
-        from score_lib.data import get_dataset
+        from datasets import get_dataset
 
         _, _, info = get_dataset(small_config(), evaluation=True)
         images = info.sources["train"].read(np.arange(320))[0]

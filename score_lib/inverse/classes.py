@@ -1,0 +1,69 @@
+"""Guidance by a classifier of noisy data.  [S21, section 5 and appendix I.1]"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from score_lib.base.tensors import batch_mul
+from score_lib.samplers.constraints import Constraint
+from score_lib.samplers.loop import Noise
+from score_lib.scores import get_classifier_grad_fn
+from score_lib.sdes.process import SDE
+
+
+class ClassGuidance(Constraint):
+    """Adds scale grad log p(label | x_t) to the score.  [S21, section 5 and appendix I.1]
+
+    Args:
+        classifier: network, or function, of x_t (B, *D) and s(t) (B,) that gives logits (B, K).
+        labels: (B,) whole numbers in [0, K).
+        scale: of the gradient; above 1, samples are more typical of their class.
+        until: the last time at which the classifier is used; None is T.  With more noise it may be
+            no better than chance.
+    Raises:
+        ValueError: labels are not whole numbers, (B,); when sampling starts: they are not in
+            [0, K), or not as many as samples.
+    """
+
+    def __init__(
+        self,
+        classifier: Callable,
+        labels: Tensor,
+        scale: float = 1.0,
+        *,
+        until: float | None = None,
+    ):
+        if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+            raise ValueError(
+                f"labels are whole numbers, one a sample: (B,), not {labels.dtype} of shape "
+                f"{tuple(labels.shape)}"
+            )
+        self.classifier, self.labels = classifier, labels.to(torch.int64)
+        self.scale, self.until = scale, until
+
+    def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        self.labels = self.labels.to(x.device)
+        if len(x) != len(self.labels):
+            raise ValueError(f"{len(self.labels)} labels were given for {len(x)} samples")
+        # Before the loop: on a GPU a wrong label would abort the process.
+        classes = self.classifier(x[:1], torch.ones_like(t[:1])).shape[1]
+        wrong = self.labels[(self.labels < 0) | (self.labels >= classes)]
+        if len(wrong):
+            raise ValueError(
+                f"label {int(wrong[0])} is not one of the classifier's {classes} classes, 0 to "
+                f"{classes - 1}"
+            )
+        return x
+
+    def guide(self, sde: SDE, score_fn: Callable) -> Callable:
+        grad_fn = get_classifier_grad_fn(self.classifier)
+
+        def guided(x: Tensor, t: Tensor) -> Tensor:
+            _, noise_std = sde.marginal_prob(torch.zeros_like(t), t)
+            scale = self.scale * (t <= (sde.T if self.until is None else self.until))
+            return score_fn(x, t) + batch_mul(scale, grad_fn(x, noise_std, self.labels))
+
+        return guided

@@ -1,0 +1,187 @@
+"""Samplers for conditional generation, with the published signatures.  [S21, appendix I]"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from score_lib.inverse.classes import ClassGuidance
+from score_lib.inverse.configured import get_restoration
+from score_lib.inverse.consistency import DataConsistency, PublishedGray
+from score_lib.inverse.editing import StartFrom
+from score_lib.inverse.masks import Mask
+from score_lib.inverse.measured import check_floats
+from score_lib.inverse.operators import LinearOperator
+from score_lib.inverse.separable import GrayScale
+from score_lib.samplers.constraints import Constraint
+from score_lib.samplers.correctors import Corrector
+from score_lib.samplers.pc import get_pc_sampler
+from score_lib.samplers.predictors import Predictor
+from score_lib.sdes.process import SDE
+
+
+def pc_factory(constrain: Callable[..., tuple[Constraint, Tensor]]) -> Callable:
+    """Make a factory of samplers from what turns their input into a constraint.
+
+    Args:
+        constrain: takes what the samplers take after the model, and gives the constraint and a
+            tensor with the shape of the samples, on their device.
+    Returns:
+        `factory(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False,
+        continuous=False, denoise=True, eps=1e-5, **options) -> sampler`, where
+        `sampler(model, ..., *, noise=None, progress=False)` gives images (B, *D) in [0, 1]; the
+        arguments are those of `sampling.get_pc_sampler`.
+    """
+
+    def factory(
+        sde: SDE,
+        predictor: type[Predictor] | None,
+        corrector: type[Corrector] | None,
+        inverse_scaler: Callable,
+        snr: float,
+        n_steps: int = 1,
+        probability_flow: bool = False,
+        continuous: bool = False,
+        denoise: bool = True,
+        eps: float = 1e-5,
+        **options,
+    ) -> Callable:
+        def sampler(model, *given, noise=None, progress=False, **named) -> Tensor:
+            constraint, like = constrain(*given, **named)
+            sample = get_pc_sampler(
+                sde,
+                like.shape,
+                predictor,
+                corrector,
+                inverse_scaler,
+                snr,
+                n_steps,
+                probability_flow,
+                continuous,
+                denoise,
+                eps,
+                like.device,
+                constraints=[constraint],
+                **options,
+            )
+            return sample(model, noise=noise, progress=progress)[0]
+
+        return sampler
+
+    factory.__name__, factory.__doc__ = constrain.__name__, constrain.__doc__
+    return factory
+
+
+@pc_factory
+def get_pc_inpainter(data: Tensor, mask: Tensor) -> tuple[Constraint, Tensor]:
+    """Fill in what a mask leaves open: `inpainter(model, data, mask)`.  [S21, appendix I.2]
+
+    data (B, *D) is in the network's range, and mask is 1 where it is known; what data hold where
+    the mask is 0 is not looked at.  Further arguments: see `pc_factory`.
+    """
+    check_floats("the data", data)
+    operator = Mask(data.shape[1:], mask.to(data.device))
+    return DataConsistency(operator, operator.apply(data)), data
+
+
+@pc_factory
+def get_pc_colorizer(gray_scale_img: Tensor) -> tuple[Constraint, Tensor]:
+    """Colour gray images: `colorizer(model, gray_scale_img)`.  [S21, appendix I.3]
+
+    The gray images (B, C, *D) have equal channels, in the network's range.  Further arguments: see
+    `pc_factory`.
+    """
+    check_floats("a gray image", gray_scale_img)
+    if gray_scale_img.dim() < 2 or not torch.allclose(
+        gray_scale_img, gray_scale_img[:, :1], rtol=0, atol=1e-3
+    ):
+        raise ValueError(
+            "gray images are (B, C, *D) with equal channels, as many as the network's: from images "
+            "of one channel, x.expand(-1, C, -1, -1); these have shape "
+            f"{tuple(gray_scale_img.shape)}"
+        )
+    operator = GrayScale(gray_scale_img.shape[1:])
+    return PublishedGray(operator, operator.apply(gray_scale_img)), gray_scale_img
+
+
+@pc_factory
+def get_pc_restorer(
+    operator: LinearOperator,
+    measurement: Tensor,
+    noise_std: float = 0.0,
+    *,
+    method: str = "tweedie",
+    **settings,
+) -> tuple[Constraint, Tensor]:
+    """Solve a linear inverse problem: `restorer(model, operator, measurement, noise_std=0.0, *,
+    method="tweedie", **settings)`.
+
+    measurement (B, *M) is of data in the network's range, with noise of standard deviation
+    noise_std; method is the name of a restoration method, and settings are its own.  Further
+    arguments: see `pc_factory`.
+    """
+    constraint = get_restoration(method)(operator, measurement, noise_std, **settings)
+    return constraint, measurement.new_empty(len(measurement), *operator.shape)
+
+
+@pc_factory
+def get_pc_editor(data: Tensor) -> tuple[Constraint, Tensor]:
+    """Edit images: `editor(model, data)`, from x_t of data at `start_time`.  [SDEdit]
+
+    data (B, *D) is in the network's range.  The option start_time of the factory says how much of
+    it is forgotten: nothing at 0, all at T.  Further arguments: see `pc_factory`.
+    """
+    return StartFrom(data), data
+
+
+def get_pc_conditional_sampler(
+    sde: SDE,
+    classifier: Callable,
+    shape: tuple[int, ...],
+    predictor: type[Predictor] | None,
+    corrector: type[Corrector] | None,
+    inverse_scaler: Callable,
+    snr: float,
+    n_steps: int = 1,
+    probability_flow: bool = False,
+    continuous: bool = False,
+    denoise: bool = True,
+    eps: float = 1e-5,
+    device: torch.device | str | None = None,
+    *,
+    guidance_scale: float = 1.0,
+    **options,
+) -> Callable:
+    """Samples of given classes, guided by a classifier.  [S21, section 5 and appendix I.1]
+
+    For the ODE, give `sampling.get_ode_sampler` a `ClassGuidance`.
+
+    Args:
+        classifier, guidance_scale: see `ClassGuidance`.
+        sde, ..., device, options: see `sampling.get_pc_sampler`.
+    Returns:
+        `sampler(model, labels, *, noise=None, progress=False) -> images (B, *D)`, for labels (B,).
+    """
+
+    def sampler(model, labels, *, noise=None, progress=False):
+        sample = get_pc_sampler(
+            sde,
+            shape,
+            predictor,
+            corrector,
+            inverse_scaler,
+            snr,
+            n_steps,
+            probability_flow,
+            continuous,
+            denoise,
+            eps,
+            device,
+            constraints=[ClassGuidance(classifier, labels, guidance_scale)],
+            **options,
+        )
+        return sample(model, noise=noise, progress=progress)[0]
+
+    return sampler

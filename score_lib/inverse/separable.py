@@ -1,0 +1,233 @@
+"""Operators by their singular value decomposition: one matrix along each axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from score_lib.inverse.operators import (
+    Constants,
+    LinearOperator,
+    Shape,
+    Weight,
+    checked_weights,
+    register_operator,
+    sides_of,
+)
+
+
+class Separable(LinearOperator):
+    """One matrix along each axis of x: a blur, a lower resolution, a mix of channels.
+
+    The singular values are the products of those of the matrices.
+
+    Args:
+        shape: D.
+        matrices: for each axis of D a matrix (m, n), n being its length, or None to leave it alone.
+    Raises:
+        ValueError: a matrix does not fit its axis.
+    """
+
+    def __init__(self, shape: Shape, matrices: Sequence[Tensor | None]):
+        super().__init__(shape)
+        matrices = [None if m is None else _float64(m) for m in matrices]
+        self.measured_shape = _measured_shape(self.shape, matrices)
+        left, d, right = zip(*map(_svd, matrices), strict=True) if matrices else ((), (), ())
+        d = _outer(d)
+        kept = d > self.rcond * d.max()
+        self._matrices = Constants(*matrices)
+        self._left, self._right = Constants(*left), Constants(*right)
+        # In place of the values that count as zero stands one that is safe to divide by.
+        self._spectrum = Constants(torch.where(kept, d, d.max()), kept)
+
+    def apply(self, x: Tensor) -> Tensor:
+        return _along_axes(self.check_x(x), self._matrices.like(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return _along_axes(self.check_y(y), self._matrices.like(y), transpose=True)
+
+    def spectral(self, x: Tensor, weight: Weight) -> Tensor:
+        d, kept = self._spectrum.like(x)
+        right = self._right.like(x)
+        z = _along_axes(self.check_x(x), right, transpose=True)
+        weights = checked_weights(weight, d.reshape(1, -1), len(x)).reshape(-1, *d.shape)
+        return _along_axes(torch.where(kept, weights * z, 0.0), right)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        # Not by way of A^T y, whose rounding would be divided by d^2.
+        d, kept = self._spectrum.like(y)
+        z = _along_axes(self.check_y(y), self._left.like(y), transpose=True)
+        return _along_axes(torch.where(kept, z / d, 0.0), self._right.like(y))
+
+
+class _BlockMean(Separable):
+    """The mean over blocks, whose length is given for each axis of D."""
+
+    def __init__(self, shape: Shape, blocks: Sequence[int]):
+        self.blocks = tuple(blocks)
+        super().__init__(shape, [_block_mean(n, b) for n, b in zip(shape, blocks, strict=True)])
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """Every block filled with its mean."""
+        x = self.check_y(y)
+        for axis, block in enumerate(self.blocks, start=1):
+            x = x.repeat_interleave(block, dim=axis)
+        return x
+
+
+@register_operator(name="super_resolution", options={"factor": "control.factor"})
+class SuperResolution(_BlockMean):
+    """A lower resolution is known: the mean over blocks of pixels.
+
+    Args:
+        shape: D; every axis but the first is reduced, and an only one.
+        factor: length of a block along each of these axes.
+    Raises:
+        ValueError: the factor does not divide a side.
+    """
+
+    def __init__(self, shape: Shape, factor: int = 2):
+        sides = sides_of(shape)
+        if factor < 1 or any(n % factor for n in sides):
+            raise ValueError(
+                f"super-resolution by a factor {factor} needs sides that it divides, not {sides}"
+            )
+        super().__init__(shape, [*[1] * (len(shape) - len(sides)), *[factor] * len(sides)])
+
+
+@register_operator(name="gray")
+class GrayScale(_BlockMean):
+    """The mean over the channels, the first axis of D, is known; it keeps that axis."""
+
+    def __init__(self, shape: Shape):
+        super().__init__(shape, [shape[0], *[1] * (len(shape) - 1)])
+
+
+@register_operator(name="blur", options={"std": "control.blur_std"})
+class GaussianBlur(Separable):
+    """Convolution with a Gaussian, along every axis but the first, or along an only one.
+
+    The image goes on beyond its border as its mirror image.  So A is symmetric: it keeps a
+    constant, as rows of weights that sum to one would, and also keeps the mean of any image.
+
+    Args:
+        shape: D.
+        std: standard deviation of the kernel, in pixels.
+    Raises:
+        ValueError: the standard deviation is not positive.
+    """
+
+    def __init__(self, shape: Shape, std: float = 1.0):
+        if not std > 0:
+            raise ValueError(f"a blur needs a standard deviation above 0 pixels, not {std}")
+        sides = sides_of(shape)
+        super().__init__(
+            shape, [*[None] * (len(shape) - len(sides)), *(_mirrored_blur(n, std) for n in sides)]
+        )
+
+    def picture(self, y: Tensor, fill: float = 0.0) -> Tensor:
+        """The blurred image itself: its pseudo-inverse shows mostly noise."""
+        return self.check_y(y)
+
+
+class MatrixOperator(LinearOperator):
+    """Any matrix, for x that is small enough.
+
+    Args:
+        shape: D.
+        matrix: (M, n), n being the number of entries of D, in the order of `x.flatten()`.
+    Raises:
+        ValueError: the matrix does not fit D.
+    """
+
+    def __init__(self, shape: Shape, matrix: Tensor):
+        super().__init__(shape)
+        self._flat = Separable([math.prod(self.shape)], [matrix])
+        self.measured_shape = self._flat.measured_shape
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self._flat.apply(_flatten(self.check_x(x)))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._unflatten(self._flat.adjoint(self.check_y(y)))
+
+    def spectral(self, x: Tensor, weight: Weight) -> Tensor:
+        return self._unflatten(self._flat.spectral(_flatten(self.check_x(x)), weight))
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self._unflatten(self._flat.pinv(self.check_y(y)))
+
+    def _unflatten(self, x):
+        return x.reshape(len(x), *self.shape)
+
+
+def _along_axes(x: Tensor, matrices: Sequence[Tensor | None], transpose: bool = False) -> Tensor:
+    """x (B, *D) with each axis of D multiplied by its matrix or its transpose."""
+    for axis, matrix in enumerate(matrices, start=1):
+        if matrix is not None:
+            x = (x.movedim(axis, -1) @ (matrix if transpose else matrix.mT)).movedim(-1, axis)
+    # Noise like x is drawn in the order of x in memory, which must be the same for all operators.
+    return x.contiguous()
+
+
+def _svd(matrix: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """U (m, r), d (r,) and V (n, r); for None, an identity that is not written out."""
+    if matrix is None:
+        return None, torch.ones(1, dtype=torch.float64), None
+    left, d, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left, d, right.mT
+
+
+def _outer(factors: Sequence[Tensor]) -> Tensor:
+    """The products of the entries of vectors: an axis for each of them."""
+    product = torch.ones((), dtype=torch.float64)
+    for values in factors:
+        product = product[..., None] * values
+    return product
+
+
+def _measured_shape(shape: tuple[int, ...], matrices: Sequence[Tensor | None]) -> tuple[int, ...]:
+    fits = len(matrices) == len(shape) and all(
+        m is None or (m.dim() == 2 and len(m) and m.shape[1] == n)
+        for m, n in zip(matrices, shape, strict=True)
+    )
+    if not fits:
+        given = [None if m is None else tuple(m.shape) for m in matrices]
+        raise ValueError(
+            f"x of shape {shape} needs for each axis a matrix with as many columns as it is long "
+            f"and at least one row, or None; not matrices of shapes {given}"
+        )
+    return tuple(n if m is None else m.shape[0] for m, n in zip(matrices, shape, strict=True))
+
+
+def _float64(matrix: Tensor) -> Tensor:
+    return torch.as_tensor(matrix).detach().to("cpu", torch.float64)
+
+
+def _flatten(x: Tensor) -> Tensor:
+    return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+def _block_mean(length: int, block: int) -> Tensor | None:
+    """The matrix (length / block, length) that takes the mean of each block."""
+    if block == 1:
+        return None
+    eye = torch.eye(length // block, dtype=torch.float64)
+    return eye.repeat_interleave(block, dim=1) / block
+
+
+def _mirrored_blur(length: int, std: float) -> Tensor:
+    """The symmetric matrix of a convolution with a Gaussian, cut off at four standard deviations.
+
+    Entries beyond an end are those of ..., 1, 0, 0, 1, ..., n - 1, n - 1, n - 2, ...
+    """
+    radius = math.ceil(4 * std)
+    offset = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-0.5 * (offset.double() / std) ** 2)
+    index = (torch.arange(length)[:, None] + offset) % (2 * length)
+    index = torch.minimum(index, 2 * length - 1 - index)
+    matrix = torch.zeros(length, length, dtype=torch.float64)
+    return matrix.scatter_add_(1, index, (kernel / kernel.sum()).expand(length, -1))

@@ -1,0 +1,242 @@
+"""Break the wiring on purpose, one line at a time, and see that the tests notice.
+
+    python tests/mutations.py            # all, some minutes
+    python tests/mutations.py ema seed   # those whose name holds a word
+
+Each mutation is applied to a copy of the project, in which the named tests then have to fail.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+WIRING = ("tests/test_wiring.py",)
+STEPS = ("tests/test_steps.py",)
+
+
+class Mutation(NamedTuple):
+    """Replace `old` by `new` in a file; `tests` have to fail then."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = WIRING
+
+
+SETUP, TRAIN = "score_lib/runs/setup.py", "score_lib/runs/train.py"
+OPTIMIZATION = "score_lib/losses/optimization.py"
+CONFIGURED, PC = "score_lib/samplers/configured.py", "score_lib/samplers/pc.py"
+MUTATIONS = [
+    Mutation(
+        "training scales images by the inverse scaler",
+        TRAIN,
+        'self.train_step(state, self.run.scaler(batch["image"])',
+        'self.train_step(state, self.run.inverse_scaler(batch["image"])',
+    ),
+    Mutation(
+        "evaluation during training scales by the inverse scaler",
+        TRAIN,
+        'self.eval_step(self.state, self.run.scaler(batch["image"])',
+        'self.eval_step(self.state, self.run.inverse_scaler(batch["image"])',
+    ),
+    Mutation(
+        "every training step draws with the same seed",
+        TRAIN,
+        'derive_seed(self.run.config.seed, "train", state["step"])',
+        'derive_seed(self.run.config.seed, "train", 0)',
+    ),
+    Mutation(
+        "training ignores the seed",
+        TRAIN,
+        'derive_seed(self.run.config.seed, "train", state["step"])',
+        'derive_seed(42, "train", state["step"])',
+    ),
+    Mutation(
+        "draws use the raw weights instead of the ema",
+        SETUP,
+        'self.state["ema"].applied(model.parameters()),',
+        "contextlib.nullcontext(),",
+    ),
+    Mutation(
+        "evaluation during training uses the raw weights instead of the ema",
+        "score_lib/losses/steps.py",
+        'with state["ema"].applied(state["model"].parameters()):',
+        "with contextlib.nullcontext():",
+    ),
+    Mutation(
+        "likelihood weighting is dropped",
+        SETUP,
+        '"likelihood_weighting": options.likelihood_weighting,',
+        '"likelihood_weighting": False,',
+    ),
+    Mutation(
+        "reduce_mean is dropped",
+        SETUP,
+        '"reduce_mean": options.reduce_mean,',
+        '"reduce_mean": True,',
+    ),
+    Mutation("noise removal is ignored", CONFIGURED, "config.sampling.noise_removal", "True"),
+    Mutation("snr is ignored", CONFIGURED, '"snr": "sampling.snr",', '"snr": "optim.lr",'),
+    Mutation(
+        "number of corrector steps is ignored",
+        CONFIGURED,
+        '        "n_steps": "sampling.n_steps_each",\n',
+        "",
+    ),
+    Mutation(
+        "probability flow is ignored",
+        CONFIGURED,
+        '        "probability_flow": "sampling.probability_flow",\n',
+        "",
+    ),
+    Mutation(
+        "number of steps is ignored",
+        CONFIGURED,
+        '        "steps": "sampling.num_steps",\n',
+        "",
+    ),
+    Mutation(
+        "time grid of pc is ignored", CONFIGURED, '        "grid": "sampling.time_grid",\n', ""
+    ),
+    Mutation("churn is ignored", CONFIGURED, '{"churn": "sampling.churn"}', "{}"),
+    Mutation(
+        "sampling draws in the precision of training",
+        SETUP,
+        "options = self.config.sampling\n        return accelerated",
+        "options = self.config.training\n        return accelerated",
+    ),
+    Mutation(
+        "the seed of a draw is ignored",
+        SETUP,
+        "SampleNoise(seed, indices",
+        "SampleNoise(0, indices",
+    ),
+    Mutation(
+        "a sample depends on its place in the batch",
+        SETUP,
+        "SampleNoise(seed, indices",
+        "SampleNoise(seed, range(len(indices))",
+    ),
+    Mutation(
+        "the ema rate is ignored",
+        SETUP,
+        "self.config.model.ema_rate)",
+        "0.999)",
+    ),
+    Mutation(
+        "a named checkpoint is ignored",
+        SETUP,
+        "path = run.config.eval.checkpoint or ",
+        "path = ",
+    ),
+    Mutation("warm-up is ignored", OPTIMIZATION, "warmup=optim.warmup", "warmup=0"),
+    Mutation(
+        "clipping is ignored",
+        OPTIMIZATION,
+        "grad_clip=optim.grad_clip",
+        "grad_clip=-1.0",
+    ),
+    Mutation("beta1 is ignored", OPTIMIZATION, "optim.beta1", "0.9"),
+    Mutation("weight decay is ignored", OPTIMIZATION, "optim.weight_decay", "0.0"),
+    Mutation(
+        "accumulation is ignored", SETUP, "accumulation=options.grad_accumulation", "accumulation=1"
+    ),
+    Mutation(
+        "sigma_max is ignored",
+        "score_lib/sdes/published.py",
+        '"sigma_max": "model.sigma_max", ',
+        "",
+    ),
+    Mutation(
+        "passes of the loss are ignored",
+        "score_lib/runs/measures.py",
+        "repeats = run.config.eval.loss_num_repeats",
+        "repeats = 1",
+    ),
+    Mutation(
+        "probes are ignored",
+        "score_lib/runs/measures.py",
+        "num_probes=options.num_probes",
+        "num_probes=1",
+    ),
+    Mutation(
+        "evaluation uses the raw weights instead of the ema",
+        "score_lib/runs/evaluate.py",
+        'weights = run.state["ema"].applied(run.state["model"].parameters())',
+        "weights = contextlib.nullcontext()",
+    ),
+    Mutation(
+        "the last step does not end at the data",
+        "score_lib/samplers/grids.py",
+        "torch.cat([times, torch.zeros(1)])",
+        "torch.cat([times, times[-1:] / 2])",
+        STEPS,
+    ),
+    Mutation(
+        "fewer steps are as long as those of the chain",
+        PC,
+        "if built.takes_any_step() and not chain:",
+        "if False:",
+        STEPS,
+    ),
+    Mutation(
+        "tables do not follow N",
+        "score_lib/sdes/published.py",
+        'for name in ("_moved", *self._tables()):',
+        "for name in ():",
+        ("tests/test_steps.py", "tests/test_sde.py"),
+    ),
+    Mutation("the callback is not called", PC, "callback=callback, ", "", STEPS),
+]
+
+
+def is_caught(mutation: Mutation, folder: pathlib.Path) -> bool:
+    """Whether the tests fail in a copy of the project with the mutation."""
+    copy = folder / "project"
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.splitlines()
+    for file in filter(lambda name: (ROOT / name).is_file(), files):
+        (copy / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / file, copy / file)
+    path = copy / mutation.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutation.old) != 1:
+        raise ValueError(
+            f"{mutation.name}: {mutation.old!r} occurs {text.count(mutation.old)} times"
+        )
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    result = subprocess.run([*command, *mutation.tests], cwd=copy, capture_output=True, text=True)
+    shutil.rmtree(copy)
+    if result.returncode not in (0, 1):
+        raise RuntimeError(
+            f"{mutation.name}: pytest ended with {result.returncode}\n{result.stdout}"
+        )
+    return result.returncode == 1
+
+
+def main() -> None:
+    """Apply the chosen mutations one by one; exit code 1 if one goes unnoticed."""
+    words = sys.argv[1:]
+    chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
+    missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        for mutation in chosen:
+            caught = is_caught(mutation, pathlib.Path(folder))
+            print(f"{'caught' if caught else 'MISSED'}: {mutation.name}", flush=True)
+            if not caught:
+                missed.append(mutation.name)
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} caught")
+    sys.exit(bool(missed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The user's own images in .npy and .npz files."""
+
+import io
+import os
+import struct
+
+import numpy as np
+import pytest
+import torch
+from dataset_helpers import everything, make_config, random_images, smooth_image
+
+import datasets
+from datasets import DataError
+from score_lib.data import arrays as array_files
+from score_lib.data import preprocess
+
+
+def open_images(path, **options):
+    return datasets.get_dataset(make_config("IMAGES", path=str(path), **options), evaluation=True)
+
+
+@pytest.mark.parametrize("layout", ["channels last", "channels first", "gray", "gray last"])
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_arrays_of_every_layout(tmp_path, layout, kind):
+    channels = 1 if "gray" in layout else 3
+    images = random_images(20, channels, 8, 8)
+    stored = {
+        "channels last": images.transpose(0, 2, 3, 1),
+        "channels first": images,
+        "gray": images[:, 0],
+        "gray last": images[:, 0, :, :, None],
+    }[layout]
+    path = tmp_path / f"images.{kind}"
+    np.save(path, stored) if kind == "npy" else np.savez_compressed(path, stored)
+    _, _, info = open_images(path, num_channels=channels)
+    assert info.num_examples == {"train": 18, "test": 2}
+    held_out = np.arange(20) % 10 == 9
+    for part, expected in (("train", images[~held_out]), ("test", images[held_out])):
+        assert np.array_equal(everything(info.sources[part])[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_npy_files_larger_than_memory_are_read(tmp_path, workers):
+    count = 1 << 22
+    path, shape = tmp_path / "a.npy", (count, 128, 128, 3)
+    images = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.uint8, shape=shape
+    )  # 200 GB, sparse
+    images[9] = 50
+    del images
+    _, test, _ = open_images(path, image_size=128, num_workers=workers)
+    first = next(iter(test))["image"] * 255
+    assert (first[0] == 50).all() and (first[1:] == 0).all()
+
+
+def test_ambiguous_layout_follows_the_configured_shape(tmp_path):
+    """(N, 3, 3, 3) may have channels first or last; it is channels first if that is the shape."""
+    images = random_images(4, 3, 3, 3)
+    np.save(tmp_path / "a.npy", images)
+    _, _, info = open_images(tmp_path / "a.npy", image_size=3)
+    assert np.array_equal(info.sources["train"].images(range(4)).numpy(), images)
+
+
+@pytest.mark.parametrize("name", ["images", "samples", "arr_0", "anything"])
+def test_npz_names_and_labels(tmp_path, name):
+    images, labels = random_images(20, 8, 8, 3), np.arange(20) % 4
+    np.savez(tmp_path / "a.npz", **{name: images, "labels": labels})
+    _, _, info = open_images(tmp_path / "a.npz")
+    assert info.num_classes == 4
+    assert everything(info.sources["test"])[1].tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_floats_are_rounded_to_256_levels(tmp_path, kind):
+    images = random_images(4, 8, 8, 3)
+    np.save(tmp_path / "a.npy", (images / 255).astype(kind))
+    _, _, info = open_images(tmp_path / "a.npy")
+    found = info.sources["train"].images(range(4)).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(found, images) and info.levels == 256
+
+
+def test_arrays_are_resized_and_levels_kept(tmp_path):
+    images = np.stack([smooth_image(20, 30, seed) for seed in range(3)])
+    np.save(tmp_path / "a.npy", images)
+    found = open_images(tmp_path / "a.npy")[2].sources["train"].images(range(3))
+    expected = preprocess.fit(torch.from_numpy(images).permute(0, 3, 1, 2), 8, 8)
+    assert torch.equal(found, expected)
+    np.save(tmp_path / "b.npy", images[:, :8, :8] // 16)
+    assert open_images(tmp_path / "b.npy", levels=16)[2].levels == 16
+    with pytest.raises(DataError, match=r"data.levels=15 allows 0 to 14"):
+        list(open_images(tmp_path / "b.npy", levels=15)[0])
+
+
+def test_mistakes_with_arrays(tmp_path, monkeypatch):
+    class Danger:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "pwned"),))
+
+    images = random_images(4, 8, 8, 3)
+    for stored, message in [
+        (images.astype(np.int64), "holds int64"),
+        (images[0], "data.num_channels=3"),
+        (images[0, 0], r"shape \(8, 3\)"),
+        (images[:0], "no images"),
+        (images[..., :2], r"shape \(4, 8, 8, 2\)"),
+        (images[..., :1], "1 channels, but data.num_channels=3"),
+        (images * 2.0 - 1, "floats outside"),
+        (images * np.nan, "floats outside"),
+        (np.array([Danger()], dtype=object), "not a readable array"),
+    ]:
+        np.save(tmp_path / "a.npy", stored, allow_pickle=True)
+        np.savez(tmp_path / "a.npz", stored)
+        for name in ("a.npy", "a.npz"):
+            with pytest.raises(DataError, match=message):
+                list(open_images(tmp_path / name)[0])
+    assert not (tmp_path / "pwned").exists()
+    for arrays, message in [
+        ({"x": images, "y": images}, "name the array of images 'images'"),
+        ({"images": images, "labels": np.arange(3)}, "labels"),
+        ({"images": images, "labels": np.arange(4.0)}, "labels"),
+        ({"images": images, "labels": np.arange(4) - 1}, "labels"),
+    ]:
+        np.savez(tmp_path / "b.npz", **arrays)
+        with pytest.raises(DataError, match=message):
+            open_images(tmp_path / "b.npz")
+    (tmp_path / "c.npy").write_bytes(b"nothing")
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000, 99, 99)}"
+    (tmp_path / "d.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    (tmp_path / "e.npz").write_bytes(b"nothing")
+    for name in ("c.npy", "d.npy", "e.npz"):
+        with pytest.raises(DataError, match=f"{name} is not a readable array"):
+            open_images(tmp_path / name)
+    monkeypatch.setattr(array_files, "total_memory", lambda: 1000)
+    with pytest.raises(DataError, match="more than half of the memory"):
+        open_images(tmp_path / "b.npz")
+
+
+def test_truncated_npz_is_refused(tmp_path):
+    content = io.BytesIO()
+    np.savez_compressed(content, images=random_images(4, 8, 8, 3))
+    for length in (10, 300, len(content.getvalue()) - 5):
+        (tmp_path / "a.npz").write_bytes(content.getvalue()[:length])
+        with pytest.raises(DataError, match="not a readable array"):
+            open_images(tmp_path / "a.npz")

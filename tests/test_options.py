@@ -1,0 +1,330 @@
+"""The table of options: configs are completed and checked by it, and every option is used."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import json
+import re
+import sys
+import types
+
+import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
+from small_runs import ROOT
+
+import run_lib
+from configs import defaults
+from score_lib.base.registry import Registry
+from score_lib.option_table import NEEDED, SECTIONS, TABLE, NoDefault
+from score_lib.options import checked, complete, flatten, page
+
+PUBLISHED = json.loads((ROOT / "tests/data/published_configs.json").read_text())
+DEFAULTS = {
+    key: option.default
+    for key, option in TABLE.items()
+    if not isinstance(option.default, NoDefault)
+}
+
+
+def digits(**changes) -> dict:
+    """A config with changes by dotted names, __ for the dot."""
+    config = defaults.load("vp/digits").to_dict()
+    for key, value in changes.items():
+        *section, name = key.split("__")
+        (config.setdefault(section[0], {}) if section else config)[name] = value
+    return config
+
+
+# --- The table ---------------------------------------------------------------------------------
+
+
+def test_every_option_has_a_meaning_and_a_default_that_it_takes():
+    for key, option in TABLE.items():
+        assert 0 < len(option.meaning) < 90 and option.meaning[-1] != ".", key
+        assert option.check.allowed, key
+        assert key not in DEFAULTS or option.check.accepts(option.default), key
+
+
+def test_base_is_all_defaults():
+    assert flatten(defaults.base()) == DEFAULTS
+
+
+def test_the_page_shows_the_table():
+    text = (ROOT / "docs/options.md").read_text()
+    assert text == page(), "python -m score_lib.options > docs/options.md writes it anew"
+    assert all(text.count(f"| `{key}` |") == 1 for key in TABLE)
+
+
+def test_known_names_are_those_of_the_registries():
+    registries = [
+        set(value)
+        for module in list(sys.modules.values())
+        if module.__name__.startswith(("score_lib.", "models."))
+        for value in vars(module).values()
+        if isinstance(value, Registry)
+    ]
+    ours = {frozenset(option.check.names) for option in TABLE.values()}
+    assert run_lib and len(registries) > 8
+    assert [sorted(names) for names in registries if names not in ours] == []
+
+
+# --- Completing --------------------------------------------------------------------------------
+
+
+def test_complete_adds_what_is_missing_and_keeps_the_rest():
+    older = ConfigDict(PUBLISHED["vp/cifar10_ddpmpp"])
+    older.eval.begin_ckpt = 3
+    older.mine = ConfigDict({"snr2": 1.0})
+    before = older.to_dict()
+    full = complete(older)
+    assert older.to_dict() == before
+    given, flat = flatten(older), flatten(full)
+    assert flat.items() >= given.items()
+    assert {key: flat[key] for key in flat.keys() - given.keys()}.items() <= DEFAULTS.items()
+    assert flat.keys() >= DEFAULTS.keys()
+    assert complete(full) == full
+
+
+SMALL = {"model": {"nf": 16, "dropout": 0.3}, "data": {"image_size": (8, 4)}, "seed": 7}
+
+
+class Settings:
+    """A config that is a class of classes."""
+
+    seed = 7
+
+    class model:
+        nf, dropout = 16, 0.3
+
+    class data:
+        image_size = (8, 4)
+
+    def describe(self):
+        """A method is no option."""
+
+
+CONFIGS = {
+    "ConfigDict": ConfigDict(SMALL),
+    "FrozenConfigDict": FrozenConfigDict(SMALL),
+    "dict": SMALL,
+    "mapping": types.MappingProxyType(SMALL),
+    "Namespace": argparse.Namespace(
+        model=argparse.Namespace(**SMALL["model"]), data=SMALL["data"], seed=7
+    ),
+    "object": Settings(),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_configs_of_any_kind_are_completed(kind):
+    full = complete(CONFIGS[kind])
+    given = {"model.nf": 16, "model.dropout": 0.3, "data.image_size": (8, 4), "seed": 7}
+    assert flatten(full) == {**DEFAULTS, **given}
+    assert isinstance(full.eval, ConfigDict)
+
+
+def test_complete_keeps_the_lock():
+    config = ConfigDict(SMALL)
+    assert not complete(config).is_locked
+    locked = complete(config.lock())
+    assert locked.is_locked and locked.model.is_locked and locked.eval.is_locked
+
+
+@pytest.mark.parametrize("config", ({"model": "ncsnpp"}, {"eval": None}, None, "vp/digits"))
+def test_a_section_holds_options(config):
+    with pytest.raises(ValueError, match="should be a section of options"):
+        complete(config)
+
+
+# --- Checking ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [
+        ("training__continuouse", "training.continuous"),
+        ("optim__warmpu", "optim.warmup"),
+        ("model__num_res_block", "model.num_res_blocks"),
+        ("trainnig__batch_size", "training.batch_size"),
+        ("sed", "seed"),
+    ],
+)
+def test_slips_are_named_with_what_was_meant(slip, meant):
+    with pytest.raises(ValueError, match=f"'{slip.replace('__', '.')}'.*'{meant}'"):
+        checked(digits(**{slip: 1}))
+
+
+def test_names_that_resemble_no_other_are_returned():
+    _, unknown = checked(digits(mine__snr2=1, model__sigma_begin=1, note=1))
+    assert unknown == ["mine.snr2", "model.sigma_begin", "note"]
+
+
+@pytest.mark.parametrize("key", [key for key, option in TABLE.items() if option.default is NEEDED])
+def test_needed_options_are_missed(key):
+    config = digits()
+    section, name = key.split(".")
+    del config[section][name]
+    with pytest.raises(ValueError, match=f"no {key}"):
+        checked(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training__batch_size": 0}, "training.batch_size = 0 .*at least 1"),
+        ({"training__batch_size": True}, "a whole number"),
+        ({"training__batch_size": 1.5}, "a whole number"),
+        ({"training__continuous": 1}, "True or False"),
+        ({"optim__lr": "fast"}, "'fast' .*a number above 0"),
+        ({"optim__lr": float("nan")}, "nan .*above 0"),
+        ({"optim__beta1": 1}, "from 0 to below 1"),
+        ({"model__ch_mult": ()}, "one or more"),
+        ({"model__ch_mult": (1, 0)}, "at least 1"),
+        ({"model__ch_mult": 3}, "3 .*one or more"),
+        ({"data__image_size": (8, 8, 3)}, "or two of them"),
+        ({"data__path": 3}, "a text"),
+        ({"eval__bpd_dataset": "val"}, "'train' or 'test'"),
+        ({"sampling__method": None}, "None .*'pc', .*'heun'"),
+        ({"training__n_iters": 0, "training__log_freq": 0}, "n_iters = 0.*; .*log_freq = 0"),
+    ],
+)
+def test_wrong_values_are_named_with_the_allowed_ones(changes, words):
+    with pytest.raises(ValueError, match=words):
+        checked(digits(**changes))
+
+
+OUT_OF_RANGE = {
+    "at least 1": [
+        ("training.batch_size", -8),
+        ("training.n_iters", 0),
+        ("training.log_freq", 0),
+        ("training.eval_freq", 0),
+        ("training.snapshot_freq", 0),
+        ("training.snapshot_freq_for_preemption", -1),
+        ("training.grad_accumulation", 0),
+        ("sampling.num_samples", 0),
+        ("eval.num_samples", 0),
+        ("model.nf", 0),
+        ("model.num_scales", 0),
+    ],
+    "at least 0": [("data.num_workers", -1), ("optim.warmup", -1)],
+    "above 0": [("optim.lr", -1), ("sampling.adaptive_rtol", 0.0)],
+    "from 0 to": [
+        ("optim.beta1", 1.0),
+        ("model.ema_rate", 1.5),
+        ("model.dropout", -0.1),
+        ("training.keep_meta_checkpoints", 10),
+    ],
+    "'bfloat16'": [("training.precision", "half"), ("sampling.precision", "")],
+    "'reduce-overhead'": [("sampling.compile", "yes")],
+    "'train'": [("eval.bpd_dataset", ""), ("eval.dataset", "val")],
+}
+
+
+@pytest.mark.parametrize("allowed", OUT_OF_RANGE)
+def test_ranges(allowed):
+    for key, value in OUT_OF_RANGE[allowed]:
+        with pytest.raises(ValueError, match=f"{key} = .*{allowed}"):
+            checked(digits(**{key.replace(".", "__"): value}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data__image_size": (8, 4)},
+        {"optim__lr": 1},
+        {"model__ch_mult": [1, 2]},
+        {"training__sde": "my_process"},
+        {"sampling__time_grid": "edm", "sampling__method": "pc"},
+        {"sampling__predictor": "reverse_diffusion", "sampling__num_steps": 20},
+    ],
+)
+def test_values_that_are_allowed(changes):
+    checked(digits(**changes))
+
+
+FEW_STEPS = {"model__num_scales": 20, "sampling__num_steps": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training__objective": "classifier"}, "num_classes.*snapshot_sampling"),
+        ({"training__grad_accumulation": 200}, "at most training.batch_size"),
+        ({"training__n_jitted_steps": 3}, "log_freq.*multiple of"),
+        ({"sampling__method": "ode", "sampling__time_grid": "edm"}, "time_grid = 'edm'"),
+        ({**FEW_STEPS, "training__continuous": False}, "20 steps are too few"),
+        ({**FEW_STEPS, "sampling__predictor": "reverse_diffusion"}, "20 steps are too few"),
+        (
+            {**FEW_STEPS, "sampling__num_steps": 50, "sampling__corrector": "langevin"},
+            "20 steps are too few",
+        ),
+    ],
+)
+def test_options_that_exclude_each_other(changes, words):
+    with pytest.raises(ValueError, match=words):
+        checked(digits(**changes))
+
+
+# --- Options in the source ---------------------------------------------------------------------
+
+
+@functools.cache
+def source_nodes() -> list[ast.AST]:
+    """The source of everything that may read a config, without the table itself."""
+    folders = ("score_lib", "models", "op", "examples", "benchmarks")
+    files = [*ROOT.glob("*.py"), *(f for name in folders for f in (ROOT / name).rglob("*.py"))]
+    trees = [ast.parse(file.read_text()) for file in files if file.name != "option_table.py"]
+    return [node for tree in trees for node in ast.walk(tree)]
+
+
+def option_of(node: ast.AST) -> str | None:
+    """The dotted name in `config.section.name` and `self.config.section.name`."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+        source = ast.unparse(node.value.value)
+        if source == "config" or source.endswith(".config"):
+            return f"{node.value.attr}.{node.attr}"
+    return None
+
+
+def test_every_option_is_used():
+    nodes = source_nodes()
+    reads = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    unused = [key for key in TABLE if key not in texts and key.split(".")[-1] not in reads | texts]
+    assert not unused
+
+
+def test_every_option_that_is_used_is_in_the_table():
+    sections = {section for section, _, _ in SECTIONS if section}
+    dotted = re.compile(rf"({'|'.join(sections)})\.[a-z_0-9]+")
+    nodes = source_nodes()
+    used = {option_of(node) for node in nodes}
+    used |= {
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and dotted.fullmatch(node.value)
+    }
+    methods = set(dir(ConfigDict))
+    used = {k for k in used if k and k.split(".")[0] in sections and k.split(".")[1] not in methods}
+    assert len(used) > 60
+    assert sorted(used - TABLE.keys()) == []
+
+
+def test_no_option_is_read_with_a_default():
+    names = {key.split(".")[-1] for key in TABLE}
+    reads = [
+        ast.unparse(node)
+        for node in source_nodes()
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "get"
+        and re.search(r"(config|options)(\.\w+)?$", ast.unparse(node.func.value))
+        and isinstance(node.args[0], ast.Constant)
+        and node.args[0].value in names
+    ]
+    assert reads == []

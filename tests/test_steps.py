@@ -1,0 +1,168 @@
+"""Steps from a time to a time: other numbers of steps, other grids, a user's own classes."""
+
+import itertools
+
+import pytest
+import torch
+from oracles import MU, S0, GaussianOracle
+
+import sampling
+from sde_lib import VESDE, VPSDE, batch_mul, subVPSDE
+
+SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": subVPSDE()}
+
+
+class PointsOracle(torch.nn.Module):
+    """The network that has learned data whose entries are exactly -1 or 1."""
+
+    def __init__(self, sde):
+        super().__init__()
+        self.sde = sde
+
+    def forward(self, x, labels):
+        is_ve = isinstance(self.sde, VESDE)
+        t = torch.log(labels / 0.01) / torch.log(torch.tensor(5000.0)) if is_ve else labels / 999
+        scale, std = self.sde.marginal_coeffs(t)
+        denoised = torch.tanh(batch_mul(scale / std**2, x))
+        score = batch_mul(std**-2, batch_mul(scale, denoised) - x)
+        return score if is_ve else batch_mul(-std, score)
+
+
+def draw(sde, predictor, network, corrector=None, shape=(1000, 4), **options):
+    torch.manual_seed(0)
+    options = {"continuous": True, "eps": sde.sampling_eps, **options}
+    sampler = sampling.get_pc_sampler(
+        sde, shape, predictor, corrector, lambda x: x, 0.16, **options
+    )
+    return sampler(network)
+
+
+def distance_to_points(sde, steps, predictor, **options):
+    x, evaluations = draw(sde, predictor, PointsOracle(sde), steps=steps, **options)
+    assert evaluations == steps
+    return float((x.abs() - 1).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("grid", ("", "arctan"))
+@pytest.mark.parametrize(
+    "predictor", (sampling.ReverseDiffusionPredictor, sampling.AncestralSamplingPredictor)
+)
+def test_few_steps_end_at_the_data(name, grid, predictor):
+    """A process of 1000 steps in 25: samples are the points of the data."""
+    if (name, predictor) == ("subvp", sampling.AncestralSamplingPredictor):
+        pytest.skip("sub-VP has no ancestral sampling")
+    assert distance_to_points(SDES[name], 25, predictor, grid=grid) < 1e-3
+
+
+def test_euler_maruyama_in_few_steps_falls_with_the_step():
+    """Its error at the data is of order one."""
+    found = [
+        distance_to_points(SDES["vp"], steps, sampling.EulerMaruyamaPredictor)
+        for steps in (25, 50, 100, 200)
+    ]
+    assert found[1] < 0.02
+    assert all(1.6 < a / b < 2.6 for a, b in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_few_exact_steps_keep_a_gaussian(name):
+    """Also with corrector steps in between, and on another grid."""
+    sde = SDES[name]
+    for grid in ("", "edm"):
+        for corrector in (None, sampling.LangevinCorrector):
+            x, _ = draw(
+                sde,
+                sampling.ReverseDiffusionPredictor,
+                GaussianOracle(sde),
+                corrector,
+                (4000, 8),
+                steps=200,
+                grid=grid,
+            )
+            assert x.mean() == pytest.approx(MU, abs=0.02)
+            assert x.std() == pytest.approx(S0, rel=0.05)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_number_of_the_process_is_the_published_chain(name):
+    """steps = N, or a process built with that N, is bit for bit the chain of the process."""
+    sde = type(SDES[name])(N=30)
+    for predictor in (sampling.EulerMaruyamaPredictor, sampling.ReverseDiffusionPredictor):
+        chain, same = (
+            draw(sde, predictor, GaussianOracle(sde), steps=steps)[0] for steps in (0, 30)
+        )
+        assert torch.equal(chain, same)
+
+
+def test_n_set_on_a_process_is_another_chain():
+    """Published code does `sde.N = 200`: the tables follow."""
+    for name, sde in SDES.items():
+        changed = type(sde)(N=1000)
+        changed.N = 200
+        for predictor in (sampling.EulerMaruyamaPredictor, sampling.ReverseDiffusionPredictor):
+            x, evaluations = draw(changed, predictor, GaussianOracle(changed), shape=(4000, 4))
+            assert evaluations == 200
+            assert x.std() == pytest.approx(S0, rel=0.05), name
+
+
+def test_callback_sees_every_step():
+    sde, seen = VPSDE(N=10), []
+    sampler = sampling.get_pc_sampler(
+        sde, (3, 2), sampling.EulerMaruyamaPredictor, None, lambda x: x, 0.16, continuous=True
+    )
+    x, _ = sampler(
+        GaussianOracle(sde), callback=lambda i, t, x, x_mean: seen.append((i, t, x_mean))
+    )
+    numbers, times, means = zip(*seen, strict=True)
+    assert numbers == tuple(range(10))
+    assert [float(t[0]) for t in times] == torch.linspace(1, 1e-3, 10).tolist()
+    assert torch.equal(means[-1], x)
+
+
+class PublishedStyle(sampling.Predictor):
+    """Knows only the steps of the process's own chain."""
+
+    def update_fn(self, x, t):
+        dt = -1.0 / self.rsde.N
+        drift, diffusion = self.rsde.sde(x, t)
+        x_mean = x + drift * dt
+        return x_mean + diffusion[:, None] * (-dt) ** 0.5 * self.noise(x), x_mean
+
+
+class OwnStep(sampling.Predictor):
+    """Knows only steps from a time to a time."""
+
+    def step(self, x, t, s):
+        f, G = self.rsde.increment(x, t, s)
+        return x - f + batch_mul(G, self.noise(x)), x - f
+
+
+@pytest.mark.parametrize("predictor", (PublishedStyle, OwnStep))
+@pytest.mark.parametrize("steps", (0, 200))
+def test_own_predictor_of_either_kind(predictor, steps):
+    sde = SDES["vp"]
+    x, evaluations = draw(sde, predictor, GaussianOracle(sde), shape=(4000, 4), steps=steps)
+    assert evaluations == (steps or 1000) and sde.N == 1000
+    assert x.std() == pytest.approx(S0, rel=0.05)
+
+
+def test_grids_are_for_predictors_with_steps_of_any_length():
+    sde = SDES["vp"]
+    with pytest.raises(ValueError, match=r"PublishedStyle.*time_grid"):
+        draw(sde, PublishedStyle, GaussianOracle(sde), steps=50, grid="edm")
+    with pytest.raises(ValueError, match=r"discrete.*continuous"):
+        draw(sde, OwnStep, GaussianOracle(sde, continuous=False), steps=50, continuous=False)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "expected"),
+    (
+        (None, None, [1, 0.75, 0.5, 0.25, 0]),
+        (0.75, 0.25, [0.75, 0.5, 0.25]),
+        (0.6, None, [0.5, 0.25, 0]),
+    ),
+)
+def test_visited_times(start, stop, expected):
+    times = sampling.visited_times(VPSDE(), 0.25, start, stop, steps=4)
+    torch.testing.assert_close(times, torch.tensor(expected))
