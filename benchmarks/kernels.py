@@ -1,10 +1,10 @@
-"""The CUDA kernels of `op/` against PyTorch's functions, and against what the memory allows.
+"""The CUDA kernels of `op/` compared with functions of PyTorch and with the memory bandwidth.
 
     python -m benchmarks.kernels
 
 Filtered resampling at the sizes of a network's levels, and the fused activation at its first one.
-Neither can be faster than its images are read and written once: the last columns give bytes moved
-per second, and that as a share of a large copy's.  Without a GPU it measures PyTorch's functions.
+Reading and writing the images once takes a minimum of time: the last columns give bytes moved per
+second, also as a share of a large copy's.  Without a GPU it measures PyTorch's functions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.measure import alternating, show
 from configs.defaults import load
 from op import build, fused_leaky_relu, upfirdn2d
 
-RUNS = 20  # calls behind each other, as in a network
+RUNS = 20  # consecutive calls, as in a network
 TAPS = (1, 3, 3, 1)
 
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def works(config: ConfigDict, batch: int) -> list[tuple[str, Callable, torch.Tensor]]:
-    """What the levels of the network do with their images: name, function, input."""
+    """Operations at the levels of the network: name, function, input."""
     size, model = config.data.image_size, config.model
     channels = [model.nf * multiple for multiple in model.ch_mult]
     sizes = [size >> level for level in range(len(channels))]

@@ -1,7 +1,7 @@
-"""Image operations that are worth a kernel of their own.
+"""Image operations with kernels of their own: filtered resampling, and a fused activation.
 
-One function per operation, and no other place in the project computes it: whatever runs behind the
-name, the networks do not change.  On a CPU that is PyTorch; on a GPU, what `dispatch` chooses.
+Each is one function, computed nowhere else in the project, by functions of PyTorch or, on a GPU
+with OP_BACKEND=cuda, by a CUDA kernel; see `dispatch`.
 """
 
 from .fused_act import FusedLeakyReLU, fused_leaky_relu

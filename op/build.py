@@ -14,6 +14,9 @@ import torch
 
 SOURCE = pathlib.Path(__file__).with_name("kernels.cu")
 
+# PyTorch switches off the conversions of half-precision types, which the kernels use.
+CUDA_FLAGS = ("-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__")
+
 _POINTER, _INT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _FUNCTIONS = {
     "upfirdn2d": [_INT] + 3 * [_POINTER] + 12 * [_INT] + [_POINTER],
@@ -23,20 +26,20 @@ _FUNCTIONS = {
 _one_at_a_time = threading.Lock()
 
 
-def kernels(device: torch.device) -> ctypes.CDLL | None:
-    """The compiled kernels for a GPU; None, logged once, where they cannot be compiled.
+def kernels(device: torch.device, source: str | os.PathLike = SOURCE) -> ctypes.CDLL | None:
+    """The compiled kernels for a GPU; None, logged once, where they cannot be compiled or run.
 
-    The first call compiles, which takes seconds; later processes find the library in the folder
-    of PyTorch's extensions.
+    The first call compiles, for some seconds; later processes reuse the library in the folder of
+    PyTorch's extensions.
     """
     with _one_at_a_time:
-        return _kernels(device.index)
+        return _kernels(device.index, source)
 
 
 @functools.cache
-def _kernels(index: int) -> ctypes.CDLL | None:
+def _kernels(index: int, source: str | os.PathLike) -> ctypes.CDLL | None:
     try:
-        library = compiled(SOURCE)
+        library = compiled(source)
         if error := library.probe(index):
             raise OSError(error.decode())
     except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
@@ -47,17 +50,21 @@ def _kernels(index: int) -> ctypes.CDLL | None:
 
 
 def compiled(source: str | os.PathLike) -> ctypes.CDLL:
-    """Compile `kernels.cu`, unless it is compiled already, and load it.
+    """Compile `kernels.cu`, unless the library is up to date, and load it.
 
     Args:
-        source: a name that ends in `.cu` is compiled for GPUs, in `.cpp` for the host.
+        source: a name that ends in `.cu` is compiled for the GPUs here, in `.cpp` for the host.
     Raises:
         OSError, RuntimeError, ImportError, SubprocessError: it cannot be compiled or loaded.
     """
     from torch.utils import cpp_extension
 
-    name = f"score_lib_{pathlib.Path(source).stem}"
-    path = cpp_extension.load(name, [os.fspath(source)], is_python_module=False)
+    path = cpp_extension.load(
+        f"score_lib_{pathlib.Path(source).stem}",
+        [os.fspath(source)],
+        extra_cuda_cflags=list(CUDA_FLAGS),
+        is_python_module=False,
+    )
     library = ctypes.CDLL(path)
     for name, arguments in _FUNCTIONS.items():
         function = getattr(library, name)

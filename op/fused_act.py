@@ -48,19 +48,18 @@ class FusedLeakyReLU(nn.Module):
 def _activate(
     x: Tensor, bias: Tensor | None, gate: Tensor | None, slope: float, gain: float
 ) -> Tensor:
-    """gain * leaky_relu(x + bias); the sign of `gate`, if given, tells the side of the kink."""
-    # The operator's gradient asks the output for its sign.
+    """gain * leaky_relu(x + bias): the sign of `gate`, if given, tells the side of the kink."""
+    # The operator's gradient reads the side of the kink from the sign of the output.
     told_by_sign = slope >= 0 and gain > 0
-    # A compiler fuses the plain formula with what is around it; an operator would be in its way.
+    # A compiler fuses the plain formula with its surroundings, but not an operator.
     takes_operator = told_by_sign and not torch.compiler.is_compiling()
     tensors = [tensor for tensor in (x, bias, gate) if tensor is not None]
-    compute = _operator if takes_operator and dispatch.has_kernel(*tensors) else _plain
-    return compute(x, bias, gate, slope, gain)
+    chosen = operator if takes_operator and dispatch.has_kernel(*tensors) else plain
+    return chosen(x, bias, gate, slope, gain)
 
 
-def _plain(
-    x: Tensor, bias: Tensor | None, gate: Tensor | None, slope: float, gain: float
-) -> Tensor:
+def plain(x: Tensor, bias: Tensor | None, gate: Tensor | None, slope: float, gain: float) -> Tensor:
+    """The formula, by functions of PyTorch."""
     if bias is not None:
         x = x + bias.reshape(-1, *(1,) * (x.dim() - 2))
     if gate is not None:
@@ -68,10 +67,10 @@ def _plain(
     return F.leaky_relu(x, slope) * gain
 
 
-def _fastest(
+def compute(
     x: Tensor, bias: Tensor | None, gate: Tensor | None, slope: float, gain: float
 ) -> Tensor:
-    """On a GPU: by a CUDA kernel of our own or by `_plain`.
+    """By the CUDA kernel, or by `plain` where it cannot be compiled.
 
     Images that are neither contiguous nor channels_last are copied; the result has their layout.
     """
@@ -79,18 +78,17 @@ def _fastest(
     x = x.contiguous(memory_format=layout)
     bias = None if bias is None else bias.contiguous()
     gate = None if gate is None else gate.contiguous(memory_format=layout)
-    given = (bias is not None, gate is not None)
-    return dispatch.fastest(
-        ("leaky_relu", x.dtype, layout, *given, *dispatch.size_class(x)),
+    return dispatch.compute(
         x,
-        lambda: _launch(x, bias, gate, slope, gain),
-        lambda: _plain(x, bias, gate, slope, gain).contiguous(memory_format=layout),
+        lambda: by_kernel(x, bias, gate, slope, gain),
+        lambda: plain(x, bias, gate, slope, gain).contiguous(memory_format=layout),
     )
 
 
-def _launch(
+def by_kernel(
     x: Tensor, bias: Tensor | None, gate: Tensor | None, slope: float, gain: float
 ) -> Tensor:
+    """By the CUDA kernel; tensors are in one of its layouts."""
     y = _result(x)
     if y.numel():
         pointers = [None if t is None else t.data_ptr() for t in (x, bias, gate, y)]
@@ -119,12 +117,12 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, grad_bias, None, None, None
 
 
-_operator = torch.library.custom_op(
+operator = torch.library.custom_op(
     "score_sde::leaky_relu",
-    _fastest,
+    compute,
     mutates_args=(),
     device_types="cuda",
     schema="(Tensor x, Tensor? bias, Tensor? gate, float slope, float gain) -> Tensor",
 )
-_operator.register_fake(_result)
-_operator.register_autograd(_backward, setup_context=_remember)
+operator.register_fake(_result)
+operator.register_autograd(_backward, setup_context=_remember)

@@ -20,7 +20,7 @@
 
 namespace {
 
-// What products are summed in.
+// The type in which products are summed.
 template <typename T>
 struct Precise {
   using type = float;
@@ -30,7 +30,7 @@ struct Precise<double> {
   using type = double;
 };
 
-// Reads what no kernel writes, which lets the compiler move loads out of loops.
+// Reads memory that no kernel writes, which lets the compiler move loads out of loops.
 template <typename T>
 HOST_DEVICE typename Precise<T>::type read(const T* address) {
 #ifdef __CUDA_ARCH__
@@ -74,7 +74,7 @@ struct Upfirdn2d {
   HOST_DEVICE int64_t columns() const { return int64_t(s.out_h) * s.out_w * s.inner; }
   HOST_DEVICE int64_t rows() const { return s.outer; }
 
-  // Writes the same pixel of several images: where its windows lie is worked out once.
+  // Writes the same pixel of several images: the places of its windows are computed once.
   HOST_DEVICE void operator()(int64_t column, int64_t first_row, int64_t row_step) const {
     const int up = UP ? UP : s.up, down = DOWN ? DOWN : s.down;
     const int pixel = int(column) / s.inner, lane = int(column) % s.inner;
@@ -166,7 +166,7 @@ const char* message(cudaError_t status) {
 // Blocks cover small images with several rows of threads, one for each image.
 template <typename Work>
 const char* launch(const Work& work, int device, void* stream) {
-  // A copy of the runtime that is linked statically has a current device of its own.
+  // A CUDA runtime other than PyTorch's has a current device of its own.
   if (const char* error = message(cudaSetDevice(device))) return error;
   int wide = 1;
   while (wide < THREADS && wide < work.columns()) wide *= 2;
@@ -278,7 +278,7 @@ const char* activate(const Activation& a, int device, void* stream) {
   return "compiled without the half-precision types"
 #endif
 
-// Each returns nothing, or what went wrong.
+// Each returns null, or an error message.
 extern "C" {
 
 const char* upfirdn2d(int64_t dtype, const void* x, const void* filter, void* y, int64_t outer,
@@ -297,7 +297,7 @@ const char* leaky_relu(int64_t dtype, const void* x, const void* bias, const voi
   OF_TYPE(dtype, activate, activation, int(device), stream);
 }
 
-// Whether the driver can run what is in this file on a device.
+// Whether the driver can run the kernels of this file on a device.
 const char* probe(int64_t device) {
 #ifdef __CUDACC__
   if (const char* error = message(cudaSetDevice(int(device)))) return error;

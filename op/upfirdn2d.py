@@ -22,15 +22,33 @@ def upfirdn2d(
         kernel: filter, (h, w); applied as a convolution, that is, flipped.
         up: up - 1 zeros follow each pixel.
         down: step between the pixels that are kept.
-        pad: zeros before the first and after the last pixel of the upsampled image; a negative
-            number crops instead.
+        pad: zeros before the first and after the last pixel of the upsampled image; negative
+            numbers crop.
     Returns:
         (B, C, H', W') with H' = (H up + pad[0] + pad[1] - h) // down + 1, in the dtype of `input`.
     Raises:
-        ValueError: a shape, a factor or the padding makes no sense, or nothing would be left.
+        ValueError: a shape, a factor or the padding is invalid, or no pixel would be left.
     """
     _check(input, kernel, up, down, pad)
     return _resample(input, kernel.to(input.dtype), up, down, [*pad, *pad])
+
+
+def upfirdn2d_native(
+    input: Tensor,
+    kernel: Tensor,
+    up_x: int,
+    up_y: int,
+    down_x: int,
+    down_y: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+) -> Tensor:
+    """`upfirdn2d` with settings for each axis, step by step, by functions of PyTorch."""
+    u = F.pad(_with_zeros(input, up_y, up_x), (pad_x0, pad_x1, pad_y0, pad_y1))
+    weight = _depthwise(kernel.to(input.dtype).flip(0, 1), input.shape[1])
+    return F.conv2d(u, weight, groups=input.shape[1])[..., ::down_y, ::down_x]
 
 
 def _check(input: Tensor, kernel: Tensor, up: int, down: int, pad: tuple[int, int]) -> None:
@@ -55,19 +73,19 @@ def _check(input: Tensor, kernel: Tensor, up: int, down: int, pad: tuple[int, in
 
 
 def _resample(x: Tensor, kernel: Tensor, up: int, down: int, pad: list[int]) -> Tensor:
-    compute = _operator if dispatch.has_kernel(x, kernel) else _plain
-    return compute(x, kernel, up, down, pad)
+    chosen = operator if dispatch.has_kernel(x, kernel) else plain
+    return chosen(x, kernel, up, down, pad)
 
 
-def _plain(x: Tensor, kernel: Tensor, up: int, down: int, pad: list[int]) -> Tensor:
-    """By PyTorch's convolutions."""
+def plain(x: Tensor, kernel: Tensor, up: int, down: int, pad: list[int]) -> Tensor:
+    """By convolutions of PyTorch."""
     if up == 1:
         return _filter_and_decimate(x, kernel, down, pad)
     return _interpolate(x, kernel, up, pad)[..., ::down, ::down]
 
 
 def _filter_and_decimate(x: Tensor, kernel: Tensor, down: int, pad: list[int]) -> Tensor:
-    # The convolution pads all sides alike; what remains of an uneven padding is put on before.
+    # The convolution pads all sides alike; the rest of an uneven padding is added before.
     even = max(0, min(pad))
     x = _extend(x, [side - even for side in pad])
     weight = _depthwise(kernel.flip(0, 1), x.shape[1])
@@ -96,25 +114,25 @@ def _depthwise(kernel: Tensor, channels: int) -> Tensor:
     return kernel.expand(channels, 1, *kernel.shape)
 
 
-def _fastest(x: Tensor, kernel: Tensor, up: int, down: int, pad: list[int]) -> Tensor:
-    """On a GPU: by a CUDA kernel of our own or by `_plain`.
+def compute(x: Tensor, kernel: Tensor, up: int, down: int, pad: list[int]) -> Tensor:
+    """By the CUDA kernel, or by `plain` where it cannot be compiled or the images are too large.
 
     Images that are neither contiguous nor channels_last are copied; the result has their layout.
     """
     layout = dispatch.layout(x)
     x, kernel = x.contiguous(memory_format=layout), kernel.contiguous()
 
-    def plain() -> Tensor:
+    def by_convolutions() -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return _plain(x, kernel, up, down, pad).contiguous(memory_format=layout)
+            return plain(x, kernel, up, down, pad).contiguous(memory_format=layout)
 
-    if not _counts_fit(x, up, down, pad):
-        return plain()
-    kind = ("upfirdn2d", x.dtype, layout, up, down, *kernel.shape, *dispatch.size_class(x))
-    return dispatch.fastest(kind, x, lambda: _launch(x, kernel, up, down, pad), plain)
+    if not counts_fit(x, up, down, pad):
+        return by_convolutions()
+    return dispatch.compute(x, lambda: by_kernel(x, kernel, up, down, pad), by_convolutions)
 
 
-def _launch(x: Tensor, kernel: Tensor, up: int, down: int, pad: list[int]) -> Tensor:
+def by_kernel(x: Tensor, kernel: Tensor, up: int, down: int, pad: list[int]) -> Tensor:
+    """By the CUDA kernel; tensors are in one of its layouts."""
     y = _result(x, kernel, up, down, pad)
     (b, c, *size), (left, _, top, _) = x.shape, pad
     outer, inner = (b * c, 1) if x.is_contiguous() else (b, c)
@@ -137,8 +155,8 @@ def _result(x: Tensor, kernel: Tensor, up: int, down: int, pad: list[int]) -> Te
     )
 
 
-def _counts_fit(x: Tensor, up: int, down: int, pad: list[int]) -> bool:
-    # The kernel counts the numbers in one image, before and after, with 32 bits.
+def counts_fit(x: Tensor, up: int, down: int, pad: list[int]) -> bool:
+    """Whether the kernel, which counts the numbers in one image with 32 bits, takes such images."""
     sides = sum(map(abs, pad))
     height, width = (length * up + sides + down for length in x.shape[2:])
     return x.shape[1] * height * width < 2**31
@@ -152,7 +170,7 @@ def _remember(ctx, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The adjoint in x is the same operation with the factors exchanged and the filter turned, so
-    that any number of derivatives can be taken."""
+    derivatives of any order exist."""
     x, kernel = ctx.saved_tensors
     grad_x = grad_kernel = None
     if ctx.needs_input_grad[0]:
@@ -167,7 +185,7 @@ def _adjoint_pad(size, out_size, taps, up: int, down: int, pad: list[int]) -> li
     """Padding with which an output of `out_size` pixels goes back to `size` pixels.
 
     A filter that begins p zeros before the first pixel has taps - 1 - p zeros before it once it is
-    turned; the zeros after the last pixel are what makes the sizes agree.
+    turned; the zeros after the last pixel make the sizes agree.
     """
     sides = []
     for axis, before in ((1, pad[0]), (0, pad[2])):
@@ -179,9 +197,8 @@ def _adjoint_pad(size, out_size, taps, up: int, down: int, pad: list[int]) -> li
 
 def _kernel_gradient(x: Tensor, grad: Tensor, taps, up: int, down: int, pad: list[int]) -> Tensor:
     """Correlation of the upsampled images with the gradient of the output, tap by tap."""
-    (b, c, height, width), (h, w) = x.shape, taps
-    u = F.pad(x.reshape(b, c, height, 1, width, 1), (0, up - 1, 0, 0, 0, up - 1))
-    u = F.pad(u.reshape(b, c, height * up, width * up), pad)
+    h, w = taps
+    u = F.pad(_with_zeros(x, up, up), pad)
     tall, wide = (down * (length - 1) + 1 for length in grad.shape[2:])
     products = [
         (grad * u[:, :, i : i + tall : down, j : j + wide : down]).sum()
@@ -191,12 +208,19 @@ def _kernel_gradient(x: Tensor, grad: Tensor, taps, up: int, down: int, pad: lis
     return torch.stack(products).reshape(h, w).flip(0, 1)
 
 
-_operator = torch.library.custom_op(
+def _with_zeros(x: Tensor, up_y: int, up_x: int) -> Tensor:
+    """Images with up - 1 zeros after each pixel."""
+    b, c, height, width = x.shape
+    u = F.pad(x.reshape(b, c, height, 1, width, 1), (0, up_x - 1, 0, 0, 0, up_y - 1))
+    return u.reshape(b, c, height * up_y, width * up_x)
+
+
+operator = torch.library.custom_op(
     "score_sde::upfirdn2d",
-    _fastest,
+    compute,
     mutates_args=(),
     device_types="cuda",
     schema="(Tensor x, Tensor kernel, SymInt up, SymInt down, SymInt[] pad) -> Tensor",
 )
-_operator.register_fake(_result)
-_operator.register_autograd(_backward, setup_context=_remember)
+operator.register_fake(_result)
+operator.register_autograd(_backward, setup_context=_remember)

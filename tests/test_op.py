@@ -12,6 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from models import up_or_down_sampling as resampling
 from op import FusedLeakyReLU, fused_leaky_relu, upfirdn2d
+from op.upfirdn2d import upfirdn2d_native
 
 FILTERS = [[1], [1, 1], [1, 2, 1], [1, 3, 3, 1], [1, 4, 6, 4, 1], [1, 5, 10, 10, 5, 1]]
 
@@ -41,7 +42,7 @@ def direct_upfirdn2d(x, kernel, up, down, pad):
 )
 @pytest.mark.parametrize("up, down", [(1, 1), (2, 1), (1, 2), (2, 2), (3, 2), (2, 3), (4, 1)])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 3), (4, 4), (2, 5)], ids=str)
-def test_upfirdn2d_is_what_its_name_says(shape, up, down, pad):
+def test_upfirdn2d_equals_its_definition(shape, up, down, pad):
     x, kernel = double(2, 3, 8, 9), double(*shape)
     expected = direct_upfirdn2d(x, kernel, up, down, pad)
     torch.testing.assert_close(upfirdn2d(x, kernel, up, down, pad), expected, rtol=0, atol=1e-12)
@@ -71,7 +72,7 @@ def test_upfirdn2d_keeps_the_dtype_of_the_image():
         ((1, 3, 4, 4), (6, 6), {}, "6 taps do not fit"),
     ],
 )
-def test_upfirdn2d_refuses_what_makes_no_sense(x, kernel, options, message):
+def test_upfirdn2d_refuses_invalid_arguments(x, kernel, options, message):
     with pytest.raises(ValueError, match=message):
         upfirdn2d(torch.ones(x), torch.ones(kernel), **options)
 
@@ -93,7 +94,7 @@ def test_fused_leaky_relu():
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("k", [None, *FILTERS], ids=str)
-def test_every_filter_gives_the_right_size(k, factor):
+def test_filters_of_any_length_give_the_right_size(k, factor):
     x, w = double(1, 2, 12, 24), double(5, 2, 3, 3)
     larger, smaller = (12 * factor, 24 * factor), (12 // factor, 24 // factor)
     assert resampling.upsample_2d(x, k, factor).shape == (1, 2, *larger)
@@ -103,7 +104,7 @@ def test_every_filter_gives_the_right_size(k, factor):
 
 
 @pytest.mark.parametrize("factor", [2, 3])
-def test_a_box_filter_is_the_naive_way(factor):
+def test_a_box_filter_equals_naive_resampling(factor):
     x = double(2, 3, 6, 12)
     torch.testing.assert_close(
         resampling.upsample_2d(x, None, factor), resampling.naive_upsample_2d(x, factor)
@@ -177,7 +178,7 @@ def test_convolution_layer(up, down):
     assert list(layer.state_dict()) == ["weight", "bias"]
 
 
-def test_convolution_layer_takes_an_initializer_and_refuses_nonsense():
+def test_convolution_layer_takes_an_initializer_and_refuses_invalid_arguments():
     layer = resampling.Conv2d(3, 5, 1, use_bias=False, kernel_init=torch.ones)
     assert torch.equal(layer.weight, torch.ones(5, 3, 1, 1)) and layer.bias is None
     with pytest.raises(ValueError, match="kernel=2"):
@@ -188,7 +189,7 @@ def test_convolution_layer_takes_an_initializer_and_refuses_nonsense():
         resampling.upsample_2d(torch.ones(1, 1, 4, 4), torch.ones(2, 3))
 
 
-def test_kernels_follow_their_layer_but_are_not_saved():
+def test_filters_follow_their_layer_and_are_not_saved():
     layer = resampling.Resample2d([1, 3, 3, 1], up=True)
     assert not layer.state_dict()
     other = copy.deepcopy(layer).double()
@@ -198,3 +199,10 @@ def test_kernels_follow_their_layer_but_are_not_saved():
     )
     with torch.device("meta"):
         assert resampling.Resample2d([1, 3, 3, 1], up=False)(torch.ones(1, 2, 4, 4)).shape[2] == 2
+
+
+def test_native_upfirdn2d_takes_settings_for_each_axis():
+    x, kernel = double(2, 3, 8, 9), double(3, 4)
+    found = upfirdn2d_native(x, kernel, 2, 2, 3, 3, 1, 2, 1, 2)
+    torch.testing.assert_close(found, upfirdn2d(x, kernel, 2, 3, (1, 2)))
+    assert upfirdn2d_native(x, kernel, 2, 1, 1, 2, 3, 0, 2, 0).shape == (2, 3, 4, 18)
