@@ -17,6 +17,7 @@ import run_lib
 from datasets import get_dataset
 from evaluation import load_statistics
 from losses import get_sde_loss_fn, get_step_fn, optimization_manager
+from models.ema import ExponentialMovingAverage
 from score_lib.base import distributed, preemption
 from score_lib.base.preemption import Preempted
 from score_lib.disk.checkpoints import read_checkpoint
@@ -309,18 +310,18 @@ def test_what_cannot_be_shared_is_refused(case, tmp_path):
 
 def train_and_be_stopped(config, folder, signal_number, step):
     """Training in which the last process is sent a signal during a step."""
-    original = losses._TrainStep.__call__
+    original = ExponentialMovingAverage.update
 
-    def stopped(self, state, *batch):
-        if state["step"] == step and distributed.rank() == distributed.world() - 1:
+    def stopped(self, parameters):
+        if self.num_updates == step and distributed.rank() == distributed.world() - 1:
             os.kill(os.getpid(), signal_number)
-        return original(self, state, *batch)
+        original(self, parameters)
 
-    losses._TrainStep.__call__ = stopped
+    ExponentialMovingAverage.update = stopped
     try:
         run_lib.train(config, folder)
     finally:
-        losses._TrainStep.__call__ = original
+        ExponentialMovingAverage.update = original
 
 
 @pytest.mark.parametrize("world", (1, pytest.param(2, marks=SLOW)))

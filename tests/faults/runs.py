@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from small_runs import ROOT, SMALL, small_config
 
-from score_lib.disk.checkpoints import latest_whole, read_checkpoint
+from score_lib.disk.checkpoints import read_checkpoint, read_latest
 from score_lib.disk.files import load_arrays, with_earlier
 
 # For what should take seconds, on a machine that may be busy.
@@ -380,8 +380,8 @@ def kept_step(workdir: pathlib.Path) -> int:
     Raises:
         CheckpointError: all checkpoints are damaged.
     """
-    path = latest_whole(workdir / META)
-    return 0 if path is None else read_checkpoint(path)["step"]
+    found = read_latest(workdir / META)
+    return 0 if found is None else found[1]["step"]
 
 
 def reached_step(workdir: pathlib.Path) -> int:
