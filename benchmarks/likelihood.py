@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.compare import OTHER, Comparison, compare
 from benchmarks.variants import Variant, Work, arguments, chosen, configured, drawn, living_run
-from likelihood import get_likelihood_fn
+from likelihood import bits_per_dim, get_likelihood_fn
 from models.precision import accelerated, matmul_precision
 from run_lib import Run
 from score_lib.scores import get_score_fn
