@@ -95,6 +95,8 @@ def run_mode() -> None:
     """Run the mode of `--mode`, in every process that torchrun started."""
     import run_lib
     from score_lib.base import distributed
+    from score_lib.base.devices import resolve_device
+    from score_lib.base.memory import keep_freed_memory
 
     actions = {
         "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
@@ -103,6 +105,8 @@ def run_mode() -> None:
         "control": lambda: run_lib.control(FLAGS.config, FLAGS.workdir),
         "fid_stats": lambda: run_lib.fid_stats(FLAGS.config),
     }
+    if resolve_device(FLAGS.config.get("device", "auto")).type == "cpu":
+        keep_freed_memory()
     with distributed.joined():
         actions[FLAGS.mode]()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from configs.data import digits_defaults
 from datasets import Source, get_dataset
 from evaluation import DigitsClassifier
-from score_lib.disk.files import save_arrays
+from score_lib.disk.arrays import save_arrays
 from score_lib.disk.pictures import to_uint8
 from score_lib.metrics.digits import WEIGHTS
 

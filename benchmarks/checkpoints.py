@@ -27,6 +27,7 @@ from benchmarks.measure import alternating, seconds, show
 from benchmarks.train import training_step
 from benchmarks.variants import Variant, arguments, configured
 from run_lib import Run
+from score_lib.base.memory import keep_freed_memory
 from score_lib.disk.checkpoints import restore_latest, save_checkpoint
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.runs.setup import META
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", default="", help="where to write; default: a temporary folder")
     parser.add_argument("--resume_only", action="store_true", help="leave the training part out")
     given = parser.parse_args(argv)
+    keep_freed_memory()
     config, device = configured(given, batch_on_gpu=8)
     run, step = training_step(config, Variant())
     for _ in range(2):  # the optimiser has a state then

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from benchmarks.measure import alternating, show
 from configs.defaults import load
 from op import build, fused_leaky_relu, upfirdn2d
+from score_lib.base.memory import keep_freed_memory
 
 RUNS = 20  # consecutive calls, as in a network
 TAPS = (1, 3, 3, 1)
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--config", default="ve/cifar10_ncsnpp_continuous")
     parser.add_argument("--batch_size", type=int, default=0, help="default: 128, on a CPU 4")
     arguments = parser.parse_args()
+    keep_freed_memory()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     batch = arguments.batch_size or (128 if device.type == "cuda" else 4)
     backends = ["plain"]

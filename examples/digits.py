@@ -21,8 +21,9 @@ import run_lib
 from configs.vp.digits import get_config
 from datasets import get_dataset
 from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
+from score_lib.base.memory import keep_freed_memory
 from score_lib.base.tensors import SampleNoise
-from score_lib.disk.files import load_arrays
+from score_lib.disk.arrays import load_arrays
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import save_grid
 from score_lib.disk.reports import markdown_table, mean_and_error
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--workdir", default="runs/demo", help="folder of the run")
     workdir = pathlib.Path(parser.parse_args().workdir)
     log_to_console()
+    keep_freed_memory()
     start = time.perf_counter()
     config = get_config()
     run_lib.train(config, workdir)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from datasets import DataError
 from score_lib.data import arrays, images, tfrecords
+from score_lib.disk import arrays as npz
 from score_lib.disk import files
 from score_lib.disk.checkpoints import CheckpointError, restore_checkpoint, save_checkpoint
 from score_lib.disk.pictures import save_grid
@@ -23,11 +24,11 @@ from score_lib.metrics import stats
 
 EVERY = list(damaged_inputs.all_cases())
 KINDS = sorted({case.kind for case in EVERY})
-# One of each kind, and in `test_all` the rest.
+# One of each kind, and in `test_all_cases` the rest.
 FIRST = {case.kind: case for case in reversed(EVERY)}
 
 
-def test_there_are_enough_of_them_and_always_the_same():
+def test_cases_are_many_and_reproducible():
     again = list(damaged_inputs.all_cases())
     assert [(c.kind, c.name) for c in again] == [(c.kind, c.name) for c in EVERY]
     assert len(EVERY) == len(set((c.kind, c.name) for c in EVERY)) > 500
@@ -35,18 +36,18 @@ def test_there_are_enough_of_them_and_always_the_same():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_of_each_kind(kind):
+def test_the_first_case_of_each_kind(kind):
     assert damaged_inputs.run(FIRST[kind]).problems == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_all(kind):
+def test_all_cases(kind):
     results = [damaged_inputs.run(case) for case in EVERY if case.kind == kind]
     assert {r.case.name: r.problems for r in results if r.problems} == {}
 
 
-# --- What watches over them -----------------------------------------------------------------------
+# --- The harness -----------------------------------------------------------------------
 
 
 def problems(read, expect="refused", make=None):
@@ -96,17 +97,17 @@ def raise_key_error(path):
         (lambda path: os._exit(3), "died: exit code 3"),
     ],
 )
-def test_what_goes_wrong_is_found(read, complaint):
+def test_problems_are_found(read, complaint):
     found = problems(read)
     assert (found == []) if complaint is None else complaint in "; ".join(found)
 
 
-def test_what_hangs_is_ended():
+def test_hanging_reads_are_ended():
     outcome = call(lambda: io.FileIO(os.pipe()[0]).read(), seconds=0.3, growth=100)
     assert outcome.error == "took too long" and 0.3 <= outcome.seconds < 5
 
 
-def test_something_else_than_the_original_is_found():
+def test_reading_other_contents_than_the_original_is_found():
     def make(folder):
         (folder / "x.bin").write_bytes(b"changed" if folder.name == "input" else b"whole")
         return folder / "x.bin"
@@ -122,14 +123,14 @@ def test_something_else_than_the_original_is_found():
 # --- Files ----------------------------------------------------------------------------------------
 
 
-def test_words_from_files_are_shown_on_one_line():
+def test_text_from_files_is_shown_on_one_line():
     assert files.printable("a\n\x1b[31mb\udcff") == "a\\n\\x1b[31mb\\udcff"
     assert files.printable("Größe 東京") == "Größe 東京"
     assert len(files.printable("a" * 10**6)) == 300
     assert str(DataError("a\nb")) == "a\\nb" and str(CheckpointError("a\nb")) == "a\\nb"
 
 
-def test_arrays_of_every_kind_come_back(tmp_path):
+def test_arrays_of_every_dtype_round_trip(tmp_path):
     values = {
         "scalar": np.array(3.0),
         "text": np.array("words"),
@@ -142,16 +143,16 @@ def test_arrays_of_every_kind_come_back(tmp_path):
     }
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "a.npz", **values)
-        found = files.load_arrays(tmp_path / "a.npz")
+        found = npz.load_arrays(tmp_path / "a.npz")
         assert list(found) == list(values)
         for name, value in values.items():
             np.testing.assert_array_equal(found[name], value)
             assert found[name].dtype == value.dtype
-    assert list(files.load_arrays(tmp_path / "a.npz", ["half"])) == ["half"]
-    assert files.array_sizes(tmp_path / "a.npz").keys() == values.keys()
+    assert list(npz.load_arrays(tmp_path / "a.npz", ["half"])) == ["half"]
+    assert npz.array_sizes(tmp_path / "a.npz").keys() == values.keys()
 
 
-def test_only_the_arrays_that_are_wanted_are_unpacked(tmp_path):
+def test_only_requested_arrays_are_unpacked(tmp_path):
     good = io.BytesIO()
     np.save(good, cases.images(3))
     bomb = bad_zips.Entry("other.npy", bad_zips.deflated_zeros(1 << 30), 1 << 30)
@@ -166,14 +167,14 @@ def test_only_the_arrays_that_are_wanted_are_unpacked(tmp_path):
 
 def test_arrays_above_half_of_the_memory_are_refused(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", a=np.zeros(1000))
-    monkeypatch.setattr(files, "total_memory", lambda: 16_255)
+    monkeypatch.setattr(npz, "total_memory", lambda: 16_255)
     with pytest.raises(ValueError, match=r"a\.npz .*over half of the memory"):
-        files.load_arrays(tmp_path / "a.npz")
-    monkeypatch.setattr(files, "total_memory", lambda: 16_256)  # 8,000 bytes behind 128
-    assert len(files.load_arrays(tmp_path / "a.npz")["a"]) == 1000
+        npz.load_arrays(tmp_path / "a.npz")
+    monkeypatch.setattr(npz, "total_memory", lambda: 16_256)  # 8,000 bytes behind 128
+    assert len(npz.load_arrays(tmp_path / "a.npz")["a"]) == 1000
 
 
-def test_images_up_to_the_limit_of_pixels(tmp_path, monkeypatch):
+def test_images_above_the_limit_of_pixels_are_refused(tmp_path, monkeypatch):
     Image.fromarray(cases.images(1, 12)[0]).save(tmp_path / "x.png")
     np.save(tmp_path / "x.npy", cases.images(1, 12))
     for module, path in ((images, "x.png"), (arrays, "x.npy")):
@@ -184,7 +185,7 @@ def test_images_up_to_the_limit_of_pixels(tmp_path, monkeypatch):
             cases.read_images(tmp_path / path)
 
 
-def test_numbers_of_classes(tmp_path):
+def test_labels_above_the_limit_of_classes_are_refused(tmp_path):
     for highest, fits in ((arrays.MAX_CLASSES - 1, True), (arrays.MAX_CLASSES, False)):
         np.savez(tmp_path / "a.npz", images=cases.images(2), labels=np.array([0, highest]))
         if fits:
@@ -194,19 +195,20 @@ def test_numbers_of_classes(tmp_path):
                 cases.read_training_images(tmp_path / "a.npz")
 
 
-def test_records_up_to_the_limit(tmp_path, monkeypatch):
-    path = tmp_path / "x"
+def test_records_above_the_limit_are_refused(tmp_path, monkeypatch):
     small, large = (bad_records.record(bytes(size)) for size in (100, 101))
-    path.write_bytes(small * 2 + large)
+    count = 70_000
+    for name in ("x", "y"):
+        (tmp_path / name).write_bytes(small * count + large)
     monkeypatch.setattr(tfrecords, "MAX_RECORD", 101)
-    assert len(tfrecords.RecordFiles([path])) == 3
-    os.utime(path, ns=(0, 0))  # lengths are cached until the file changes
+    assert len(tfrecords.RecordFiles([tmp_path / "x"])) == count + 1
     monkeypatch.setattr(tfrecords, "MAX_RECORD", 100)
-    with pytest.raises(DataError, match=r"record 2 of .*\(byte 232\) claims 101 bytes"):
-        tfrecords.RecordFiles([path])
+    place = rf"record {count} of .*\(byte {116 * count}\)"
+    with pytest.raises(DataError, match=rf"{place} claims 101 bytes"):
+        tfrecords.RecordFiles([tmp_path / "y"])
 
 
-def test_links_are_followed_within_a_folder_only(tmp_path):
+def test_links_out_of_a_folder_are_refused(tmp_path):
     inside = tmp_path / "data"
     inside.mkdir()
     Image.fromarray(cases.images(1)[0]).save(inside / "a.png")
@@ -225,14 +227,14 @@ def test_links_are_followed_within_a_folder_only(tmp_path):
 
 
 @pytest.mark.parametrize("kind", (torch.float64, torch.float16, torch.bfloat16))
-def test_weights_of_any_precision_are_taken(tmp_path, kind):
+def test_weights_of_any_precision_load(tmp_path, kind):
     contents = bad_checkpoints.contents()
     contents["model"] = {key: value.to(kind) for key, value in contents["model"].items()}
     torch.save(contents, tmp_path / "c.pth")
     bad_checkpoints.restore(tmp_path / "c.pth")
 
 
-def test_numbers_in_other_forms_are_taken(tmp_path):
+def test_numbers_in_other_forms_load(tmp_path):
     contents = bad_checkpoints.contents()
     contents["step"] = torch.tensor(7)
     group = contents["optimizer"]["param_groups"][0]
@@ -244,7 +246,7 @@ def test_numbers_in_other_forms_are_taken(tmp_path):
     assert restored["optimizer"].param_groups[0]["lr"] == 0.5
 
 
-def test_a_checkpoint_before_the_first_step_is_taken(tmp_path):
+def test_a_checkpoint_before_the_first_step_loads(tmp_path):
     state = bad_checkpoints.state()
     state["optimizer"] = torch.optim.Adam(state["model"].parameters())
     save_checkpoint(tmp_path / "c.pth", {**state, "step": 0})
@@ -265,7 +267,7 @@ WRITERS = {
     "c.pth": lambda path: save_checkpoint(
         path, {**bad_checkpoints.state(), "more": LARGE.tolist()}
     ),
-    "a.npz": lambda path: files.save_arrays(path, values=LARGE),
+    "a.npz": lambda path: npz.save_arrays(path, values=LARGE),
     "s.npz": lambda path: stats.save_statistics(
         path, stats.Statistics(pool_3=LARGE.reshape(-1, 10))
     ),
@@ -278,9 +280,9 @@ WRITERS = {
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("limit", (0, 5_000))
-def test_a_full_disk_leaves_the_previous_file(name, limit, tmp_path):
+def test_a_full_disk_keeps_the_previous_file(name, limit, tmp_path):
     path = tmp_path / name
-    path.write_bytes(b"what was there")
+    path.write_bytes(b"previous")
 
     def write():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -289,7 +291,7 @@ def test_a_full_disk_leaves_the_previous_file(name, limit, tmp_path):
     outcome = call(write, seconds=30, growth=500)
     assert outcome.error == "OSError" and str(path) in outcome.message, outcome
     assert outcome.message.isprintable() and "None" not in outcome.message, outcome
-    assert path.read_bytes() == b"what was there"
+    assert path.read_bytes() == b"previous"
     assert os.listdir(tmp_path) == [name]
 
 

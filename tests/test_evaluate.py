@@ -13,7 +13,7 @@ from small_runs import command, run, small_config
 import run_lib
 from datasets import get_dataset
 from evaluation import load_statistics
-from score_lib.disk.files import load_arrays
+from score_lib.disk.arrays import load_arrays
 from score_lib.disk.reports import mean_and_error
 from score_lib.runs import rounds
 from score_lib.runs.evaluate import find_checkpoints

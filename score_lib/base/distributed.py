@@ -1,4 +1,4 @@
-"""Processes that share a run, as `torchrun` starts them; one process alone is the case of one.
+"""Processes that share a run, as `torchrun` starts them; no-ops in a single process.
 
 Every process runs the same program.  A batch is split evenly, process r taking the r-th contiguous
 part; independent pieces of work, such as the rounds of an evaluation, are dealt out whole.  Only
@@ -23,12 +23,12 @@ from score_lib.base.tensors import derive_seed
 T = TypeVar("T")
 R = TypeVar("R")
 
-# How long a process waits for the others.  They may be a whole round of an evaluation behind; that
-# one of them is gone is noticed at once, by its connection and by torchrun.
+# Timeout of collectives.  Other processes may be a whole round of an evaluation behind; a process
+# that died is noticed at once, by its connection and by torchrun.
 PATIENCE = datetime.timedelta(hours=12)
 
-# Groups that this process has been in.  Else a network that averages gradients may be what holds a
-# group last; freeing both at once waits for a thread that waits for the interpreter: for ever.
+# References to every group joined.  Otherwise a DistributedDataParallel may hold the last one, and
+# freeing both at once can deadlock on the GIL.
 _groups: list[dist.ProcessGroup] = []
 
 
@@ -43,7 +43,7 @@ def joined() -> Iterator[None]:
     if dist.is_initialized() or "RANK" not in os.environ or not dist.is_available():
         yield
         return
-    backend = "gloo"  # also beside NCCL, for what lives on the host
+    backend = "gloo"  # also beside NCCL, for tensors on the host
     if torch.cuda.is_available():
         if local_rank() >= torch.cuda.device_count():
             raise ValueError(
@@ -101,7 +101,7 @@ def local_world() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes what is there once."""
+    """Whether this is rank 0, which writes shared files."""
     return rank() == 0
 
 
@@ -123,7 +123,7 @@ def gather(value: T) -> list[T]:
 
 
 def on_main(compute: Callable[[], T]) -> T:
-    """What the main process computes, in every process.
+    """The result of rank 0's computation, in every process.
 
     Raises:
         Exception: in the main process, what `compute` raises.
@@ -161,7 +161,7 @@ def average(value: Tensor) -> Tensor:
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's contiguous part of what is dealt out, which may be empty."""
+    """This rank's contiguous shard of the items, which may be empty."""
     count = len(items)
     return items[count * rank() // world() : count * (rank() + 1) // world()]
 
@@ -172,7 +172,7 @@ def dealt_out(items: Sequence[T], compute: Callable[[T], R]) -> list[R]:
 
 
 def share_of_batch(draw: Callable[[int], Tensor], count: int) -> Tensor:
-    """This process's rows, (count, ...), of what is drawn for the batch of all.
+    """This rank's rows, (count, ...), of a draw for the global batch.
 
     So that several processes see the random numbers that one would.
 
@@ -184,7 +184,7 @@ def share_of_batch(draw: Callable[[int], Tensor], count: int) -> Tensor:
 
 
 def draw_apart() -> None:
-    """Let the global generator, until its next seed, give other numbers in each process.
+    """Decorrelate the RNG across ranks until the next seed.
 
     For what is drawn inside a network, such as dropout, where the rows of a batch must not share
     their numbers with those of another process.
@@ -194,7 +194,7 @@ def draw_apart() -> None:
 
 
 def replicated(model: nn.Module) -> nn.Module:
-    """The network with gradients averaged over all processes; alone, the network itself."""
+    """The network with gradients averaged over processes; a no-op in a single process."""
     if world() == 1:
         return model
     parallel = nn.parallel.DistributedDataParallel
@@ -207,14 +207,14 @@ def replicated(model: nn.Module) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside wrappers, each of which holds what it wraps as `module`."""
+    """The network inside wrappers that hold it as `module`."""
     while isinstance(getattr(model, "module", None), nn.Module):
         model = model.module
     return model
 
 
 class AnyProcess:
-    """Whether any process has raised its flag, known to all of them at the same call.
+    """Whether any process has raised its flag; all processes get the answer at the same call.
 
     Nothing waits for the network: an answer is that to the call before.
     """

@@ -1,4 +1,4 @@
-"""Linear systems that are known only by what they do to a vector."""
+"""Linear systems given as matrix-vector products."""
 
 from __future__ import annotations
 
@@ -56,5 +56,5 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
-    """a / b, and 0 elsewhere, without dividing there."""
+    """a / b where a condition holds, else 0; never divides by 0."""
     return torch.where(where, a / torch.where(where, b, 1.0), 0.0)

@@ -1,4 +1,4 @@
-"""Memory of the host."""
+"""Memory of the host: its size, and how the C library manages it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 
-# glibc's names for what `mallopt` sets, and the largest values that it takes.
+# Parameters of glibc's `mallopt`, and their largest values.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_TRIM, _LARGEST_MMAP = 2**31 - 1, 32 << 20
 
@@ -14,8 +14,9 @@ _LARGEST_TRIM, _LARGEST_MMAP = 2**31 - 1, 32 << 20
 def keep_freed_memory() -> None:
     """Let the C library keep the memory of freed tensors for the next ones.
 
-    It would return large blocks to the system and ask for them again, zeroed page by page, at
-    every layer: a tenth of a training step on a CPU.  Elsewhere than on glibc nothing happens.
+    By default it returns large blocks to the system and requests them again, zeroed page by page,
+    at every layer: a tenth of a training step on a CPU.  A setting of the whole process, so
+    programs call this, not functions of the library.  A no-op without glibc.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -26,7 +27,7 @@ def keep_freed_memory() -> None:
 
 
 def total_memory() -> int:
-    """Bytes of memory in this machine; 16 GiB where the system does not say."""
+    """Bytes of memory in this machine; 16 GiB where that is unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

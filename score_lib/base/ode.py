@@ -134,11 +134,11 @@ class _RK45:
     def _error(self, y, y_new, stages, h):
         error = h[:, None] * torch.tensordot(self.e, stages, dims=1)
         scale = self.atol + self.rtol * torch.maximum(y.abs(), y_new.abs())
-        # An error that is not a number is the worst there is.
+        # nan counts as an infinite error.
         return torch.nan_to_num(_rms(error / scale), nan=torch.inf)
 
     def _retake(self, t, y, slope, h, accepted):
-        """A step again in which the groups that rejected it stand still, and its end's slope.
+        """The step again with size 0 in the groups that rejected it, and the slope at its end.
 
         Choosing accepted results alone is not enough for a gradient: it counts what a rejected step
         computed 0 times, which is nan where that overflowed.
@@ -160,7 +160,7 @@ class _RK45:
 
     @staticmethod
     def _factor(error, accepted, rejected_before):
-        """What the next step is relative to this one; no growth right after a rejection."""
+        """Size of the next step relative to this one; no growth right after a rejection."""
         factor = _SAFETY * error**_EXPONENT
         growth = factor.clamp(max=_GROW_MOST)
         growth = torch.where(rejected_before, growth.clamp(max=1.0), growth)

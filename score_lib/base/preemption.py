@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM and SIGUSR1 end a run in good order, with an exit code of its own."""
+"""Pre-emption: SIGTERM and SIGUSR1 end a run in good order, with exit code 75."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXIT_CODE = 75
 
 
 class Preempted(SystemExit):
-    """The process was told to stop, and has; ends the program with `EXIT_CODE`."""
+    """A signal asked the process to stop; ends the program with `EXIT_CODE`."""
 
     def __init__(self):
         super().__init__(EXIT_CODE)
@@ -63,7 +63,7 @@ class StopSignals:
 
     def _obey(self) -> None:
         if self.requested and self._at_once:
-            self._at_once = False  # once: what cleans up is not interrupted again
+            self._at_once = False  # once: clean-up is not interrupted again
             raise Preempted
 
 

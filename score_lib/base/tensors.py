@@ -39,7 +39,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 class SampleNoise:
-    """Standard normal noise in which sample k has a stream of its own.
+    """Standard normal noise with one stream per sample.
 
     Called like `torch.randn_like`, it returns (B, *D) noise whose row b is the next piece of the
     stream of sample `indices[b]`: a function of the seed, that index and how often it was called,
@@ -52,7 +52,7 @@ class SampleNoise:
     """
 
     # Draws made at once from each stream, and numbers that they may hold: few launches for small
-    # images, little memory for large ones.  Part of what defines a stream.
+    # images, little memory for large ones.  They are part of the definition of a stream.
     MOST_DRAWS, MOST_NUMBERS = 64, 1 << 14
 
     def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu"):

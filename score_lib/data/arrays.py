@@ -13,7 +13,7 @@ from torch import Tensor
 from score_lib.base.memory import total_memory
 from score_lib.data.preprocess import MAX_PIXELS, fit
 from score_lib.data.sources import DataError, PerProcess, Source
-from score_lib.disk.files import array_sizes, load_arrays
+from score_lib.disk.arrays import array_sizes, load_arrays
 
 CHANNELS = (1, 3, 4)
 MAX_CLASSES = 1 << 24

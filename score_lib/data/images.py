@@ -18,7 +18,8 @@ from torch import Tensor
 from score_lib.data.arrays import open_array
 from score_lib.data.preprocess import MAX_PIXELS, fit
 from score_lib.data.sources import DataError, PerProcess, Source, Subset, register_dataset
-from score_lib.disk.files import open_member, printable
+from score_lib.disk.arrays import open_member
+from score_lib.disk.files import printable
 
 log = logging.getLogger(__name__)
 

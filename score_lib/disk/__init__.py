@@ -1,6 +1,7 @@
-"""Everything that is written to disk or read from it: whole or not at all, and never trusted.
+"""Everything that is written to disk, whole or not at all, and everything read from it, untrusted.
 
-- `files`: atomic writes, arrays without pickle; `lock`: one run per folder
-- `checkpoints`, `writer`: training states, written in the background
+- `files`: atomic writes; `arrays`: .npz without pickle; `lock`: one run per folder
+- `checkpoints`, `records`, `fit`: training states, their verification and comparison; `writer`: in
+  the background
 - `logs`, `reports`, `pictures`: messages and numbers, tables, grids of images
 """

@@ -13,7 +13,7 @@ from typing import IO
 
 NAME = ".lock"
 
-# What a file system without locks answers.
+# Errors of a file system without locks.
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 

@@ -1,4 +1,4 @@
-"""What a run says: messages, numbers, and how far it has come."""
+"""Messages, metrics and progress bars of a run."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class MetricsLog:
             self._writer.add_image(name, picture, step)
 
     def close(self) -> None:
-        """Write out what is still in memory."""
+        """Flush to disk."""
         with naming(self.path):
             self._file.close()
         with naming(self._events):
@@ -127,7 +127,7 @@ class MetricsLog:
     def _keep_until(self, step: int) -> None:
         if not self.path.exists():
             return
-        # What is no text is no record either.
+        # Undecodable bytes are not a record.
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
         with atomic_write(self.path, "w") as file:
@@ -145,7 +145,7 @@ class SilentLog:
 
 
 def _step_of(line: str) -> float:
-    """The step of a record; infinity for what is none, such as a line that a kill cut short."""
+    """The step of a record; infinity for an invalid one, such as a line cut short by a kill."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, LookupError, RecursionError):

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from score_lib.disk.files import file_digest, load_arrays
+from score_lib.disk.arrays import load_arrays
+from score_lib.disk.files import file_digest
 from score_lib.metrics.extractors import Extractor, register_extractor
 
 WEIGHTS = pathlib.Path(__file__).parents[2] / "assets" / "digits_classifier.npz"

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from score_lib.base.distributed import gather
 from score_lib.base.tensors import derive_seed
-from score_lib.disk.files import load_arrays, printable, save_arrays
+from score_lib.disk.arrays import load_arrays, save_arrays
+from score_lib.disk.files import printable
 from score_lib.disk.logs import progress_bar
 from score_lib.metrics import distances
 from score_lib.metrics.extractors import Extractor

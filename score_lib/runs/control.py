@@ -20,7 +20,8 @@ from score_lib.base import distributed
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import SampleNoise, derive_seed
 from score_lib.data.inputs import read_inputs, read_mask
-from score_lib.disk.files import open_folder, save_arrays
+from score_lib.disk.arrays import save_arrays
+from score_lib.disk.files import open_folder
 from score_lib.disk.logs import messages_to
 from score_lib.disk.pictures import is_picture, save_grid, to_uint8
 from score_lib.disk.reports import mean_and_error, write_report

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from score_lib.base import distributed
 from score_lib.base.tensors import SampleNoise, derive_seed
-from score_lib.disk.files import save_arrays, write_text
+from score_lib.disk.arrays import save_arrays
+from score_lib.disk.files import write_text
 from score_lib.disk.pictures import save_grid, to_uint8
 from score_lib.disk.reports import markdown_table, mean_and_error, save_histogram
 from score_lib.likelihood import bits_per_dim, get_log_likelihood_fn, offsets

@@ -17,7 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_lib.base import distributed
-from score_lib.disk.files import file_digest, load_arrays, save_arrays
+from score_lib.disk.arrays import load_arrays, save_arrays
+from score_lib.disk.files import file_digest
 from score_lib.options import flatten
 from score_lib.runs.setup import Run
 

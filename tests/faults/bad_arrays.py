@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from evaluation import Statistics, load_statistics, save_statistics
-from score_lib.disk.files import load_arrays, save_arrays
+from score_lib.disk.arrays import load_arrays, save_arrays
 from score_lib.metrics.digits import WEIGHTS, DigitsExtractor
 
 from .bad_zips import GIB, Entry, archive_of, deflated_zeros, zipped

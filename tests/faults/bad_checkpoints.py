@@ -26,7 +26,7 @@ WIDTH = 4
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """All cases."""
 
     def good(folder: pathlib.Path) -> pathlib.Path:
         save_checkpoint(folder / "c.pth", {**state(), "position": 48, "config": "{}"})
@@ -57,7 +57,7 @@ def state(seed: int = 0) -> dict:
 
 
 def restore(path: pathlib.Path) -> str:
-    """Load a checkpoint into a fresh state, which has to stay as it is if that fails."""
+    """Load a checkpoint into a fresh state, which must stay unchanged if that fails."""
     fresh = {**state(seed=1), "position": 0}
     before = _summary(fresh)
     try:
@@ -81,7 +81,7 @@ def _summary(state: dict) -> str:
 
 
 def contents() -> dict:
-    """What a checkpoint of `state` holds."""
+    """The contents of a checkpoint of `state`."""
     parts = {
         key: getattr(value, "state_dict", lambda v=value: v)() for key, value in state().items()
     }
@@ -170,6 +170,8 @@ def _files() -> dict[str, bytes]:
         "lists in lists": b"\x80\2" + b"(" * 10**6 + b"l" * 10**6 + b".",
         "a text that is too long": b"\x80\4\x8d" + struct.pack("<Q", 2**60) + b"a.",
         "a number that is too long": b"\x80\2\x8b" + struct.pack("<i", 2**31 - 1) + b"a.",
+        "bytes before its first record": b"PK\3\4" + bytes(60) + saved_bytes(contents()),
+        "bytes behind its last record": saved_bytes(contents()) + bytes(30),
         "a list": saved_bytes([1, 2]),
         "a tensor": saved_bytes(torch.zeros(3)),
         "weights alone": saved_bytes(contents()["model"]),
@@ -237,7 +239,7 @@ def _longer(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _legacy(numel: int) -> Callable[[pathlib.Path], pathlib.Path]:
-    """The older format, whose storages say how large they are before they come."""
+    """The older format, in which a size precedes each storage."""
 
     def make(folder: pathlib.Path) -> pathlib.Path:
         file = io.BytesIO()
@@ -266,7 +268,7 @@ class Viewed:
 
 
 class Kind:
-    """A NumPy type, made by a call and nothing else: its own pickle is refused anyway."""
+    """A NumPy type, made by a call: its own pickle is refused anyway."""
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -286,7 +288,7 @@ class OfNumPy:
 
 
 class Zeros:
-    """So many zero bytes, as a call."""
+    """Zero bytes, made by a call."""
 
     def __reduce__(self):
         return bytearray, (8 * GIB,)

@@ -29,8 +29,9 @@ import numpy as np
 import torch
 from small_runs import ROOT, SMALL, small_config
 
-from score_lib.disk.checkpoints import read_checkpoint, read_latest
-from score_lib.disk.files import load_arrays, with_earlier
+from score_lib.disk.arrays import load_arrays
+from score_lib.disk.checkpoints import read_checkpoint
+from score_lib.disk.files import with_earlier
 
 # For what should take seconds, on a machine that may be busy.
 LIMIT = 120.0
