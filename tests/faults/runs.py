@@ -30,7 +30,7 @@ import torch
 from small_runs import ROOT, SMALL, small_config
 
 from score_lib.disk.arrays import load_arrays
-from score_lib.disk.checkpoints import read_checkpoint
+from score_lib.disk.checkpoints import read_checkpoint, read_latest
 from score_lib.disk.files import with_earlier
 
 # For what should take seconds, on a machine that may be busy.
