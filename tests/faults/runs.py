@@ -30,7 +30,7 @@ import torch
 from small_runs import ROOT, SMALL, small_config
 
 from score_lib.disk.arrays import load_arrays
-from score_lib.disk.checkpoints import latest_whole, read_checkpoint
+from score_lib.disk.checkpoints import read_checkpoint, read_latest
 from score_lib.disk.files import with_earlier
 
 # For what should take seconds, on a machine that may be busy.
@@ -381,8 +381,8 @@ def kept_step(workdir: pathlib.Path) -> int:
     Raises:
         CheckpointError: all checkpoints are damaged.
     """
-    path = latest_whole(workdir / META)
-    return 0 if path is None else read_checkpoint(path)["step"]
+    latest = read_latest(workdir / META)
+    return 0 if latest is None else latest[1]["step"]
 
 
 def reached_step(workdir: pathlib.Path) -> int:
