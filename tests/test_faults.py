@@ -1,4 +1,4 @@
-"""Runs that are killed, whose disks fill up, whose files are damaged: nothing is lost."""
+"""Runs that are killed, full disks, damaged files: nothing is lost."""
 
 import os
 import random
@@ -39,24 +39,23 @@ def assert_nothing_lost(results, at_least=1):
 
 
 @pytest.mark.parametrize(
-    ("how", "whom", "kills_at"),
+    ("how", "target", "kills_at"),
     [
         ("fork", "process", {13: SIGKILL, 23: SIGTERM, 37: SIGUSR1}),
         ("two", "rank", {23: SIGTERM}),
     ],
 )
-def test_a_training_run_is_killed_and_told_to_stop(how, whom, kills_at, bench):
-    """Again and again, at the steps that it has just reached."""
+def test_a_killed_training_run_resumes(how, target, kills_at, bench):
     workdir = bench.new()
     for step, number in kills_at.items():
         attempt = kills.Attempt(bench, "train", how, workdir)
         assert attempt.started.until(lambda step=step: reached_step(workdir) >= step)
-        attempt.strike(random.Random(0), number, whom)
+        attempt.strike(random.Random(0), number, target)
         assert attempt.disturbed and attempt.problems() == []
     assert bench.finish("train", workdir, how) == []
 
 
-def test_an_evaluation_is_killed_and_told_to_stop(bench):
+def test_a_killed_evaluation_resumes(bench):
     workdir = bench.new()
     folder = workdir / "eval"
     for rounds, number in ((2, SIGKILL), (4, SIGTERM), (7, SIGKILL)):
@@ -67,46 +66,46 @@ def test_an_evaluation_is_killed_and_told_to_stop(bench):
     assert bench.finish("eval", workdir) == []
 
 
-def test_killed_while_a_checkpoint_is_written(bench):
+def test_a_kill_during_a_checkpoint_keeps_the_previous(bench):
     assert kills.killed_while_saving(bench, random.Random(0), 10) == []
 
 
-def test_kills_at_random_moments(bench):
+def test_kills_at_random_moments_lose_nothing(bench):
     assert_nothing_lost(kills.campaign(bench, random.Random(1), "train", "fork", 2), at_least=3)
 
 
-def test_one_rank_of_an_elastic_run_dies(bench):
+def test_an_elastic_run_survives_the_death_of_a_rank(bench):
     problems = kills.killed_rank(bench, random.Random(0), "train", "two elastic")[1]
     assert problems == []
 
 
-@pytest.mark.parametrize(("mode", "what"), [("train", "a checkpoint"), ("eval", "the report")])
-def test_the_disk_fills_up(mode, what, bench):
-    assert_nothing_lost(disks.cases(bench, random.Random(0), only=[(mode, what)]))
+@pytest.mark.parametrize(("mode", "moment"), [("train", "a checkpoint"), ("eval", "the report")])
+def test_nothing_is_lost_when_the_disk_fills_up(mode, moment, bench):
+    assert_nothing_lost(disks.cases(bench, random.Random(0), only=[(mode, moment)]))
 
 
-def test_damaged_checkpoints(bench):
+def test_damaged_checkpoints_are_skipped_or_refused(bench):
     draws, killed = random.Random(0), files.killed_training(bench)
-    assert files.passed_over(bench, draws, killed, files.cut, 2)[-1] == []
+    assert files.skipped(bench, draws, killed, files.cut, 2)[-1] == []
     assert files.all_damaged(bench, draws, killed, files.flip_data)[-1] == []
 
 
-def test_a_damaged_round(bench):
+def test_a_damaged_round_is_refused(bench):
     killed = files.killed_evaluation(bench)
     found = files.refused(bench, random.Random(0), killed, files.cut, "eval/*bpd_1.npz")
     assert found[-1] == []
 
 
-def test_a_second_run_and_the_lock_of_a_dead_one(bench):
+def test_a_second_run_is_refused_until_the_first_is_dead(bench):
     assert folders.second(bench, "train", "fork", "fork") == []
     assert folders.dead_owner(bench, random.Random(0)) == []
 
 
-def test_clocks_that_jump(bench):
+def test_clocks_that_jump_do_not_matter(bench):
     assert folders.clocks(bench, random.Random(0), "train") == []
 
 
-def test_what_is_lost_would_be_seen(bench, tmp_path):
+def test_differences_of_training_runs_are_found(bench, tmp_path):
     """One weight in its last bit, one figure of the log, one pixel, one file too many."""
     trained = bench.trained()
     copies = [shutil.copytree(trained, tmp_path / str(number)) for number in range(5)]
@@ -128,7 +127,7 @@ def test_what_is_lost_would_be_seen(bench, tmp_path):
     assert not same({"a": [1, 2.0]}, {"a": [1, 2.5]})
 
 
-def test_a_report_that_differs_would_be_seen(bench, tmp_path):
+def test_differences_of_evaluations_are_found(bench, tmp_path):
     evaluated = bench.evaluated() / "eval"
     copy = shutil.copytree(evaluated, tmp_path / "eval")
     assert evaluations_differ(copy, evaluated) == []

@@ -1,17 +1,20 @@
-"""A disk that fills up: one message, nothing lost, and on with it once there is space."""
+"""A disk that fills up: one message, nothing lost, and the run resumes once there is space."""
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
-import importlib
+import logging
 import pathlib
 import random
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from score_lib.disk.checkpoints import read_checkpoint
+from score_lib.disk.logs import MetricsLog
 
 from .runs import META, META_EVERY, Bench, Result, Started, kept_step, reached_step, whole_rounds
 
@@ -26,15 +29,15 @@ def cases(
     quick: bool = False,
     only: Sequence[tuple[str, str]] = (),
 ) -> Iterator[Result]:
-    """Disks that fill up at certain moments, or `only` some of these, and too small disks."""
+    """Disks that fill up at each of the moments, or at `only` some, and disks that are too small."""
     try:
         with small_disk(bench.new(), 1):
             pass
     except (OSError, subprocess.CalledProcessError) as error:
         yield Result("full disk: skipped, mounting a small one needs root", str(error), [])
         return
-    for mode, what in only or (QUICK if quick else MOMENTS):
-        yield _filled(bench, mode, what, MOMENTS[mode, what])
+    for mode, moment in only or (QUICK if quick else MOMENTS):
+        yield _filled(bench, mode, moment, MOMENTS[mode, moment])
     if not (only or quick):
         yield _filled(bench, "train", "a checkpoint", MOMENTS["train", "a checkpoint"], "two")
         for mode in ("train", "eval") * 6:
@@ -67,26 +70,38 @@ def fill(disk: pathlib.Path, spare: int = 0) -> None:
         filler.truncate(max(filler.tell() - spare, 0))
 
 
-def _fill_before(function: str, number: int, disk: pathlib.Path) -> None:
-    """Let the disk be full from a call of a function on."""
-    calls = []
+def _fill_before_file(pattern: str, number: int, disk: pathlib.Path) -> None:
+    """Let the disk be full when a temporary file of that name is about to be made.
 
-    def is_due(*_) -> bool:
-        calls.append(None)
-        return len(calls) == number
+    Args:
+        pattern: of the final path, for `fnmatch`.
+        number: which of the files that match.
+        disk: folder of the disk.
+    """
+    made = []
 
-    _fill_when(is_due, function, disk)
+    def is_due(suffix: str = "", prefix: str = "", dir: object = None, **_) -> bool:
+        path = pathlib.Path(str(dir), prefix.strip("."))
+        if fnmatch.fnmatch(str(path), f"*/{pattern}"):
+            made.append(path)
+        return len(made) == number
+
+    _fill_when(is_due, tempfile, "mkstemp", disk)
 
 
 def _fill_before_metrics(disk: pathlib.Path) -> None:
-    _fill_when(lambda log, *_: _is_near_its_end(log.path), "utils.logs.MetricsLog.write", disk)
+    _fill_when(lambda log, *_, **__: _is_near_its_end(log.path), MetricsLog, "write", disk)
+
+
+def _fill_before_picture(disk: pathlib.Path) -> None:
+    _fill_when(lambda *_: True, MetricsLog, "image", disk)
 
 
 def _fill_before_message(disk: pathlib.Path) -> None:
-    def is_due(handler, *_) -> bool:
+    def is_due(handler: logging.FileHandler, _) -> bool:
         return _is_near_its_end(pathlib.Path(handler.baseFilename))
 
-    _fill_when(is_due, "logging.FileHandler.emit", disk)
+    _fill_when(is_due, logging.FileHandler, "emit", disk)
 
 
 def _is_near_its_end(path: pathlib.Path) -> bool:
@@ -94,45 +109,36 @@ def _is_near_its_end(path: pathlib.Path) -> bool:
     return PAGE - path.stat().st_size % PAGE < LINE
 
 
-def _fill_when(is_due: Callable[..., bool], function: str, disk: pathlib.Path) -> None:
-    owner, name = _resolved(function)
+def _fill_when(is_due: Callable[..., bool], owner: object, name: str, disk: pathlib.Path) -> None:
+    """Fill the disk before a call of a function, the first for which `is_due(*arguments)`."""
     original = getattr(owner, name)
 
-    def filled(*arguments, **options):
-        if is_due(*arguments):
+    def filling(*arguments, **options):
+        if is_due(*arguments, **options):
             fill(disk)
         return original(*arguments, **options)
 
-    setattr(owner, name, filled)
+    setattr(owner, name, filling)
 
 
-def _resolved(function: str) -> tuple[object, str]:
-    """A module or class and the name in it."""
-    owner, _, name = function.rpartition(".")
-    with contextlib.suppress(ImportError):
-        return importlib.import_module(owner), name
-    module, _, kind = owner.rpartition(".")
-    return getattr(importlib.import_module(module), kind), name
-
-
-# What puts an end to the space on a disk: before which call of which function.
+# Moments at which a disk fills up: before a file, or the n-th of its name, is written.
 MOMENTS: dict[tuple[str, str], Callable[[pathlib.Path], None]] = {
-    (mode, what): functools.partial(_fill_before, function, number)
-    for mode, what, function, number in (
-        ("train", "config.json", "run_lib.open_folder", 1),
-        ("train", "a checkpoint", "utils.background._write", 3),
-        ("train", "a snapshot", "utils.background._write", 4),
-        ("train", "samples", "train_lib.save_samples", 1),
-        ("train", "a picture of samples", "train_lib.save_grid", 2),
-        ("train", "TensorBoard's pictures", "utils.logs.MetricsLog.image", 1),
-        ("eval", "config.json", "run_lib.open_folder", 1),
-        ("eval", "the first round", "eval_lib.save_arrays", 1),
-        ("eval", "a later round", "eval_lib.save_arrays", 6),
-        ("eval", "a histogram", "eval_lib.save_histogram", 1),
-        ("eval", "a picture of samples", "eval_lib.save_grid", 1),
-        ("eval", "the report", "run_lib.write_report", 1),
+    (mode, file): functools.partial(_fill_before_file, pattern, number)
+    for mode, file, pattern, number in (
+        ("train", "config.json", "config.json", 1),
+        ("train", "a checkpoint", "checkpoints-meta/checkpoint.pth", 3),
+        ("train", "a snapshot", "checkpoints/checkpoint_1.pth", 1),
+        ("train", "samples", "sample.np", 1),
+        ("train", "a picture of samples", "sample.png", 2),
+        ("eval", "config.json", "config.json", 1),
+        ("eval", "the first round", "*.npz", 1),
+        ("eval", "a later round", "*.npz", 6),
+        ("eval", "a histogram", "*bpd*.png", 1),
+        ("eval", "a picture of samples", "*samples*.png", 1),
+        ("eval", "the report", "report.json", 1),
     )
 }
+MOMENTS["train", "TensorBoard's pictures"] = _fill_before_picture
 MOMENTS["train", "metrics.jsonl"] = _fill_before_metrics
 MOMENTS["train", "stdout.txt"] = _fill_before_message
 QUICK = [("train", "a checkpoint"), ("train", "samples"), ("eval", "the report")]
@@ -141,7 +147,7 @@ QUICK = [("train", "a checkpoint"), ("train", "samples"), ("eval", "the report")
 def _filled(
     bench: Bench,
     mode: str,
-    what: str,
+    moment: str,
     prepare: Callable[[pathlib.Path], None],
     how: str = "fork",
 ) -> Result:
@@ -149,7 +155,7 @@ def _filled(
     with small_disk(workdir, 64):
         started = bench.start(mode, workdir, how, functools.partial(prepare, workdir))
         problems = _ends_well(bench, mode, workdir, how, started)
-    name = f"during {what}{' of two processes' if how == 'two' else ''}"
+    name = f"during {moment}{' of two processes' if how == 'two' else ''}"
     return Result(f"full disk: {mode}", name, problems, time.monotonic() - start)
 
 
@@ -171,12 +177,12 @@ def _too_small(bench: Bench, draws: random.Random, mode: str) -> Result:
 def _ends_well(
     bench: Bench, mode: str, workdir: pathlib.Path, how: str, started: Started
 ) -> list[str]:
-    """What is wrong with the end on a full disk, and with going on when there is space."""
+    """Problems of the end on a full disk, and of the next start, when there is space."""
     code, said = started.end(), started.errors()
-    # Of two processes, the other one may say that it has lost this one.
+    # Of two processes, the other one may report the loss of this one.
     said = [line for line in said if "another process of this run is gone" not in line]
     problems = [] if code == 1 else [f"it ends with {code}"]
-    # More than one only where two files were being written, by training and beside it.
+    # Two errors only where two files were being written, one by a thread.
     named = [line for line in said if "No space left" in line and str(workdir) in line]
     if not 1 <= len(said) <= 2 or named != said:
         problems.append(f"it says {said or started.last_words()}")
@@ -191,7 +197,7 @@ _TRACEBACKS = ("Traceback", "--- Logging error ---")
 
 
 def _kept(mode: str, workdir: pathlib.Path) -> list[str]:
-    """What is damaged of that which was there, in words."""
+    """Damage to earlier files, in words."""
     try:
         if mode == "eval":
             whole_rounds(workdir / "eval")
@@ -202,6 +208,6 @@ def _kept(mode: str, workdir: pathlib.Path) -> list[str]:
             read_checkpoint(workdir / META)  # itself, and not only a predecessor
             due = (reached_step(workdir) - 1) // META_EVERY * META_EVERY - META_EVERY
     except ValueError as error:
-        return [f"what was there is damaged: {error}"]
+        return [f"an earlier file is damaged: {error}"]
     kept = kept_step(workdir)
     return [] if kept >= due else [f"it keeps step {kept} where {due} is due"]

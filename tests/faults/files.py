@@ -29,14 +29,14 @@ def flip(path: pathlib.Path, draws: random.Random) -> None:
 
 
 def flip_data(path: pathlib.Path, draws: random.Random) -> None:
-    """Flip a bit of what a zip file holds, and not of the lists around it."""
+    """Flip a bit in the middle of a zip file, not in its list of contents."""
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 1 << draws.randrange(8)
     path.write_bytes(data)
 
 
 def empty(path: pathlib.Path, _: random.Random) -> None:
-    """Leave nothing in a file."""
+    """Empty a file."""
     path.write_bytes(b"")
 
 
@@ -46,7 +46,7 @@ def remove(path: pathlib.Path, _: random.Random) -> None:
 
 
 def garbage(path: pathlib.Path, draws: random.Random) -> None:
-    """Put random bytes in the place of a file."""
+    """Replace a file by random bytes."""
     path.write_bytes(draws.randbytes(300))
 
 
@@ -63,7 +63,7 @@ def _training_cases(bench: Bench, draws: random.Random, quick: bool) -> Iterator
     first = [(cut, 1), (flip, 1), (cut, 2)]
     more = [(flip, 1)] * 4 + [(cut, 1), (empty, 1), (remove, 1), (garbage, 1), (flip, 2)]
     for damage, count in first if quick else first + more:
-        yield lambda damage=damage, count=count: passed_over(bench, draws, killed, damage, count)
+        yield lambda damage=damage, count=count: skipped(bench, draws, killed, damage, count)
     for damage in (cut,) if quick else (cut, empty, garbage):
         yield lambda damage=damage: all_damaged(bench, draws, killed, damage)
     yield lambda: _survived(bench, draws, killed, "metrics.jsonl cut in a line", _cut_last_line)
@@ -104,10 +104,10 @@ def _copied(bench: Bench, killed: pathlib.Path) -> pathlib.Path:
     return shutil.copytree(killed, bench.new(), dirs_exist_ok=True)
 
 
-def passed_over(
+def skipped(
     bench: Bench, draws: random.Random, killed: pathlib.Path, damage: Damage, count: int
 ) -> tuple[str, str, list[str]]:
-    """The latest checkpoints are damaged: training goes on from a predecessor."""
+    """The latest checkpoints are damaged: training resumes from a predecessor."""
     workdir, problems = _copied(bench, killed), []
     for path in predecessors(workdir)[:count]:
         damage(path, draws)
@@ -117,11 +117,11 @@ def passed_over(
     if code != 0:
         problems.append(f"it ends with {code}: {started.last_words()}")
     if f"training from step {step} to" not in output:
-        problems.append("it does not go on from the latest that is whole")
+        problems.append("it does not resume from the latest undamaged file")
     # A flipped bit may be one that nothing reads.
     may_be_read = damage is flip or damage is remove
-    if output.count("passed over") != count and not may_be_read:
-        problems.append("it does not say what it passes over")
+    if output.count("skipped") != count and not may_be_read:
+        problems.append("it does not name the skipped files")
     name = f"{damage.__name__}, {count} of {len(predecessors(killed))}: from step {step}"
     return "latest checkpoint", name, problems or bench.differences("train", workdir)
 
@@ -129,7 +129,7 @@ def passed_over(
 def all_damaged(
     bench: Bench, draws: random.Random, killed: pathlib.Path, damage: Damage
 ) -> tuple[str, str, list[str]]:
-    """No checkpoint is whole: the run refuses to start from scratch, and changes nothing."""
+    """All checkpoints are damaged: the run refuses to start from scratch, and changes nothing."""
     workdir = _copied(bench, killed)
     for path in predecessors(workdir):
         damage(path, draws)
@@ -140,7 +140,7 @@ def all_damaged(
     if len(said) != 1 or str(workdir / META) not in said[0] or "all damaged" not in said[0]:
         problems.append(f"it says {said}")
     problems += _changes(before, _contents(workdir))
-    for path in predecessors(workdir):  # the way out that the message names
+    for path in predecessors(workdir):  # as the message says
         path.rename(f"{path}.bad")
     return "all checkpoints", damage.__name__, problems + bench.finish("train", workdir)
 
@@ -148,7 +148,7 @@ def all_damaged(
 def refused(
     bench: Bench, draws: random.Random, killed: pathlib.Path, damage: Damage, pattern: str
 ) -> tuple[str, str, list[str]]:
-    """A file of an evaluation is damaged: refused by name, and made again once it is gone."""
+    """A file of an evaluation is damaged: refused by name, and recomputed once it is removed."""
     workdir = _copied(bench, killed)
     path = next(workdir.glob(pattern))
     damage(path, draws)
@@ -173,7 +173,7 @@ def _survived(
     damage: Damage,
     mode: str = "train",
 ) -> tuple[str, str, list[str]]:
-    """Damage that changes nothing."""
+    """Damage that does not matter."""
     workdir = _copied(bench, killed)
     damage(workdir, draws)
     return f"others of mode {mode}", name, bench.finish(mode, workdir)
@@ -191,14 +191,14 @@ def _garbage_config(workdir: pathlib.Path, draws: random.Random) -> None:
 
 
 def _leftovers(workdir: pathlib.Path, draws: random.Random) -> None:
-    """Temporary files beside all that is written under another name first."""
+    """Temporary files beside all files that are written atomically."""
     for path in list(workdir.rglob("*")):
         if path.is_file() and re.fullmatch(r".*\.(pth|json|jsonl|npz|png|np)", path.name):
             garbage(path.with_name(f".{path.name}.1a2b3c4d.tmp"), draws)
 
 
 def _contents(folder: pathlib.Path) -> dict[str, bytes]:
-    """What is in a folder by name, but for the lock."""
+    """Contents of the files of a folder by name, except the lock."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")

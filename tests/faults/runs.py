@@ -381,8 +381,8 @@ def kept_step(workdir: pathlib.Path) -> int:
     Raises:
         CheckpointError: all checkpoints are damaged.
     """
-    found = read_latest(workdir / META)
-    return 0 if found is None else found[1]["step"]
+    latest = read_latest(workdir / META)
+    return 0 if latest is None else latest[1]["step"]
 
 
 def reached_step(workdir: pathlib.Path) -> int:
