@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 
+from absl import flags
+
 from configs.defaults import load
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -79,4 +81,7 @@ def _main(argv, cwd, output, prepare):
     sys.argv = argv
     os.chdir(cwd)
     prepare()
+    # A test in the parent may have imported main.py, whose flags it would define a second time.
+    for flag in flags.FLAGS.flags_by_module_dict().get("main", []):
+        delattr(flags.FLAGS, flag.name)
     runpy.run_path(argv[0], run_name="__main__")

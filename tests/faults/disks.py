@@ -29,7 +29,7 @@ def cases(
     quick: bool = False,
     only: Sequence[tuple[str, str]] = (),
 ) -> Iterator[Result]:
-    """Disks that fill up at each of the moments, or at `only` some, and disks that are too small."""
+    """Disks that fill up at each moment, or at `only` some, and disks that are too small."""
     try:
         with small_disk(bench.new(), 1):
             pass
