@@ -82,6 +82,6 @@ def _main(argv, cwd, output, prepare):
     os.chdir(cwd)
     prepare()
     # A test in the parent may have imported main.py, whose flags it would define a second time.
-    for flag in flags.FLAGS.flags_by_module_dict().get("main", []):
+    for flag in list(flags.FLAGS.flags_by_module_dict().get("main", [])):
         delattr(flags.FLAGS, flag.name)
     runpy.run_path(argv[0], run_name="__main__")
