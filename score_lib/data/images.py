@@ -1,7 +1,5 @@
 """IMAGES: the user's own images, from a folder, a zip file, an .npy or an .npz."""
 
-from __future__ import annotations
-
 import functools
 import io
 import itertools
@@ -113,15 +111,15 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         file = self.path / name
-        if not self._is_inside(file):
+        if file.is_symlink() and not file.resolve().is_relative_to(self.path.resolve()):
             raise OSError("it is a link that leads out of the folder")
+        return self._contents(file)
+
+    def _contents(self, file: pathlib.Path) -> bytes:
         if not file.is_file():  # reading a pipe or device may never end
             raise OSError("it is not a regular file")
         _check_size(file.stat().st_size)
         return file.read_bytes()
-
-    def _is_inside(self, file: pathlib.Path) -> bool:
-        return not file.is_symlink() or file.resolve().is_relative_to(self.path.resolve())
 
 
 class OneFile(Folder):
@@ -130,8 +128,8 @@ class OneFile(Folder):
     def __init__(self, path: pathlib.Path):
         self.path, self.names = path.parent, [path.name]
 
-    def _is_inside(self, file: pathlib.Path) -> bool:
-        return True
+    def read(self, name: str) -> bytes:
+        return self._contents(self.path / name)
 
 
 class Zip:
@@ -159,11 +157,6 @@ def _cannot_list(error: OSError) -> None:
 def _check_size(size: int) -> None:
     if size > MAX_BYTES:
         raise OSError(f"{size} bytes are too many for an image")
-
-
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise OSError(f"it is {width} x {height}, above the limit of {MAX_PIXELS} pixels")
 
 
 class ImageFiles(Source):
@@ -205,11 +198,12 @@ def decode(files: Folder | Zip, name: str, channels: int) -> Tensor:
     where = f"{printable(name)} in {files.path}"
     try:
         with Image.open(io.BytesIO(files.read(name)), formats=FORMATS) as image:
-            _check_pixels(*image.size)
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} x {image.height}"
+                raise ValueError(f"it is {size}, above the limit of {MAX_PIXELS} pixels")
             pixels = _plain(ImageOps.exif_transpose(image)).convert(MODES[channels])
     except UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
-        raise DataError(f"{where} is not a readable image: none of {known}") from error
+        raise DataError(f"{where} is not a readable image: none of {', '.join(FORMATS)}") from error
     except Exception as error:  # damaged files make decoders raise errors of nearly any type
         raise DataError(f"{where} is not a readable image: {error}") from error
     array = np.array(pixels).reshape(pixels.height, pixels.width, channels)

@@ -1,7 +1,5 @@
 """Images that a user hands in for editing, and masks that mark their known pixels."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 from typing import NamedTuple
@@ -46,20 +44,18 @@ def read_inputs(config, path: str, count: int, split: str = "test") -> Inputs:
     config = complete(config)
     if count < 1:
         raise DataError(f"{count} images were asked for: at least 1 is needed")
-    source = _open_path(config, path) if path else _open_split(config, split)
+    if path:
+        source = _open_path(config, path)
+    elif split in ("train", "test"):
+        source = get_dataset(config, evaluation=True)[2].sources[split]
+    else:
+        raise DataError(f"the data set has no split {split!r}: known are 'train' and 'test'")
     numbers = np.arange(min(count, len(source)))
     stream = ImageStream(Subset(source, numbers), count, evaluation=True)
     batch = next(iter(stream))
     names = source.names if isinstance(source, ImageFiles) else map(str, numbers)
     labels = batch["label"] if source.num_classes > 1 else None
     return Inputs(batch["image"], labels, list(names)[: len(numbers)])
-
-
-def _open_split(config, split: str) -> Source:
-    if split not in ("train", "test"):
-        raise DataError(f"the data set has no split {split!r}: known are 'train' and 'test'")
-    _, _, info = get_dataset(config, evaluation=True)
-    return info.sources[split]
 
 
 def _open_path(config, path: str) -> Source:

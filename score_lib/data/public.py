@@ -1,7 +1,5 @@
 """CIFAR10, SVHN, CELEBA and LSUN through tensorflow-datasets, without importing TensorFlow."""
 
-from __future__ import annotations
-
 import functools
 import http.client
 import logging
@@ -60,9 +58,8 @@ def lsun(shape: Shape, folder: str, category: str) -> tuple[Source, Source]:
 
 def _as_stored(title: str, name: str, shape: Shape, folder: str) -> tuple[Source, Source]:
     require_shape(title, shape, (3, 32, 32))
-    parts = (TfdsSource(name, s, folder, shape, num_classes=10) for s in ("train", "test"))
-    train, test = map(Remembered, parts)
-    return train, test
+    train, test = (TfdsSource(name, s, folder, shape, num_classes=10) for s in ("train", "test"))
+    return Remembered(train), Remembered(test)
 
 
 def _resized(name: str, shape: Shape, folder: str, prepare: Callable) -> tuple[Source, Source]:
@@ -72,11 +69,12 @@ def _resized(name: str, shape: Shape, folder: str, prepare: Callable) -> tuple[S
             f"{name} has square colour images, but the config asks for {shape}: set "
             f"data.num_channels=3 and one number as data.image_size"
         )
-    prepare = functools.partial(prepare, size=height)
-    train, test = (
-        TfdsSource(name, split, folder, shape, prepare=prepare) for split in ("train", "validation")
-    )
-    return train, test
+    keywords = {
+        "folder": folder,
+        "shape": shape,
+        "prepare": functools.partial(prepare, size=height),
+    }
+    return TfdsSource(name, "train", **keywords), TfdsSource(name, "validation", **keywords)
 
 
 class TfdsSource(Source):

@@ -1,11 +1,9 @@
 """Sources: examples by number, as they are stored, before any randomness."""
 
-from __future__ import annotations
-
 import abc
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,21 +16,10 @@ from score_lib.disk.files import printable
 DATASETS = Registry("dataset")
 
 
-def register_dataset(
-    opener: Callable | None = None,
-    *,
-    name: str | None = None,
-    options: Mapping[str, str] | None = None,
-) -> Callable:
-    """Decorator for a function `opener(shape, **keywords) -> (train, test)`, two `Source`s.
-
-    The function receives the configured shape (C, H, W).
-
-    Args:
-        name: the value of `config.data.dataset` that selects it; default: the function's name.
-        options: keyword of the function -> dotted name of the option that feeds it.
-    """
-    return DATASETS.register(opener, name=name, options=options)
+# Decorator for a function `opener(shape, **keywords) -> (train, test)`: two `Source`s of images of
+# the configured shape (C, H, W).  Its arguments are those of `Registry.register`; `name` is the
+# value of `config.data.dataset`.
+register_dataset = DATASETS.register
 
 
 class DataError(ValueError):

@@ -1,7 +1,5 @@
 """Streams: batches of a source, whose order and random draws are functions of the position."""
 
-from __future__ import annotations
-
 import functools
 import math
 import os
@@ -82,7 +80,7 @@ class ImageStream:
         self.position = 0
         self.to(device)
 
-    def to(self, device: torch.device | str | None) -> ImageStream:
+    def to(self, device: torch.device | str | None) -> "ImageStream":
         """Deliver batches on a device, from the next `iter()` on; returns the stream itself."""
         self.device = None if device is None else torch.device(device)
         return self
@@ -108,8 +106,8 @@ class ImageStream:
     def _batches(self, start: int) -> Iterator[dict[str, Tensor]]:
         loader = DataLoader(
             _Reader(self.source),
-            batch_sampler=self._numbers(start),
-            collate_fn=_identity,
+            sampler=self._numbers(start),
+            batch_size=None,  # the sampler gives the numbers of a whole batch
             worker_init_fn=leave_signals_to_parent,
             num_workers=min(self.num_workers, max(1, (os.cpu_count() or 1) // local_world())),
             multiprocessing_context=self.source.start_method if self.num_workers else None,
@@ -214,7 +212,7 @@ class _Reader(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, numbers: np.ndarray) -> tuple[Tensor, Tensor] | DataError:
+    def __getitem__(self, numbers: np.ndarray) -> tuple[Tensor, Tensor] | DataError:
         try:
             images, labels = self.source.read(numbers)
             self._check(images, numbers)
@@ -235,7 +233,3 @@ class _Reader(Dataset):
                 f"an image holds the grey value {int(images.max())}, but data.levels="
                 f"{source.levels} allows 0 to {source.levels - 1}"
             )
-
-
-def _identity(batch):
-    return batch

@@ -1,7 +1,5 @@
 """TFRecord files, read by number and without TensorFlow; FFHQ and CelebA-HQ come in them."""
 
-from __future__ import annotations
-
 import functools
 import glob
 import math
@@ -50,10 +48,11 @@ def _expand(paths: str) -> list[str]:
 class TFRecordSource(Source):
     """Records with `shape` (int64[3]: C, H, W) and `data` (the bytes of the image)."""
 
-    def __init__(self, records: RecordFiles, shape: tuple[int, int, int]):
+    def __init__(self, records: "RecordFiles", shape: tuple[int, int, int]):
         self._records, self.shape = records, shape
         if not len(records):
-            raise DataError(f"data.tfrecords_path: there is no record in {records.names()}")
+            files = ", ".join(records.paths)
+            raise DataError(f"data.tfrecords_path: there is no record in {files}")
         self._image(0)  # a wrong image size is an error here, before training starts
 
     def __len__(self) -> int:
@@ -70,9 +69,8 @@ class TFRecordSource(Source):
             raise DataError(f"{where} is not a tf.train.Example: {error}") from error
         if not {"shape", "data"} <= features.keys():
             raise DataError(f"{where} has {sorted(features)[:8]} instead of 'shape' and 'data'")
-        if {type(v) for v in features["shape"]} != {int} or {*map(type, features["data"])} != {
-            bytes
-        }:
+        kinds = [{type(value) for value in features[name]} for name in ("shape", "data")]
+        if kinds != [{int}, {bytes}]:
             raise DataError(f"{where} must have integers as 'shape' and bytes as 'data'")
         shape, data = tuple(features["shape"]), b"".join(features["data"])
         if shape != self.shape:
@@ -95,8 +93,8 @@ class RecordFiles(Sequence):
     """
 
     def __init__(self, paths: Sequence[str]):
-        self._paths = [str(path) for path in paths]
-        tables = [_table(path) for path in self._paths]
+        self.paths = [str(path) for path in paths]
+        tables = [_table(path) for path in self.paths]
         self._starts = np.cumsum([0] + [len(table) for table in tables])
         self._table = np.concatenate(tables) if tables else np.zeros((0, 2), np.int64)
         self._verified = np.zeros(len(self._table), dtype=bool)
@@ -106,7 +104,7 @@ class RecordFiles(Sequence):
 
     def __getitem__(self, number: int) -> bytes:
         offset, length = map(int, self._table[number])
-        with open(self._paths[self._file(number)], "rb") as file:
+        with open(self.paths[self._file(number)], "rb") as file:
             file.seek(offset + _HEADER)
             payload, footer = file.read(length), file.read(_FOOTER)
         if not self._verified[number]:
@@ -115,17 +113,11 @@ class RecordFiles(Sequence):
             self._verified[number] = True
         return payload
 
-    def names(self) -> str:
-        """The files, for messages."""
-        return ", ".join(self._paths)
-
     def where(self, number: int) -> str:
         """For messages: record 3 of FILE (byte 590124)."""
         file = self._file(number)
-        return (
-            f"record {number - self._starts[file]} of {self._paths[file]} "
-            f"(byte {self._table[number, 0]})"
-        )
+        place = f"{self.paths[file]} (byte {self._table[number, 0]})"
+        return f"record {number - self._starts[file]} of {place}"
 
     def _file(self, number: int) -> int:
         return int(np.searchsorted(self._starts, number, side="right")) - 1
@@ -143,31 +135,26 @@ def _table(path: str) -> np.ndarray:
 def _scan(path: str, size: int, modified: int) -> np.ndarray:
     """Offset and payload length of each record, (n, 2) int64; cached until the file changes."""
     table, offset = [], 0
-    with open(path, "rb", 0) as file:
+    with open(path, "rb") as file:
         while offset + _HEADER <= size:
-            file.seek(offset)
-            header = file.read(_HEADER)
+            header = os.pread(file.fileno(), _HEADER, offset)
             length = int.from_bytes(header[:8], "little")
-            if problem := _problem(header, length):
-                raise DataError(f"record {len(table)} of {path} (byte {offset}) {problem}")
+            if masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
+                raise DataError(
+                    f"record {len(table)} of {path} (byte {offset}) is damaged, or this is not a "
+                    f"TFRecord file: the length of the record fails its checksum"
+                )
+            if length > MAX_RECORD:
+                raise DataError(
+                    f"record {len(table)} of {path} (byte {offset}) claims {length} bytes, above "
+                    f"the limit of {MAX_RECORD}"
+                )
             table.append((offset, length))
             offset += _HEADER + length + _FOOTER
     if offset != size:
         number, at = (len(table) - 1, table[-1][0]) if offset > size else (len(table), offset)
         raise DataError(f"{path} ends within record {number} (byte {at}): the file is cut off")
     return np.array(table, dtype=np.int64).reshape(-1, 2)
-
-
-def _problem(header: bytes, length: int) -> str:
-    """Why a record's header is refused; "" for a good one."""
-    if masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
-        return (
-            "is damaged, or this is not a TFRecord file: the length of the record fails its "
-            "checksum"
-        )
-    if length > MAX_RECORD:
-        return f"claims {length} bytes, above the limit of {MAX_RECORD}"
-    return ""
 
 
 def parse_example(message: bytes) -> dict[str, list]:

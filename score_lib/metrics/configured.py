@@ -1,7 +1,5 @@
 """The feature extractor and the data statistics that a config selects."""
 
-from __future__ import annotations
-
 import pathlib
 
 import torch

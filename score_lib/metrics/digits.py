@@ -3,8 +3,6 @@
 Its weights come with the project; `assets/train_digits_classifier.py` trains them.
 """
 
-from __future__ import annotations
-
 import pathlib
 
 import numpy as np

@@ -4,8 +4,6 @@ Features are (N, F), tensors or arrays; the computation runs on their device.  F
 a reference implementation name it, and equal it up to rounding.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator

@@ -1,9 +1,8 @@
 """The interface of feature extractors, and their registry."""
 
-from __future__ import annotations
-
 import abc
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -58,24 +57,15 @@ class Extractor(abc.ABC):
         }
 
 
-def register_extractor(
-    cls: type | None = None,
-    *,
-    name: str | None = None,
-    options: Mapping[str, str] | None = None,
-) -> Callable:
-    """Class decorator: makes an `Extractor` available as `eval.extractor`.
+def register_extractor(cls: type | None = None, *, name: str | None = None, **entry) -> Callable:
+    """Decorator: makes an `Extractor` available as `eval.extractor`; see `Registry.register`.
 
-    Args:
-        name: default: the class's attribute `name`.
-        options: keyword of the class -> dotted name of the option that feeds it; default:
-            `weights` from `eval.extractor_weights`.
+    The default name is the class's attribute `name`.  The default options feed `weights` from
+    `eval.extractor_weights`.
     """
-
-    def add(cls: type) -> type:
-        return EXTRACTORS.register(cls, name=name or cls.name, options=options)
-
-    return add if cls is None else add(cls)
+    if cls is None:
+        return functools.partial(register_extractor, name=name, **entry)
+    return EXTRACTORS.register(cls, name=name or cls.name, **entry)
 
 
 def as_rgb(images: Tensor) -> Tensor:

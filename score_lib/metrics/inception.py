@@ -4,15 +4,12 @@ Both descend from one network of 2015 but resize images differently, so features
 compared with statistics of the other.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
+import importlib
 import logging
 import os
 import pathlib
-import pickle
-import zipfile
 from collections.abc import Mapping
 
 import torch
@@ -80,24 +77,12 @@ def _downloaded_weights() -> pathlib.Path:
 def _fidelity_network(path: pathlib.Path) -> torch.nn.Module:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of Inception weights at {path}")
-    network = _fidelity().FeatureExtractorInceptionV3
+    network, outputs = _fidelity().FeatureExtractorInceptionV3, ["2048", "logits_unbiased"]
     try:
         # torch-fidelity unpickles the file, which can run code; a safe load refuses such files.
         load_verified(path)
-        return network(
-            "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
-        )
-    except (
-        AttributeError,
-        EOFError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        OSError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
+        return network("inception", outputs, feature_extractor_weights_path=str(path))
+    except Exception as error:  # damaged files make readers raise errors of nearly any type
         reason = printable(" ".join(str(error).split()), 120)
         raise ValueError(
             f"{path} does not hold the weights of torch-fidelity's Inception network ({reason}): "
@@ -107,13 +92,8 @@ def _fidelity_network(path: pathlib.Path) -> torch.nn.Module:
 
 def _fidelity():
     declare_box_operators()  # torch-fidelity imports torchvision
-    try:
-        from torch_fidelity import feature_extractor_inceptionv3
-    except ImportError as error:
-        raise ImportError(
-            f"the extractor 'inception' needs torch-fidelity ({error}): pip install torch-fidelity"
-        ) from error
-    return feature_extractor_inceptionv3
+    module = "torch_fidelity.feature_extractor_inceptionv3"
+    return _optional(module, "inception", "torch-fidelity", "torch-fidelity")
 
 
 @register_extractor
@@ -138,11 +118,8 @@ class TFGANInception(Extractor):
         self.model = _hub_model(handle)
         self.digest = _folder_digest(_hub().resolve(handle))
         self.resizes_itself = self._takes_any_size()
-        self.resize = (
-            "by the model itself"
-            if self.resizes_itself
-            else f"bilinear to {_SIZE} x {_SIZE}, not antialiased"
-        )
+        fixed = f"bilinear to {_SIZE} x {_SIZE}, not antialiased"
+        self.resize = "by the model itself" if self.resizes_itself else fixed
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = self.tf.cast(as_rgb(images).cpu().numpy(), self.tf.float32)
@@ -197,13 +174,7 @@ def _hub_model(handle: str):
 
 def _tensorflow():
     """TensorFlow without GPUs, whose memory it would take from PyTorch."""
-    try:
-        import tensorflow
-    except ImportError as error:
-        raise ImportError(
-            f"the extractor 'inception_tfgan' needs TensorFlow ({error}): "
-            "pip install -r requirements.txt"
-        ) from error
+    tensorflow = _optional("tensorflow", "inception_tfgan", "TensorFlow", "-r requirements.txt")
     # Fails if TensorFlow is already initialised.
     with contextlib.suppress(RuntimeError):
         tensorflow.config.set_visible_devices([], "GPU")
@@ -211,14 +182,17 @@ def _tensorflow():
 
 
 def _hub():
+    return _optional("tensorflow_hub", "inception_tfgan", "TensorFlow Hub", "-r requirements.txt")
+
+
+def _optional(module: str, extractor: str, package: str, install: str):
+    """A module of a package that only this extractor needs."""
     try:
-        import tensorflow_hub
+        return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"the extractor 'inception_tfgan' needs TensorFlow Hub ({error}): "
-            "pip install -r requirements.txt"
+            f"the extractor {extractor!r} needs {package} ({error}): pip install {install}"
         ) from error
-    return tensorflow_hub
 
 
 def _folder_digest(folder: str | os.PathLike) -> str:

@@ -1,7 +1,5 @@
 """Noise levels that suit a data set.  [Song & Ermon 2020, techniques 1 and 2]"""
 
-from __future__ import annotations
-
 import math
 from statistics import NormalDist
 

@@ -5,8 +5,6 @@ Files are .npz without pickle.  Ours hold `pool_3` (N, F), optionally `logits` (
 `pool_3` alone, or `mu` (F,) and `sigma` (F, F), which suffice for the FID only.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools
@@ -66,7 +64,7 @@ class Statistics:
     @classmethod
     def of(
         cls, extractor: Extractor, pool_3: Tensor, logits: Tensor | None = None, dataset: str = ""
-    ) -> Statistics:
+    ) -> "Statistics":
         """Statistics from an extractor's output: pool_3 (N, F) and logits (N, K) or None."""
         return cls(
             pool_3=np.asarray(pool_3),
