@@ -20,9 +20,8 @@ MAX_CLASSES = 1 << 24
 class ArrayImages(Source):
     """An array of images: uint8, or floats in [0, 1], which are rounded to 256 levels.
 
-    Args:
-        array: returns the array in the process that calls it.
-        channels_last: for four dimensions, (N, h, w, C) instead of (N, C, h, w), with any h and w.
+    `array` returns it in the process that calls it: (N, h, w), (N, C, h, w) or, if
+    `channels_last`, (N, h, w, C), with any h and w.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import Tensor
 from score_lib.base.tensors import image_shape
 from score_lib.data.images import ImageFiles, OneFile, decode, open_images
 from score_lib.data.loading import get_dataset
-from score_lib.data.sources import DataError, Source, Subset
+from score_lib.data.sources import DataError, Subset
 from score_lib.data.stream import ImageStream
 from score_lib.options import complete
 
@@ -36,16 +36,19 @@ def read_inputs(config, path: str, count: int, split: str = "test") -> Inputs:
     Args:
         config: reads `data.*`; files are cropped and resized to the configured shape.
         path: an image file, a folder, a .zip, .npy or .npz; "" is the configured data set.
-        count: number of images; fewer are returned if there are fewer.
+        count: number of images, at least 1; fewer are returned if there are fewer.
         split: "train" or "test", for the data set; a path is not split.
-    Raises:
-        DataError: missing or unreadable images, or a count below 1.
     """
     config = complete(config)
     if count < 1:
         raise DataError(f"{count} images were asked for: at least 1 is needed")
     if path:
-        source = _open_path(config, path)
+        shape, on_error = image_shape(config), config.data.on_error
+        source = open_images(path, shape, on_error, name="images to edit")
+        # data.levels describes the data set.  Only files like those of IMAGES share its grey
+        # levels; all others have 256.
+        if config.data.dataset == "IMAGES":
+            source.levels = config.data.levels or source.levels
     elif split in ("train", "test"):
         source = get_dataset(config, evaluation=True)[2].sources[split]
     else:
@@ -58,15 +61,6 @@ def read_inputs(config, path: str, count: int, split: str = "test") -> Inputs:
     return Inputs(batch["image"], labels, list(names)[: len(numbers)])
 
 
-def _open_path(config, path: str) -> Source:
-    source = open_images(path, image_shape(config), config.data.on_error, name="images to edit")
-    # data.levels describes the data set.  Only files like those of IMAGES share its grey levels;
-    # all others have 256.
-    if config.data.dataset == "IMAGES":
-        source.levels = config.data.levels or source.levels
-    return source
-
-
 def read_mask(path: str, shape: tuple[int, int, int]) -> Tensor:
     """A mask of the known pixels: 1 where known, 0 where open.
 
@@ -76,8 +70,6 @@ def read_mask(path: str, shape: tuple[int, int, int]) -> Tensor:
         shape: (C, H, W) of the images.
     Returns:
         (1, H, W), or (C, H, W) for an array with one mask per channel; float32.
-    Raises:
-        DataError: no such file, not a mask, another size, or intermediate values.
     """
     file = pathlib.Path(os.path.expanduser(path))
     if not file.is_file():

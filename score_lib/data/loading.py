@@ -74,8 +74,7 @@ def get_dataset(
             and the training stream flips images if `data.random_flip` is set.
         device, rank, world: see `ImageStream`.
     Raises:
-        ValueError: unknown data set or options out of range.
-        DataError: the data are missing, damaged or do not fit the config.
+        ValueError: unknown data set or options out of range, or a `DataError`.
     """
     config = complete(config)
     train, test = DATASETS.build(config.data.dataset, config, image_shape(config))

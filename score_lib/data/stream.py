@@ -29,10 +29,8 @@ class ImageStream:
     a function of the seed and its number.
 
     Args:
-        source: the examples.
         batch_size: examples in a batch, over all ranks.
-        seed: seed of order, flips and noise.
-        evaluation: one ordered pass instead of an endless shuffled stream.
+        seed: of order, flips and noise; may be set between passes, for fresh noise.
         random_flip: mirror each image left to right with probability 1/2.
         dequantize: uniform dequantization, (u + (levels - 1) x) / levels with u ~ U[0, 1).
         as_uint8: unscaled uint8 images in 0 ... 255, for feature statistics.
@@ -45,9 +43,6 @@ class ImageStream:
     Attributes:
         position: examples consumed by all ranks; the next `iter()` starts here.  In training it
             advances when a batch is yielded; in evaluation it returns to 0.
-        seed: may be set between passes, for fresh noise.
-    Raises:
-        ValueError: conflicting options, sizes out of range, or an empty source.
     """
 
     def __init__(
@@ -144,8 +139,7 @@ class ImageStream:
     def _finish(self, images: Tensor, labels: Tensor, span: tuple[int, int]) -> dict[str, Tensor]:
         """Flip, dequantize and scale a collated batch, on the device."""
         device = self.device or images.device
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
+        images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "augment", span[0]))
         levels = self.source.levels
         if self.random_flip:

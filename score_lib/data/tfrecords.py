@@ -2,6 +2,7 @@
 
 import functools
 import glob
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -28,11 +29,6 @@ def tfrecord_images(shape: tuple[int, int, int], paths: str) -> tuple[Source, So
     Args:
         paths: a path, a glob pattern, or several of these separated by commas.
     """
-    source = TFRecordSource(RecordFiles(_expand(paths)), shape)
-    return source, source
-
-
-def _expand(paths: str) -> list[str]:
     files = []
     for part in filter(None, map(str.strip, paths.split(","))):
         part = os.path.expanduser(part)
@@ -42,7 +38,8 @@ def _expand(paths: str) -> list[str]:
         files += found
     if not files:
         raise DataError("data.tfrecords_path is empty: set it to the TFRecord file or files")
-    return files
+    source = TFRecordSource(RecordFiles(files), shape)
+    return source, source
 
 
 class TFRecordSource(Source):
@@ -94,7 +91,13 @@ class RecordFiles(Sequence):
 
     def __init__(self, paths: Sequence[str]):
         self.paths = [str(path) for path in paths]
-        tables = [_table(path) for path in self.paths]
+        tables = []
+        for path in self.paths:
+            try:
+                status = os.stat(path)
+                tables.append(_scan(path, status.st_size, status.st_mtime_ns))
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}") from error
         self._starts = np.cumsum([0] + [len(table) for table in tables])
         self._table = np.concatenate(tables) if tables else np.zeros((0, 2), np.int64)
         self._verified = np.zeros(len(self._table), dtype=bool)
@@ -121,14 +124,6 @@ class RecordFiles(Sequence):
 
     def _file(self, number: int) -> int:
         return int(np.searchsorted(self._starts, number, side="right")) - 1
-
-
-def _table(path: str) -> np.ndarray:
-    try:
-        status = os.stat(path)
-        return _scan(path, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 @functools.cache
@@ -166,10 +161,10 @@ def parse_example(message: bytes) -> dict[str, list]:
         ValueError: not a well-formed message.
     """
     features = {}
-    for example in _messages(memoryview(message), 1):
-        for entry in _messages(example, 1):
-            name = b"".join(_messages(entry, 1)).decode()
-            for feature in _messages(entry, 2):
+    for example in _fields(memoryview(message), 1):
+        for entry in _fields(example, 1):
+            name = b"".join(_fields(entry, 1)).decode()
+            for feature in _fields(entry, 2):
                 if values := _values(feature):
                     features[name] = values
     return features
@@ -177,10 +172,11 @@ def parse_example(message: bytes) -> dict[str, list]:
 
 def _values(feature: memoryview) -> list:
     """The values of a Feature: field 1 holds a list of bytes, field 3 one of integers."""
-    values: list = [bytes(v) for items in _messages(feature, 1) for v in _messages(items, 1)]
-    for items in _messages(feature, 3):
-        for value in _fields(items, 1):
-            values += [value] if isinstance(value, int) else _packed(value)
+    values: list = [bytes(v) for items in _fields(feature, 1) for v in _fields(items, 1)]
+    for items in _fields(feature, 3):
+        for value in _fields(items, 1, numbers=True):
+            packed = [value] if isinstance(value, int) else _packed(value)
+            values += itertools.islice(packed, MAX_VALUES + 1)
             if len(values) > MAX_VALUES:
                 raise ValueError("it has too many values")
     return values
@@ -188,24 +184,13 @@ def _values(feature: memoryview) -> list:
 
 def _packed(data: memoryview) -> Iterator[int]:
     position = 0
-    for _ in range(MAX_VALUES):
-        if position >= len(data):
-            return
+    while position < len(data):
         value, position = _varint(data, position)
         yield value
-    raise ValueError("it has too many values")
 
 
-def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
-    """The fields of that number in a message, which must be strings or messages themselves."""
-    for value in _fields(data, wanted):
-        if isinstance(value, int):
-            raise ValueError(f"field {wanted} is a number")
-        yield value
-
-
-def _fields(data: memoryview, wanted: int) -> Iterator[int | memoryview]:
-    """The fields of that number in a protocol buffer message: ints, or views of the bytes."""
+def _fields(data: memoryview, wanted: int, numbers: bool = False) -> Iterator[int | memoryview]:
+    """The fields numbered `wanted` in a protocol buffer message: views of bytes, or numbers."""
     position = 0
     for _ in range(MAX_VALUES):
         if position >= len(data):
@@ -224,6 +209,8 @@ def _fields(data: memoryview, wanted: int) -> Iterator[int | memoryview]:
             value, position = data[position : position + length], position + length
             if position > len(data):
                 raise ValueError("it ends within a field")
+        if number == wanted and wire == 0 and not numbers:
+            raise ValueError(f"field {wanted} is a number")
         if number == wanted:
             yield value
     raise ValueError("it has too many values")

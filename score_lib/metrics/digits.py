@@ -44,12 +44,7 @@ class DigitsClassifier(nn.Module):
 class DigitsExtractor(Extractor):
     """Features and class scores of gray 8 x 8 images from a `DigitsClassifier`.
 
-    Args:
-        weights: an .npz of its state dict; "" is the project's own file.
-        device: of the network.
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or has other weights.
+    The weights are an .npz of its state dict; "" is the project's own file.
     """
 
     name = "digits"

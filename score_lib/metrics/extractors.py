@@ -17,6 +17,7 @@ class Extractor(abc.ABC):
     """A network that computes features of images and, optionally, class scores.
 
     A subclass is built as `cls(weights=..., device=...)`; empty `weights` are its default ones.
+    It raises OSError for weights that are missing, and ValueError for weights that do not fit.
 
     Attributes:
         name: its name as `eval.extractor`.
@@ -35,14 +36,9 @@ class Extractor(abc.ABC):
         """Features (b, F) and class scores (b, K) or None, of uint8 images (b, H, W, C)."""
 
     def __call__(self, images: Tensor | np.ndarray) -> dict[str, Tensor | None]:
-        """Features of images, in float32 on the CPU.
+        """For uint8 images (B, H, W, C): "pool_3" (B, F), and "logits" (B, K) or None.
 
-        Args:
-            images: (B, H, W, C) uint8.
-        Returns:
-            "pool_3" (B, F), and "logits" (B, K) or None.
-        Raises:
-            ValueError: the images have another dtype, or a size that the network cannot take.
+        Both are float32 on the CPU.
         """
         images = torch.as_tensor(images)
         if images.dim() != 4 or images.dtype != torch.uint8 or not len(images):

@@ -32,12 +32,7 @@ class FidelityInception(Extractor):
     Features are the output of the last pooling layer, (B, 2048).  Class scores, (B, 1008), omit the
     bias of the last layer, as in the published Inception Score.
 
-    Args:
-        weights: torch-fidelity's weights file; "" downloads it to PyTorch's hub folder.
-        device: of the network.
-    Raises:
-        OSError: there is no such file, or it cannot be downloaded.
-        ValueError: the file has other weights.
+    The weights are torch-fidelity's file; "" downloads it to PyTorch's hub folder.
     """
 
     name = "inception"
@@ -103,11 +98,7 @@ class TFGANInception(Extractor):
     Images keep their size, as in the published code, if the model takes images of any size.
     Otherwise they are resized as in TF-GAN's examples.
 
-    Args:
-        weights: a URL or the folder of a SavedModel; "" is TF-GAN's URL.
-        device: not used.
-    Raises:
-        OSError: the model is missing, cannot be downloaded or is not a SavedModel.
+    The weights are a URL or the folder of a SavedModel; "" is TF-GAN's URL.
     """
 
     name = "inception_tfgan"
@@ -149,12 +140,8 @@ def get_inception_model(inceptionv3: bool = False):
     """The Inception network of the published code, as loaded by TensorFlow Hub.
 
     A function of a TensorFlow batch (B, H, W, 3).  TF-GAN's network takes values in [-1, 1] and
-    returns {"pool_3", "logits"}.  For uint8 PyTorch tensors use `get_extractor` instead.
-
-    Args:
-        inceptionv3: the network for images of 256 px and more: values in [0, 1], result (B, 2048).
-    Raises:
-        OSError: it cannot be downloaded.
+    returns {"pool_3", "logits"}.  With `inceptionv3`, the network for images of 256 px and more:
+    values in [0, 1], result (B, 2048).  For uint8 PyTorch tensors use `get_extractor` instead.
     """
     _tensorflow()
     return _hub_model(INCEPTION_V3_URL if inceptionv3 else TFGAN_URL)
