@@ -6,8 +6,6 @@ Trains on the training split of DIGITS and prints the accuracy on the held-out s
 minute on a CPU.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Images in an .npy file, which is memory-mapped, or in an .npz file, which is loaded."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 from collections.abc import Callable
@@ -22,20 +20,19 @@ MAX_CLASSES = 1 << 24
 class ArrayImages(Source):
     """An array of images: uint8, or floats in [0, 1], which are rounded to 256 levels.
 
-    Args:
-        array: returns the array in the process that calls it.
-        permute: brings a batch of the array to (n, C, h, w), with any h and w.
+    `array` returns it in the process that calls it: (N, h, w), (N, C, h, w) or, if
+    `channels_last`, (N, h, w, C), with any h and w.
     """
 
     def __init__(
         self,
         name: str,
         array: Callable[[], np.ndarray],
-        permute: Callable[[Tensor], Tensor],
+        channels_last: bool,
         labels: Tensor | None,
         shape: tuple[int, int, int],
     ):
-        self._name, self._array, self._permute = name, array, permute
+        self._name, self._array, self._channels_last = name, array, channels_last
         self._labels, self.shape = labels, shape
         self.num_classes = 1 if labels is None else int(labels.max()) + 1
 
@@ -50,7 +47,12 @@ class ArrayImages(Source):
                     f"{self._name} holds floats outside [0, 1]: rescale them, or store uint8"
                 )
             rows = np.round(rows * 255).astype(np.uint8)
-        images = fit(self._permute(torch.from_numpy(rows)), *self.shape[1:])
+        images = torch.from_numpy(rows)
+        if images.dim() == 3:
+            images = images[:, None]
+        elif self._channels_last:
+            images = images.permute(0, 3, 1, 2)
+        images = fit(images, *self.shape[1:])
         return images, None if self._labels is None else self._labels[numbers]
 
 
@@ -75,14 +77,16 @@ def open_array(path: pathlib.Path, shape: tuple[int, int, int]) -> ArrayImages:
         raise DataError(f"{path} is not a readable array: {reason}") from error
     if kind != np.uint8 and not np.issubdtype(kind, np.floating):
         raise DataError(f"{path} holds {kind}: images are uint8, or floats in [0, 1]")
-    permute = _layout(path, stored, shape)
+    channels_last = _channels_last(path, stored, shape)
     if labels is not None:
-        if labels.shape != stored[:1] or labels.dtype.kind not in "iu" or not _are_classes(labels):
+        one_integer_each = labels.shape == stored[:1] and labels.dtype.kind in "iu"
+        # Tables with a row per class must fit in memory.
+        if not one_integer_each or labels.min() < 0 or labels.max() >= MAX_CLASSES:
             raise DataError(
                 f"{path}: labels must be one integer from 0 to {MAX_CLASSES - 1} for each image"
             )
         labels = torch.from_numpy(labels.astype(np.int64))
-    return ArrayImages(str(path), array, permute, labels, shape)
+    return ArrayImages(str(path), array, channels_last, labels, shape)
 
 
 def _load_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -103,24 +107,14 @@ def _load_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
     return arrays[images], arrays.get("labels")
 
 
-def _are_classes(labels: np.ndarray) -> bool:
-    """Whether labels are in [0, MAX_CLASSES): tables with a row per class must fit in memory."""
-    return labels.min() >= 0 and labels.max() < MAX_CLASSES
-
-
-def _layout(path: pathlib.Path, stored: tuple[int, ...], shape: tuple[int, int, int]) -> Callable:
-    """The function that brings a batch of the array to (n, C, h, w).
-
-    Raises:
-        DataError: the shape is not one of images with `shape[0]` channels.
-    """
+def _channels_last(path: pathlib.Path, stored: tuple[int, ...], shape: tuple) -> bool:
+    """Whether the last dimension holds the channels; checks that the array is one of images."""
+    channels_last = len(stored) == 4 and stored[3] in CHANNELS and stored[1:] != shape
     if len(stored) == 3:
-        stored, permute = (*stored, 1), _gray
-    elif len(stored) == 4 and stored[3] in CHANNELS and stored[1:] != shape:
-        permute = _channels_last
-    elif len(stored) == 4 and stored[1] in CHANNELS:
-        stored, permute = (stored[0], *stored[2:], stored[1]), _channels_first
-    else:
+        stored = (*stored, 1)
+    elif len(stored) == 4 and stored[1] in CHANNELS and not channels_last:
+        stored = (stored[0], *stored[2:], stored[1])
+    elif not channels_last:
         raise DataError(
             f"{path} holds an array of shape {stored}: images are (N, H, W), (N, H, W, C) or "
             f"(N, C, H, W)"
@@ -137,16 +131,4 @@ def _layout(path: pathlib.Path, stored: tuple[int, ...], shape: tuple[int, int, 
             f"{path} holds images of {stored[1]} x {stored[2]}, above the limit of {MAX_PIXELS} "
             f"pixels"
         )
-    return permute
-
-
-def _gray(batch: Tensor) -> Tensor:
-    return batch[:, None]
-
-
-def _channels_last(batch: Tensor) -> Tensor:
-    return batch.permute(0, 3, 1, 2)
-
-
-def _channels_first(batch: Tensor) -> Tensor:
-    return batch
+    return channels_last

@@ -1,7 +1,5 @@
 """The 1,797 handwritten digits that come with scikit-learn (8 x 8), gray and in colour."""
 
-from __future__ import annotations
-
 import importlib.util
 import pathlib
 
@@ -55,7 +53,13 @@ def bright_colors(hue: Tensor) -> Tensor:
 
 def _table() -> tuple[Tensor, Tensor]:
     """Ink (1797, 1, 8, 8), uint8 in 0 ... 16, and labels (1797,), in the order of the file."""
-    table = torch.from_numpy(np.loadtxt(_file(), delimiter=",", dtype=np.int64))
+    package = importlib.util.find_spec("sklearn")  # its own loader takes a second to import
+    if package is None:
+        raise DataError(
+            "the digits are part of scikit-learn, which is missing: pip install scikit-learn"
+        )
+    file = pathlib.Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.int64))
     ink = table[:, :-1].reshape(-1, 1, SIDE, SIDE).to(torch.uint8)
     return ink, table[:, -1].contiguous()
 
@@ -70,13 +74,3 @@ def _split(source: MemorySource) -> tuple[Source, Source]:
     for label in range(source.num_classes):
         held_out[np.flatnonzero(labels == label)[5::6]] = True
     return Subset(source, np.flatnonzero(~held_out)), Subset(source, np.flatnonzero(held_out))
-
-
-def _file() -> pathlib.Path:
-    """The table of digits inside scikit-learn, whose own loader takes a second to import."""
-    package = importlib.util.find_spec("sklearn")
-    if package is None:
-        raise DataError(
-            "the digits are part of scikit-learn, which is missing: pip install scikit-learn"
-        )
-    return pathlib.Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"

@@ -1,7 +1,5 @@
 """IMAGES: the user's own images, from a folder, a zip file, an .npy or an .npz."""
 
-from __future__ import annotations
-
 import functools
 import io
 import itertools
@@ -39,9 +37,6 @@ def images(shape: tuple[int, int, int], path: str, on_error: str) -> tuple[Sourc
     With folders `train/` and one of `test/`, `val/` or `validation/`, the latter is held out.
     Otherwise every tenth image in the order of names (or of the array) is held out, and fewer than
     ten images are all in both splits.
-
-    Raises:
-        DataError: no path, or no images that can be read.
     """
     if not path:
         raise DataError(
@@ -54,15 +49,11 @@ def images(shape: tuple[int, int, int], path: str, on_error: str) -> tuple[Sourc
 def open_images(
     path: str, shape: tuple[int, int, int], on_error: str = "raise", *, name: str = "images"
 ) -> Source:
-    """All images at a path, in the order of names (or of the array), cropped and resized.
+    """All images at a path, in the order of names (or of the array), resized to `shape`.
 
     Args:
-        path: an image file, a folder, a .zip, .npy or .npz.
-        shape: (C, H, W) of the result.
+        path: an image file, a folder, a .zip, .npy or .npz; messages call it `name`.
         on_error: "raise" for an image that cannot be read, or "skip" it.
-        name: of the path, in messages.
-    Raises:
-        DataError: no images that can be read.
     """
     if on_error not in ("raise", "skip"):
         raise DataError(f"data.on_error={on_error!r} must be 'raise' or 'skip'")
@@ -81,7 +72,7 @@ def open_images(
     if suffix in (".npy", ".npz"):
         return open_array(place, shape)
     if suffix in SUFFIXES:
-        return ImageFiles(OneFile(place), [place.name], [0], 1, shape)
+        return ImageFiles(OneFile(place), {place.name: (place.name,)}, 0, shape)
     raise DataError(
         f"{name}: {str(place)!r} is neither a folder nor a .zip, .npy or .npz file, nor an image "
         f"({', '.join(SUFFIXES)})"
@@ -89,9 +80,9 @@ def open_images(
 
 
 def _split_tenths(source: Source) -> tuple[Source, Source]:
-    numbers = np.arange(len(source))
     if len(source) < 10:
         return source, source
+    numbers = np.arange(len(source))
     return Subset(source, numbers[numbers % 10 != 9]), Subset(source, numbers[9::10])
 
 
@@ -114,15 +105,15 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         file = self.path / name
-        if not self._is_inside(file):
+        if file.is_symlink() and not file.resolve().is_relative_to(self.path.resolve()):
             raise OSError("it is a link that leads out of the folder")
+        return self._contents(file)
+
+    def _contents(self, file: pathlib.Path) -> bytes:
         if not file.is_file():  # reading a pipe or device may never end
             raise OSError("it is not a regular file")
         _check_size(file.stat().st_size)
         return file.read_bytes()
-
-    def _is_inside(self, file: pathlib.Path) -> bool:
-        return not file.is_symlink() or file.resolve().is_relative_to(self.path.resolve())
 
 
 class OneFile(Folder):
@@ -131,8 +122,8 @@ class OneFile(Folder):
     def __init__(self, path: pathlib.Path):
         self.path, self.names = path.parent, [path.name]
 
-    def _is_inside(self, file: pathlib.Path) -> bool:
-        return True
+    def read(self, name: str) -> bytes:
+        return self._contents(self.path / name)
 
 
 class Zip:
@@ -162,29 +153,22 @@ def _check_size(size: int) -> None:
         raise OSError(f"{size} bytes are too many for an image")
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise OSError(f"it is {width} x {height}, above the limit of {MAX_PIXELS} pixels")
-
-
 class ImageFiles(Source):
     """Image files of a folder or zip file, decoded when they are read.
 
-    Attributes:
+    Args:
         files: the folder or zip file.
-        names: of the images within it.
+        parts: name of each image in it -> its folders and file name, below the root.
+        level: an image's class is its folder at this level; without one, all are in one class.
     """
 
-    def __init__(
-        self,
-        files: Folder | Zip,
-        names: list[str],
-        labels: list[int],
-        num_classes: int,
-        shape: tuple[int, int, int],
-    ):
-        self.files, self.names, self._labels = files, names, torch.tensor(labels)
-        self.num_classes, self.shape = num_classes, shape
+    def __init__(self, files: Folder | Zip, parts: dict[str, tuple[str, ...]], level: int, shape):
+        self.files, self.parts, self.names, self.shape = files, parts, list(parts), shape
+        folders = [part[level:-1] for part in parts.values()]
+        titles = [folder[0] for folder in folders] if all(folders) else [""] * len(parts)
+        classes = {title: number for number, title in enumerate(sorted(set(titles)))}
+        self._labels = torch.tensor([classes[title] for title in titles])
+        self.num_classes = len(classes)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -196,21 +180,18 @@ class ImageFiles(Source):
 
 
 def decode(files: Folder | Zip, name: str, channels: int) -> Tensor:
-    """One image as (1, C, h, w) uint8; the first frame of an animation.
-
-    Raises:
-        DataError: not an image, cut off, damaged, or too large; names the file.
-    """
+    """One image as (1, C, h, w) uint8; the first frame of an animation."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     where = f"{printable(name)} in {files.path}"
     try:
         with Image.open(io.BytesIO(files.read(name)), formats=FORMATS) as image:
-            _check_pixels(*image.size)
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} x {image.height}"
+                raise ValueError(f"it is {size}, above the limit of {MAX_PIXELS} pixels")
             pixels = _plain(ImageOps.exif_transpose(image)).convert(MODES[channels])
     except UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
-        raise DataError(f"{where} is not a readable image: none of {known}") from error
+        raise DataError(f"{where} is not a readable image: none of {', '.join(FORMATS)}") from error
     except Exception as error:  # damaged files make decoders raise errors of nearly any type
         raise DataError(f"{where} is not a readable image: {error}") from error
     array = np.array(pixels).reshape(pixels.height, pixels.width, channels)
@@ -231,21 +212,26 @@ def _plain(image):
 
 def _image_files(files: Folder | Zip, shape, on_error: str) -> ImageFiles:
     """All images of a folder or zip file."""
-    names = _image_names(files)
+    names = sorted(filter(_is_image, files.names))
+    _report(files, sorted(set(files.names) - set(names)), "are not images")
+    if not names:
+        raise DataError(
+            f"there is no image in {files.path}: names of images end in {', '.join(SUFFIXES)}"
+        )
     if on_error == "skip":
         names = _readable(files, names, shape[0])
     parts = _parts_below_root(names)
-    return _labelled(files, parts, 0 if _held_out_folder(parts) is None else 1, shape)
+    return ImageFiles(files, parts, 0 if _held_out_folder(parts) is None else 1, shape)
 
 
 def _split_files(source: ImageFiles) -> tuple[Source, Source]:
-    files, parts = source.files, _parts_below_root(source.names)
+    files, parts = source.files, source.parts
     held_out = _held_out_folder(parts)
     if held_out is None:
         return _split_tenths(source)
     both = {name: part for name, part in parts.items() if part[0] in ("train", held_out)}
     _report(files, sorted(set(parts) - set(both)), f"are neither in train/ nor in {held_out}/")
-    source = _labelled(files, both, 1, source.shape)
+    source = ImageFiles(files, both, 1, source.shape)
     train = np.array([part[0] == "train" for part in both.values()])
     return Subset(source, np.flatnonzero(train)), Subset(source, np.flatnonzero(~train))
 
@@ -255,16 +241,6 @@ def _held_out_folder(parts: dict[str, tuple[str, ...]]) -> str | None:
     folders = {part[0] for part in parts.values() if len(part) > 1}
     known = (name for name in HELD_OUT_FOLDERS if name in folders)
     return next(known, None) if "train" in folders else None
-
-
-def _image_names(files: Folder | Zip) -> list[str]:
-    names = sorted(name for name in files.names if _is_image(name))
-    _report(files, sorted(set(files.names) - set(names)), "are not images")
-    if not names:
-        raise DataError(
-            f"there is no image in {files.path}: names of images end in {', '.join(SUFFIXES)}"
-        )
-    return names
 
 
 def _is_image(name: str) -> bool:
@@ -283,19 +259,18 @@ def _report(files: Folder | Zip, names: list[str], why: str) -> None:
 def _readable(files: Folder | Zip, names: list[str], channels: int) -> list[str]:
     """The images that can be decoded; the others are reported."""
 
-    def fails(name: str) -> bool:
+    def is_readable(name: str) -> bool:
         try:
-            decode(files, name, channels)
+            return decode(files, name, channels) is not None
         except DataError:
-            return True
-        return False
+            return False
 
     with ThreadPoolExecutor() as pool:
-        broken = set(itertools.compress(names, pool.map(fails, names)))
-    _report(files, sorted(broken), "cannot be read")
-    if len(broken) == len(names):
+        readable = list(itertools.compress(names, pool.map(is_readable, names)))
+    _report(files, sorted(set(names) - set(readable)), "cannot be read")
+    if not readable:
         raise DataError(f"none of the {len(names)} images in {files.path} can be read")
-    return [name for name in names if name not in broken]
+    return readable
 
 
 def _parts_below_root(names: list[str]) -> dict[str, tuple[str, ...]]:
@@ -305,13 +280,3 @@ def _parts_below_root(names: list[str]) -> dict[str, tuple[str, ...]]:
     pairs = zip(min(folders), max(folders), strict=False)
     common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     return {name: part[common:] for name, part in parts.items()}
-
-
-def _labelled(files, parts: dict[str, tuple[str, ...]], level: int, shape) -> ImageFiles:
-    """Label = index of the folder at that level if every image is in one; otherwise 0."""
-    if any(len(part) <= level + 1 for part in parts.values()):
-        return ImageFiles(files, list(parts), [0] * len(parts), 1, shape)
-    classes = sorted({part[level] for part in parts.values()})
-    number = {name: k for k, name in enumerate(classes)}
-    labels = [number[part[level]] for part in parts.values()]
-    return ImageFiles(files, list(parts), labels, len(classes), shape)

@@ -1,7 +1,5 @@
 """Images that a user hands in for editing, and masks that mark their known pixels."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 from typing import NamedTuple
@@ -13,7 +11,7 @@ from torch import Tensor
 from score_lib.base.tensors import image_shape
 from score_lib.data.images import ImageFiles, OneFile, decode, open_images
 from score_lib.data.loading import get_dataset
-from score_lib.data.sources import DataError, Source, Subset
+from score_lib.data.sources import DataError, Subset
 from score_lib.data.stream import ImageStream
 from score_lib.options import complete
 
@@ -38,37 +36,29 @@ def read_inputs(config, path: str, count: int, split: str = "test") -> Inputs:
     Args:
         config: reads `data.*`; files are cropped and resized to the configured shape.
         path: an image file, a folder, a .zip, .npy or .npz; "" is the configured data set.
-        count: number of images; fewer are returned if there are fewer.
+        count: number of images, at least 1; fewer are returned if there are fewer.
         split: "train" or "test", for the data set; a path is not split.
-    Raises:
-        DataError: missing or unreadable images, or a count below 1.
     """
     config = complete(config)
     if count < 1:
         raise DataError(f"{count} images were asked for: at least 1 is needed")
-    source = _open_path(config, path) if path else _open_split(config, split)
+    if path:
+        shape, on_error = image_shape(config), config.data.on_error
+        source = open_images(path, shape, on_error, name="images to edit")
+        # data.levels describes the data set.  Only files like those of IMAGES share its grey
+        # levels; all others have 256.
+        if config.data.dataset == "IMAGES":
+            source.levels = config.data.levels or source.levels
+    elif split in ("train", "test"):
+        source = get_dataset(config, evaluation=True)[2].sources[split]
+    else:
+        raise DataError(f"the data set has no split {split!r}: known are 'train' and 'test'")
     numbers = np.arange(min(count, len(source)))
     stream = ImageStream(Subset(source, numbers), count, evaluation=True)
     batch = next(iter(stream))
     names = source.names if isinstance(source, ImageFiles) else map(str, numbers)
     labels = batch["label"] if source.num_classes > 1 else None
     return Inputs(batch["image"], labels, list(names)[: len(numbers)])
-
-
-def _open_split(config, split: str) -> Source:
-    if split not in ("train", "test"):
-        raise DataError(f"the data set has no split {split!r}: known are 'train' and 'test'")
-    _, _, info = get_dataset(config, evaluation=True)
-    return info.sources[split]
-
-
-def _open_path(config, path: str) -> Source:
-    source = open_images(path, image_shape(config), config.data.on_error, name="images to edit")
-    # data.levels describes the data set.  Only files like those of IMAGES share its grey levels;
-    # all others have 256.
-    if config.data.dataset == "IMAGES":
-        source.levels = config.data.levels or source.levels
-    return source
 
 
 def read_mask(path: str, shape: tuple[int, int, int]) -> Tensor:
@@ -80,8 +70,6 @@ def read_mask(path: str, shape: tuple[int, int, int]) -> Tensor:
         shape: (C, H, W) of the images.
     Returns:
         (1, H, W), or (C, H, W) for an array with one mask per channel; float32.
-    Raises:
-        DataError: no such file, not a mask, another size, or intermediate values.
     """
     file = pathlib.Path(os.path.expanduser(path))
     if not file.is_file():

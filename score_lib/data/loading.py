@@ -1,7 +1,5 @@
 """From a config to the streams, sources and scalers of a data set."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 
@@ -76,13 +74,17 @@ def get_dataset(
             and the training stream flips images if `data.random_flip` is set.
         device, rank, world: see `ImageStream`.
     Raises:
-        ValueError: unknown data set or options out of range.
-        DataError: the data are missing, damaged or do not fit the config.
+        ValueError: unknown data set or options out of range, or a `DataError`.
     """
     config = complete(config)
     train, test = DATASETS.build(config.data.dataset, config, image_shape(config))
     for source in (train, test):
-        source.levels = _levels(config.data.levels, source)
+        source.levels = config.data.levels or source.levels
+        if not 2 <= source.levels <= 256:
+            raise DataError(
+                f"data.levels={source.levels} must be from 2 to 256, since grey values are bytes, "
+                f"or 0 for the data set's own number of levels"
+            )
     options = {
         "batch_size": config.eval.batch_size if evaluation else config.training.batch_size,
         "evaluation": evaluation,
@@ -98,13 +100,3 @@ def get_dataset(
     test_stream = ImageStream(test, seed=derive_seed(config.seed, "held out"), **options)
     info = DatasetInfo(config.data.dataset, {"train": train, "test": test})
     return train_stream, test_stream, info
-
-
-def _levels(configured: int, source: Source) -> int:
-    levels = configured or source.levels
-    if not 2 <= levels <= 256:
-        raise DataError(
-            f"data.levels={levels} must be from 2 to 256, since grey values are bytes, or 0 for "
-            f"the data set's own number of levels"
-        )
-    return levels

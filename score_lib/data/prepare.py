@@ -6,8 +6,6 @@ NAME is the name in tensorflow-datasets: cifar10, svhn_cropped, celeb_a, lsun/ch
 This imports TensorFlow, so training runs it in a separate process.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 

@@ -4,8 +4,6 @@ PyTorch's antialiased `interpolate` and `tf.image.resize(antialias=True)` agree 
 a grey level, so rounded results differ rarely, and by one level.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

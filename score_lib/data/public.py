@@ -1,7 +1,5 @@
 """CIFAR10, SVHN, CELEBA and LSUN through tensorflow-datasets, without importing TensorFlow."""
 
-from __future__ import annotations
-
 import functools
 import http.client
 import logging
@@ -60,9 +58,8 @@ def lsun(shape: Shape, folder: str, category: str) -> tuple[Source, Source]:
 
 def _as_stored(title: str, name: str, shape: Shape, folder: str) -> tuple[Source, Source]:
     require_shape(title, shape, (3, 32, 32))
-    parts = (TfdsSource(name, s, folder, shape, num_classes=10) for s in ("train", "test"))
-    train, test = map(Remembered, parts)
-    return train, test
+    train, test = (TfdsSource(name, s, folder, shape, num_classes=10) for s in ("train", "test"))
+    return Remembered(train), Remembered(test)
 
 
 def _resized(name: str, shape: Shape, folder: str, prepare: Callable) -> tuple[Source, Source]:
@@ -72,21 +69,20 @@ def _resized(name: str, shape: Shape, folder: str, prepare: Callable) -> tuple[S
             f"{name} has square colour images, but the config asks for {shape}: set "
             f"data.num_channels=3 and one number as data.image_size"
         )
-    prepare = functools.partial(prepare, size=height)
-    train, test = (
-        TfdsSource(name, split, folder, shape, prepare=prepare) for split in ("train", "validation")
-    )
-    return train, test
+    keywords = {
+        "folder": folder,
+        "shape": shape,
+        "prepare": functools.partial(prepare, size=height),
+    }
+    return TfdsSource(name, "train", **keywords), TfdsSource(name, "validation", **keywords)
 
 
 class TfdsSource(Source):
     """One split of a prepared tensorflow-datasets data set.
 
     Args:
-        name, split: their names in tensorflow-datasets.
-        folder: its data directory; "" for its own default.
-        shape: (C, H, W) after `prepare`.
-        prepare: (1, C, h, w) uint8 -> (1, C, H, W) uint8.
+        folder: the data directory; "" for the default of tensorflow-datasets.
+        shape: (C, H, W) after `prepare`, from (1, C, h, w) to (1, C, H, W) uint8.
         num_classes: labels are read if there is more than one class.
     """
 
@@ -120,10 +116,10 @@ class TfdsSource(Source):
         images = [torch.tensor(example["image"]).permute(2, 0, 1)[None] for example in examples]
         if self._prepare is not None:
             images = [self._prepare(image) for image in images]
-        labels = None
-        if self.num_classes > 1:
-            labels = torch.tensor([int(example["label"]) for example in examples])
-        return torch.cat(images), labels
+        images = torch.cat(images)
+        if self.num_classes == 1:
+            return images, None
+        return images, torch.tensor([int(example["label"]) for example in examples])
 
 
 def _open(name: str, split: str, folder: str) -> Sequence[dict]:
@@ -154,18 +150,15 @@ def _builder(name: str, folder: str):
         raise DataError(f"tensorflow-datasets has no {name!r}: {error}") from error
 
 
-class _PreparedRecords(Sequence):
+class _PreparedRecords(RecordFiles):
     """Random access to a data set prepared as TFRecord files, the default format."""
 
     def __init__(self, builder, split: str):
-        self._records = RecordFiles(builder.info.splits[split].filepaths)
+        super().__init__(builder.info.splits[split].filepaths)
         self._features = builder.info.features
 
-    def __len__(self) -> int:
-        return len(self._records)
-
     def __getitem__(self, number: int) -> dict:
-        return self._features.deserialize_example_np(self._records[number])
+        return self._features.deserialize_example_np(super().__getitem__(number))
 
 
 def _prepare(builder, name: str, folder: str) -> None:

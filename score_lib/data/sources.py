@@ -1,11 +1,9 @@
 """Sources: examples by number, as they are stored, before any randomness."""
 
-from __future__ import annotations
-
 import abc
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,21 +16,10 @@ from score_lib.disk.files import printable
 DATASETS = Registry("dataset")
 
 
-def register_dataset(
-    opener: Callable | None = None,
-    *,
-    name: str | None = None,
-    options: Mapping[str, str] | None = None,
-) -> Callable:
-    """Decorator for a function `opener(shape, **keywords) -> (train, test)`, two `Source`s.
-
-    The function receives the configured shape (C, H, W).
-
-    Args:
-        name: the value of `config.data.dataset` that selects it; default: the function's name.
-        options: keyword of the function -> dotted name of the option that feeds it.
-    """
-    return DATASETS.register(opener, name=name, options=options)
+# Decorator for a function `opener(shape, **keywords) -> (train, test)`: two `Source`s of images of
+# the configured shape (C, H, W).  Its arguments are those of `Registry.register`; `name` is the
+# value of `config.data.dataset`.
+register_dataset = DATASETS.register
 
 
 class DataError(ValueError):
@@ -68,12 +55,8 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Examples, in the order of `numbers`.
+        """Images (n, C, H, W) uint8, and labels (n,) int64 or None, in the order of `numbers`.
 
-        Args:
-            numbers: (n,) int64, each in [0, len(self)).
-        Returns:
-            images (n, C, H, W) uint8, and labels (n,) int64 or None where there are none.
         Raises:
             DataError: an example cannot be read; the message names it.
         """
@@ -84,11 +67,7 @@ class Source(abc.ABC):
 
 
 def require_shape(name: str, shape: tuple[int, int, int], stored: tuple[int, int, int]) -> None:
-    """Check the configured shape for a data set whose square images are not resized.
-
-    Raises:
-        DataError: the shapes differ.
-    """
+    """Check the configured shape for a data set whose square images are not resized."""
     channels, side, _ = stored
     if shape != stored:
         raise DataError(
@@ -127,11 +106,7 @@ class View(Source):
 
 
 class Subset(View):
-    """Some of the examples of another source, renumbered from 0.
-
-    Attributes:
-        numbers: of the examples, in the other source.
-    """
+    """The examples of another source with these numbers, renumbered from 0."""
 
     def __init__(self, source: Source, numbers: np.ndarray):
         super().__init__(source)
@@ -145,31 +120,26 @@ class Subset(View):
 
 
 class Remembered(View):
-    """Caches the examples of another source: for small images that are slow to decode.
-
-    Each process has its own cache.
-    """
+    """Caches the examples of another source, in each process: for images that decode slowly."""
 
     def __init__(self, source: Source):
         super().__init__(source)
-        self._cache = PerProcess(functools.partial(_Cache, len(source), source.shape))
+        self._cache = PerProcess(functools.partial(_empty_cache, len(source), source.shape))
 
     def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        cache = self._cache()
-        missing = numbers[~cache.known[numbers]]
+        known, images, labels = self._cache()
+        missing = numbers[~known[numbers]]
         if missing.size:
-            images, labels = self._source.read(missing)
-            cache.images[missing] = images
-            cache.labels[missing] = 0 if labels is None else labels
-            cache.known[missing] = True
-        return cache.images[numbers], cache.labels[numbers]
+            new_images, new_labels = self._source.read(missing)
+            images[missing] = new_images
+            labels[missing] = 0 if new_labels is None else new_labels
+            known[missing] = True
+        return images[numbers], labels[numbers]
 
 
-class _Cache:
-    def __init__(self, size: int, shape: tuple[int, int, int]):
-        self.images = torch.zeros(size, *shape, dtype=torch.uint8)
-        self.labels = torch.zeros(size, dtype=torch.int64)
-        self.known = np.zeros(size, dtype=bool)
+def _empty_cache(size: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, Tensor, Tensor]:
+    images = torch.zeros(size, *shape, dtype=torch.uint8)
+    return np.zeros(size, dtype=bool), images, torch.zeros(size, dtype=torch.int64)
 
 
 class PerProcess:

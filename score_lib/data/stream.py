@@ -1,7 +1,5 @@
 """Streams: batches of a source, whose order and random draws are functions of the position."""
 
-from __future__ import annotations
-
 import functools
 import math
 import os
@@ -31,10 +29,8 @@ class ImageStream:
     a function of the seed and its number.
 
     Args:
-        source: the examples.
         batch_size: examples in a batch, over all ranks.
-        seed: seed of order, flips and noise.
-        evaluation: one ordered pass instead of an endless shuffled stream.
+        seed: of order, flips and noise; may be set between passes, for fresh noise.
         random_flip: mirror each image left to right with probability 1/2.
         dequantize: uniform dequantization, (u + (levels - 1) x) / levels with u ~ U[0, 1).
         as_uint8: unscaled uint8 images in 0 ... 255, for feature statistics.
@@ -47,9 +43,6 @@ class ImageStream:
     Attributes:
         position: examples consumed by all ranks; the next `iter()` starts here.  In training it
             advances when a batch is yielded; in evaluation it returns to 0.
-        seed: may be set between passes, for fresh noise.
-    Raises:
-        ValueError: conflicting options, sizes out of range, or an empty source.
     """
 
     def __init__(
@@ -82,7 +75,7 @@ class ImageStream:
         self.position = 0
         self.to(device)
 
-    def to(self, device: torch.device | str | None) -> ImageStream:
+    def to(self, device: torch.device | str | None) -> "ImageStream":
         """Deliver batches on a device, from the next `iter()` on; returns the stream itself."""
         self.device = None if device is None else torch.device(device)
         return self
@@ -108,8 +101,8 @@ class ImageStream:
     def _batches(self, start: int) -> Iterator[dict[str, Tensor]]:
         loader = DataLoader(
             _Reader(self.source),
-            batch_sampler=self._numbers(start),
-            collate_fn=_identity,
+            sampler=self._numbers(start),
+            batch_size=None,  # the sampler gives the numbers of a whole batch
             worker_init_fn=leave_signals_to_parent,
             num_workers=min(self.num_workers, max(1, (os.cpu_count() or 1) // local_world())),
             multiprocessing_context=self.source.start_method if self.num_workers else None,
@@ -146,8 +139,7 @@ class ImageStream:
     def _finish(self, images: Tensor, labels: Tensor, span: tuple[int, int]) -> dict[str, Tensor]:
         """Flip, dequantize and scale a collated batch, on the device."""
         device = self.device or images.device
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
+        images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "augment", span[0]))
         levels = self.source.levels
         if self.random_flip:
@@ -214,7 +206,7 @@ class _Reader(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, numbers: np.ndarray) -> tuple[Tensor, Tensor] | DataError:
+    def __getitem__(self, numbers: np.ndarray) -> tuple[Tensor, Tensor] | DataError:
         try:
             images, labels = self.source.read(numbers)
             self._check(images, numbers)
@@ -235,7 +227,3 @@ class _Reader(Dataset):
                 f"an image holds the grey value {int(images.max())}, but data.levels="
                 f"{source.levels} allows 0 to {source.levels - 1}"
             )
-
-
-def _identity(batch):
-    return batch

@@ -1,9 +1,8 @@
 """TFRecord files, read by number and without TensorFlow; FFHQ and CelebA-HQ come in them."""
 
-from __future__ import annotations
-
 import functools
 import glob
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -30,11 +29,6 @@ def tfrecord_images(shape: tuple[int, int, int], paths: str) -> tuple[Source, So
     Args:
         paths: a path, a glob pattern, or several of these separated by commas.
     """
-    source = TFRecordSource(RecordFiles(_expand(paths)), shape)
-    return source, source
-
-
-def _expand(paths: str) -> list[str]:
     files = []
     for part in filter(None, map(str.strip, paths.split(","))):
         part = os.path.expanduser(part)
@@ -44,16 +38,18 @@ def _expand(paths: str) -> list[str]:
         files += found
     if not files:
         raise DataError("data.tfrecords_path is empty: set it to the TFRecord file or files")
-    return files
+    source = TFRecordSource(RecordFiles(files), shape)
+    return source, source
 
 
 class TFRecordSource(Source):
     """Records with `shape` (int64[3]: C, H, W) and `data` (the bytes of the image)."""
 
-    def __init__(self, records: RecordFiles, shape: tuple[int, int, int]):
+    def __init__(self, records: "RecordFiles", shape: tuple[int, int, int]):
         self._records, self.shape = records, shape
         if not len(records):
-            raise DataError(f"data.tfrecords_path: there is no record in {records.names()}")
+            files = ", ".join(records.paths)
+            raise DataError(f"data.tfrecords_path: there is no record in {files}")
         self._image(0)  # a wrong image size is an error here, before training starts
 
     def __len__(self) -> int:
@@ -70,9 +66,8 @@ class TFRecordSource(Source):
             raise DataError(f"{where} is not a tf.train.Example: {error}") from error
         if not {"shape", "data"} <= features.keys():
             raise DataError(f"{where} has {sorted(features)[:8]} instead of 'shape' and 'data'")
-        if {type(v) for v in features["shape"]} != {int} or {*map(type, features["data"])} != {
-            bytes
-        }:
+        kinds = [{type(value) for value in features[name]} for name in ("shape", "data")]
+        if kinds != [{int}, {bytes}]:
             raise DataError(f"{where} must have integers as 'shape' and bytes as 'data'")
         shape, data = tuple(features["shape"]), b"".join(features["data"])
         if shape != self.shape:
@@ -95,8 +90,14 @@ class RecordFiles(Sequence):
     """
 
     def __init__(self, paths: Sequence[str]):
-        self._paths = [str(path) for path in paths]
-        tables = [_table(path) for path in self._paths]
+        self.paths = [str(path) for path in paths]
+        tables = []
+        for path in self.paths:
+            try:
+                status = os.stat(path)
+                tables.append(_scan(path, status.st_size, status.st_mtime_ns))
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}") from error
         self._starts = np.cumsum([0] + [len(table) for table in tables])
         self._table = np.concatenate(tables) if tables else np.zeros((0, 2), np.int64)
         self._verified = np.zeros(len(self._table), dtype=bool)
@@ -106,7 +107,7 @@ class RecordFiles(Sequence):
 
     def __getitem__(self, number: int) -> bytes:
         offset, length = map(int, self._table[number])
-        with open(self._paths[self._file(number)], "rb") as file:
+        with open(self.paths[self._file(number)], "rb") as file:
             file.seek(offset + _HEADER)
             payload, footer = file.read(length), file.read(_FOOTER)
         if not self._verified[number]:
@@ -115,59 +116,40 @@ class RecordFiles(Sequence):
             self._verified[number] = True
         return payload
 
-    def names(self) -> str:
-        """The files, for messages."""
-        return ", ".join(self._paths)
-
     def where(self, number: int) -> str:
         """For messages: record 3 of FILE (byte 590124)."""
         file = self._file(number)
-        return (
-            f"record {number - self._starts[file]} of {self._paths[file]} "
-            f"(byte {self._table[number, 0]})"
-        )
+        place = f"{self.paths[file]} (byte {self._table[number, 0]})"
+        return f"record {number - self._starts[file]} of {place}"
 
     def _file(self, number: int) -> int:
         return int(np.searchsorted(self._starts, number, side="right")) - 1
-
-
-def _table(path: str) -> np.ndarray:
-    try:
-        status = os.stat(path)
-        return _scan(path, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 @functools.cache
 def _scan(path: str, size: int, modified: int) -> np.ndarray:
     """Offset and payload length of each record, (n, 2) int64; cached until the file changes."""
     table, offset = [], 0
-    with open(path, "rb", 0) as file:
+    with open(path, "rb") as file:
         while offset + _HEADER <= size:
-            file.seek(offset)
-            header = file.read(_HEADER)
+            header = os.pread(file.fileno(), _HEADER, offset)
             length = int.from_bytes(header[:8], "little")
-            if problem := _problem(header, length):
-                raise DataError(f"record {len(table)} of {path} (byte {offset}) {problem}")
+            if masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
+                raise DataError(
+                    f"record {len(table)} of {path} (byte {offset}) is damaged, or this is not a "
+                    f"TFRecord file: the length of the record fails its checksum"
+                )
+            if length > MAX_RECORD:
+                raise DataError(
+                    f"record {len(table)} of {path} (byte {offset}) claims {length} bytes, above "
+                    f"the limit of {MAX_RECORD}"
+                )
             table.append((offset, length))
             offset += _HEADER + length + _FOOTER
     if offset != size:
         number, at = (len(table) - 1, table[-1][0]) if offset > size else (len(table), offset)
         raise DataError(f"{path} ends within record {number} (byte {at}): the file is cut off")
     return np.array(table, dtype=np.int64).reshape(-1, 2)
-
-
-def _problem(header: bytes, length: int) -> str:
-    """Why a record's header is refused; "" for a good one."""
-    if masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
-        return (
-            "is damaged, or this is not a TFRecord file: the length of the record fails its "
-            "checksum"
-        )
-    if length > MAX_RECORD:
-        return f"claims {length} bytes, above the limit of {MAX_RECORD}"
-    return ""
 
 
 def parse_example(message: bytes) -> dict[str, list]:
@@ -179,10 +161,10 @@ def parse_example(message: bytes) -> dict[str, list]:
         ValueError: not a well-formed message.
     """
     features = {}
-    for example in _messages(memoryview(message), 1):
-        for entry in _messages(example, 1):
-            name = b"".join(_messages(entry, 1)).decode()
-            for feature in _messages(entry, 2):
+    for example in _fields(memoryview(message), 1):
+        for entry in _fields(example, 1):
+            name = b"".join(_fields(entry, 1)).decode()
+            for feature in _fields(entry, 2):
                 if values := _values(feature):
                     features[name] = values
     return features
@@ -190,10 +172,11 @@ def parse_example(message: bytes) -> dict[str, list]:
 
 def _values(feature: memoryview) -> list:
     """The values of a Feature: field 1 holds a list of bytes, field 3 one of integers."""
-    values: list = [bytes(v) for items in _messages(feature, 1) for v in _messages(items, 1)]
-    for items in _messages(feature, 3):
-        for value in _fields(items, 1):
-            values += [value] if isinstance(value, int) else _packed(value)
+    values: list = [bytes(v) for items in _fields(feature, 1) for v in _fields(items, 1)]
+    for items in _fields(feature, 3):
+        for value in _fields(items, 1, numbers=True):
+            packed = [value] if isinstance(value, int) else _packed(value)
+            values += itertools.islice(packed, MAX_VALUES + 1)
             if len(values) > MAX_VALUES:
                 raise ValueError("it has too many values")
     return values
@@ -201,24 +184,13 @@ def _values(feature: memoryview) -> list:
 
 def _packed(data: memoryview) -> Iterator[int]:
     position = 0
-    for _ in range(MAX_VALUES):
-        if position >= len(data):
-            return
+    while position < len(data):
         value, position = _varint(data, position)
         yield value
-    raise ValueError("it has too many values")
 
 
-def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
-    """The fields of that number in a message, which must be strings or messages themselves."""
-    for value in _fields(data, wanted):
-        if isinstance(value, int):
-            raise ValueError(f"field {wanted} is a number")
-        yield value
-
-
-def _fields(data: memoryview, wanted: int) -> Iterator[int | memoryview]:
-    """The fields of that number in a protocol buffer message: ints, or views of the bytes."""
+def _fields(data: memoryview, wanted: int, numbers: bool = False) -> Iterator[int | memoryview]:
+    """The fields numbered `wanted` in a protocol buffer message: views of bytes, or numbers."""
     position = 0
     for _ in range(MAX_VALUES):
         if position >= len(data):
@@ -237,6 +209,8 @@ def _fields(data: memoryview, wanted: int) -> Iterator[int | memoryview]:
             value, position = data[position : position + length], position + length
             if position > len(data):
                 raise ValueError("it ends within a field")
+        if number == wanted and wire == 0 and not numbers:
+            raise ValueError(f"field {wanted} is a number")
         if number == wanted:
             yield value
     raise ValueError("it has too many values")

@@ -1,7 +1,5 @@
 """The feature extractor and the data statistics that a config selects."""
 
-from __future__ import annotations
-
 import pathlib
 
 import torch
@@ -18,13 +16,8 @@ STATS_FOLDER = pathlib.Path(__file__).parents[2] / "assets" / "stats"
 def get_extractor(config, device: torch.device | str | None = None) -> Extractor:
     """The extractor of `eval.extractor`, with the weights of `eval.extractor_weights`.
 
-    An empty name is "digits" for the data set DIGITS, and "inception" for all others.
-
-    Args:
-        device: of the network; default: the first GPU if there is one.
-    Raises:
-        ValueError: an unknown name, or weights that do not fit.
-        OSError: the weights are missing and cannot be downloaded.
+    An empty name is "digits" for the data set DIGITS, and "inception" for all others.  The default
+    device is the first GPU if there is one.  Errors: see `Extractor`.
     """
     config = complete(config)
     default = "digits" if config.data.dataset == "DIGITS" else "inception"
@@ -56,12 +49,7 @@ def stats_path(config) -> pathlib.Path:
 
 
 def load_dataset_stats(config) -> Statistics:
-    """Statistics of the configured data set, from the file of `stats_path`.
-
-    Raises:
-        FileNotFoundError: they have not been computed yet.
-        ValueError: the file is damaged or not one of statistics.
-    """
+    """Statistics of the configured data set, from `stats_path`; see `load_statistics`."""
     path = stats_path(config)
     if not path.is_file():
         raise FileNotFoundError(

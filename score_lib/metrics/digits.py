@@ -3,8 +3,6 @@
 Its weights come with the project; `assets/train_digits_classifier.py` trains them.
 """
 
-from __future__ import annotations
-
 import pathlib
 
 import numpy as np
@@ -47,12 +45,7 @@ class DigitsClassifier(nn.Module):
 class DigitsExtractor(Extractor):
     """Features and class scores of gray 8 x 8 images from a `DigitsClassifier`.
 
-    Args:
-        weights: an .npz of its state dict; "" is the project's own file.
-        device: of the network.
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or has other weights.
+    The weights are an .npz of its state dict; "" is the project's own file.
     """
 
     name = "digits"

@@ -1,14 +1,12 @@
 """Distances between two sets of features, in float64.
 
-Features are (N, F), tensors or arrays; the computation runs on their device.  Functions that follow
-a reference implementation name it, and equal it up to rounding.
+Features are (N, F) and (M, F), tensors or arrays; the computation runs on their device.  Functions
+that follow a reference implementation name it, and equal it up to rounding.  They raise ValueError
+for too few rows, other shapes, and values that are not finite.
 """
-
-from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -21,11 +19,7 @@ BLOCK = 1 << 24
 
 
 def moments(features: Features) -> tuple[Tensor, Tensor]:
-    """Mean (F,) and unbiased covariance (F, F) of features (N, F).
-
-    Raises:
-        ValueError: fewer than two rows, not two dimensions, or values that are not finite.
-    """
+    """Mean (F,) and unbiased covariance (F, F)."""
     x = _float64(features)
     mu = x.mean(dim=0)
     centred = x - mu
@@ -76,9 +70,6 @@ def kid(
     Equals TF-GAN's `kernel_classifier_distance_and_std_from_activations`: the fewest consecutive
     blocks, of sizes that differ by at most one.  The rows must be in random order.
 
-    Args:
-        features_a, features_b: (N, F) and (M, F).
-        max_block_size: largest number of rows in a block.
     Returns:
         the distance and its standard error, which is nan for a single block.
     Raises:
@@ -91,7 +82,8 @@ def kid(
             f"{len(a)} and {len(b)} features do not give {count} blocks of two or more rows: raise "
             f"max_block_size above {max_block_size}"
         )
-    blocks = [x.split(_block_sizes(len(x), count)) for x in (a, b)]
+    # The larger blocks come last, as in TF-GAN.
+    blocks = [x.split([(len(x) + k) // count for k in range(count)]) for x in (a, b)]
     values = torch.tensor(list(map(squared_mmd, *blocks)), dtype=torch.float64)
     error = values.std().item() / math.sqrt(count) if count > 1 else math.nan
     return values.mean().item(), error
@@ -104,7 +96,6 @@ def squared_mmd(features_a: Features, features_b: Features, *, block: int = BLOC
     normal for sets from the same distribution.
 
     Args:
-        features_a, features_b: (N, F) and (M, F).
         block: values of the kernel matrix in memory at once.
     """
     a, b = _pair(features_a, features_b)
@@ -124,12 +115,6 @@ def _kernel_sum(x: Tensor, y: Tensor, block: int) -> Tensor:
     return sum(_kernel(rows @ y.T, x.shape[1]).sum() for rows in _row_blocks(x, len(y), block))
 
 
-def _block_sizes(length: int, count: int) -> list[int]:
-    """Sizes of `count` blocks that cover `length` rows, the larger ones last, as in TF-GAN."""
-    size, larger = divmod(length, count)
-    return [size] * (count - larger) + [size + 1] * larger
-
-
 def inception_score(
     logits: Features, *, splits: int = 1, seed: int | None = None
 ) -> tuple[float, float]:
@@ -139,7 +124,6 @@ def inception_score(
     splits with seed 2020 equal torch-fidelity's defaults.
 
     Args:
-        logits: class scores before the softmax.
         splits: number of equal parts of the rows; the score is the mean over them.
         seed: for shuffling the rows first; None keeps their order.
     Returns:
@@ -174,13 +158,10 @@ def precision_recall(
     k-th nearest real neighbour; recall is the same with the roles exchanged.
 
     Args:
-        real, fake: (N, F) and (M, F).
         k: neighbours; 3 in the paper.
         block: distances in memory at once.
     Returns:
         precision and recall.
-    Raises:
-        ValueError: there are not more than k features in each set.
     """
     real, fake = _pair(real, fake)
     if min(len(real), len(fake)) <= k:
@@ -219,9 +200,9 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(squared > rounding * size, squared, 0.0)
 
 
-def _row_blocks(x: Tensor, width: int, block: int) -> Iterator[Tensor]:
+def _row_blocks(x: Tensor, width: int, block: int) -> tuple[Tensor, ...]:
     """Blocks of rows of which a matrix with `width` columns has at most `block` values."""
-    return iter(x.split(max(1, block // width)))
+    return x.split(max(1, block // width))
 
 
 def _pair(features_a: Features, features_b: Features) -> tuple[Tensor, Tensor]:

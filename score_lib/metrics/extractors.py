@@ -1,9 +1,8 @@
 """The interface of feature extractors, and their registry."""
 
-from __future__ import annotations
-
 import abc
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ class Extractor(abc.ABC):
     """A network that computes features of images and, optionally, class scores.
 
     A subclass is built as `cls(weights=..., device=...)`; empty `weights` are its default ones.
+    It raises OSError for weights that are missing, and ValueError for weights that do not fit.
 
     Attributes:
         name: its name as `eval.extractor`.
@@ -36,14 +36,9 @@ class Extractor(abc.ABC):
         """Features (b, F) and class scores (b, K) or None, of uint8 images (b, H, W, C)."""
 
     def __call__(self, images: Tensor | np.ndarray) -> dict[str, Tensor | None]:
-        """Features of images, in float32 on the CPU.
+        """For uint8 images (B, H, W, C): "pool_3" (B, F), and "logits" (B, K) or None.
 
-        Args:
-            images: (B, H, W, C) uint8.
-        Returns:
-            "pool_3" (B, F), and "logits" (B, K) or None.
-        Raises:
-            ValueError: the images have another dtype, or a size that the network cannot take.
+        Both are float32 on the CPU.
         """
         images = torch.as_tensor(images)
         if images.dim() != 4 or images.dtype != torch.uint8 or not len(images):
@@ -58,24 +53,15 @@ class Extractor(abc.ABC):
         }
 
 
-def register_extractor(
-    cls: type | None = None,
-    *,
-    name: str | None = None,
-    options: Mapping[str, str] | None = None,
-) -> Callable:
-    """Class decorator: makes an `Extractor` available as `eval.extractor`.
+def register_extractor(cls: type | None = None, *, name: str | None = None, **entry) -> Callable:
+    """Decorator: makes an `Extractor` available as `eval.extractor`; see `Registry.register`.
 
-    Args:
-        name: default: the class's attribute `name`.
-        options: keyword of the class -> dotted name of the option that feeds it; default:
-            `weights` from `eval.extractor_weights`.
+    The default name is the class's attribute `name`.  The default options feed `weights` from
+    `eval.extractor_weights`.
     """
-
-    def add(cls: type) -> type:
-        return EXTRACTORS.register(cls, name=name or cls.name, options=options)
-
-    return add if cls is None else add(cls)
+    if cls is None:
+        return functools.partial(register_extractor, name=name, **entry)
+    return EXTRACTORS.register(cls, name=name or cls.name, **entry)
 
 
 def as_rgb(images: Tensor) -> Tensor:

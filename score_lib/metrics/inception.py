@@ -4,15 +4,12 @@ Both descend from one network of 2015 but resize images differently, so features
 compared with statistics of the other.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
+import importlib
 import logging
 import os
 import pathlib
-import pickle
-import zipfile
 from collections.abc import Mapping
 
 import torch
@@ -35,12 +32,7 @@ class FidelityInception(Extractor):
     Features are the output of the last pooling layer, (B, 2048).  Class scores, (B, 1008), omit the
     bias of the last layer, as in the published Inception Score.
 
-    Args:
-        weights: torch-fidelity's weights file; "" downloads it to PyTorch's hub folder.
-        device: of the network.
-    Raises:
-        OSError: there is no such file, or it cannot be downloaded.
-        ValueError: the file has other weights.
+    The weights are torch-fidelity's file; "" downloads it to PyTorch's hub folder.
     """
 
     name = "inception"
@@ -80,24 +72,12 @@ def _downloaded_weights() -> pathlib.Path:
 def _fidelity_network(path: pathlib.Path) -> torch.nn.Module:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of Inception weights at {path}")
-    network = _fidelity().FeatureExtractorInceptionV3
+    network, outputs = _fidelity().FeatureExtractorInceptionV3, ["2048", "logits_unbiased"]
     try:
         # torch-fidelity unpickles the file, which can run code; a safe load refuses such files.
         load_verified(path)
-        return network(
-            "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
-        )
-    except (
-        AttributeError,
-        EOFError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        OSError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
+        return network("inception", outputs, feature_extractor_weights_path=str(path))
+    except Exception as error:  # damaged files make readers raise errors of nearly any type
         reason = printable(" ".join(str(error).split()), 120)
         raise ValueError(
             f"{path} does not hold the weights of torch-fidelity's Inception network ({reason}): "
@@ -107,13 +87,8 @@ def _fidelity_network(path: pathlib.Path) -> torch.nn.Module:
 
 def _fidelity():
     declare_box_operators()  # torch-fidelity imports torchvision
-    try:
-        from torch_fidelity import feature_extractor_inceptionv3
-    except ImportError as error:
-        raise ImportError(
-            f"the extractor 'inception' needs torch-fidelity ({error}): pip install torch-fidelity"
-        ) from error
-    return feature_extractor_inceptionv3
+    module = "torch_fidelity.feature_extractor_inceptionv3"
+    return _optional(module, "inception", "torch-fidelity", "torch-fidelity")
 
 
 @register_extractor
@@ -123,11 +98,7 @@ class TFGANInception(Extractor):
     Images keep their size, as in the published code, if the model takes images of any size.
     Otherwise they are resized as in TF-GAN's examples.
 
-    Args:
-        weights: a URL or the folder of a SavedModel; "" is TF-GAN's URL.
-        device: not used.
-    Raises:
-        OSError: the model is missing, cannot be downloaded or is not a SavedModel.
+    The weights are a URL or the folder of a SavedModel; "" is TF-GAN's URL.
     """
 
     name = "inception_tfgan"
@@ -138,11 +109,8 @@ class TFGANInception(Extractor):
         self.model = _hub_model(handle)
         self.digest = _folder_digest(_hub().resolve(handle))
         self.resizes_itself = self._takes_any_size()
-        self.resize = (
-            "by the model itself"
-            if self.resizes_itself
-            else f"bilinear to {_SIZE} x {_SIZE}, not antialiased"
-        )
+        fixed = f"bilinear to {_SIZE} x {_SIZE}, not antialiased"
+        self.resize = "by the model itself" if self.resizes_itself else fixed
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = self.tf.cast(as_rgb(images).cpu().numpy(), self.tf.float32)
@@ -172,12 +140,8 @@ def get_inception_model(inceptionv3: bool = False):
     """The Inception network of the published code, as loaded by TensorFlow Hub.
 
     A function of a TensorFlow batch (B, H, W, 3).  TF-GAN's network takes values in [-1, 1] and
-    returns {"pool_3", "logits"}.  For uint8 PyTorch tensors use `get_extractor` instead.
-
-    Args:
-        inceptionv3: the network for images of 256 px and more: values in [0, 1], result (B, 2048).
-    Raises:
-        OSError: it cannot be downloaded.
+    returns {"pool_3", "logits"}.  With `inceptionv3`, the network for images of 256 px and more:
+    values in [0, 1], result (B, 2048).  For uint8 PyTorch tensors use `get_extractor` instead.
     """
     _tensorflow()
     return _hub_model(INCEPTION_V3_URL if inceptionv3 else TFGAN_URL)
@@ -197,13 +161,7 @@ def _hub_model(handle: str):
 
 def _tensorflow():
     """TensorFlow without GPUs, whose memory it would take from PyTorch."""
-    try:
-        import tensorflow
-    except ImportError as error:
-        raise ImportError(
-            f"the extractor 'inception_tfgan' needs TensorFlow ({error}): "
-            "pip install -r requirements.txt"
-        ) from error
+    tensorflow = _optional("tensorflow", "inception_tfgan", "TensorFlow", "-r requirements.txt")
     # Fails if TensorFlow is already initialised.
     with contextlib.suppress(RuntimeError):
         tensorflow.config.set_visible_devices([], "GPU")
@@ -211,14 +169,17 @@ def _tensorflow():
 
 
 def _hub():
+    return _optional("tensorflow_hub", "inception_tfgan", "TensorFlow Hub", "-r requirements.txt")
+
+
+def _optional(module: str, extractor: str, package: str, install: str):
+    """A module of a package that only this extractor needs."""
     try:
-        import tensorflow_hub
+        return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"the extractor 'inception_tfgan' needs TensorFlow Hub ({error}): "
-            "pip install -r requirements.txt"
+            f"the extractor {extractor!r} needs {package} ({error}): pip install {install}"
         ) from error
-    return tensorflow_hub
 
 
 def _folder_digest(folder: str | os.PathLike) -> str:

@@ -1,7 +1,5 @@
 """Noise levels that suit a data set.  [Song & Ermon 2020, techniques 1 and 2]"""
 
-from __future__ import annotations
-
 import math
 from statistics import NormalDist
 
@@ -20,10 +18,8 @@ def largest_pairwise_distance(images: Tensor | np.ndarray, *, rows: int = 1024) 
     """Largest Euclidean distance between two images, the recommended `model.sigma_max` for VE.
 
     Args:
-        images: (N, *D) in the network's range ([0, 1] in VE experiments).
+        images: two or more, (N, *D) in the network's range ([0, 1] in VE experiments).
         rows: images that are compared with the others at once, which limits memory.
-    Raises:
-        ValueError: there are fewer than two images.
     """
     x = torch.as_tensor(images).flatten(1).float()
     if len(x) < 2:
@@ -52,8 +48,6 @@ def fitting_num_scales(
         overlap: of neighbours, see `neighbour_overlap`; in (0, 0.99].
     Returns:
         the number of scales, including both ends.
-    Raises:
-        ValueError: an argument out of range.
     """
     if not (sigma_max > sigma_min > 0 and dimension >= 1 and 0 < overlap <= 0.99):
         raise ValueError(

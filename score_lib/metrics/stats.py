@@ -5,8 +5,6 @@ Files are .npz without pickle.  Ours hold `pool_3` (N, F), optionally `logits` (
 `pool_3` alone, or `mu` (F,) and `sigma` (F, F), which suffice for the FID only.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools
@@ -14,7 +12,6 @@ import logging
 import math
 import operator
 import os
-import pathlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -38,9 +35,8 @@ class Statistics:
     """Features of N images, or only their mean and covariance.
 
     Attributes:
-        pool_3: features (N, F); None if only mu and sigma are known.
+        pool_3: features (N, F); None if only mu and sigma, (F,) and (F, F), are known.
         logits: class scores (N, K), or None.
-        mu, sigma: mean (F,) and covariance (F, F), used without pool_3.
         extractor, resize, digest: of the network that computed them; "" if not recorded.
         dataset: a description of the images.
         count: number of images; 0 if not known.
@@ -61,13 +57,14 @@ class Statistics:
             _check_moments(self.mu, self.sigma)
             return
         object.__setattr__(self, "count", len(self.pool_3))
-        for name in ("pool_3", "logits"):
-            _check_rows(name, getattr(self, name), self.count)
+        _check_rows("pool_3", self.pool_3, self.count)
+        if self.logits is not None:
+            _check_rows("logits", self.logits, self.count)
 
     @classmethod
     def of(
         cls, extractor: Extractor, pool_3: Tensor, logits: Tensor | None = None, dataset: str = ""
-    ) -> Statistics:
+    ) -> "Statistics":
         """Statistics from an extractor's output: pool_3 (N, F) and logits (N, K) or None."""
         return cls(
             pool_3=np.asarray(pool_3),
@@ -107,9 +104,7 @@ class Statistics:
         return f"{self.extractor!r} (weights {self.digest}, resize: {self.resize})"
 
 
-def _check_rows(name: str, values: np.ndarray | None, count: int) -> None:
-    if values is None:
-        return
+def _check_rows(name: str, values: np.ndarray, count: int) -> None:
     if values.ndim != 2 or not values.shape[1] or not np.issubdtype(values.dtype, np.floating):
         raise ValueError(
             f"{name} must be rows of floating-point numbers, one per image, not {values.dtype} of "
@@ -145,15 +140,11 @@ def compute_statistics(
     """Features and class scores of images.
 
     Rows are shuffled with a fixed seed: the kernel distance compares blocks of rows, and data sets
-    are often sorted by class.
-
-    With several ranks, each passes its own batches, and all get the statistics of the batches of
-    all ranks, in the order of ranks.
+    are often sorted by class.  With several ranks, each passes its own batches, and all get the
+    statistics of all batches, in the order of ranks.
 
     Args:
-        extractor: computes the features.
         batches: images (B, H, W, C) uint8.
-        progress: show a progress bar.
         dataset: a description of the images, for the record.
     Raises:
         ValueError: fewer than two images, or images that the extractor cannot take.
@@ -176,11 +167,7 @@ def compute_statistics(
 
 
 def save_statistics(path: str | os.PathLike, stats: Statistics) -> None:
-    """Write statistics as .npz, whole or not at all.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write statistics as .npz, whole or not at all."""
     arrays = {name: getattr(stats, name) for name in _ARRAYS if getattr(stats, name) is not None}
     record = {name: np.array(getattr(stats, name)) for name in (*_RECORD, "count")}
     # The hash comes first: a damaged table of contents may lose the last entries.
@@ -191,12 +178,8 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
     """Read statistics: ours, `pool_3` alone, or `mu` and `sigma`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged or not one of statistics.
+        ValueError: the file is damaged or not one of statistics.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of statistics at {path}")
     arrays = load_arrays(path)
     try:
         stats = Statistics(
@@ -220,9 +203,7 @@ def metrics(
     """All distances between two sets of images, as defined for the published results.
 
     Args:
-        real: statistics of the data set.
-        fake: statistics of samples; the Inception Score is theirs.
-        device: of the computation.
+        real, fake: statistics of the data set and of samples; the Inception Score is of samples.
     Returns:
         "fid", "inception_score", "kid", "kid_standard_error", "precision" and "recall"; None for
         those that cannot be computed from these statistics, with a warning that says why.
@@ -230,9 +211,8 @@ def metrics(
         ValueError: features of different extractors.
     """
     _check_comparable(real, fake)
-    result: dict[str, float | None] = dict.fromkeys(
-        ("fid", "inception_score", "kid", "kid_standard_error", "precision", "recall")
-    )
+    names = ("fid", "inception_score", "kid", "kid_standard_error", "precision", "recall")
+    result: dict[str, float | None] = dict.fromkeys(names)
     result["fid"] = distances.frechet_distance(real.moments(device), fake.moments(device))
     if fake.logits is None:
         logging.warning("no Inception Score: the statistics of the samples have no logits")
@@ -260,7 +240,7 @@ def _check_comparable(real: Statistics, fake: Statistics) -> None:
     made_by = [real.made_by(), fake.made_by()]
     if all(made_by) and made_by[0] != made_by[1]:
         raise ValueError(
-            f"features of different extractors cannot be compared: the data's come from "
+            "features of different extractors cannot be compared: the data's come from "
             f"{made_by[0]}, the samples' from {made_by[1]}"
         )
     if not all(made_by):
