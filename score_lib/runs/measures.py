@@ -83,7 +83,7 @@ def evaluate_accuracy(job: Job) -> dict[str, float]:
     levels = loss_fn.levels.at(torch.linspace(0, 1, count, device=run.device))
     rows = []
     for k, level in enumerate(levels):
-        compute = functools.partial(_correct, run, loss_fn, level)
+        compute = functools.partial(correct_shares, run, loss_fn, level)
         shares = job.joint_round(f"ckpt_{job.label}_accuracy_{k}.npz", compute)["correct"]
         _, std = loss_fn.levels.marginal(torch.zeros_like(level)[None], level[None])
         place = {"level": float(level), "noise_std": float(std)}
@@ -96,7 +96,7 @@ def evaluate_accuracy(job: Job) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _correct(run: Run, loss_fn: ClassifierLoss, level: Tensor) -> dict[str, np.ndarray]:
+def correct_shares(run: Run, loss_fn: ClassifierLoss, level: Tensor) -> dict[str, np.ndarray]:
     """The share of noise draws for which each held-out example gets its label."""
     repeats = run.config.eval.accuracy_num_repeats
     seed = derive_seed(run.config.seed, "accuracy")
