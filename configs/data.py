@@ -3,8 +3,6 @@
 Each function starts a config; `parts` does the rest.
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from configs.defaults import base
@@ -12,15 +10,12 @@ from configs.defaults import base
 
 def cifar10_defaults() -> ConfigDict:
     """CIFAR-10, 32 px."""
-    config = base()
-    config.data.update(dataset="CIFAR10", image_size=32)
-    return config
+    return _images("CIFAR10", 32)
 
 
 def celeba_defaults() -> ConfigDict:
     """CelebA, 64 px."""
-    config = base()
-    config.data.update(dataset="CELEBA", image_size=64)
+    config = _images("CELEBA", 64)
     config.model.sigma_max = 90.0
     config.sampling.snr = 0.17
     config.eval.update(begin_ckpt=1, enable_sampling=True)
@@ -29,15 +24,20 @@ def celeba_defaults() -> ConfigDict:
 
 def lsun_defaults(category: str, image_size: int = 256) -> ConfigDict:
     """One category of LSUN, such as "bedroom" or "church_outdoor"."""
-    config = _large_images()
-    config.data.update(dataset="LSUN", category=category, image_size=image_size)
+    config = _large_images("LSUN", image_size)
+    config.data.category = category
     return config
 
 
 def celebahq_defaults(tfrecords_path: str, image_size: int = 256) -> ConfigDict:
     """CelebA-HQ from TFRecords."""
-    config = _large_images() if image_size <= 256 else _huge_images()
-    config.data.update(dataset="CelebAHQ", tfrecords_path=tfrecords_path, image_size=image_size)
+    config = _large_images("CelebAHQ", image_size)
+    config.data.tfrecords_path = tfrecords_path
+    if image_size > 256:  # the values for 1024 px
+        config.model.sigma_max = 1348.0
+        config.training.batch_size = 8
+        config.sampling.snr = 0.15
+        config.eval.update(begin_ckpt=1, batch_size=1024)
     return config
 
 
@@ -50,33 +50,18 @@ def ffhq_defaults(tfrecords_path: str, image_size: int = 256) -> ConfigDict:
 
 def digits_defaults() -> ConfigDict:
     """The 8 px handwritten digits that come with scikit-learn, learnt in minutes on a CPU."""
-    config = base()
-    config.data.update(
-        dataset="DIGITS",
-        image_size=8,
-        num_channels=1,
-        random_flip=False,
-        uniform_dequantization=True,
-        num_workers=0,
-        levels=17,
-    )
+    config = _images("DIGITS", 8)
+    config.data.update(num_channels=1, random_flip=False, uniform_dequantization=True)
+    config.data.update(num_workers=0, levels=17)
     # The two digits furthest apart differ by 4.8.
     config.model.update(sigma_max=5.0, dropout=0.0)
     config.sampling.num_steps = 500
-    config.training.update(
-        n_iters=2000, snapshot_freq=2000, snapshot_freq_for_preemption=250, eval_freq=100
-    )
+    config.optim.update(lr=4e-3, warmup=100)
+    config.training.update(n_iters=2000, eval_freq=100)
+    config.training.update(snapshot_freq=2000, snapshot_freq_for_preemption=250)
     config.control.guidance_scale = 2.0
-    config.eval.update(
-        begin_ckpt=1,
-        end_ckpt=1,
-        batch_size=512,
-        num_samples=512,
-        enable_bpd=True,
-        enable_sampling=True,
-        bpd_num_repeats=1,
-        loss_num_repeats=20,
-    )
+    config.eval.update(begin_ckpt=1, end_ckpt=1, loss_num_repeats=20, batch_size=512)
+    config.eval.update(enable_bpd=True, bpd_num_repeats=1, enable_sampling=True, num_samples=512)
     return config
 
 
@@ -93,7 +78,7 @@ def color_digits_defaults() -> ConfigDict:
 def digits_classifier_defaults() -> ConfigDict:
     """The same digits, and how a small classifier of them is trained in a minute on a CPU."""
     config = digits_defaults()
-    config.optim.update(lr=2e-3, warmup=100)
+    config.optim.lr = 2e-3
     config.training.update(n_iters=2500, snapshot_freq=2500)
     config.eval.accuracy_num_repeats = 20
     return config
@@ -101,26 +86,20 @@ def digits_classifier_defaults() -> ConfigDict:
 
 def images_defaults(image_size: int = 32) -> ConfigDict:
     """The user's own images; `data.path` says where they are."""
+    return _images("IMAGES", image_size)
+
+
+def _images(dataset: str, image_size: int) -> ConfigDict:
     config = base()
-    config.data.update(dataset="IMAGES", image_size=image_size)
+    config.data.update(dataset=dataset, image_size=image_size)
     return config
 
 
-def _large_images() -> ConfigDict:
+def _large_images(dataset: str, image_size: int) -> ConfigDict:
     """Images of about 256 px."""
-    config = base()
+    config = _images(dataset, image_size)
     config.model.update(sigma_max=378.0, num_scales=2000, dropout=0.0)
     config.training.update(batch_size=64, n_iters=2400001, snapshot_freq_for_preemption=5000)
     config.sampling.snr = 0.075
     config.eval.update(begin_ckpt=50, end_ckpt=96, batch_size=512, enable_sampling=True)
-    return config
-
-
-def _huge_images() -> ConfigDict:
-    """Images of about 1024 px."""
-    config = _large_images()
-    config.model.sigma_max = 1348.0
-    config.training.batch_size = 8
-    config.sampling.snr = 0.15
-    config.eval.update(begin_ckpt=1, batch_size=1024)
     return config

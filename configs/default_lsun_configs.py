@@ -1,7 +1,5 @@
 """Defaults for LSUN under the name by which experiment files written elsewhere import them."""
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from configs.data import lsun_defaults

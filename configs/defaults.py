@@ -1,7 +1,5 @@
 """The values that every experiment starts from, and all experiments by name."""
 
-from __future__ import annotations
-
 import importlib
 import pathlib
 

@@ -4,28 +4,24 @@ Order: data set (from `configs.data`), process, network, sampling; a later part 
 earlier one has set.
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
+
+# The networks for digits of 8 px.
+SMALL_UNET = dict(nf=16, num_res_blocks=1, ch_mult=(1, 2), attn_resolutions=(4,), ema_rate=0.998)
+SMALL_RESNET = dict(nf=8, blocks_per_group=1, channel_multiplier=2, ema_rate=0.998)
 
 # --- Processes ---------------------------------------------------------------------------------
 
 
-def ve_sde(
-    config: ConfigDict,
-    *,
-    continuous: bool,
-    sigma_max: float | None = None,
-    num_scales: int | None = None,
-) -> None:
-    """Variance-exploding SDE, or its discretisation (SMLD) with `num_scales` noise levels.
+def ve_sde(config: ConfigDict, *, continuous: bool, **noise_levels: float) -> None:
+    """Variance-exploding SDE, or its discretisation (SMLD).
 
-    `sigma_max` should be about the largest distance between two images.  None keeps the data
-    set's value.
+    Args:
+        noise_levels: `sigma_max`, about the largest distance between two images, and `num_scales`,
+            the number of levels, where they differ from those of the data set.
     """
     config.data.centered = False
-    noise_scales = _given(sigma_max=sigma_max, num_scales=num_scales)
-    config.model.update(noise_scales, scale_by_sigma=True)
+    config.model.update(noise_levels, scale_by_sigma=True)
     config.training.update(sde="vesde", continuous=continuous, reduce_mean=False)
 
 
@@ -45,57 +41,45 @@ def subvp_sde(config: ConfigDict) -> None:
 # --- Networks ----------------------------------------------------------------------------------
 
 
-def ncsnpp(
-    config: ConfigDict,
-    *,
-    num_res_blocks: int,
-    embedding_type: str = "positional",
-    fir: bool = True,
-    progressive: str = "none",
-    progressive_input: str = "residual",
-    ema_rate: float = 0.9999,
-    **unet: object,
-) -> None:
-    """NCSN++.  Further options are those of `_unet`."""
-    _unet(config, "ncsnpp", num_res_blocks=num_res_blocks, ema_rate=ema_rate, **unet)
+def ncsnpp(config: ConfigDict, *, num_res_blocks: int, **options: object) -> None:
+    """NCSN++.
+
+    Args:
+        options: options of the network that differ from those below and in `ddpm`.
+    """
+    ddpm(config, num_res_blocks=num_res_blocks)
     config.model.update(
-        embedding_type=embedding_type,
+        name="ncsnpp",
+        embedding_type="positional",
         fourier_scale=16.0,
-        fir=fir,
+        fir=True,
         fir_kernel=(1, 3, 3, 1),
         skip_rescale=True,
         resblock_type="biggan",
-        progressive=progressive,
-        progressive_input=progressive_input,
+        progressive="none",
+        progressive_input="residual",
         progressive_combine="sum",
         attention_type="ddpm",
         init_scale=0.0,
     )
+    config.model.update(options)
 
 
 def ncsnpp_256(config: ConfigDict) -> None:
     """NCSN++ for images of 256 px."""
-    ncsnpp(
-        config,
-        num_res_blocks=2,
-        ch_mult=(1, 1, 2, 2, 2, 2, 2),
-        embedding_type="fourier",
-        progressive="output_skip",
-        progressive_input="input_skip",
-        ema_rate=0.999,
-    )
+    ncsnpp(config, num_res_blocks=2, ch_mult=(1, 1, 2, 2, 2, 2, 2), ema_rate=0.999)
+    _pyramids(config)
 
 
 def ncsnpp_1024(config: ConfigDict) -> None:
     """NCSN++ for images of 1024 px."""
-    ncsnpp(
-        config,
-        nf=16,
-        num_res_blocks=1,
-        ch_mult=(1, 2, 4, 8, 16, 32, 32, 32),
-        embedding_type="fourier",
-        progressive="output_skip",
-        progressive_input="input_skip",
+    ncsnpp(config, num_res_blocks=1, nf=16, ch_mult=(1, 2, 4, 8, 16, 32, 32, 32))
+    _pyramids(config)
+
+
+def _pyramids(config: ConfigDict) -> None:
+    config.model.update(
+        embedding_type="fourier", progressive="output_skip", progressive_input="input_skip"
     )
 
 
@@ -104,77 +88,41 @@ def ddpmpp(config: ConfigDict, *, num_res_blocks: int, **options: object) -> Non
     ncsnpp(config, num_res_blocks=num_res_blocks, fir=False, progressive_input="none", **options)
 
 
-def ddpm(config: ConfigDict, *, ema_rate: float = 0.9999, **unet: object) -> None:
-    """The network of DDPM.  Further options are those of `_unet`."""
-    _unet(config, "ddpm", num_res_blocks=2, ema_rate=ema_rate, **unet)
+def ddpm(config: ConfigDict, **options: object) -> None:
+    """The network of DDPM: residual blocks at `len(ch_mult)` resolutions, attention at some.
 
-
-def ncsn(config: ConfigDict, *, ema_rate: float) -> None:
-    """NCSN, whose normalisation is told the noise level; `ema_rate` 0 means no average."""
-    _refinenet(config, "ncsn", ema_rate)
-    config.model.scale_by_sigma = False
-
-
-def ncsnv2(config: ConfigDict, *, depth: int, ema_rate: float) -> None:
-    """NCSNv2 in the depth for images of 64, 128 or 256 px."""
-    _refinenet(config, f"ncsnv2_{depth}", ema_rate)
-
-
-def wide_resnet(
-    config: ConfigDict,
-    *,
-    num_classes: int,
-    nf: int = 16,
-    blocks_per_group: int = 4,
-    channel_multiplier: int = 10,
-    dropout: float = 0.1,
-    ema_rate: float = 0.999,
-) -> None:
-    """A classifier of noisy images, by default WRN-28-10; it draws no samples."""
-    config.data.num_classes = num_classes
+    Args:
+        options: options of the network that differ from those below.
+    """
     config.model.update(
-        name="wideresnet_noise_conditional",
-        nf=nf,
-        blocks_per_group=blocks_per_group,
-        channel_multiplier=channel_multiplier,
-        nonlinearity="swish",
-        fourier_scale=16.0,
-        dropout=dropout,
-        ema_rate=ema_rate,
-    )
-    config.training.update(objective="classifier", snapshot_sampling=False)
-    config.eval.update(enable_accuracy=True, enable_bpd=False, enable_sampling=False)
-    pc_sampling(config, predictor="none")
-
-
-def _unet(
-    config: ConfigDict,
-    name: str,
-    *,
-    num_res_blocks: int,
-    ema_rate: float,
-    nf: int = 128,
-    ch_mult: tuple[int, ...] = (1, 2, 2, 2),
-    attn_resolutions: tuple[int, ...] = (16,),
-    conditional: bool = True,
-) -> None:
-    """Residual blocks at len(ch_mult) resolutions, attention at some of them."""
-    config.model.update(
-        name=name,
-        nf=nf,
-        ch_mult=ch_mult,
-        num_res_blocks=num_res_blocks,
-        attn_resolutions=attn_resolutions,
-        conditional=conditional,
-        ema_rate=ema_rate,
+        name="ddpm",
+        nf=128,
+        ch_mult=(1, 2, 2, 2),
+        num_res_blocks=2,
+        attn_resolutions=(16,),
+        conditional=True,
+        ema_rate=0.9999,
         normalization="GroupNorm",
         nonlinearity="swish",
         resamp_with_conv=True,
         conv_size=3,
     )
+    config.model.update(options)
 
 
-def _refinenet(config: ConfigDict, name: str, ema_rate: float) -> None:
+def ncsn(config: ConfigDict, *, ema_rate: float) -> None:
+    """NCSN, whose normalisation is told the noise level; `ema_rate` 0 means no average."""
+    _refinenet(config, "ncsn", ema_rate, lr=1e-3)
+    config.model.scale_by_sigma = False
+
+
+def ncsnv2(config: ConfigDict, *, depth: int, ema_rate: float) -> None:
+    """NCSNv2 in the depth for images of 64, 128 or 256 px."""
+    _refinenet(config, f"ncsnv2_{depth}", ema_rate, lr=1e-4)
+
+
+def _refinenet(config: ConfigDict, name: str, ema_rate: float, lr: float) -> None:
+    """The network, and the learning rate that it is trained with."""
     config.model.update(
         name=name,
         nf=128,
@@ -183,6 +131,30 @@ def _refinenet(config: ConfigDict, name: str, ema_rate: float) -> None:
         nonlinearity="elu",
         interpolation="bilinear",
     )
+    config.optim.update(lr=lr, warmup=0, grad_clip=-1.0)
+
+
+def wide_resnet(config: ConfigDict, *, num_classes: int, **options: object) -> None:
+    """A classifier of noisy images; it draws no samples.
+
+    Args:
+        options: options of the network that differ from those of WRN-28-10.
+    """
+    config.data.num_classes = num_classes
+    config.model.update(
+        name="wideresnet_noise_conditional",
+        nf=16,
+        blocks_per_group=4,
+        channel_multiplier=10,
+        nonlinearity="swish",
+        fourier_scale=16.0,
+        dropout=0.1,
+        ema_rate=0.999,
+    )
+    config.model.update(options)
+    config.training.update(objective="classifier", snapshot_sampling=False)
+    config.eval.update(enable_accuracy=True, enable_bpd=False, enable_sampling=False)
+    pc_sampling(config, predictor="none")
 
 
 # --- Sampling -----------------------------------------------------------------------------------
@@ -200,9 +172,8 @@ def pc_sampling(
 
     `snr` is the corrector's signal-to-noise ratio.  None keeps the data set's value.
     """
-    steps = _given(snr=snr, n_steps_each=n_steps_each)
-    config.sampling.update(steps, method="pc", predictor=predictor, corrector=corrector)
-
-
-def _given(**options: object) -> dict[str, object]:
-    return {name: value for name, value in options.items() if value is not None}
+    config.sampling.update(
+        method="pc", predictor=predictor, corrector=corrector, n_steps_each=n_steps_each
+    )
+    if snr is not None:
+        config.sampling.snr = snr

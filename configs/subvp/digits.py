@@ -1,19 +1,13 @@
 """A small DDPM++ with the sub-VP SDE on 8 px digits: minutes on two CPU cores."""
 
-from __future__ import annotations
-
-from ml_collections import ConfigDict
-
-from configs.data import digits_defaults
-from configs.parts import ddpmpp, pc_sampling, subvp_sde
+from configs import data, parts
 
 
-def get_config() -> ConfigDict:
-    config = digits_defaults()
-    subvp_sde(config)
-    ddpmpp(config, nf=16, num_res_blocks=1, ch_mult=(1, 2), attn_resolutions=(4,), ema_rate=0.998)
-    config.optim.update(lr=4e-3, warmup=100)
-    pc_sampling(config, predictor="euler_maruyama")
+def get_config():
+    config = data.digits_defaults()
+    parts.subvp_sde(config)
+    parts.ddpmpp(config, **parts.SMALL_UNET)
+    parts.pc_sampling(config, predictor="euler_maruyama")
     # In more noise the classifier of digits knows hardly more than chance.
     config.control.guidance_until = 0.7
     return config

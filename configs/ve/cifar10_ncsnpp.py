@@ -1,16 +1,11 @@
 """NCSN++ with discrete noise levels (SMLD) on CIFAR-10.  Published: FID 2.45, IS 9.73."""
 
-from __future__ import annotations
-
-from ml_collections import ConfigDict
-
-from configs.data import cifar10_defaults
-from configs.parts import ncsnpp, pc_sampling, ve_sde
+from configs import data, parts
 
 
-def get_config() -> ConfigDict:
-    config = cifar10_defaults()
-    ve_sde(config, continuous=False)
-    ncsnpp(config, num_res_blocks=4, ema_rate=0.999)
-    pc_sampling(config, predictor="reverse_diffusion", corrector="langevin")
+def get_config():
+    config = data.cifar10_defaults()
+    parts.ve_sde(config, continuous=False)
+    parts.ncsnpp(config, num_res_blocks=4, ema_rate=0.999)
+    parts.pc_sampling(config, predictor="reverse_diffusion", corrector="langevin")
     return config

@@ -1,16 +1,11 @@
 """NCSN++ with the continuous VE SDE on FFHQ, 256 px."""
 
-from __future__ import annotations
-
-from ml_collections import ConfigDict
-
-from configs.data import ffhq_defaults
-from configs.parts import ncsnpp_256, pc_sampling, ve_sde
+from configs import data, parts
 
 
-def get_config() -> ConfigDict:
-    config = ffhq_defaults("data/ffhq-r08.tfrecords")
-    ve_sde(config, continuous=True, sigma_max=348.0)
-    ncsnpp_256(config)
-    pc_sampling(config, predictor="reverse_diffusion", corrector="langevin")
+def get_config():
+    config = data.ffhq_defaults("data/ffhq-r08.tfrecords")
+    parts.ve_sde(config, continuous=True, sigma_max=348.0)
+    parts.ncsnpp_256(config)
+    parts.pc_sampling(config, predictor="reverse_diffusion", corrector="langevin")
     return config

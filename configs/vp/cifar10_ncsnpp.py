@@ -1,16 +1,11 @@
 """NCSN++ with discrete time (DDPM) on CIFAR-10."""
 
-from __future__ import annotations
-
-from ml_collections import ConfigDict
-
-from configs.data import cifar10_defaults
-from configs.parts import ncsnpp, pc_sampling, vp_sde
+from configs import data, parts
 
 
-def get_config() -> ConfigDict:
-    config = cifar10_defaults()
-    vp_sde(config, continuous=False)
-    ncsnpp(config, num_res_blocks=4)
-    pc_sampling(config, predictor="reverse_diffusion")
+def get_config():
+    config = data.cifar10_defaults()
+    parts.vp_sde(config, continuous=False)
+    parts.ncsnpp(config, num_res_blocks=4)
+    parts.pc_sampling(config, predictor="reverse_diffusion")
     return config

@@ -14,17 +14,12 @@ Change any other option in the same way, or copy this file:
 - `--config.data.uniform_dequantization=True` where bits/dim matter.
 """
 
-from __future__ import annotations
-
-from ml_collections import ConfigDict
-
-from configs.data import images_defaults
-from configs.parts import ddpmpp, pc_sampling, vp_sde
+from configs import data, parts
 
 
-def get_config() -> ConfigDict:
-    config = images_defaults(image_size=32)
-    vp_sde(config, continuous=True)
-    ddpmpp(config, num_res_blocks=4, ch_mult=(1, 2, 2, 2), attn_resolutions=(16,))
-    pc_sampling(config, predictor="euler_maruyama")
+def get_config():
+    config = data.images_defaults(image_size=32)
+    parts.vp_sde(config, continuous=True)
+    parts.ddpmpp(config, num_res_blocks=4, ch_mult=(1, 2, 2, 2), attn_resolutions=(16,))
+    parts.pc_sampling(config, predictor="euler_maruyama")
     return config

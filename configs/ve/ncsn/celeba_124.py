@@ -1,17 +1,11 @@
 """NCSN with techniques 1, 2 and 4 of NCSNv2 on CelebA, 64 px."""
 
-from __future__ import annotations
-
-from ml_collections import ConfigDict
-
-from configs.data import celeba_defaults
-from configs.parts import ncsn, pc_sampling, ve_sde
+from configs import data, parts
 
 
-def get_config() -> ConfigDict:
-    config = celeba_defaults()
-    ve_sde(config, continuous=False, num_scales=500)
-    ncsn(config, ema_rate=0.0)
-    config.optim.update(lr=1e-3, warmup=0, grad_clip=-1.0)
-    pc_sampling(config, predictor="none", corrector="ald", snr=0.128, n_steps_each=5)
+def get_config():
+    config = data.celeba_defaults()
+    parts.ve_sde(config, continuous=False, num_scales=500)
+    parts.ncsn(config, ema_rate=0.0)
+    parts.pc_sampling(config, predictor="none", corrector="ald", snr=0.128, n_steps_each=5)
     return config

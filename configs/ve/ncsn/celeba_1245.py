@@ -1,13 +1,9 @@
 """NCSN with techniques 1, 2, 4 and 5 of NCSNv2 on CelebA, 64 px."""
 
-from __future__ import annotations
-
-from ml_collections import ConfigDict
-
 from configs.ve.ncsn import celeba_124
 
 
-def get_config() -> ConfigDict:
+def get_config():
     config = celeba_124.get_config()
     config.model.ema_rate = 0.999
     return config

@@ -1,17 +1,11 @@
 """NCSNv2 on CIFAR-10."""
 
-from __future__ import annotations
-
-from ml_collections import ConfigDict
-
-from configs.data import cifar10_defaults
-from configs.parts import ncsnv2, pc_sampling, ve_sde
+from configs import data, parts
 
 
-def get_config() -> ConfigDict:
-    config = cifar10_defaults()
-    ve_sde(config, continuous=False, num_scales=232)
-    ncsnv2(config, depth=64, ema_rate=0.999)
-    config.optim.update(lr=1e-4, warmup=0, grad_clip=-1.0)
-    pc_sampling(config, predictor="none", corrector="ald", snr=0.176, n_steps_each=5)
+def get_config():
+    config = data.cifar10_defaults()
+    parts.ve_sde(config, continuous=False, num_scales=232)
+    parts.ncsnv2(config, depth=64, ema_rate=0.999)
+    parts.pc_sampling(config, predictor="none", corrector="ald", snr=0.176, n_steps_each=5)
     return config

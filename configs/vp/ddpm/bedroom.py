@@ -1,17 +1,12 @@
 """DDPM on LSUN bedrooms, 256 px."""
 
-from __future__ import annotations
-
-from ml_collections import ConfigDict
-
-from configs.data import lsun_defaults
-from configs.parts import ddpm, pc_sampling, vp_sde
+from configs import data, parts
 
 
-def get_config() -> ConfigDict:
-    config = lsun_defaults("bedroom")
-    vp_sde(config, continuous=False)
-    ddpm(config, ch_mult=(1, 1, 2, 2, 4, 4))
+def get_config():
+    config = data.lsun_defaults("bedroom")
+    parts.vp_sde(config, continuous=False)
+    parts.ddpm(config, ch_mult=(1, 1, 2, 2, 4, 4))
     config.optim.lr = 2e-5
-    pc_sampling(config, predictor="ancestral_sampling")
+    parts.pc_sampling(config, predictor="ancestral_sampling")
     return config

@@ -1,16 +1,11 @@
 """DDPM on CIFAR-10."""
 
-from __future__ import annotations
-
-from ml_collections import ConfigDict
-
-from configs.data import cifar10_defaults
-from configs.parts import ddpm, pc_sampling, vp_sde
+from configs import data, parts
 
 
-def get_config() -> ConfigDict:
-    config = cifar10_defaults()
-    vp_sde(config, continuous=False)
-    ddpm(config)
-    pc_sampling(config, predictor="ancestral_sampling")
+def get_config():
+    config = data.cifar10_defaults()
+    parts.vp_sde(config, continuous=False)
+    parts.ddpm(config)
+    parts.pc_sampling(config, predictor="ancestral_sampling")
     return config
