@@ -261,9 +261,10 @@ def _readable(files: Folder | Zip, names: list[str], channels: int) -> list[str]
 
     def is_readable(name: str) -> bool:
         try:
-            return decode(files, name, channels) is not None
+            decode(files, name, channels)
         except DataError:
             return False
+        return True
 
     with ThreadPoolExecutor() as pool:
         readable = list(itertools.compress(names, pool.map(is_readable, names)))
