@@ -130,9 +130,10 @@ class RecordFiles(Sequence):
 def _scan(path: str, size: int, modified: int) -> np.ndarray:
     """Offset and payload length of each record, (n, 2) int64; cached until the file changes."""
     table, offset = [], 0
-    with open(path, "rb") as file:
+    with open(path, "rb", 0) as file:
         while offset + _HEADER <= size:
-            header = os.pread(file.fileno(), _HEADER, offset)
+            file.seek(offset)
+            header = file.read(_HEADER)
             length = int.from_bytes(header[:8], "little")
             if masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
                 raise DataError(

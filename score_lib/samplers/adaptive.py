@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from score_lib.base.devices import device_of
 from score_lib.base.tensors import batch_mul
 from score_lib.samplers.constraints import Constraint, without_wraps
-from score_lib.samplers.loop import Noise, score_fns, start, with_gradients
+from score_lib.samplers.loop import Noise, sampler_of, without_callback
 from score_lib.sdes.process import SDE
 
 
@@ -43,46 +42,60 @@ def get_adaptive_sampler(
         denoise: end with the denoised x, for one evaluation more.
         sde, ..., differentiable: as for `get_solver_sampler`.
     Returns:
-        `sample(model, z=None, *, noise=None, progress=False) -> (samples (B, *D), evaluations)`.
+        see `sampler_of`.
     Raises:
         ValueError: a constraint changes steps.
     """
     without_wraps(constraints)
     start_time = sde.T if start_time is None else start_time
 
-    @with_gradients(differentiable)
-    def sample(
-        model: Callable,
-        z: Tensor | None = None,
-        *,
-        noise: Noise | None = None,
-        progress: bool = False,
-    ):
-        where = device_of(model) if device is None else torch.device(device)
-        counted, score_fn = score_fns(sde, model, continuous, constraints, differentiable)
-        draw, reverse = noise or torch.randn_like, sde.reverse(score_fn).sde
-        first = torch.tensor(start_time, dtype=torch.float32, device=where)
-        x = start(sde, shape, where, z, first, noise, constraints)
-        t = first.repeat(x.shape[0])
-        h = torch.full_like(t, first_step * sde.T)
-        path, before = BrownianPath(x, h), x
-        while bool((t > eps).any()):
-            h = torch.minimum(h, t - eps)
-            euler, improved = stochastic_heun(reverse, x, t, h, path.increment(h, draw(x)))
-            allowed = rtol * torch.maximum(euler.abs(), before.abs())
-            relative = (euler - improved) / allowed.clamp(min=atol)
-            error = relative.detach().flatten(1).square().mean(1).sqrt()
-            accepted = (error <= 1) & (t > eps)
-            path.settle(accepted)
-            x = torch.where(_like(accepted, x), improved, x)
-            before = torch.where(_like(accepted, x), euler, before)
-            t = torch.where(accepted, torch.where(h == t - eps, eps, t - h), t)
-            h = h * (0.9 * error.clamp(min=1e-6) ** -0.9)
-        if denoise:
-            x = sde.denoised(x, t, score_fn(x, t))
-        return inverse_scaler(x), counted.evaluations
+    def follow(x, score_fn, noise, *, progress, callback):
+        without_callback(callback)
+        x, t = _integrate(x, sde.reverse(score_fn).sde, noise, start_time, eps, **steps)
+        return sde.denoised(x, t, score_fn(x, t)) if denoise else x
 
-    return sample
+    steps = {"rtol": rtol, "atol": atol, "first_step": first_step * sde.T}
+    return sampler_of(
+        sde,
+        shape,
+        inverse_scaler,
+        follow,
+        start_time,
+        continuous=continuous,
+        device=device,
+        constraints=constraints,
+        differentiable=differentiable,
+    )
+
+
+def _integrate(
+    x: Tensor,
+    reverse: Callable,
+    noise: Noise,
+    start_time: float,
+    eps: float,
+    *,
+    rtol: float,
+    atol: float,
+    first_step: float,
+) -> tuple[Tensor, Tensor]:
+    """x and t, (B,), at eps, from x at the start."""
+    t = torch.full((x.shape[0],), start_time, dtype=torch.float32, device=x.device)
+    h = torch.full_like(t, first_step)
+    path, before = BrownianPath(x, h), x
+    while bool((t > eps).any()):
+        h = torch.minimum(h, t - eps)
+        euler, improved = stochastic_heun(reverse, x, t, h, path.increment(h, noise(x)))
+        allowed = rtol * torch.maximum(euler.abs(), before.abs())
+        relative = (euler - improved) / allowed.clamp(min=atol)
+        error = relative.detach().flatten(1).square().mean(1).sqrt()
+        accepted = (error <= 1) & (t > eps)
+        path.settle(accepted)
+        x = torch.where(_like(accepted, x), improved, x)
+        before = torch.where(_like(accepted, x), euler, before)
+        t = torch.where(accepted, torch.where(h == t - eps, eps, t - h), t)
+        h = h * (0.9 * error.clamp(min=1e-6) ** -0.9)
+    return x, t
 
 
 class BrownianPath:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from score_lib.base.devices import device_of
 from score_lib.samplers.constraints import Constraint
 from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE
@@ -74,38 +75,66 @@ class CountedScore:
         return self.score_fn(x, t)
 
 
-def score_fns(
-    sde: SDE,
-    model: Callable,
-    continuous: bool,
-    constraints: Sequence[Constraint],
-    differentiable: bool,
-) -> tuple[CountedScore, Callable]:
-    """The network's score, counted, and the same after every constraint has guided it."""
-    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
-    if differentiable:
-        score_fn = functools.partial(checkpoint, score_fn, use_reentrant=False)
-    counted = guided = CountedScore(score_fn)
-    for constraint in constraints:
-        guided = constraint.guide(sde, guided)
-    return counted, guided
-
-
-def start(
+def sampler_of(
     sde: SDE,
     shape: tuple[int, ...],
-    device: torch.device,
-    z: Tensor | None,
-    first_time: Tensor,
-    noise: Noise | None,
+    inverse_scaler: Callable,
+    follow: Callable,
+    first_time: float | Tensor,
+    *,
+    continuous: bool,
+    device: torch.device | str | None,
     constraints: Sequence[Constraint],
-) -> Tensor:
-    """x at the first time: z, or a draw from the prior, after every constraint's `start`."""
-    x = draw_prior(sde, shape, device, noise) if z is None else z.to(device)
-    t = first_time.expand(x.shape[0])
-    for constraint in constraints:
-        x = constraint.start(sde, x, t, noise or torch.randn_like)
-    return x
+    differentiable: bool,
+) -> Callable:
+    """The function that every factory returns: from a start at the first time to samples.
+
+    Args:
+        follow: `follow(x, score_fn, noise, progress=..., callback=...)` gives x at the end; the
+            score is guided by the constraints.
+        sde, ..., differentiable: as in `get_pc_sampler`.
+    Returns:
+        `sample(model, z=None, *, noise=None, progress=False, callback=None)`, which gives samples
+        (B, *D) and the evaluations made.
+    """
+
+    @(lambda fn: fn) if differentiable else torch.no_grad()
+    def sample(
+        model: Callable,
+        z: Tensor | None = None,
+        *,
+        noise: Noise | None = None,
+        progress: bool = False,
+        callback: Callback | None = None,
+    ) -> tuple[Tensor, int]:
+        where = device_of(model) if device is None else torch.device(device)
+        score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+        if differentiable:
+            score_fn = functools.partial(checkpoint, score_fn, use_reentrant=False)
+        counted = score_fn = CountedScore(score_fn)
+        for constraint in constraints:
+            score_fn = constraint.guide(sde, score_fn)
+        x = draw_prior(sde, shape, where, noise) if z is None else z.to(where)
+        t = torch.as_tensor(first_time, dtype=torch.float32, device=where).expand(x.shape[0])
+        for constraint in constraints:
+            x = constraint.start(sde, x, t, noise or torch.randn_like)
+        x = follow(x, score_fn, noise or torch.randn_like, progress=progress, callback=callback)
+        return inverse_scaler(x), counted.evaluations
+
+    return sample
+
+
+def without_callback(callback: Callback | None) -> None:
+    """Refuse a callback where steps are chosen on the way.
+
+    Raises:
+        ValueError: there is a callback.
+    """
+    if callback is not None:
+        raise ValueError(
+            "this sampler chooses its steps as it goes and takes no callback: use "
+            "sampling.method = 'pc' or one of the solvers"
+        )
 
 
 def draw_prior(
@@ -115,8 +144,3 @@ def draw_prior(
     if noise is None:
         return sde.prior_sampling(shape).to(device)
     return sde.prior_from_normal(noise(torch.empty(shape, device=device)))
-
-
-def with_gradients(differentiable: bool) -> Callable:
-    """Decorator: without gradients unless `differentiable`."""
-    return (lambda fn: fn) if differentiable else torch.no_grad()

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
-from score_lib.base.devices import device_of
 from score_lib.samplers.constraints import Constraint
 from score_lib.samplers.correctors import Corrector, NoneCorrector
 from score_lib.samplers.grids import visited_times
-from score_lib.samplers.loop import (
-    Callback,
-    Noise,
-    Step,
-    run_steps,
-    score_fns,
-    start,
-    with_gradients,
-)
+from score_lib.samplers.loop import Noise, Step, run_steps, sampler_of
 from score_lib.samplers.predictors import NonePredictor, Predictor
 from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE
@@ -82,29 +71,27 @@ def get_pc_sampler(
         sde = _other_steps(sde, predictor, continuous, steps, grid)
     times = visited_times(sde, eps, start_time, stop_time, steps=steps, grid=grid)
 
-    @with_gradients(differentiable)
-    def sample(
-        model: Callable,
-        z: Tensor | None = None,
-        *,
-        noise: Noise | None = None,
-        progress: bool = False,
-        callback: Callback | None = None,
-    ):
-        where = device_of(model) if device is None else torch.device(device)
-        counted, score_fn = score_fns(sde, model, continuous, constraints, differentiable)
+    def follow(x, score_fn, noise, **watch):
         made = [
             corrector_step(sde, score_fn, corrector, snr, n_steps, noise),
             predictor_step(sde, score_fn, predictor, probability_flow, noise, chain=chain),
         ]
         for constraint in constraints:
-            wrap = functools.partial(constraint.wrap, sde, noise=noise or torch.randn_like)
-            made = [wrap(step) for step in made]
-        x = start(sde, shape, where, z, times[0].to(where), noise, constraints)
-        x, x_mean = run_steps(x, times.to(where), made, callback=callback, progress=progress)
-        return inverse_scaler(x_mean if denoise else x), counted.evaluations
+            made = [constraint.wrap(sde, step, noise) for step in made]
+        x, x_mean = run_steps(x, times.to(x.device), made, **watch)
+        return x_mean if denoise else x
 
-    return sample
+    return sampler_of(
+        sde,
+        shape,
+        inverse_scaler,
+        follow,
+        times[0],
+        continuous=continuous,
+        device=device,
+        constraints=constraints,
+        differentiable=differentiable,
+    )
 
 
 def _other_steps(

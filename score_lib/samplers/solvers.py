@@ -20,18 +20,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from score_lib.base.devices import device_of
 from score_lib.base.tensors import batch_mul
 from score_lib.samplers.constraints import Constraint, without_wraps
 from score_lib.samplers.grids import log_snr, marginal_coeffs, time_at, time_grid
-from score_lib.samplers.loop import (
-    Callback,
-    Noise,
-    run_steps,
-    score_fns,
-    start,
-    with_gradients,
-)
+from score_lib.samplers.loop import Noise, run_steps, sampler_of
 from score_lib.sdes.process import SDE
 
 
@@ -237,31 +229,27 @@ def get_solver_sampler(
         shape, inverse_scaler, continuous, eps, device, start_time, differentiable: as for
             `get_ode_sampler`.
     Returns:
-        `sample(model, z=None, *, noise=None, progress=False, callback=None)`, which gives samples
-        (B, *D) and the evaluations made.
+        see `sampler_of`.
     Raises:
         ValueError: a grid that cannot be made, or a constraint that changes steps.
     """
     without_wraps(constraints)
     times = time_grid(sde, steps or sde.N, eps, grid or solver.grid, start_time)
 
-    @with_gradients(differentiable)
-    def sample(
-        model: Callable,
-        z: Tensor | None = None,
-        *,
-        noise: Noise | None = None,
-        progress: bool = False,
-        callback: Callback | None = None,
-    ):
-        where = device_of(model) if device is None else torch.device(device)
-        counted, score_fn = score_fns(sde, model, continuous, constraints, differentiable)
-        visited = times.to(where, torch.float32)
-        run = solver(sde, score_fn, visited, noise or torch.randn_like, **settings)
-        x = start(sde, shape, where, z, visited[0], noise, constraints)
-        x, _ = run_steps(x, visited, [run.step], callback=callback, progress=progress)
-        if denoise:
-            x = run.denoised(x, visited[-1].expand(x.shape[0]))
-        return inverse_scaler(x), counted.evaluations
+    def follow(x, score_fn, noise, **watch):
+        visited = times.to(x.device, torch.float32)
+        run = solver(sde, score_fn, visited, noise, **settings)
+        x, _ = run_steps(x, visited, [run.step], **watch)
+        return run.denoised(x, visited[-1].expand(x.shape[0])) if denoise else x
 
-    return sample
+    return sampler_of(
+        sde,
+        shape,
+        inverse_scaler,
+        follow,
+        times[0],
+        continuous=continuous,
+        device=device,
+        constraints=constraints,
+        differentiable=differentiable,
+    )
