@@ -4,28 +4,10 @@ The defaults are the published ones for CIFAR-10, the least special of the data 
 beyond the published ones has a default that leaves every published experiment as it is.
 """
 
-from __future__ import annotations
-
 import enum
+from collections.abc import Callable
+from numbers import Integral, Real
 from typing import NamedTuple
-
-from score_lib.option_kinds import (
-    Check,
-    above,
-    at_least,
-    between,
-    counts,
-    device,
-    flag,
-    from_to_below,
-    name,
-    number,
-    numbers,
-    one_of,
-    side,
-    text,
-    whole,
-)
 
 
 class NoDefault(enum.Enum):
@@ -38,6 +20,20 @@ class NoDefault(enum.Enum):
 NEEDED, NETWORK = NoDefault
 
 
+class Check(NamedTuple):
+    """Which values an option takes.
+
+    Attributes:
+        allowed: the values in words, such as "a whole number, at least 1".
+        accepts: whether a value is one of them.
+        names: the names that this project knows, of an option that users may add names to.
+    """
+
+    allowed: str
+    accepts: Callable[[object], bool]
+    names: tuple[str, ...] = ()
+
+
 class Option(NamedTuple):
     """One option; its name is its key in the table."""
 
@@ -46,235 +42,256 @@ class Option(NamedTuple):
     meaning: str
 
 
-_PRECISION = one_of("float32", "tf32", "bfloat16")
-_COMPILE = one_of("", "default", "reduce-overhead", "max-autotune")
+# --- Kinds of values ---------------------------------------------------------------------------
+
+
+def at_least(bound: float) -> Check:
+    """Values from a bound up; as of all bounds, a whole one asks for whole numbers."""
+    return _within(bound, f", at least {bound:g}", lambda value: value >= bound)
+
+
+def above(bound: float) -> Check:
+    """Values larger than a bound."""
+    return _within(bound, f" above {bound:g}", lambda value: value > bound)
+
+
+def between(low: float, high: float) -> Check:
+    """Values from one bound to another, both of them included."""
+    return _within(low, f" from {low:g} to {high:g}", lambda value: low <= value <= high)
+
+
+def _within(bound: float, words: str, holds: Callable[[float], bool]) -> Check:
+    kind = whole if isinstance(bound, int) else number
+    return Check(f"{kind.allowed}{words}", lambda value: kind.accepts(value) and holds(value))
+
+
+def one_of(*choices: str) -> Check:
+    """These texts and no others."""
+    return Check(_listed(choices), lambda value: isinstance(value, str) and value in choices)
+
+
+def name(known: str, empty: bool = False) -> Check:
+    """A name that is looked up where it is used, for users may add to the known ones.
+
+    Args:
+        known: names, with spaces between them.
+        empty: whether "" has a meaning, too.
+    """
+    names = tuple(known.split())
+    return Check(f"a name: {_listed(('',) * empty + names)}", text.accepts, names)
+
+
+def _listed(choices: tuple[str, ...]) -> str:
+    *others, last = map(repr, choices)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _all(check: Check, values: object) -> bool:
+    return isinstance(values, list | tuple) and all(map(check.accepts, values))
+
+
+flag = Check("True or False", lambda value: isinstance(value, bool))
+whole = Check("a whole number", lambda v: isinstance(v, Integral) and not isinstance(v, bool))
+number = Check("a number", lambda v: isinstance(v, Real) and not isinstance(v, bool))
+text = Check("a text", lambda value: isinstance(value, str))
+numbers = Check("several numbers, such as (1, 2)", lambda values: _all(number, values))
+count = at_least(1)
+counts = Check(
+    "one or more whole numbers, at least 1, such as (1, 2)",
+    lambda values: _all(count, values) and len(values) > 0,
+)
+side = Check(
+    "a whole number, at least 1, or two of them",
+    lambda value: count.accepts(value) or (_all(count, value) and len(value) == 2),
+)
+decay = _within(0.0, " from 0 to below 1", lambda value: 0 <= value < 1)
+# A torch.device has a text, and this module needs no torch.
+device = Check("'auto', 'cpu', 'cuda' or 'cuda:1'", lambda value: bool(str(value)))
+
+precision = one_of("float32", "tf32", "bfloat16")
+compiling = one_of("", "default", "reduce-overhead", "max-autotune")
+data_sets = name("CIFAR10 SVHN CELEBA LSUN FFHQ CelebAHQ IMAGES DIGITS COLOR_DIGITS")
+networks = name("ncsnpp ddpm ncsn ncsnv2_64 ncsnv2_128 ncsnv2_256 wideresnet_noise_conditional")
+normalizations = name("GroupNorm InstanceNorm InstanceNorm++ VarianceNorm")
+samplers = name("pc ode adaptive ddim heun dpmpp_2m dpmpp_3m dpmpp_sde")
+predictors = name("euler_maruyama reverse_diffusion ancestral_sampling none")
+correctors = name("langevin langevin_per_sample ald none")
+time_grids = name("uniform log_snr edm arctan", empty=True)
+tasks = name(
+    "inpaint colorize restore class edit reconstruct interpolate temperature compare_codes"
+)
+operators = name("box half random_mask super_resolution blur gray projection", empty=True)
+probes = name("Rademacher Gaussian exact")
+extractors = name("inception inception_tfgan digits", empty=True)
+
+# --- The table: name, default, kind, meaning ----------------------------------------------------
 
 _RUN = {
-    "seed": Option(42, whole, "seed of every random number"),
-    "device": Option("auto", device, '"auto": a GPU where there is one'),
+    "seed": (42, whole, "seed of every random number"),
+    "device": ("auto", device, '"auto": a GPU where there is one'),
 }
 
 _DATA = {
-    "dataset": Option(
-        NEEDED,
-        name("CIFAR10 SVHN CELEBA LSUN FFHQ CelebAHQ IMAGES DIGITS COLOR_DIGITS"),
-        'data set; "IMAGES" are your own, at `data.path`',
-    ),
-    "image_size": Option(NEEDED, side, "side in pixels, or (height, width)"),
-    "image_width": Option(0, at_least(0), "width, where `image_size` is the height; 0: square"),
-    "num_channels": Option(3, at_least(1), "1 for gray images, 3 for colour, 4 with transparency"),
-    "centered": Option(NEEDED, flag, "pixels from -1 to 1 inside the network, else from 0 to 1"),
-    "random_flip": Option(True, flag, "mirror half of the training images"),
-    "uniform_dequantization": Option(False, flag, "spread grey levels by uniform noise"),
-    "category": Option("", text, 'category of LSUN, such as "bedroom"'),
-    "path": Option("", text, "your own images: a folder, .zip, .npy or .npz"),
-    "data_dir": Option("", text, 'folder of tensorflow-datasets; "": its own choice'),
-    "tfrecords_path": Option("", text, "TFRecord files of FFHQ and CelebA-HQ"),
-    "num_classes": Option(0, at_least(0), "classes that a classifier tells apart"),
-    "levels": Option(0, at_least(0), "grey levels of a pixel; 0: those of the data set"),
-    "num_workers": Option(4, at_least(0), "processes that prepare batches"),
-    "on_error": Option("raise", one_of("raise", "skip"), "for an image that cannot be read"),
+    "dataset": (NEEDED, data_sets, 'data set; "IMAGES" are your own, at `data.path`'),
+    "image_size": (NEEDED, side, "side in pixels, or (height, width)"),
+    "image_width": (0, at_least(0), "width, where `image_size` is the height; 0: square"),
+    "num_channels": (3, count, "1 for gray images, 3 for colour, 4 with transparency"),
+    "centered": (NEEDED, flag, "pixels from -1 to 1 inside the network, else from 0 to 1"),
+    "random_flip": (True, flag, "mirror half of the training images"),
+    "uniform_dequantization": (False, flag, "spread grey levels by uniform noise"),
+    "category": ("", text, 'category of LSUN, such as "bedroom"'),
+    "path": ("", text, "your own images: a folder, .zip, .npy or .npz"),
+    "data_dir": ("", text, 'folder of tensorflow-datasets; "": its own choice'),
+    "tfrecords_path": ("", text, "TFRecord files of FFHQ and CelebA-HQ"),
+    "num_classes": (0, at_least(0), "classes that a classifier tells apart"),
+    "levels": (0, at_least(0), "grey levels of a pixel; 0: those of the data set"),
+    "num_workers": (4, at_least(0), "processes that prepare batches"),
+    "on_error": ("raise", one_of("raise", "skip"), "for an image that cannot be read"),
 }
 
 _MODEL = {
-    "name": Option(
-        NEEDED,
-        name("ncsnpp ddpm ncsn ncsnv2_64 ncsnv2_128 ncsnv2_256 wideresnet_noise_conditional"),
-        "network",
-    ),
-    "ema_rate": Option(NEEDED, between(0.0, 1.0), "decay of the averaged weights; 0: no average"),
-    "sigma_min": Option(0.01, above(0.0), "smallest noise level of the VE process"),
-    "sigma_max": Option(50.0, above(0.0), "largest noise level of the VE process"),
-    "beta_min": Option(0.1, above(0.0), "beta(0) of the VP and sub-VP processes"),
-    "beta_max": Option(20.0, above(0.0), "beta(1) of the VP and sub-VP processes"),
-    "num_scales": Option(1000, at_least(1), "N: steps of the discrete process"),
-    "dropout": Option(0.1, between(0.0, 1.0), "share of features dropped in training"),
-    "embedding_type": Option("fourier", name("fourier positional"), "embedding of the time"),
-    "checkpoint_activations": Option(False, flag, "U-Nets: less memory in training, more time"),
-    "nf": Option(NETWORK, at_least(1), "features of the first layer"),
-    "ch_mult": Option(NETWORK, counts(), "features at each resolution, in multiples of `nf`"),
-    "num_res_blocks": Option(NETWORK, at_least(0), "residual blocks at each resolution"),
-    "attn_resolutions": Option(NETWORK, numbers, "sides of feature maps with attention"),
-    "attention_type": Option(NETWORK, name("ddpm"), "kind of attention"),
-    "conditional": Option(NETWORK, flag, "whether the network is told the time"),
-    "scale_by_sigma": Option(NETWORK, flag, "divide the output by the noise level"),
-    "normalization": Option(
-        NETWORK,
-        name("GroupNorm InstanceNorm InstanceNorm++ VarianceNorm"),
-        'normalization; the U-Nets have "GroupNorm"',
-    ),
-    "nonlinearity": Option(NETWORK, name("swish elu relu lrelu"), "activation"),
-    "resamp_with_conv": Option(NETWORK, flag, "convolve where the resolution changes"),
-    "conv_size": Option(NETWORK, at_least(1), "side of convolution kernels; 3"),
-    "fir": Option(NETWORK, flag, "smooth where the resolution changes"),
-    "fir_kernel": Option(NETWORK, numbers, "taps of the smoothing filter"),
-    "skip_rescale": Option(NETWORK, flag, "divide the sum of two branches by sqrt(2)"),
-    "resblock_type": Option(NETWORK, name("biggan ddpm"), "kind of residual block"),
-    "progressive": Option(
-        NETWORK, name("none output_skip residual"), "pyramid of images at the output"
-    ),
-    "progressive_input": Option(
-        NETWORK, name("none input_skip residual"), "pyramid of images at the input"
-    ),
-    "progressive_combine": Option(NETWORK, name("sum cat"), "joins an input skip to features"),
-    "fourier_scale": Option(NETWORK, number, "standard deviation of the Fourier frequencies"),
-    "init_scale": Option(NETWORK, number, "scale of the last layer of a block at the start"),
-    "interpolation": Option(
-        NETWORK, name("bilinear bicubic nearest"), "NCSN and NCSNv2: how features are enlarged"
-    ),
-    "blocks_per_group": Option(NETWORK, at_least(1), "wide ResNet: residual blocks of a group"),
-    "channel_multiplier": Option(NETWORK, at_least(1), "wide ResNet: width"),
+    "name": (NEEDED, networks, "network"),
+    "ema_rate": (NEEDED, between(0.0, 1.0), "decay of the averaged weights; 0: no average"),
+    "sigma_min": (0.01, above(0.0), "smallest noise level of the VE process"),
+    "sigma_max": (50.0, above(0.0), "largest noise level of the VE process"),
+    "beta_min": (0.1, above(0.0), "beta(0) of the VP and sub-VP processes"),
+    "beta_max": (20.0, above(0.0), "beta(1) of the VP and sub-VP processes"),
+    "num_scales": (1000, count, "N: steps of the discrete process"),
+    "dropout": (0.1, between(0.0, 1.0), "share of features dropped in training"),
+    "embedding_type": ("fourier", name("fourier positional"), "embedding of the time"),
+    "checkpoint_activations": (False, flag, "U-Nets: less memory in training, more time"),
+    "nf": (NETWORK, count, "features of the first layer"),
+    "ch_mult": (NETWORK, counts, "features at each resolution, in multiples of `nf`"),
+    "num_res_blocks": (NETWORK, at_least(0), "residual blocks at each resolution"),
+    "attn_resolutions": (NETWORK, numbers, "sides of feature maps with attention"),
+    "attention_type": (NETWORK, name("ddpm"), "kind of attention"),
+    "conditional": (NETWORK, flag, "whether the network is told the time"),
+    "scale_by_sigma": (NETWORK, flag, "divide the output by the noise level"),
+    "normalization": (NETWORK, normalizations, 'normalization; the U-Nets have "GroupNorm"'),
+    "nonlinearity": (NETWORK, name("swish elu relu lrelu"), "activation"),
+    "resamp_with_conv": (NETWORK, flag, "convolve where the resolution changes"),
+    "conv_size": (NETWORK, count, "side of convolution kernels; 3"),
+    "fir": (NETWORK, flag, "smooth where the resolution changes"),
+    "fir_kernel": (NETWORK, numbers, "taps of the smoothing filter"),
+    "skip_rescale": (NETWORK, flag, "divide the sum of two branches by sqrt(2)"),
+    "resblock_type": (NETWORK, name("biggan ddpm"), "kind of residual block"),
+    "progressive": (NETWORK, name("none output_skip residual"), "image pyramid at the output"),
+    "progressive_input": (NETWORK, name("none input_skip residual"), "image pyramid at the input"),
+    "progressive_combine": (NETWORK, name("sum cat"), "joins an input skip to features"),
+    "fourier_scale": (NETWORK, number, "standard deviation of the Fourier frequencies"),
+    "init_scale": (NETWORK, number, "scale of the last layer of a block at the start"),
+    "interpolation": (NETWORK, name("bilinear bicubic nearest"), "NCSN, NCSNv2: upsampling"),
+    "blocks_per_group": (NETWORK, count, "wide ResNet: residual blocks of a group"),
+    "channel_multiplier": (NETWORK, count, "wide ResNet: width"),
 }
 
 _TRAINING = {
-    "sde": Option(NEEDED, name("vesde vpsde subvpsde"), "process"),
-    "continuous": Option(NEEDED, flag, "train at all times, else at `model.num_scales` of them"),
-    "reduce_mean": Option(NEEDED, flag, "average the loss over pixels, else half of their sum"),
-    "likelihood_weighting": Option(False, flag, "weight the loss by g(t)^2"),
-    "objective": Option("score", one_of("score", "classifier"), "what the network learns"),
-    "batch_size": Option(128, at_least(1), "images in a batch, of all processes together"),
-    "n_iters": Option(1300001, at_least(1), "optimisation steps"),
-    "log_freq": Option(50, at_least(1), "steps between logs of the loss"),
-    "eval_freq": Option(100, at_least(1), "steps between losses of held-out images"),
-    "snapshot_freq": Option(50000, at_least(1), "steps between numbered checkpoints"),
-    "snapshot_freq_for_preemption": Option(10000, at_least(1), "steps between resumable states"),
-    "snapshot_sampling": Option(True, flag, "draw samples at each numbered checkpoint"),
-    "keep_meta_checkpoints": Option(2, between(0, 9), "earlier resumable states that are kept"),
-    "n_jitted_steps": Option(1, at_least(1), "steps between two checks of the frequencies"),
-    "grad_accumulation": Option(1, at_least(1), "parts that a batch is computed in, one by one"),
-    "precision": Option("float32", _PRECISION, "precision of the network in training"),
-    "compile": Option("", _COMPILE, 'mode of torch.compile in training; "": not compiled'),
+    "sde": (NEEDED, name("vesde vpsde subvpsde"), "process"),
+    "continuous": (NEEDED, flag, "train at all times, else at `model.num_scales` of them"),
+    "reduce_mean": (NEEDED, flag, "average the loss over pixels, else half of their sum"),
+    "likelihood_weighting": (False, flag, "weight the loss by g(t)^2"),
+    "objective": ("score", one_of("score", "classifier"), "what the network learns"),
+    "batch_size": (128, count, "images in a batch, of all processes together"),
+    "n_iters": (1300001, count, "optimisation steps"),
+    "log_freq": (50, count, "steps between logs of the loss"),
+    "eval_freq": (100, count, "steps between losses of held-out images"),
+    "snapshot_freq": (50000, count, "steps between numbered checkpoints"),
+    "snapshot_freq_for_preemption": (10000, count, "steps between resumable states"),
+    "snapshot_sampling": (True, flag, "draw samples at each numbered checkpoint"),
+    "keep_meta_checkpoints": (2, between(0, 9), "earlier resumable states that are kept"),
+    "n_jitted_steps": (1, count, "steps between two checks of the frequencies"),
+    "grad_accumulation": (1, count, "parts that a batch is computed in, one by one"),
+    "precision": ("float32", precision, "precision of the network in training"),
+    "compile": ("", compiling, 'mode of torch.compile in training; "": not compiled'),
 }
 
 _OPTIM = {
-    "optimizer": Option("Adam", name("Adam"), "optimiser"),
-    "lr": Option(2e-4, above(0.0), "learning rate"),
-    "beta1": Option(0.9, from_to_below(0.0, 1.0), "decay of Adam's average gradient"),
-    "eps": Option(1e-8, at_least(0.0), "Adam's epsilon"),
-    "weight_decay": Option(0.0, at_least(0.0), "weight of the L2 penalty"),
-    "amsgrad": Option(False, flag, "Adam with the largest second moment so far"),
-    "warmup": Option(5000, at_least(0), "steps until the full learning rate"),
-    "grad_clip": Option(1.0, number, "largest norm of the gradient; negative: any"),
+    "optimizer": ("Adam", name("Adam"), "optimiser"),
+    "lr": (2e-4, above(0.0), "learning rate"),
+    "beta1": (0.9, decay, "decay of Adam's average gradient"),
+    "eps": (1e-8, at_least(0.0), "Adam's epsilon"),
+    "weight_decay": (0.0, at_least(0.0), "weight of the L2 penalty"),
+    "amsgrad": (False, flag, "Adam with the largest second moment so far"),
+    "warmup": (5000, at_least(0), "steps until the full learning rate"),
+    "grad_clip": (1.0, number, "largest norm of the gradient; negative: any"),
 }
 
 _SAMPLING = {
-    "method": Option(
-        "pc",
-        name("pc ode adaptive ddim heun dpmpp_2m dpmpp_3m dpmpp_sde"),
-        'sampler; "pc": predictor-corrector, "ode": black-box RK45',
+    "method": ("pc", samplers, 'sampler; "pc": predictor-corrector, "ode": black-box RK45'),
+    "predictor": (NEEDED, predictors, 'predictor of method "pc"'),
+    "corrector": (NEEDED, correctors, 'corrector of method "pc"'),
+    "snr": (0.16, at_least(0.0), "signal-to-noise ratio of the corrector's steps"),
+    "n_steps_each": (1, at_least(0), "corrector steps at each time"),
+    "probability_flow": (False, flag, "predictors follow the ODE"),
+    "noise_removal": (True, flag, "return the last step without its noise"),
+    "num_samples": (64, count, "samples that are drawn"),
+    "num_steps": (0, at_least(0), "steps, if the network knows all times; 0: `model.num_scales`"),
+    "time_grid": ("", time_grids, 'times that are visited; "": as suits the method'),
+    "churn": (0.0, at_least(0.0), 'method "heun": noise added on the way'),
+    "adaptive_rtol": (0.05, above(0.0), 'method "adaptive": relative tolerance'),
+    "adaptive_atol": (
+        0.0078,
+        above(0.0),
+        'method "adaptive": absolute tolerance, in the network\'s range',
     ),
-    "predictor": Option(
-        NEEDED,
-        name("euler_maruyama reverse_diffusion ancestral_sampling none"),
-        'predictor of method "pc"',
-    ),
-    "corrector": Option(
-        NEEDED, name("langevin langevin_per_sample ald none"), 'corrector of method "pc"'
-    ),
-    "snr": Option(0.16, at_least(0.0), "signal-to-noise ratio of the corrector's steps"),
-    "n_steps_each": Option(1, at_least(0), "corrector steps at each time"),
-    "probability_flow": Option(False, flag, "predictors follow the ODE"),
-    "noise_removal": Option(True, flag, "return the last step without its noise"),
-    "num_samples": Option(64, at_least(1), "samples that are drawn"),
-    "num_steps": Option(
-        0, at_least(0), "steps, where the network knows all times; 0: `model.num_scales`"
-    ),
-    "time_grid": Option(
-        "",
-        name("uniform log_snr edm arctan", empty=True),
-        'times that are visited; "": as suits the method',
-    ),
-    "churn": Option(0.0, at_least(0.0), 'method "heun": noise added on the way'),
-    "adaptive_rtol": Option(0.05, above(0.0), 'method "adaptive": relative tolerance'),
-    "adaptive_atol": Option(
-        0.0078, above(0.0), 'method "adaptive": absolute tolerance, in the network\'s range'
-    ),
-    "precision": Option(
-        "float32", _PRECISION, "precision of the network in sampling; bits/dim are in float32"
-    ),
-    "compile": Option("", _COMPILE, 'mode of torch.compile in sampling; "": not compiled'),
+    "precision": ("float32", precision, "precision in sampling; bits/dim are in float32"),
+    "compile": ("", compiling, 'mode of torch.compile in sampling; "": not compiled'),
 }
 
 _CONTROL = {
-    "task": Option(
-        "inpaint",
-        name(
-            "inpaint colorize restore class edit reconstruct interpolate temperature compare_codes"
-        ),
-        "what is done",
-    ),
-    "name": Option("", text, 'folder of the results; "": the task'),
-    "path": Option("", text, 'images to start from: a file or folder; "": held-out ones'),
-    "num_images": Option(8, at_least(1), "images to start from"),
-    "num_results": Option(4, at_least(1), "samples for each of them"),
-    "operator": Option(
-        "",
-        name("box half random_mask super_resolution blur gray projection", empty=True),
-        'measurement of an image; "": as suits the task',
-    ),
-    "method": Option("pigdm", name("pigdm dps projection tweedie"), "how an image is restored"),
-    "noise_std": Option(0.0, at_least(0.0), "noise of a measurement, for images in [0, 1]"),
-    "mask": Option("", text, "file of a mask, white where pixels are known"),
-    "box": Option((), numbers, 'operator "box": (top, left, height, width); (): the centre'),
-    "keep": Option(0.25, between(0.0, 1.0), 'operator "random_mask": share of known pixels'),
-    "factor": Option(2, at_least(1), 'operator "super_resolution": how much smaller a side is'),
-    "blur_std": Option(1.0, above(0.0), 'operator "blur": standard deviation in pixels'),
-    "num_measurements": Option(
-        0, at_least(0), 'operator "projection": numbers known of an image; 0: a quarter'
-    ),
-    "operator_seed": Option(0, whole, "seed of operators that are drawn at random"),
-    "strength": Option(1.0, at_least(0.0), 'method "dps": step size'),
-    "data_std": Option(
-        0.3, above(0.0), 'method "pigdm": standard deviation of pixels, for images in [0, 1]'
-    ),
-    "iterations": Option(
-        5, at_least(1), 'methods "pigdm" and "tweedie": iterations of conjugate gradients'
-    ),
-    "classifier": Option("", text, 'task "class": checkpoint of a noise-conditional classifier'),
-    "labels": Option((), numbers, 'task "class": classes to draw; (): all'),
-    "guidance_scale": Option(1.0, at_least(0.0), 'task "class": guidance scale'),
-    "guidance_until": Option(1.0, above(0.0), 'task "class": last time with guidance'),
-    "start_time": Option(0.5, above(0.0), 'task "edit": time that an image is noised to'),
-    "tolerance": Option(1e-5, above(0.0), "of the ODE solver that encodes and decodes"),
-    "num_interpolations": Option(9, at_least(2), 'task "interpolate": images in a row'),
-    "temperatures": Option(
-        (0.6, 0.8, 1.0, 1.2), numbers, 'task "temperature": factors of the latent noise'
-    ),
-    "other": Option("", text, 'task "compare_codes": checkpoint of another network'),
+    "task": ("inpaint", tasks, "what is done"),
+    "name": ("", text, 'folder of the results; "": the task'),
+    "path": ("", text, 'images to start from: a file or folder; "": held-out ones'),
+    "num_images": (8, count, "images to start from"),
+    "num_results": (4, count, "samples for each of them"),
+    "operator": ("", operators, 'measurement of an image; "": as suits the task'),
+    "method": ("pigdm", name("pigdm dps projection tweedie"), "how an image is restored"),
+    "noise_std": (0.0, at_least(0.0), "noise of a measurement, for images in [0, 1]"),
+    "mask": ("", text, "file of a mask, white where pixels are known"),
+    "box": ((), numbers, 'operator "box": (top, left, height, width); (): the centre'),
+    "keep": (0.25, between(0.0, 1.0), 'operator "random_mask": share of known pixels'),
+    "factor": (2, count, 'operator "super_resolution": how much smaller a side is'),
+    "blur_std": (1.0, above(0.0), 'operator "blur": standard deviation in pixels'),
+    "num_measurements": (0, at_least(0), 'operator "projection": known numbers; 0: a quarter'),
+    "operator_seed": (0, whole, "seed of operators that are drawn at random"),
+    "strength": (1.0, at_least(0.0), 'method "dps": step size'),
+    "data_std": (0.3, above(0.0), 'method "pigdm": standard deviation of pixels in [0, 1]'),
+    "iterations": (5, count, 'methods "pigdm" and "tweedie": conjugate-gradient iterations'),
+    "classifier": ("", text, 'task "class": checkpoint of a noise-conditional classifier'),
+    "labels": ((), numbers, 'task "class": classes to draw; (): all'),
+    "guidance_scale": (1.0, at_least(0.0), 'task "class": guidance scale'),
+    "guidance_until": (1.0, above(0.0), 'task "class": last time with guidance'),
+    "start_time": (0.5, above(0.0), 'task "edit": time that an image is noised to'),
+    "tolerance": (1e-5, above(0.0), "of the ODE solver that encodes and decodes"),
+    "num_interpolations": (9, at_least(2), 'task "interpolate": images in a row'),
+    "temperatures": ((0.6, 0.8, 1.0, 1.2), numbers, 'task "temperature": factors of latent noise'),
+    "other": ("", text, 'task "compare_codes": checkpoint of another network'),
 }
 
 _EVAL = {
-    "begin_ckpt": Option(9, at_least(0), "number of the first checkpoint"),
-    "end_ckpt": Option(26, at_least(0), "number of the last checkpoint"),
-    "checkpoint": Option("", text, "file of a single checkpoint in place of numbered ones"),
-    "wait_minutes": Option(0.0, at_least(0.0), "how long to wait for a missing checkpoint"),
-    "batch_size": Option(1024, at_least(1), "images in a batch"),
-    "enable_loss": Option(True, flag, "measure the loss"),
-    "loss_num_repeats": Option(1, at_least(1), "passes over the test set for the loss"),
-    "enable_bpd": Option(False, flag, "measure bits/dim"),
-    "bpd_dataset": Option("test", one_of("train", "test"), "part of the data for bits/dim"),
-    "dataset": Option("", one_of("", "train", "test"), 'other name of `bpd_dataset`; "": unused'),
-    "bpd_num_repeats": Option(5, at_least(1), "passes for bits/dim, dequantised anew"),
-    "num_probes": Option(1, at_least(1), "Hutchinson probes of a divergence"),
-    "hutchinson_type": Option(
-        "Rademacher", name("Rademacher Gaussian exact"), 'probes; "exact": the whole trace'
-    ),
-    "per_sample_error": Option(False, flag, "bits/dim: solver steps for each image alone"),
-    "enable_sampling": Option(False, flag, "draw samples and compare them with the data"),
-    "num_samples": Option(50000, at_least(1), "samples to compare"),
-    "extractor": Option(
-        "",
-        name("inception inception_tfgan digits", empty=True),
-        'features of images; "": as suits the data set',
-    ),
-    "extractor_weights": Option("", text, 'file of its weights; "": where it keeps them'),
-    "stats": Option("", text, 'file of the data set\'s statistics; "": in assets/stats'),
-    "suggest_noise_scales": Option(
-        False, flag, "with `--mode fid_stats`: find noise levels that suit the data"
-    ),
-    "enable_accuracy": Option(False, flag, "measure the accuracy of a classifier"),
-    "accuracy_num_levels": Option(11, at_least(2), "noise levels of the accuracy"),
-    "accuracy_num_repeats": Option(1, at_least(1), "draws of noise for each image"),
+    "begin_ckpt": (9, at_least(0), "number of the first checkpoint"),
+    "end_ckpt": (26, at_least(0), "number of the last checkpoint"),
+    "checkpoint": ("", text, "file of a single checkpoint in place of numbered ones"),
+    "wait_minutes": (0.0, at_least(0.0), "how long to wait for a missing checkpoint"),
+    "batch_size": (1024, count, "images in a batch"),
+    "enable_loss": (True, flag, "measure the loss"),
+    "loss_num_repeats": (1, count, "passes over the test set for the loss"),
+    "enable_bpd": (False, flag, "measure bits/dim"),
+    "bpd_dataset": ("test", one_of("train", "test"), "part of the data for bits/dim"),
+    "dataset": ("", one_of("", "train", "test"), 'other name of `bpd_dataset`; "": unused'),
+    "bpd_num_repeats": (5, count, "passes for bits/dim, dequantised anew"),
+    "num_probes": (1, count, "Hutchinson probes of a divergence"),
+    "hutchinson_type": ("Rademacher", probes, 'probes; "exact": the whole trace'),
+    "per_sample_error": (False, flag, "bits/dim: solver steps for each image alone"),
+    "enable_sampling": (False, flag, "draw samples and compare them with the data"),
+    "num_samples": (50000, count, "samples to compare"),
+    "extractor": ("", extractors, 'features of images; "": as suits the data set'),
+    "extractor_weights": ("", text, 'file of its weights; "": where it keeps them'),
+    "stats": ("", text, 'file of the data set\'s statistics; "": in assets/stats'),
+    "suggest_noise_scales": (False, flag, "`--mode fid_stats`: find noise levels for the data"),
+    "enable_accuracy": (False, flag, "measure the accuracy of a classifier"),
+    "accuracy_num_levels": (11, at_least(2), "noise levels of the accuracy"),
+    "accuracy_num_repeats": (1, count, "draws of noise for each image"),
 }
 
 # Sections in the order of the docs: name, title, options.
@@ -290,7 +307,7 @@ SECTIONS = (
 )
 # Every option by its dotted name, such as "model.nf".
 TABLE: dict[str, Option] = {
-    f"{section}.{key}".lstrip("."): option
+    f"{section}.{key}".lstrip("."): Option(*entry)
     for section, _, options in SECTIONS
-    for key, option in options.items()
+    for key, entry in options.items()
 }

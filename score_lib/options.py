@@ -3,25 +3,14 @@
 `python -m score_lib.options > docs/options.md` writes the table as a page.
 """
 
-from __future__ import annotations
-
-import argparse
 import difflib
 from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
 
-from score_lib.option_conflicts import conflicts
-from score_lib.option_table import NEEDED, SECTIONS, TABLE, NoDefault, Option
+from score_lib.option_table import NEEDED, SECTIONS, TABLE, NoDefault
 
-_DEFAULTS = {
-    section: {
-        name: option.default
-        for name, option in options.items()
-        if not isinstance(option.default, NoDefault)
-    }
-    for section, _, options in SECTIONS
-}
+Options = Mapping[str, object]  # by their dotted names, such as "model.nf"
 
 
 def complete(config: object) -> ConfigDict:
@@ -36,91 +25,14 @@ def complete(config: object) -> ConfigDict:
         ValueError: a section such as `model` holds something else than options.
     """
     full = _as_dict(config, "config")
-    for section, defaults in _DEFAULTS.items():
-        if section:
-            given = _as_dict(full.get(section, {}), f"config.{section}")
-            full[section] = {**defaults, **given}
-        else:
-            full = {**defaults, **full}
+    for section, _, _ in SECTIONS[1:]:
+        full[section] = _as_dict(full.get(section, {}), f"config.{section}")
+    for key, option in TABLE.items():
+        if not isinstance(option.default, NoDefault):
+            section, _, name = key.rpartition(".")
+            (full[section] if section else full).setdefault(name, option.default)
     locked = isinstance(config, ConfigDict) and config.is_locked
     return ConfigDict(full).lock() if locked else ConfigDict(full)
-
-
-def checked(config: object) -> tuple[ConfigDict, list[str]]:
-    """A config, completed, whose values are right.
-
-    Returns:
-        the config, and the dotted names of its unknown options, sorted: nothing of ours reads them.
-    Raises:
-        ValueError: an option is misspelt, missing, of a wrong kind or out of range, or options
-            exclude each other.
-    """
-    config = complete(config)
-    flat = flatten(config)
-    unknown = unknown_options(flat)
-    # Options are compared with each other once each of them is right.
-    for problems in (_wrong_values(flat), conflicts(flat)):
-        if found := list(problems):
-            raise ValueError("; ".join(found))
-    return config, unknown
-
-
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
-    """Dotted names of all options, such as "model.nf", and their values."""
-    flat: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def unknown_options(flat: Mapping[str, object]) -> list[str]:
-    """Names that are not in the table, sorted.
-
-    Args:
-        flat: options by their dotted names.
-    Raises:
-        ValueError: some resemble a known option so much that they must be slips.
-    """
-    unknown = sorted(flat.keys() - TABLE.keys())
-    meant = {key: close for key in unknown if (close := _closest(key))}
-    if meant:
-        slips = "; ".join(f"{key!r}: did you mean {close!r}?" for key, close in meant.items())
-        raise ValueError(
-            f"unknown config option {slips} "
-            "(An option of your own needs a name that resembles no other, or a section of its own.)"
-        )
-    return unknown
-
-
-def _closest(key: str) -> str | None:
-    """The known option that a misspelt name stands for, or None."""
-    section, _, name = key.rpartition(".")
-    options = {section: options for section, _, options in SECTIONS}
-    if section not in options:
-        # A section of the user's own is free; a misspelt one is not.
-        section = _similar(section, options)
-    close = _similar(name, options.get(section, ()))
-    return f"{section}.{close}".lstrip(".") if close else None
-
-
-def _similar(name: str, known: Mapping[str, object]) -> str | None:
-    # 0.82 finds one wrong letter in six and two that are swapped, yet lets names pass that are
-    # in use beside ours, such as `model.sigma_begin` (0.8 from `sigma_min`) or `optim.beta2`.
-    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.82)), None)
-
-
-def _wrong_values(flat: Mapping[str, object]) -> Iterator[str]:
-    for key, (default, check, _) in TABLE.items():
-        if key in flat and not check.accepts(flat[key]):
-            yield f"{key} = {flat[key]!r} should be {check.allowed}"
-        elif key not in flat and default is NEEDED:
-            yield f"the config has no {key}, which every experiment needs: {check.allowed}"
-
-
-# --- Configs of any kind -------------------------------------------------------------------------
 
 
 def _as_dict(config: object, name: str) -> dict[str, object]:
@@ -140,6 +52,122 @@ def _as_dict(config: object, name: str) -> dict[str, object]:
     return {key: v for key, v in values.items() if isinstance(v, type) or not callable(v)}
 
 
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    """Dotted names of all options, such as "model.nf", and their values."""
+    flat: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def checked(config: object) -> tuple[ConfigDict, list[str]]:
+    """A config, completed, whose values are right.
+
+    Returns:
+        the config, and the dotted names of its unknown options, sorted: nothing of ours reads them.
+    Raises:
+        ValueError: an option is misspelt, missing, of a wrong kind or out of range, or options
+            exclude each other.
+    """
+    config = complete(config)
+    flat = flatten(config)
+    unknown = sorted(flat.keys() - TABLE.keys())
+    if slips := [f"{key!r}: did you mean {meant!r}?" for key in unknown if (meant := _meant(key))]:
+        raise ValueError(
+            f"unknown config option {'; '.join(slips)} "
+            "(An option of your own needs a name that resembles no other, or a section of its own.)"
+        )
+    # Options are compared with each other once each of them is right.
+    for problems in (_wrong_values(flat), _conflicts(flat)):
+        if found := list(problems):
+            raise ValueError("; ".join(found))
+    return config, unknown
+
+
+def _meant(key: str) -> str | None:
+    """The known option that a misspelt name stands for, or None."""
+    section, _, name = key.rpartition(".")
+    options = {section: options for section, _, options in SECTIONS}
+    if section not in options:
+        # A section of the user's own is free; a misspelt one is not.
+        section = _similar(section, options)
+    close = _similar(name, options.get(section, ()))
+    return f"{section}.{close}".lstrip(".") if close else None
+
+
+def _similar(name: str, known: Options) -> str | None:
+    # 0.82 finds one wrong letter in six and two that are swapped, yet lets names pass that are
+    # in use beside ours, such as `model.sigma_begin` (0.8 from `sigma_min`) or `optim.beta2`.
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.82)), None)
+
+
+def _wrong_values(flat: Options) -> Iterator[str]:
+    for key, (default, check, _) in TABLE.items():
+        if key in flat and not check.accepts(flat[key]):
+            yield f"{key} = {flat[key]!r} should be {check.allowed}"
+        elif key not in flat and default is NEEDED:
+            yield f"the config has no {key}, which every experiment needs: {check.allowed}"
+
+
+# --- Options that exclude each other -------------------------------------------------------------
+
+
+def _conflicts(flat: Options) -> Iterator[str]:
+    """Messages about options that are right alone, but not together."""
+    if flat["training.objective"] == "classifier":
+        if (classes := flat["data.num_classes"]) < 2:
+            yield f"data.num_classes = {classes} should be at least 2 for a classifier"
+        for key in ("training.snapshot_sampling", "eval.enable_bpd", "eval.enable_sampling"):
+            if flat[key]:
+                yield f"{key} = True needs a score network, and training.objective = 'classifier'"
+    parts, batch_size = flat["training.grad_accumulation"], flat["training.batch_size"]
+    if parts > batch_size:
+        yield (
+            f"training.grad_accumulation = {parts} should be at most training.batch_size = "
+            f"{batch_size}: it is the number of parts of a batch"
+        )
+    at_once = flat["training.n_jitted_steps"]
+    for name in ("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption"):
+        if (frequency := flat[f"training.{name}"]) % at_once:
+            yield (
+                f"training.{name} = {frequency} should be a multiple of "
+                f"training.n_jitted_steps = {at_once}"
+            )
+    method, grid = flat["sampling.method"].lower(), flat["sampling.time_grid"]
+    if grid and method in ("ode", "adaptive"):
+        yield (
+            f"sampling.time_grid = {grid!r} should be '' with sampling.method = {method!r}, "
+            "which chooses its steps as it goes"
+        )
+    # In a chain of N steps beta_max / N is a variance, below 1, and N must be larger.
+    steps, beta_max = flat["model.num_scales"], flat["model.beta_max"]
+    has_betas = flat["training.sde"].lower() in ("vpsde", "subvpsde")
+    if has_betas and steps <= beta_max and _uses_chain(flat):
+        yield (
+            f"model.num_scales = {steps} steps are too few: the discrete process needs more than "
+            f"model.beta_max = {beta_max} of them. Raise model.num_scales, or sample with the "
+            "euler_maruyama predictor and no corrector"
+        )
+
+
+def _uses_chain(flat: Options) -> bool:
+    """Whether the variances of the chain's N = `model.num_scales` steps are used."""
+    if not flat["training.continuous"]:
+        return True
+    if flat["sampling.method"].lower() != "pc":
+        return False
+    # Correctors read them at any time, predictors only where they make the steps of the chain.
+    if flat["sampling.corrector"].lower() in ("ald", "langevin", "langevin_per_sample"):
+        return True
+    published = flat["sampling.num_steps"] in (0, flat["model.num_scales"])
+    chain = published and flat["sampling.time_grid"] in ("", "uniform")
+    predictor = flat["sampling.predictor"].lower()
+    return chain and predictor in ("ancestral_sampling", "reverse_diffusion")
+
+
 # --- The page of all options ---------------------------------------------------------------------
 
 _INTRODUCTION = """# Options
@@ -157,30 +185,20 @@ This page is written by `python -m score_lib.options > docs/options.md`.
 
 def page() -> str:
     """The table of options in Markdown."""
-    parts = [_INTRODUCTION]
+    lines = [_INTRODUCTION]
     for section, title, options in SECTIONS:
-        heading = f"{title}: `{section}`" if section else title
-        rows = [_row(f"{section}.{name}".lstrip("."), option) for name, option in options.items()]
-        header = "| option | default | allowed | meaning |\n| --- | --- | --- | --- |\n"
-        parts.append(f"## {heading}\n\n{header}" + "\n".join(rows) + "\n")
-    return "\n".join(parts)
-
-
-def _row(name: str, option: Option) -> str:
-    default, check, meaning = option
-    shown = default.name.lower() if isinstance(default, NoDefault) else f"`{_literal(default)}`"
-    return f"| `{name}` | {shown} | {check.allowed} | {meaning} |"
-
-
-def _literal(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else repr(value)
-
-
-def main() -> None:
-    """Print the page."""
-    argparse.ArgumentParser(description="Print the page of all options.").parse_args()
-    print(page(), end="")
+        lines += [f"## {title}: `{section}`" if section else f"## {title}", ""]
+        lines += ["| option | default | allowed | meaning |", "| --- | --- | --- | --- |"]
+        for key in (f"{section}.{name}".lstrip(".") for name in options):
+            default, check, meaning = TABLE[key]
+            if isinstance(default, NoDefault):
+                shown = default.name.lower()
+            else:
+                shown = f'`"{default}"`' if isinstance(default, str) else f"`{default!r}`"
+            lines.append(f"| `{key}` | {shown} | {check.allowed} | {meaning} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    print(page(), end="")
