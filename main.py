@@ -1,4 +1,4 @@
-"""Command line: train, evaluate, sample, or control what an experiment generates.
+"""Command line: train, evaluate, sample, or control the samples of an experiment.
 
     python main.py --config configs/vp/digits.py --workdir runs/digits --mode train
 

@@ -1,4 +1,4 @@
-"""What experiments are composed of.  Each part sets one concern of a config completely.
+"""The parts of experiments.  Each part sets one concern of a config completely.
 
 Order: data set (from `configs.data`), process, network, sampling; a later part may refine what an
 earlier one has set.

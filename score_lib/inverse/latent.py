@@ -48,7 +48,7 @@ class Correlation(NamedTuple):
     same: Tensor
     """Pearson's correlation of the two codes of an image; mean over the images."""
     other: Tensor
-    """The same for codes of two different images: what agreement by chance would be."""
+    """The same for codes of two different images: agreement by chance."""
     same_error: Tensor
     """Standard error of `same`, from the spread over the images."""
     other_error: Tensor
@@ -223,7 +223,7 @@ def _flow(
     """`follow(model, x) -> (x at stop_time, evaluations)`: along the flow, in either direction."""
     return get_ode_sampler(
         sde,
-        (),  # of what would be drawn; here x is always given
+        (),  # unused: x is always given
         lambda x: x,
         rtol=rtol,
         atol=atol,
@@ -264,12 +264,12 @@ def _check_pair(first: Tensor, second: Tensor) -> None:
 
 
 def _arc_shares(first: Tensor, second: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """What `first` and `second` count in each point between them: (W, B) each, float64."""
+    """Coefficients of `first` and `second` at each point between them: (W, B) each, float64."""
     a, b = _flat(first).double(), _flat(second).double()
     norms = _norm(a) * _norm(b)
     cosine = (a * b).sum(1) / torch.where(norms > 0, norms, 1.0)
-    # Below an angle of 1e-5 arc and line agree to rounding.  What is not chosen is a right angle,
-    # since the gradient of a choice is nan where one of its sides has none.
+    # Below an angle of 1e-5 arc and line agree to rounding.  The unused branch gets a right angle:
+    # torch.where passes nan gradients on even from the side that is not chosen.
     bent = (norms > 0) & (1 - cosine**2 > 1e-10)
     angle = torch.acos(torch.where(bent, cosine, 0.0))
     w = weights[:, None]

@@ -23,11 +23,11 @@ from score_lib.sdes.process import SDE
 
 
 def pc_factory(constrain: Callable[..., tuple[Constraint, Tensor]]) -> Callable:
-    """Make a factory of samplers from what turns their input into a constraint.
+    """Make a factory of samplers from a function that turns their input into a constraint.
 
     Args:
-        constrain: takes what the samplers take after the model, and gives the constraint and a
-            tensor with the shape of the samples, on their device.
+        constrain: takes the arguments of the samplers after the model; returns the constraint
+            and a tensor with the shape and device of the samples.
     Returns:
         `factory(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False,
         continuous=False, denoise=True, eps=1e-5, **options) -> sampler`, where
@@ -76,10 +76,10 @@ def pc_factory(constrain: Callable[..., tuple[Constraint, Tensor]]) -> Callable:
 
 @pc_factory
 def get_pc_inpainter(data: Tensor, mask: Tensor) -> tuple[Constraint, Tensor]:
-    """Fill in what a mask leaves open: `inpainter(model, data, mask)`.  [S21, appendix I.2]
+    """Fill in the open part of a mask: `inpainter(model, data, mask)`.  [S21, appendix I.2]
 
-    data (B, *D) is in the network's range, and mask is 1 where it is known; what data hold where
-    the mask is 0 is not looked at.  Further arguments: see `pc_factory`.
+    data (B, *D) is in the network's range, and mask is 1 where it is known; data are ignored
+    where the mask is 0.  Further arguments: see `pc_factory`.
     """
     check_floats("the data", data)
     operator = Mask(data.shape[1:], mask.to(data.device))
