@@ -60,6 +60,7 @@ def compare(run: run_lib.Run, samples: Tensor, picture: pathlib.Path) -> str:
     held_out = torch.cat(list(DataBytes(run.config, info.sources["test"])))
     rows = [torch.cat([samples[i : i + 8], held_out[i : i + 8]]) for i in range(0, 64, 8)]
     save_grid(picture, torch.cat(rows).movedim(-1, 1) / 255, columns=16)
+    torch.manual_seed(run.config.seed)
     noise = (torch.randint(info.levels, held_out.shape) * 255 // (info.levels - 1)).byte()
     kinds = {"samples": samples, "real digits, held out": held_out, "noise": noise}
     with run.state["ema"].applied(run.state["model"].parameters()):
