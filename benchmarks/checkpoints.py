@@ -12,20 +12,19 @@ A resume is `restore_latest`: checksums, comparison with the network, copy into 
 compared with a plain `torch.load(weights_only=True)` of the same file, in turns, in the page cache.
 """
 
-from __future__ import annotations
-
+import functools
 import math
 import pathlib
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from benchmarks.measure import alternating, seconds, show
-from benchmarks.train import training_step
-from benchmarks.variants import Variant, arguments, configured
+from benchmarks.train import training
+from benchmarks.variants import Work, arguments, configured
 from run_lib import Run
 from score_lib.base.memory import keep_freed_memory
 from score_lib.disk.checkpoints import restore_latest, save_checkpoint
@@ -51,30 +50,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     keep_freed_memory()
     config, device = configured(given, batch_on_gpu=8)
-    run, step = training_step(config, Variant())
+    work, rounds = training(config), []
     for _ in range(2):  # the optimiser has a state then
-        step()
+        work.call()
     with tempfile.TemporaryDirectory(dir=given.folder or None) as folder:
         path = pathlib.Path(folder) / META
-        record, rounds = resuming(run, path, given.rounds), []
+        record = resuming(work.run, path, given.rounds)
         if not given.resume_only:
-            cost, rounds = while_training(run, step, path, given.rounds)
+            cost, rounds = while_training(work, path, given.rounds)
             record |= cost
     name = f"checkpoints, {given.config}, batch {given.batch_size}"
     show(name, device, [record], config=given.config, settings=given.set, rounds=rounds)
-
-
-def while_training(
-    run: Run, step: Callable, path: pathlib.Path, count: int
-) -> tuple[dict, list[Round]]:
-    """The row of writing in the background, and its rounds."""
-    with CheckpointWriter() as writer:
-        first = seconds(lambda: writer.save(path, run.state), run.device)
-        writer.wait()
-        writing = seconds(lambda: save_checkpoint(path, run.state), run.device)
-        steps = steps_during(writing, step, run.device)
-        rounds = [one_round(run, step, steps, writer, path) for _ in range(count)]
-    return summary(rounds, first, path.stat().st_size, steps), rounds
 
 
 def resuming(run: Run, path: pathlib.Path, rounds: int) -> dict:
@@ -85,34 +71,31 @@ def resuming(run: Run, path: pathlib.Path, rounds: int) -> dict:
         "resume": lambda: restore_latest(path, run.state, run.device),
     }
     times = alternating(works, run.device, rounds)
-    return {
-        "file MB": path.stat().st_size / 1e6,
-        "torch.load, s": times["torch.load"],
-        "resume, s": times["resume"],
-        "resume / load": times["resume"] / times["torch.load"],
-    }
+    row = {"file MB": path.stat().st_size / 1e6}
+    row |= {f"{name}, s": time for name, time in times.items()}
+    return row | {"resume / load": times["resume"] / times["torch.load"]}
 
 
-def steps_during(writing: float, step: Callable, device: torch.device) -> int:
-    """Number of steps that take twice the time of writing."""
-    return math.ceil(2 * writing / seconds(step, device))
+def while_training(work: Work, path: pathlib.Path, count: int) -> tuple[dict, list[Round]]:
+    """The row of writing in the background, and its rounds."""
+    taken = functools.partial(seconds, device=work.run.device)
+    with CheckpointWriter() as writer:
+        background = functools.partial(writer.save, path, work.run.state)
+        foreground = functools.partial(save_checkpoint, path, work.run.state)
+        first = taken(background)
+        writer.wait()
+        # They take twice the time of writing.
+        number = math.ceil(2 * taken(foreground) / taken(work.call))
 
+        def steps():
+            for _ in range(number):
+                work.call()
 
-def one_round(
-    run: Run, step: Callable, count: int, writer: CheckpointWriter, path: pathlib.Path
-) -> Round:
-    """Times of the file alone, steps alone, and steps while the file is written."""
-
-    def steps():
+        rounds = []
         for _ in range(count):
-            step()
-
-    alone = seconds(lambda: save_checkpoint(path, run.state), run.device)
-    quiet = seconds(steps, run.device)
-    stall = seconds(lambda: writer.save(path, run.state), run.device)
-    busy = seconds(steps, run.device)
-    writer.wait()
-    return Round(alone, quiet, stall, busy)
+            rounds.append(Round(*map(taken, (foreground, steps, background, steps))))
+            writer.wait()
+    return summary(rounds, first, path.stat().st_size, number), rounds
 
 
 def summary(rounds: list[Round], first: float, size: int, steps: int) -> dict:

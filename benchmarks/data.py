@@ -7,8 +7,6 @@ as measured by `benchmarks.train`, the column "of the need" is the rate of batch
 rate of training steps: above 1, the device never waits for data.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import os
@@ -19,7 +17,6 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from ml_collections import ConfigDict
 
 from benchmarks.measure import show
@@ -47,15 +44,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         configs = {"digits, in memory": digits_defaults()}
         for side in SIDES:
             configs[f"PNG files, {side} px"] = folder_of_images(folder, side, given.files)
-        cases = list(itertools.product(configs, workers))
-        taken = {case: [] for case in cases}
+        taken = {case: [] for case in itertools.product(configs, workers)}
         for _ in range(given.rounds):
-            for name, count in cases:
-                stream = training_stream(configs[name], given.batch_size, count, device)
-                taken[name, count].append(delivery(stream, given.batches))
-    records = [
-        record(*case, times, given.batch_size, given.step_time) for case, times in taken.items()
-    ]
+            for (name, count), times in taken.items():
+                config = configs[name]
+                config.training.batch_size, config.data.num_workers = given.batch_size, count
+                dequantize = config.data.uniform_dequantization
+                stream, *_ = get_dataset(config, dequantize, device=device)
+                times.append(delivery(stream, given.batches))
+    records = []
+    for (name, count), times in taken.items():
+        first, best = map(min, zip(*times, strict=True))
+        row = {"data": name, "workers": count, "first batch, s": first, "ms/batch": 1e3 * best}
+        row["median ms"] = 1e3 * statistics.median(batch for _, batch in times)
+        row["images/s"] = given.batch_size / best
+        if given.step_time:
+            row["of the need"] = given.step_time / best
+        records.append(row)
     show(f"input pipeline, batch {given.batch_size}", device, records, step_time=given.step_time)
 
 
@@ -77,14 +82,6 @@ def folder_of_images(folder: str, side: int, count: int) -> ConfigDict:
     return config
 
 
-def training_stream(
-    config: ConfigDict, batch_size: int, workers: int, device: torch.device
-) -> ImageStream:
-    """The training stream of a config."""
-    config.training.batch_size, config.data.num_workers = batch_size, workers
-    return get_dataset(config, config.data.uniform_dequantization, device=device)[0]
-
-
 def delivery(stream: ImageStream, batches: int) -> tuple[float, float]:
     """Seconds until the first batch, and seconds per batch after it."""
     start = time.perf_counter()
@@ -99,22 +96,6 @@ def delivery(stream: ImageStream, batches: int) -> tuple[float, float]:
         batch = next(iterator)
     batch["image"].sum().item()  # wait for the device
     return first, (time.perf_counter() - start) / batches
-
-
-def record(
-    name: str, workers: int, times: list[tuple[float, float]], batch_size: int, step_time: float
-) -> dict:
-    """One row of the table."""
-    firsts, batches = zip(*times, strict=True)
-    row = {
-        "data": name,
-        "workers": workers,
-        "first batch, s": min(firsts),
-        "ms/batch": 1e3 * min(batches),
-        "median ms": 1e3 * statistics.median(batches),
-        "images/s": batch_size / min(batches),
-    }
-    return row | ({"of the need": step_time / min(batches)} if step_time else {})
 
 
 if __name__ == "__main__":

@@ -8,40 +8,42 @@ from one pass and solve on the device.  "off by" is the largest difference from 
 bits/dim.
 """
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.compare import OTHER, Comparison, compare
-from benchmarks.variants import Variant, Work, arguments, chosen, configured, drawn, living_run
+from benchmarks import variants
+from benchmarks.variants import PLAIN, Variant, Work, drawn
 from likelihood import bits_per_dim, get_likelihood_fn
 from models.precision import accelerated, matmul_precision
 from run_lib import Run
 from score_lib.scores import get_score_fn
 
 HOST = "separate passes, SciPy"
-VARIANTS = ("tf32", "float32+compile")
 LOOSE = 1e3  # a tolerance with few steps
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = arguments(__doc__.splitlines()[0], VARIANTS)
+    parser = variants.arguments(__doc__.splitlines()[0], ("tf32", "float32+compile"))
     parser.set_defaults(rounds=2)
     parser.add_argument("--tolerance", type=float, default=1e-5, help="of the solver")
     given = parser.parse_args(argv)
-    config, device = configured(given, batch_on_gpu=128)
-    run = living_run(config, given.workdir)
-    builders: dict[str, Callable] = {HOST: functools.partial(on_host, run, given.tolerance)}
-    for name in chosen(given, device):
-        builders[name] = functools.partial(on_device, run, given.tolerance, name)
-    found = compare(builders, given, "likelihood", config, device)
-    add_findings(found)
+    config, device = variants.configured(given, batch_on_gpu=128)
+    run = variants.living_run(config, given.workdir)
+    host = {HOST: functools.partial(on_host, run, given.tolerance)}
+    build = functools.partial(on_device, run, given.tolerance)
+    found = variants.compare(given, device, build, first=host)
+    for name, row in found.timed().items():
+        bpd, row["evaluations"] = found.results[name]
+        row["ms/evaluation"] = row["ms"] / row["evaluations"]
+        row["bits/dim"] = float(bpd.mean())
+        if HOST in found.timed():
+            row["against host"] = found.rows[HOST]["ms"] / row["ms"]
+            row["off by"] = float((bpd.cpu() - found.results[HOST][0]).abs().max())
     title = f"likelihood to {given.tolerance:g}"
     found.show(title, given, device, tolerance=given.tolerance)
 
@@ -88,27 +90,13 @@ def on_host(run: Run, tolerance: float) -> Work:
 
     def call(tolerance=tolerance):
         start = np.concatenate([images.cpu().numpy().reshape(-1), np.zeros(len(images))])
-        with matmul_precision("float32"):
+        with matmul_precision(PLAIN):
             found = solve_ivp(slope, (1e-5, run.sde.T), start, rtol=tolerance, atol=tolerance)
         z = torch.from_numpy(found.y[:size, -1].reshape(images.shape)).to(images)
         log_p = run.sde.prior_logp(z).double().cpu() + torch.from_numpy(found.y[size:, -1])
         return bits_per_dim(log_p, images[0].numel(), run.inverse_scaler), found.nfev
 
     return Work(run, call, lambda: call(LOOSE))
-
-
-def add_findings(found: Comparison) -> None:
-    """Add evaluations and bits/dim, and time and bits/dim relative to the host's row."""
-    for name, row in found.timed().items():
-        if HOST in found.timed():
-            row["against host"] = found.rows[HOST]["ms"] / row["ms"]
-        if name == OTHER:
-            continue
-        bpd, row["evaluations"] = found.results[name]
-        row["ms/evaluation"] = row["ms"] / row["evaluations"]
-        row["bits/dim"] = float(bpd.mean())
-        if HOST in found.results:
-            row["off by"] = float((bpd.cpu() - found.results[HOST][0]).abs().max())
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 Times are taken in turns, so that noise of the machine affects all alike: compare their ratios.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -109,10 +108,9 @@ def operations(work: Callable[[], object]) -> int:
 def matrix_product(
     device: torch.device, precision: str, size: int = 0
 ) -> tuple[Callable[[], None], int]:
-    """A call of products of large square matrices in a precision, warmed up, and its operations.
+    """A call of products of square matrices in a precision, warmed up, and its operations.
 
-    Args:
-        size: of a side; 0: large enough to keep the device busy.
+    Without the size of a side, they are large enough to keep the device busy.
     """
     size = size or (8192 if device.type == "cuda" else 1536)
     repeats = 16 if device.type == "cuda" else 1
@@ -133,11 +131,9 @@ def hardware(device: torch.device) -> str:
     """Names of the processor and of PyTorch's version."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
-    cpu = platform.processor() or platform.machine()
     info = pathlib.Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.exists() else None
+    cpu = found[1].strip() if found else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{cpu}, {threads} of {os.cpu_count()} cores, PyTorch {torch.__version__}"
 

@@ -8,16 +8,15 @@ the samples from those of plain float32: the error of a lower precision.  Withou
 (--workdir) it is that of random weights.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 
 import torch
+from ml_collections import ConfigDict
 
-from benchmarks.compare import OTHER, Comparison, compare
+from benchmarks import variants
 from benchmarks.measure import operations
-from benchmarks.variants import Variant, Work, arguments, chosen, configured, drawn, living_run
+from benchmarks.variants import PLAIN, Variant, Work, drawn, living_run
 from models.precision import matmul_precision
 from run_lib import Run
 
@@ -26,26 +25,32 @@ VARIANTS = ("tf32", "bfloat16", "float32+compile", "bfloat16+compile", "bfloat16
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = arguments(__doc__.splitlines()[0], VARIANTS)
+    parser = variants.arguments(__doc__.splitlines()[0], VARIANTS)
     parser.add_argument("--steps", type=int, default=25, help="of the sampler")
     given = parser.parse_args(argv)
-    config, device = configured(given, batch_on_gpu=512)
+    config, device = variants.configured(given, batch_on_gpu=512)
     if config.training.continuous:
         config.sampling.num_steps = given.steps
     else:  # a chain has as many steps as noise levels
         config.model.num_scales = given.steps
-
-    def build(name: str) -> Work:
-        run = living_run(Variant.named(name).of(config, "sampling"), given.workdir)
-        return Work(run, lambda: run.draw(range(given.batch_size)))
-
-    builders = {name: functools.partial(build, name) for name in chosen(given, device)}
-    found = compare(builders, given, "sampling", config, device)
+    build = functools.partial(drawing, config, given.workdir)
+    found = variants.compare(given, device, build)
     evaluations, count = cost(living_run(config, given.workdir))
     found.add_rates(evaluations * count)
-    add_steps(found, given.steps, given.batch_size)
+    plain = found.results.get(PLAIN)
+    for name, row in found.timed().items():
+        step = row["ms"] / given.steps
+        row |= {"ms/step": step, "us/step/image": 1e3 * step / given.batch_size}
+        if plain is not None:
+            row["difference"] = float((found.results[name] - plain).norm() / plain.norm())
     facts = {"steps": given.steps, "evaluations": evaluations, "gflop_per_evaluation": count / 1e9}
     found.show(f"sampling in {given.steps} steps", given, device, **facts)
+
+
+def drawing(config: ConfigDict, workdir: str, name: str) -> Work:
+    """Sampling by a variant."""
+    run = living_run(Variant.named(name).of(config, "sampling"), workdir)
+    return Work(run, lambda: run.draw(range(config.training.batch_size)))
 
 
 def cost(run: Run) -> tuple[int, int]:
@@ -53,21 +58,12 @@ def cost(run: Run) -> tuple[int, int]:
     network, images = run.state["model"].eval(), drawn(run)
     t = images.new_full((len(images),), 0.5 * run.sde.T)
     labels = run.sde.noise_label(t, run.config.training.continuous)
-    with torch.no_grad(), matmul_precision("float32"):
+    with torch.no_grad(), matmul_precision(PLAIN):
         count = operations(lambda: network(images, labels))
     calls = []
     with network.register_forward_hook(lambda *_: calls.append(None)):
         run.draw(range(1))
     return len(calls), count
-
-
-def add_steps(found: Comparison, steps: int, size: int) -> None:
-    """Add the time of a step, and the distance of the samples from those of plain float32."""
-    plain = found.results.get("float32")
-    for name, row in found.timed().items():
-        row |= {"ms/step": row["ms"] / steps, "us/step/image": 1e3 * row["ms"] / steps / size}
-        if name != OTHER and plain is not None:  # the other draws its own noise
-            row["difference"] = float((found.results[name] - plain).norm() / plain.norm())
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ Every command is a process of its own, with files in the system's cache.  "first
 `main.py` on the digits, until it reports that step.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import pathlib
@@ -27,14 +25,9 @@ COMMANDS = {
     "import run_lib": ["-c", "import run_lib"],
     "main.py --helpfull": ["main.py", "--helpfull"],
 }
-TRAINING = [
-    "main.py",
-    "--config=configs/vp/digits.py",
-    "--mode=train",
-    "--config.training.n_iters=1",
-    "--config.training.log_freq=1",
-    "--config.training.snapshot_sampling=False",
-]
+OPTIONS = ("n_iters=1", "log_freq=1", "snapshot_sampling=False")
+TRAINING = ["main.py", "--config=configs/vp/digits.py", "--mode=train"]
+TRAINING += [f"--config.training.{option}" for option in OPTIONS]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

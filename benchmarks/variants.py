@@ -1,4 +1,4 @@
-"""The command line of the benchmarks, the network that they measure, and its variants.
+"""The command line of the benchmarks, the network that they measure, and variants of it in turns.
 
 A variant is named by its precision and additions, such as "bfloat16+compile".
 """
@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
-import pathlib
-from collections.abc import Callable, Iterable
+import functools
+import gc
+import logging
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from benchmarks.measure import growth, nbytes
+from benchmarks.measure import growth, in_turns, matrix_product, nbytes, show
 from configs.defaults import load
 from models.ema import ExponentialMovingAverage
 from run_lib import Run, restored, setup
@@ -24,8 +27,11 @@ from score_lib.base.tensors import derive_seed
 from score_lib.options import complete, flatten
 
 PLAIN = "float32"
+PRECISIONS = (PLAIN, "tf32", "bfloat16")
 ADDITIONS = ("compile", "graphs", "checkpoint")
 NEEDS_GPU = ("tf32", "bfloat16+graphs")
+# Without a compiler, with too little memory, or by a network that does not support the work.
+FAILURES = (RuntimeError, ValueError, OSError, ImportError, NotImplementedError, AttributeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +39,6 @@ class Variant:
     """Options of a config.
 
     Attributes:
-        precision: "float32", "tf32" or "bfloat16".
         compile: a mode of `torch.compile`, or "".
         checkpoint: recompute activations in the backward pass.
     """
@@ -75,20 +80,7 @@ def arguments(description: str, variants: Iterable[str] | None = None) -> argpar
     if variants is not None:
         parser.add_argument("--variants", nargs="*", default=list(variants), help="beside float32")
         parser.add_argument("--workdir", default="", help="folder of a trained run")
-        parser.add_argument(
-            "--against",
-            default="",
-            type=_folder,
-            metavar="FOLDER",
-            help="another implementation with the same public names",
-        )
     return parser
-
-
-def _folder(path: str) -> str:
-    if path and not pathlib.Path(path).is_dir():
-        raise argparse.ArgumentTypeError(f"{path}: there is no such folder")
-    return path
 
 
 def configured(given: argparse.Namespace, batch_on_gpu: int) -> tuple[ConfigDict, torch.device]:
@@ -116,30 +108,23 @@ def configured(given: argparse.Namespace, batch_on_gpu: int) -> tuple[ConfigDict
     return config, device
 
 
-def chosen(given: argparse.Namespace, device: torch.device) -> list[str]:
-    """Names of the variants to compare, plain float32 first; those of a GPU only on a GPU."""
-    names = dict.fromkeys([PLAIN, *given.variants])
-    return [name for name in names if device.type == "cuda" or name not in NEEDS_GPU]
-
-
 def living_run(config: ConfigDict, workdir: str = "") -> Run:
     """A run with the weights of a folder or, without one, random weights of a fixed seed.
 
     The last layers of new U-Nets are near 0, so their output would hide the error of a lower
     precision: these layers are drawn anew.
     """
+    run = restored(config, workdir) if workdir else setup(config)
+    parameters = list(run.state["model"].parameters())
     if workdir:
-        run = restored(config, workdir)
-        run.state["ema"].copy_to(run.state["model"].parameters())
+        run.state["ema"].copy_to(parameters)
         return run
-    run = setup(config)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
-        for weight in run.state["model"].parameters():
+        for weight in parameters:
             if weight.dim() > 1 and weight.abs().max() < 1e-3:
                 drawn = torch.randn(weight.shape, generator=generator)
                 weight.copy_(drawn / weight[0].numel() ** 0.5)
-    parameters = run.state["model"].parameters()
     run.state["ema"] = ExponentialMovingAverage(parameters, config.model.ema_rate)
     return run
 
@@ -165,9 +150,6 @@ class Work:
     call: Callable[[], object]
     short: Callable[[], object] | None = None
 
-    def __call__(self) -> object:
-        return self.call()
-
     def peak(self) -> int:
         """Bytes of the run's tensors and of those that a call adds at most."""
         state, model = self.run.state, self.run.state["model"]
@@ -176,3 +158,120 @@ class Work:
         for moments in state["optimizer"].state.values() if "optimizer" in state else ():
             kept += [value for value in moments.values() if isinstance(value, Tensor)]
         return nbytes(kept) + growth(self.short or self.call, self.run.device)
+
+
+@dataclasses.dataclass
+class Comparison:
+    """Results by name of the work.
+
+    Attributes:
+        rows: of a table; those of failures have a note instead of times.
+        results: of the first calls.
+        rates: operations a second of a large matrix product, by precision.
+    """
+
+    rows: dict[str, dict] = dataclasses.field(default_factory=dict)
+    results: dict[str, object] = dataclasses.field(default_factory=dict)
+    rates: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def timed(self) -> dict[str, dict]:
+        """The rows with times."""
+        return {name: row for name, row in self.rows.items() if "ms" in row}
+
+    def add_ratios(self) -> None:
+        """Add speed and memory as ratios to plain float32."""
+        timed = self.timed()
+        if PLAIN in timed:
+            plain = dict(timed[PLAIN])
+            for row in timed.values():
+                row["speed-up"] = plain["ms"] / row["ms"]
+                row["memory"] = row["peak MB"] / plain["peak MB"]
+
+    def add_rates(self, operations: int) -> None:
+        """Add operations a second, also as a share of a matrix product's in the same precision.
+
+        Every row counts the operations of plain float32, without recomputed activations.
+        """
+        for name, row in self.timed().items():
+            rate = operations / row["ms"] * 1e3
+            row |= {"GFLOP/s": rate / 1e9, "of matmul": rate / self.rates[precision_of(name)]}
+
+    def show(self, title: str, given: argparse.Namespace, device: torch.device, **facts) -> None:
+        """Print the rows, and the command line."""
+        facts |= {"config": given.config, "batch_size": given.batch_size, "settings": given.set}
+        facts["matmul_gflops"] = {name: rate / 1e9 for name, rate in self.rates.items()}
+        title = f"{title}, {given.config}, batch {given.batch_size}"
+        show(title, device, list(self.rows.values()), **facts)
+
+
+def compare(
+    given: argparse.Namespace,
+    device: torch.device,
+    build: Callable[[str], Work],
+    first: dict[str, Callable[[], Work]] | None = None,
+) -> Comparison:
+    """Measure works in turns: plain float32, and the variants of the command line.
+
+    Args:
+        build: makes the work of a variant; those that need a GPU are left out without one.
+        first: functions that make other works, by name, for the first rows.
+    """
+    builders, found, works = dict(first or {}), Comparison(), {}
+    for name in (PLAIN, *given.variants):
+        if device.type == "cuda" or name not in NEEDS_GPU:
+            builders[name] = functools.partial(build, name)
+    for name, builder in builders.items():
+        row = found.rows[name] = {"variant": name}
+        if attempted := _attempt(builder, row):
+            works[name], found.results[name] = attempted
+        else:
+            gc.collect()  # free the memory of the failure
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    products = {p: matrix_product(device, p) for p in dict.fromkeys(map(precision_of, works))}
+    limits = {f"product, {p}": product for p, (product, _) in products.items()}
+    timings = in_turns(works | limits, device, given.rounds)
+    for name in works:
+        best, median = timings[name]
+        found.rows[name] |= {"ms": 1e3 * best, "median ms": 1e3 * median}
+        found.rows[name]["images/s"] = given.batch_size / best
+    found.rates = {p: count / timings[f"product, {p}"].best for p, (_, count) in products.items()}
+    found.add_ratios()
+    return found
+
+
+def _attempt(build: Callable[[], Work], row: dict) -> tuple[Callable, object] | None:
+    """A work's call and its first result; its memory, or why it fails, goes into its row."""
+    try:
+        work = build()
+        with warnings_logged() as warnings:
+            result = work.call()
+        # A network that cannot be compiled runs uncompiled, as in another row.
+        if not warnings:
+            row["peak MB"] = work.peak() / 1e6
+            return work.call, result
+        reason = warnings[0]
+    except FAILURES as error:
+        reason = f"{type(error).__name__}: {error}"
+    line = reason.strip().splitlines()[0].replace("|", "/")
+    row["note"] = line if len(line) <= 120 else line[:117] + "..."
+    return None
+
+
+def precision_of(name: str) -> str:
+    """The precision of a variant; other works have that of the plain one."""
+    precision = name.partition("+")[0]
+    return precision if precision in PRECISIONS else PLAIN
+
+
+@contextlib.contextmanager
+def warnings_logged() -> Iterator[list[str]]:
+    """Context with the list of the warnings that are logged in it."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logging.getLogger().removeHandler(handler)

@@ -5,27 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import math
-import shutil
 
 import pytest
 import torch
-from small_runs import ROOT, small_config
+from small_runs import small_config
 from torch import nn
 
-from benchmarks import (
-    checkpoints,
-    compare,
-    data,
-    likelihood,
-    samplers,
-    sampling,
-    startup,
-    train,
-    variants,
-)
-from benchmarks.compare import OTHER, Comparison
+from benchmarks import checkpoints, data, likelihood, samplers, sampling, startup, train, variants
 from benchmarks.measure import growth, in_turns, matrix_product, nbytes, operations
-from benchmarks.variants import PLAIN, Variant
+from benchmarks.variants import PLAIN, Comparison, Variant
 from run_lib import setup
 
 CPU = torch.device("cpu")
@@ -39,7 +27,7 @@ TIMES = COMPARED | {"GFLOP/s", "of matmul"}
 def on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     # Some processors take seconds for a large product in bfloat16.
-    monkeypatch.setattr(compare, "matrix_product", functools.partial(matrix_product, size=64))
+    monkeypatch.setattr(variants, "matrix_product", functools.partial(matrix_product, size=64))
 
 
 def report(capsys):
@@ -116,12 +104,11 @@ def test_names_of_variants():
         Variant.named("float32+fast")
 
 
-def test_ratios_are_to_the_plain_network_and_to_the_other_implementation():
+def test_ratios_are_to_the_plain_network():
     rows = {
         PLAIN: {"ms": 20.0, "peak MB": 100.0},
         "bfloat16": {"ms": 5.0, "peak MB": 60.0},
         "tf32": {"note": "fails"},
-        OTHER: {"ms": 30.0},
     }
     found = Comparison(rows, {}, {"float32": 1e12, "bfloat16": 2e12})
     found.add_ratios()
@@ -131,13 +118,11 @@ def test_ratios_are_to_the_plain_network_and_to_the_other_implementation():
         "peak MB": 60.0,
         "speed-up": 4.0,
         "memory": 0.6,
-        "against other": 6.0,
         "GFLOP/s": pytest.approx(200),
         "of matmul": pytest.approx(0.1),
     }
-    assert rows[PLAIN]["against other"] == 1.5 and rows[PLAIN]["of matmul"] == pytest.approx(0.05)
+    assert rows[PLAIN]["of matmul"] == pytest.approx(0.05)
     assert rows["tf32"] == {"note": "fails"}
-    assert rows[OTHER]["of matmul"] == pytest.approx(1 / 30)
 
 
 def test_training_in_bfloat16_and_with_checkpoints_takes_less_memory(capsys):
@@ -221,68 +206,11 @@ def test_one_pass_on_the_device_agrees_with_separate_passes_on_the_host(capsys):
     assert device["against host"] == pytest.approx(host["ms"] / device["ms"])
 
 
-SLOWER = """
-
-import time
-
-_{factory} = {factory}
-
-
-def {factory}(*args, **kwargs):
-    work = _{factory}(*args, **kwargs)
-    return lambda *args: (time.sleep(0.2), work(*args))
-"""
-
-
-@pytest.fixture(scope="module")
-def slow_implementation(tmp_path_factory):
-    """A copy of this one that sleeps before each work."""
-    folder = tmp_path_factory.mktemp("other")
-    for name in ("score_lib", "models", "op", "configs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    factories = {
-        "losses": "get_step_fn",
-        "sampling": "get_sampling_fn",
-        "likelihood": "get_likelihood_fn",
-    }
-    shutil.copy(ROOT / "sde_lib.py", folder)
-    for module, factory in factories.items():
-        text = (ROOT / f"{module}.py").read_text()
-        (folder / f"{module}.py").write_text(text + SLOWER.format(factory=factory))
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command, options",
-    ((train, []), (sampling, ["--steps", "2"]), (likelihood, ["--tolerance", "0.1"])),
-)
-def test_another_implementation_is_measured(command, options, slow_implementation, capsys):
-    small = [*SMALL, "--config", "ve/digits", "--rounds", "1", "--variants"]
-    command.main([*small, *options, "--against", str(slow_implementation)])
-    rows = report(capsys)["rows"]
-    assert rows[OTHER].get("ms", 0) > 200, rows[OTHER]
-    ratio = rows[OTHER]["ms"] / rows["float32"]["ms"]
-    assert rows["float32"]["against other"] == pytest.approx(ratio)
-    assert "peak MB" not in rows[OTHER]
-
-
-@pytest.mark.slow
-def test_failures_of_another_implementation_are_reported(tmp_path, capsys):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models/ddpm.py").write_text("raise ImportError('no kernels here')")
-    train.main([*SMALL, "--rounds", "1", "--variants", "--against", str(tmp_path)])
-    assert "no kernels here" in report(capsys)["rows"][OTHER]["note"]
-
-
-def test_wrong_options_are_refused(capsys):
+def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match=r"vp/digits has no option 'model.nff'"):
         train.main([*SMALL, "--set", "model.nff=3"])
     with pytest.raises(ValueError, match=r"--set model.nf=wide"):
         train.main([*SMALL, "--set", "model.nf=wide"])
-    with pytest.raises(SystemExit):
-        train.main(["--against", "/nowhere"])
-    assert "no such folder" in capsys.readouterr().err
 
 
 def test_data_are_measured_from_memory_and_from_files(capsys):
@@ -301,8 +229,8 @@ def test_checkpoints_are_measured_with_the_whole_training_state(capsys):
     checkpoints.main([*SMALL, "--rounds", "1"])
     (row,) = report(capsys)["results"]
     given = variants.arguments("").parse_args(SMALL)
-    run, _ = train.training_step(variants.configured(given, 1)[0], Variant())
-    parameters = sum(p.numel() for p in run.state["model"].parameters())
+    work = train.training(variants.configured(given, 1)[0])
+    parameters = sum(p.numel() for p in work.run.state["model"].parameters())
     assert 4 * 4 * parameters < 1e6 * row["file MB"] < 1.5 * (4 * 4 * parameters) + 2e5
     assert row["stall / file"] == pytest.approx(row["stall, s"] / row["file alone, s"])
 
