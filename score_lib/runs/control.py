@@ -35,9 +35,9 @@ from score_lib.runs.setup import Run, from_checkpoint, in_batches, restored
 from score_lib.samplers.constraints import Constraint
 from score_lib.samplers.grids import visited_times
 
-_TASKS = Registry("control task")
+TASKS = Registry("control task")
 
-register_task, get_task = _TASKS.register, _TASKS.get
+register_task, get_task = TASKS.register, TASKS.get
 
 
 @dataclasses.dataclass
