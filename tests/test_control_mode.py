@@ -1,75 +1,24 @@
 """`--mode control`: every task from the command line, its files, and mistakes in its input."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
+from control_runs import EXPERIMENTS, TINY, checkpoint, control, spoiled, train_runs
 from PIL import Image
-from small_runs import ROOT, small_config
+from recorder import Recorder
+from small_runs import small_config
 
 import run_lib
-from configs.defaults import load
-from datasets import read_inputs
-from run_lib import restored
-from score_lib.runs import measures
+import sampling
+from controllable_generation import get_pc_inpainter
+from score_lib.base.tensors import SampleNoise
 from score_lib.runs.control import TASKS
-from score_lib.runs.rounds import Job
-
-TINY = {
-    "training__n_iters": 1,
-    "training__snapshot_freq": 1,
-    "training__snapshot_freq_for_preemption": 1,
-    "training__eval_freq": 1,
-    "sampling__num_samples": 1,
-}
-FILES = {"arrays.npz", "config.json", "grid.png", "report.json", "report.md", "stdout.txt"}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders of tiny runs: two score networks, one of colour images, and a classifier."""
-    folder = tmp_path_factory.mktemp("runs")
-    experiments = {
-        "score": ("vp/digits", {}),
-        "other": ("vp/digits", {"seed": 1}),
-        "colour": ("vp/color_digits", {}),
-        "classifier": ("vp/digits_classifier", {"model__channel_multiplier": 1}),
-        "ve_classifier": ("ve/digits_classifier", {"model__channel_multiplier": 1}),
-    }
-    for name, (experiment, changes) in experiments.items():
-        run_lib.train(small_config(experiment, **TINY, **changes), folder / name)
-    return folder
-
-
-def checkpoint(runs, name):
-    return str(runs / name / "checkpoints-meta" / "checkpoint.pth")
-
-
-def control(runs, task, run="score", experiment="vp/digits", weights="", **changes):
-    """Carry out a task, with a run's weights or a checkpoint's: its arrays, and its report."""
-    options = {"num_images": 4, "num_results": 2, "name": "out", "tolerance": 1e-3}
-    options = {f"control__{key}": value for key, value in {**options, **changes}.items()}
-    config = small_config(experiment, **TINY, control__task=task, **options)
-    config.control.task, config.eval.checkpoint = task, weights
-    folder = run_lib.control(config, runs / run)
-    assert {file.name for file in folder.iterdir()} <= FILES
-    with np.load(folder / "arrays.npz") as arrays:
-        return dict(arrays), json.loads((folder / "report.json").read_text()), folder
-
-
-def spoiled(runs, name, key, folder):
-    """A copy of a run's checkpoint in which the "model" or the "ema" has other weights."""
-    contents = torch.load(checkpoint(runs, name), weights_only=True)
-    weights = contents[key]
-    if key == "ema":
-        weights["shadow_params"] = [p + 0.1 for p in weights["shadow_params"]]
-    else:
-        found = [k for k in weights if k.endswith(("weight", "bias"))]
-        assert found
-        weights.update({k: weights[k] + 0.1 for k in found})
-    torch.save(contents, folder / f"{name}_{key}.pth")
-    return str(folder / f"{name}_{key}.pth")
+    """Folders of tiny runs: two score networks, one of colour images, and two classifiers."""
+    return train_runs(tmp_path_factory.mktemp("runs"), *EXPERIMENTS)
 
 
 def test_every_task_is_tested():
@@ -89,7 +38,7 @@ def test_inpainting(runs, method):
     assert Image.open(folder / "grid.png").size == (4 * 34 + 2, 4 * 34 + 2)
 
 
-def test_projection_keeps_what_is_known(runs):
+def test_projection_keeps_known_pixels(runs):
     arrays, (figures,), _ = control(runs, "inpaint", method="projection")
     np.testing.assert_allclose(
         arrays["result"][..., :4], arrays["input"][:, None, ..., :4].repeat(2, axis=1), atol=1e-3
@@ -202,7 +151,7 @@ def test_a_mask_file_and_an_image_file(runs, tmp_path):
     assert "labels" not in arrays
 
 
-def test_what_is_under_a_mask_changes_nothing(runs, tmp_path):
+def test_values_under_a_mask_change_nothing(runs, tmp_path):
     pictures, results = np.random.default_rng(0).integers(0, 256, (2, 8, 8), dtype=np.uint8), []
     pictures[1, :, :4] = pictures[0, :, :4]
     for picture in pictures:
@@ -265,7 +214,6 @@ def test_reconstructing(runs):
     arrays, (figures,), _ = control(runs, "reconstruct", tolerance=1e-5)
     assert figures["largest_error"] < 1e-3
     np.testing.assert_allclose(arrays["result"], arrays["input"], atol=1e-3)
-    # A network that knows nothing yet has a flow that grows: codes are no images.
     assert np.isfinite(arrays["codes"]).all() and arrays["codes"].shape == (4, 1, 8, 8)
 
 
@@ -308,16 +256,95 @@ def test_the_ode_sampler_can_be_guided(runs):
     assert np.isfinite(np.load(folder / "arrays.npz")["result"]).all()
 
 
+# --- Wiring: options, average and seed arrive -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A checkpoint of the recorder whose averaged weight is 0.3, and the last one another."""
+    folder = tmp_path_factory.mktemp("recorded")
+    run_lib.train(recording(training__snapshot_sampling=False), folder)
+    contents = torch.load(folder / "checkpoints-meta" / "checkpoint.pth", weights_only=True)
+    contents["ema"]["shadow_params"][0].fill_(0.3)
+    torch.save(contents, folder / "averaged.pth")
+    return folder
+
+
+def recording(**changes):
+    """A small config whose network is the recorder, with an empty record."""
+    Recorder.calls.clear()
+    network = {"model__name": "recorder", "model__num_scales": 25}
+    return small_config("vp/digits", **TINY, **network, **changes)
+
+
+def control_recorder(folder, task, **changes):
+    """A task with the recorder: the run and the arrays."""
+    few = {"control__num_images": 2, "control__num_results": 2, "control__tolerance": 1e-3}
+    weights = {"eval__checkpoint": str(folder / "averaged.pth"), "control__task": task}
+    config = recording(**few, **weights, **changes)
+    with np.load(run_lib.control(config, folder) / "arrays.npz") as arrays:
+        return run_lib.restored(config, folder), dict(arrays)
+
+
+@pytest.mark.parametrize("precision", ("float32", "bfloat16"))
+@pytest.mark.parametrize("task", ("inpaint", "edit", "reconstruct", "interpolate", "temperature"))
+def test_every_call_is_of_the_average_and_in_the_precision_of_sampling(recorded, task, precision):
+    run, _ = control_recorder(recorded, task, sampling__precision=precision)
+    assert Recorder.calls
+    assert all(call.weight == pytest.approx(0.3) for call in Recorder.calls)
+    assert float(run.state["model"].weight.detach()) != pytest.approx(0.3)
+    assert {call.autocast for call in Recorder.calls} == {precision == "bfloat16"}
+    assert not any(call.training for call in Recorder.calls)
+
+
+def inpaint_by_hand(run, images, **options):
+    """Two results for each image by the published inpainter, which sees their left half."""
+    usual = {"continuous": True, "eps": run.sde.sampling_eps, "denoise": True, **options}
+    sampler = get_pc_inpainter(
+        run.sde, sampling.EulerMaruyamaPredictor, None, run.inverse_scaler, 0.16, **usual
+    )
+    data = run.scaler(torch.from_numpy(images)).repeat_interleave(2, dim=0)
+    mask = (torch.arange(8) < 4).float()
+    with run.state["ema"].applied(run.state["model"].parameters()):
+        noise = SampleNoise(run.config.seed, range(4))
+        return sampler(run.state["model"], data, mask, noise=noise).unflatten(0, (2, 2)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    (
+        ({}, {}),
+        ({"sampling__num_steps": 6}, {"steps": 6}),
+        ({"sampling__noise_removal": False}, {"denoise": False}),
+        ({"seed": 3}, {}),
+        ({"sampling__precision": "bfloat16"}, {}),
+    ),
+)
+def test_options_of_sampling_and_the_seed_arrive(recorded, changes, options):
+    run, arrays = control_recorder(recorded, "inpaint", control__method="projection", **changes)
+    steps = changes.get("sampling__num_steps", 25)
+    assert len(Recorder.calls) == steps
+    expected = inpaint_by_hand(run, arrays["input"], **options)
+    np.testing.assert_allclose(arrays["result"], expected, atol=1e-6)
+    if changes and "sampling__precision" not in changes:
+        _, usual = control_recorder(recorded, "inpaint", control__method="projection")
+        assert np.abs(usual["result"] - arrays["result"]).max() > 1e-3
+
+
 # --- Mistakes -------------------------------------------------------------------------------------
 
 MISTAKES = {
-    "unknown task": ("inpant", {}, "unknown control task 'inpant'.*did you mean 'inpaint'"),
-    "unknown operator": ("restore", {"operator": "blurr"}, "unknown operator 'blurr'.*'blur'"),
-    "unknown method": ("restore", {"method": "ddrm"}, "unknown restoration method 'ddrm'"),
-    "factor": ("restore", {"factor": 3}, "by a factor 3 needs sides that it divides"),
+    "unknown task": ("inpant", {}, "'inpant'.*'inpaint'"),
+    "unknown operator": ("restore", {"operator": "blurr"}, "'blurr'.*'blur'"),
+    "unknown method": ("restore", {"method": "ddrm"}, "method.*'ddrm'"),
+    "factor": ("restore", {"factor": 3}, "factor 3 "),
     "box": ("restore", {"operator": "box", "box": (0, 0, 9, 2)}, r"a box .*\(0, 0, 9, 2\)"),
-    "keep": ("restore", {"operator": "random_mask", "keep": 2.0}, "control.keep = 2.0"),
-    "gray model": ("colorize", {}, "colorize.*channels"),
+    "keep": (
+        "restore",
+        {"operator": "random_mask", "keep": 2.0},
+        "control.keep = 2.0 .*0 to 1",
+    ),
+    "gray model": ("colorize", {}, "'colorize' needs .*several channels.*have one"),
     "no classifier": ("class", {}, "needs control.classifier"),
     "classifier missing": ("class", {"classifier": "nowhere.pth"}, "no checkpoint at nowhere.pth"),
     "no other": ("compare_codes", {}, "needs control.other"),
@@ -326,8 +353,8 @@ MISTAKES = {
     "no image": ("inpaint", {"path": "nowhere.png"}, "nowhere.png"),
     "no mask": ("inpaint", {"mask": "nowhere.png"}, "no mask file 'nowhere.png'"),
     "two operators": ("inpaint", {"mask": "a.png", "operator": "box"}, "exclude each other"),
-    "no results": ("inpaint", {"num_results": 0}, "control.num_results = 0.*at least 1"),
-    "noise": ("restore", {"noise_std": -0.1}, "control.noise_std = -0.1.*at least 0"),
+    "no results": ("inpaint", {"num_results": 0}, "control.num_results = 0 .*at least 1"),
+    "noise": ("restore", {"noise_std": -0.1}, "control.noise_std = -0.1 .*at least 0"),
     "temperature": ("temperature", {"temperatures": (-1.0,)}, "number of 0 or more, not -1"),
 }
 
@@ -346,7 +373,7 @@ def test_mistakes_are_named_and_nothing_is_written(runs, case):
         ({"labels": (1, 10)}, r"control.labels = \(1, 10\) .*from 0 to 9"),
         ({"labels": (0.5,)}, r"control.labels = \(0.5,\) .*whole numbers"),
         ({"classifier": "ve_classifier"}, "trained for another process"),
-        ({"classifier": "other"}, "'score'.*classifier"),
+        ({"classifier": "other"}, "control.classifier = .*objective = 'score'"),
     ),
 )
 def test_wrong_classes_are_named(runs, options, said):
@@ -366,102 +393,3 @@ def test_a_published_checkpoint_does_not_say_what_its_network_is(runs, tmp_path)
     torch.save(contents, tmp_path / "published.pth")
     with pytest.raises(ValueError, match="holds no config"):
         control(runs, "compare_codes", other=str(tmp_path / "published.pth"))
-
-
-# --- Training a classifier ------------------------------------------------------------------------
-
-
-def test_a_classifier_is_evaluated_at_every_level(runs):
-    config = small_config(
-        "vp/digits_classifier", **TINY, model__channel_multiplier=1, eval__loss_num_repeats=1
-    )
-    config.eval.update(accuracy_num_levels=3, accuracy_num_repeats=2)
-    (record,) = run_lib.evaluate(config, runs / "classifier")
-    assert 0 <= record["accuracy"] <= 1 and record["loss"] > 0
-    table = (runs / "classifier" / "eval" / "ckpt_1_accuracy.md").read_text()
-    levels = [line.split("|")[1:3] for line in table.splitlines()[2:]]
-    assert [float(level) for level, _ in levels] == [0.0, 0.5, 1.0]
-    assert [float(std) for _, std in levels] == pytest.approx([0.001, 0.9597, 1.0], abs=1e-4)
-
-
-class Says(torch.nn.Module):
-    """Says 2 in little noise and 5 in much, whatever it sees."""
-
-    def forward(self, x, noise_std):
-        return torch.nn.functional.one_hot(torch.where(noise_std < 0.5, 2, 5), 10).float()
-
-
-class Brightest(torch.nn.Module):
-    """Says which of the first ten pixels is the brightest."""
-
-    def forward(self, x, noise_std):
-        return x.flatten(1)[:, :10]
-
-
-def accuracy_job(runs, folder, network, **changes):
-    """An evaluation of a network as a classifier."""
-    config = small_config("vp/digits_classifier", **TINY, model__channel_multiplier=1)
-    config.eval.update(accuracy_num_levels=3, accuracy_num_repeats=2, **changes)
-    run = restored(config, runs / "classifier")
-    run.state["model"] = network
-    return Job(run, folder, "1", "")
-
-
-def test_accuracy_is_the_share_of_right_answers_at_each_level(runs, tmp_path):
-    job = accuracy_job(runs, tmp_path, Says())
-    found = measures.evaluate_accuracy(job)
-    labels = read_inputs(job.run.config, "", 10_000).labels
-    shares = [float((labels == said).double().mean()) for said in (2, 5, 5)]
-    assert found["accuracy"] == pytest.approx(shares[0]) and 0 < shares[0] < shares[1]
-    table = (tmp_path / "ckpt_1_accuracy.md").read_text()
-    column = [float(line.split("|")[3].split()[0]) for line in table.splitlines()[2:]]
-    assert column == pytest.approx(shares, abs=1e-4)
-
-
-def test_accuracy_does_not_depend_on_batches(runs, tmp_path):
-    """In the most noise a guess from pixels is no better than chance, with noise of its own for
-    each example."""
-    results = []
-    for batch_size in (64, 100):
-        job = accuracy_job(runs, tmp_path, Brightest(), batch_size=batch_size)
-        level = torch.tensor(job.run.sde.T)
-        loss_fn = job.run.loss_fn(train=False)
-        results.append(measures.correct_shares(job.run, loss_fn, level)["correct"])
-    assert np.array_equal(*results)
-    assert results[0].mean() == pytest.approx(0.1, abs=0.05) and set(results[0]) <= {0, 0.5, 1}
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    (
-        ({"data__num_classes": 0}, "data.num_classes = 0 should be the number of classes"),
-        ({"data__num_classes": 5}, "data.num_classes = 5.*10 classes"),
-        ({"eval__enable_bpd": True}, "eval.enable_bpd = True needs a score network"),
-        ({"training__snapshot_sampling": True}, "snapshot_sampling = True needs a score"),
-        ({"training__objective": "classify"}, "training.objective = 'classify' should be"),
-    ),
-)
-def test_what_a_classifier_cannot_do_is_named(changes, said, tmp_path):
-    config = small_config("vp/digits_classifier", **{**TINY, **changes})
-    with pytest.raises(ValueError, match=said):
-        run_lib.train(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_classifier_draws_no_samples_and_a_score_network_has_no_accuracy(runs):
-    with pytest.raises(ValueError, match="'classifier' draws no samples"):
-        run_lib.sample(
-            small_config("vp/digits_classifier", **TINY, model__channel_multiplier=1),
-            runs / "classifier",
-        )
-    config = small_config("vp/digits", **TINY, eval__enable_accuracy=True)
-    with pytest.raises(ValueError, match=r"enable_accuracy.*'classifier'"):
-        run_lib.evaluate(config, runs / "score")
-
-
-def test_digits_classifiers_fit_their_score_networks():
-    for process in ("ve", "vp", "subvp"):
-        score, classifier = load(f"{process}/digits"), load(f"{process}/digits_classifier")
-        assert score.training.sde == classifier.training.sde
-        assert score.data.centered == classifier.data.centered
-    assert (ROOT / "configs" / "ve" / "cifar10_classifier.py").exists()

@@ -1,14 +1,21 @@
-"""Linear measurements against dense linear algebra, and conjugate gradients against a solver."""
-
-from __future__ import annotations
+"""Linear measurements: every operator against its dense matrix, names, options and mistakes."""
 
 import math
 
 import pytest
-import scipy.ndimage
 import torch
 from ml_collections import ConfigDict
-from torch.utils._python_dispatch import TorchDispatchMode
+from operator_cases import (
+    CASES,
+    MAKERS,
+    OPERATORS,
+    RCOND,
+    WAITS,
+    Operations,
+    dense,
+    rand,
+    some_pairs,
+)
 
 from controllable_generation import (
     GaussianBlur,
@@ -27,57 +34,6 @@ from score_lib.base.linalg import solve
 from score_lib.inverse.configured import build_operator
 from score_lib.inverse.operators import OPERATORS as REGISTERED
 from score_lib.options import complete
-
-SHAPES = ((3, 8, 6), (1, 8, 8), (2, 12), (16,))
-RCOND = 1e-5
-
-
-def rand(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def separable(shape):
-    """Wider, taller and of less than full rank, and nothing along the first of several axes."""
-    kinds = (
-        lambda n: rand(n - 1, n, seed=n),
-        lambda n: rand(n + 1, 2, seed=n) @ rand(2, n, seed=n + 1),
-    )
-    matrices = [kind(n) for kind, n in zip(kinds, shape[-2:], strict=False)]
-    return Separable(shape, [None] * (len(shape) - len(matrices)) + matrices)
-
-
-def matrix_operator(shape):
-    """Of rank 5."""
-    return MatrixOperator(shape, rand(7, 5) @ rand(5, math.prod(shape), seed=1))
-
-
-MAKERS = {
-    "separable": separable,
-    "super_resolution": SuperResolution,
-    "blur": lambda shape: GaussianBlur(shape, 0.7),
-    "strong_blur": lambda shape: GaussianBlur(shape, 2.0),
-    "gray": GrayScale,
-    "box": Mask.box,
-    "random_mask": lambda shape: Mask.random(shape, 0.4, 3),
-    "half": Mask.half,
-    "matrix": matrix_operator,
-    "projection": RandomProjection,
-}
-CASES = pytest.mark.parametrize("shape", SHAPES, ids=str)
-OPERATORS = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-
-
-def dense(operator):
-    """The matrix of an operator, (M, n), column by column."""
-    n = math.prod(operator.shape)
-    basis = torch.eye(n, dtype=torch.float64).reshape(n, *operator.shape)
-    return operator.apply(basis).reshape(n, -1).T
-
-
-def some_pairs(operator, dtype=torch.float64):
-    """x (5, *D) and y (5, *M)."""
-    x = rand(5, *operator.shape, seed=5, dtype=dtype)
-    return x, rand(5, *operator.measured_shape, seed=6, dtype=dtype)
 
 
 def config_of(options):
@@ -160,7 +116,7 @@ def test_projection_onto_the_row_space(make, shape):
     torch.testing.assert_close(operator.project(projected), projected)
     torch.testing.assert_close(inner(projected, z), inner(x, operator.project(z)))
     torch.testing.assert_close(operator.project(operator.pinv(y)), operator.pinv(y))
-    # What is left over is mapped to zero, up to the singular values that count as zero.
+    # The rest is mapped to zero, up to the singular values that count as zero.
     largest = torch.linalg.matrix_norm(dense(operator), ord=2)
     left_over = operator.apply(x - projected).flatten(1).norm(dim=1)
     assert (left_over <= (1e-12 + RCOND * largest) * x.flatten(1).norm(dim=1)).all()
@@ -205,24 +161,8 @@ def test_gradients_flow(make):
         assert torch.autograd.gradcheck(fn, argument.requires_grad_(), fast_mode=True)
 
 
-class Operations(TorchDispatchMode):
-    """Names of the tensor operations that are called."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-# What makes the host wait for the device.
-WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
-
-
 @OPERATORS
-def test_what_is_held_is_computed_and_moved_once(make):
+def test_constants_are_computed_and_moved_once(make):
     operator = make((2, 8, 6))
     x, y = some_pairs(operator, torch.float32)
 
@@ -254,183 +194,6 @@ def test_results_are_on_the_device_of_the_argument(make):
     ):
         assert (result.device.type, result.shape) == ("meta", x.shape)
     assert measure(operator, x, 0.1).device.type == "meta"
-
-
-# --- Lower resolution, blur, gray ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", ((3, 12, 6), (2, 12), (6,)), ids=str)
-@pytest.mark.parametrize("factor", (1, 2, 3))
-def test_super_resolution_of_blocks_is_exact(shape, factor):
-    operator = SuperResolution(shape, factor)
-    sides = tuple(n // factor for n in (shape[1:] or shape))
-    assert operator.measured_shape == (*shape[:-1][:1], *sides)
-    small = rand(4, *operator.measured_shape)
-    large = small
-    for axis in range(-len(sides), 0):
-        large = torch.repeat_interleave(large, factor, dim=axis)
-    torch.testing.assert_close(operator.apply(large), small, rtol=1e-14, atol=1e-14)
-    assert torch.equal(operator.picture(small), large)
-
-
-def test_super_resolution_takes_means_of_blocks():
-    x = torch.arange(8.0).reshape(1, 1, 2, 4)
-    assert SuperResolution((1, 2, 4)).apply(x).tolist() == [[[[2.5, 4.5]]]]
-
-
-@pytest.mark.parametrize("std", (0.5, 1.0, 1.5, 3.0))
-@CASES
-def test_blur_is_that_of_scipy(shape, std):
-    x = rand(2, *shape)
-    widths = (0, *([std] * len(shape) if len(shape) == 1 else [0, *[std] * (len(shape) - 1)]))
-    expected = scipy.ndimage.gaussian_filter(x.numpy(), widths, mode="reflect", truncate=4.0)
-    result = GaussianBlur(shape, std).apply(x)
-    torch.testing.assert_close(result, torch.from_numpy(expected))
-
-
-@pytest.mark.parametrize("std", (1.0, 2.5, 4.0))
-def test_blur_spreads_a_point_by_its_standard_deviation(std):
-    x = torch.zeros(1, 1, 65, 47, dtype=torch.float64)
-    x[..., 32, 23] = 1
-    y = GaussianBlur(x.shape[1:], std).apply(x)[0, 0]
-    for axis, centre in ((0, 32), (1, 23)):
-        profile, place = y.sum(1 - axis), torch.arange(y.shape[axis]) - centre
-        assert (profile * place).sum() == pytest.approx(0, abs=1e-12)
-        # Cutting it off at four standard deviations takes 0.1 % of the variance.
-        assert (profile * place**2).sum() == pytest.approx(std**2, rel=2e-3)
-
-
-@CASES
-@pytest.mark.parametrize("std", (0.4, 2.0, 20.0))
-def test_blur_keeps_constants_and_means(shape, std):
-    operator, x = GaussianBlur(shape, std), rand(3, *shape)
-    constant = torch.full_like(x, 0.3)
-    torch.testing.assert_close(operator.apply(constant), constant)
-    torch.testing.assert_close(operator.apply(x).flatten(1).mean(1), x.flatten(1).mean(1))
-    assert operator.picture(x) is x
-
-
-def test_inverting_a_blur_does_not_enlarge_rounding_beyond_the_cut():
-    """By way of A^T y the error in single precision would be larger than the image."""
-    operator, x = GaussianBlur((3, 32, 32), 1.2), rand(2, 3, 32, 32)
-    restored = operator.pinv(operator.apply(x).float())
-    error = (restored - operator.project(x)).norm() / x.norm()
-    assert error < torch.finfo(torch.float32).eps / RCOND
-
-
-@CASES
-def test_gray_is_the_mean_over_channels(shape):
-    operator, x = GrayScale(shape), rand(4, *shape)
-    y = operator.apply(x)
-    assert operator.measured_shape == (1, *shape[1:])
-    torch.testing.assert_close(y, x.mean(1, keepdim=True))
-    assert torch.equal(operator.picture(y), y.expand_as(x))
-
-
-# --- Masks --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mask_shape", ((), (6,), (4, 6), (1, 4, 6), (3, 4, 6), (1, 1, 4, 1)))
-@pytest.mark.parametrize("dtype", (torch.bool, torch.int64, torch.float32))
-def test_masks_that_broadcast(mask_shape, dtype):
-    mask = (rand(*mask_shape) > 0).to(dtype)
-    operator, x = Mask((3, 4, 6), mask), rand(5, 3, 4, 6)
-    assert torch.equal(operator.apply(x), x * mask)
-    assert operator.measured_shape == operator.shape
-
-
-def test_a_mask_for_each_sample():
-    mask = (rand(5, 1, 4, 6) > 0).double()
-    operator, x = Mask((3, 4, 6), mask), rand(5, 3, 4, 6)
-    for result in (operator.apply(x), operator.adjoint(x), operator.pinv(x), operator.project(x)):
-        assert torch.equal(result, x * mask)
-    s = torch.linspace(1, 2, 5, dtype=torch.float64)
-    weighted = operator.spectral(x, lambda d: s[:, None] * d)
-    torch.testing.assert_close(weighted, x * mask * s.reshape(5, 1, 1, 1))
-    with pytest.raises(ValueError, match=r"masks for 5 samples, but 4"):
-        operator.apply(x[:4])
-
-
-def test_nothing_leaks_from_under_a_mask():
-    mask = torch.arange(12).reshape(3, 4) % 2
-    operator = Mask((2, 3, 4), mask)
-    x = torch.where(mask == 1, rand(5, 2, 3, 4), torch.nan).requires_grad_()
-    results = (
-        operator.apply(x),
-        operator.adjoint(x),
-        operator.pinv(x),
-        operator.project(x),
-        operator.gram(x),
-        operator.observed(x),
-        operator.spectral(x, lambda d: 2 * d),
-        measure(operator, x, 0.1, noise=lambda y: x),
-    )
-    for result in results:
-        assert result.isfinite().all() and (result[:, :, mask == 0] == 0).all()
-    (gradient,) = torch.autograd.grad(operator.apply(x).square().sum(), x)
-    assert gradient.isfinite().all()
-
-
-def test_picture_of_a_mask_fills_what_is_open():
-    mask = torch.tensor([1, 0, 1])
-    y = torch.tensor([[0.1, torch.nan, 0.3]])
-    assert torch.equal(Mask((3,), mask).picture(y, fill=0.5), torch.tensor([[0.1, 0.5, 0.3]]))
-
-
-def known(operator):
-    """1 where an operator that is a mask sees x, (*D)."""
-    return operator.apply(torch.ones(1, *operator.shape))[0]
-
-
-def test_boxes():
-    one = torch.zeros(3, 5, 6)
-    one[:, 1:3, 4:5] = 1
-    assert torch.equal(known(Mask.box((3, 5, 6), (1, 4, 2, 1))), 1 - one)
-    centre = torch.zeros(1, 8, 6)
-    centre[:, 2:6, 1:4] = 1
-    assert torch.equal(known(Mask.box((1, 8, 6))), 1 - centre)
-    assert known(Mask.box((2, 8))).tolist() == [[1, 1, 0, 0, 0, 0, 1, 1]] * 2
-    assert known(Mask.box((6,), (3, 2))).tolist() == [1, 1, 1, 0, 0, 1]
-
-
-def test_the_right_half_is_open():
-    assert known(Mask.half((2, 1, 4))).tolist() == [[[1, 1, 0, 0]]] * 2
-    assert known(Mask.half((5,))).tolist() == [1, 1, 1, 0, 0]
-
-
-@pytest.mark.parametrize("shape", ((3, 10, 12), (2, 50), (40,)), ids=str)
-def test_random_pixels_are_a_function_of_the_seed(shape):
-    mask = known(Mask.random(shape, 0.3, 1))
-    assert mask.mean() == pytest.approx(0.3, abs=1e-6)
-    if len(shape) > 1:
-        assert (mask == mask[:1]).all(), "channels differ"
-    assert torch.equal(mask, known(Mask.random(shape, 0.3, 1)))
-    assert not torch.equal(mask, known(Mask.random(shape, 0.3, 2)))
-    assert (known(Mask.random(shape, 0.6, 1)) >= mask).all(), "a larger share keeps others"
-    assert known(Mask.random(shape, 1e-9)).sum() == (shape[0] if len(shape) > 1 else 1)
-
-
-# --- Projections --------------------------------------------------------------------------------
-
-
-@CASES
-def test_random_rows_are_orthonormal_and_a_function_of_the_seed(shape):
-    n = math.prod(shape)
-    rows = dense(RandomProjection(shape, n // 2, seed=4))
-    torch.testing.assert_close(rows @ rows.T, torch.eye(n // 2, dtype=torch.float64))
-    assert torch.equal(rows, dense(RandomProjection(shape, n // 2, seed=4)))
-    assert (rows - dense(RandomProjection(shape, n // 2, seed=5))).abs().max() > 0.1
-    torch.testing.assert_close(rows[:3], dense(RandomProjection(shape, 3, seed=4)))
-    assert RandomProjection(shape).measured_shape == (n // 4,)
-
-
-def test_random_rows_have_no_preferred_direction():
-    """Each entry of a row has mean 0 and variance 1 / n."""
-    rows = torch.stack([dense(RandomProjection((6,), 6, seed=k)) for k in range(600)])
-    assert rows.mean(0).abs().max() < 4.5 * math.sqrt(1 / 6 / 600)
-    torch.testing.assert_close(
-        rows.square().mean(0), torch.full((6, 6), 1 / 6).double(), rtol=0.25, atol=0
-    )
 
 
 # --- Measurements -------------------------------------------------------------------------------
@@ -584,94 +347,3 @@ def test_other_shapes_are_refused(make):
     for method in (operator.adjoint, operator.pinv, operator.picture):
         with pytest.raises(ValueError, match=r"takes y of shape \(B, "):
             method(wrong)
-
-
-# --- Conjugate gradients ------------------------------------------------------------------------
-
-
-def systems(batch=4, n=6, dtype=torch.float64):
-    """Symmetric positive definite matrices (B, n, n), one a sample, and what applies them."""
-    root = rand(batch, n, n, dtype=dtype)
-    S = root @ root.mT + torch.eye(n, dtype=dtype)
-    return S, lambda u: torch.einsum("bij,bj->bi", S, u.flatten(1)).reshape(u.shape)
-
-
-@pytest.mark.parametrize("shape", ((6,), (2, 3), (1, 6, 1)), ids=str)
-@pytest.mark.parametrize("iterations", (6, 9, 100))
-def test_conjugate_gradients_solve_in_as_many_steps_as_dimensions(shape, iterations):
-    S, apply = systems()
-    b = rand(4, *shape, seed=2)
-    u = solve(apply, b, iterations)
-    assert u.shape == b.shape
-    expected = torch.linalg.solve(S, b.flatten(1))
-    torch.testing.assert_close(u.flatten(1), expected, rtol=1e-8, atol=1e-8)
-
-
-def test_conjugate_gradients_take_a_step_for_each_distinct_eigenvalue():
-    d = torch.tensor([1.0, 1.0, 7.0, 7.0, 7.0], dtype=torch.float64)
-    b = rand(3, 5)
-    torch.testing.assert_close(solve(lambda u: d * u, b, 2), b / d)
-    assert (solve(lambda u: d * u, b, 1) - b / d).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
-def test_a_solved_sample_stays_while_others_go_on(dtype):
-    """Among them one whose right side is zero, and one that a single step solves."""
-    S, _ = systems(dtype=dtype)
-    S[1] = 3 * torch.eye(6, dtype=dtype)
-    b = rand(4, 6, seed=2, dtype=dtype)
-    b[0] = 0
-    u = solve(lambda u: torch.einsum("bij,bj->bi", S, u), b, 200)
-    assert (u[0] == 0).all()
-    assert torch.equal(u[1], solve(lambda u: 3 * u, b[1:2], 1)[0])
-    tolerance = 1e-8 if dtype == torch.float64 else 1e-4
-    expected = torch.linalg.solve(S.double(), b.double()).to(dtype)
-    torch.testing.assert_close(u, expected, rtol=tolerance, atol=tolerance)
-
-
-def test_tolerance_is_relative_to_each_right_side():
-    S, apply = systems()
-    b = rand(4, 6, seed=2) * torch.tensor([1e-3, 1.0, 1e3, 1e6], dtype=torch.float64)[:, None]
-    u = solve(apply, b, 50, tolerance=0.1)
-    residual = (b - apply(u)).norm(dim=1) / b.norm(dim=1)
-    assert (residual <= 0.1).all() and (residual > 1e-6).all()
-    for k in range(4):
-        alone = solve(lambda u, k=k: u @ S[k], b[k : k + 1], 50, tolerance=0.1)
-        torch.testing.assert_close(u[k : k + 1], alone)
-
-
-def test_conjugate_gradients_never_wait_for_the_device():
-    calls = []
-
-    def apply(u):
-        calls.append(u.shape)
-        return 2 * u
-
-    b = rand(3, 4)
-    with Operations() as operations:
-        solve(apply, b, 7)
-    assert len(calls) == 7
-    assert not WAITS & set(operations.names)
-
-
-def test_gradients_of_a_solution():
-    """Among them those of a sample that was solved from the start: nothing is divided by zero."""
-    S, apply = systems()
-    b, c = rand(4, 6, seed=2), rand(4, 6, seed=3)
-    b[0] = 0
-    b.requires_grad_()
-    (gradient,) = torch.autograd.grad((c * solve(apply, b, 20)).sum(), b)
-    assert gradient.isfinite().all()
-    torch.testing.assert_close(gradient[1:], torch.linalg.solve(S, c)[1:], rtol=1e-6, atol=1e-6)
-
-
-@OPERATORS
-def test_conjugate_gradients_on_the_system_of_a_noisy_measurement(make):
-    """(sigma_y^2 I + A A^T) u = r."""
-    operator = make((2, 8, 6))
-    _, r = some_pairs(operator)
-    matrix = dense(operator)
-    S = 0.3**2 * torch.eye(len(matrix), dtype=torch.float64) + matrix @ matrix.T
-    u = solve(lambda u: 0.3**2 * u + operator.gram(u), r, 3 * len(matrix))
-    expected = torch.linalg.solve(S, r.flatten(1), left=False)
-    torch.testing.assert_close(u.flatten(1), expected, rtol=1e-6, atol=1e-6)
