@@ -97,6 +97,7 @@ def run_mode() -> None:
     from score_lib.base import distributed
     from score_lib.base.devices import resolve_device
     from score_lib.base.memory import keep_freed_memory
+    from score_lib.options import complete
 
     actions = {
         "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
@@ -105,7 +106,7 @@ def run_mode() -> None:
         "control": lambda: run_lib.control(FLAGS.config, FLAGS.workdir),
         "fid_stats": lambda: run_lib.fid_stats(FLAGS.config),
     }
-    if resolve_device(FLAGS.config.get("device", "auto")).type == "cpu":
+    if resolve_device(complete(FLAGS.config).device).type == "cpu":
         keep_freed_memory()
     with distributed.joined():
         actions[FLAGS.mode]()
