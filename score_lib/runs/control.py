@@ -190,7 +190,9 @@ def conditional(run: Run) -> Outcome:
     scale, until = options.guidance_scale, options.guidance_until
     with classifier.sampling_network() as network:
         results = _draw(
-            run, len(labels), lambda rows: [ClassGuidance(network, labels[rows], scale, until=until)]
+            run,
+            len(labels),
+            lambda rows: [ClassGuidance(network, labels[rows], scale, until=until)],
         )
     figures = {"guidance_scale": float(scale), **_recognised(run, results, labels)}
     return Outcome({"result": results}, [figures], {"labels": labels})
