@@ -55,17 +55,8 @@ def get_adaptive_sampler(
         return sde.denoised(x, t, score_fn(x, t)) if denoise else x
 
     steps = {"rtol": rtol, "atol": atol, "first_step": first_step * sde.T}
-    return sampler_of(
-        sde,
-        shape,
-        inverse_scaler,
-        follow,
-        start_time,
-        continuous=continuous,
-        device=device,
-        constraints=constraints,
-        differentiable=differentiable,
-    )
+    shared = continuous, device, constraints, differentiable
+    return sampler_of(sde, shape, inverse_scaler, follow, start_time, *shared)
 
 
 def _integrate(

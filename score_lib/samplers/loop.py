@@ -81,7 +81,6 @@ def sampler_of(
     inverse_scaler: Callable,
     follow: Callable,
     first_time: float | Tensor,
-    *,
     continuous: bool,
     device: torch.device | str | None,
     constraints: Sequence[Constraint],
@@ -92,10 +91,19 @@ def sampler_of(
     Args:
         follow: `follow(x, score_fn, noise, progress=..., callback=...)` gives x at the end; the
             score is guided by the constraints.
-        sde, ..., differentiable: as in `get_pc_sampler`.
+        first_time: time of the start.
+        sde: the forward process.
+        shape: shape of a batch of samples, (B, *D).
+        inverse_scaler: from the network's range to [0, 1].
+        continuous: whether the network was trained on all times.
+        device: where to sample; None is the network's own.
+        constraints: conditions on samples; the first is innermost.
+        differentiable: keep the graph for a gradient of the samples: x at every step; scores are
+            recomputed in the backward pass.
     Returns:
         `sample(model, z=None, *, noise=None, progress=False, callback=None)`, which gives samples
-        (B, *D) and the evaluations made.
+        (B, *D) and the evaluations made; z is x at the first time, (B, *D), in place of a draw from
+        the prior; see `run_steps` for the callback.
     """
 
     @(lambda fn: fn) if differentiable else torch.no_grad()

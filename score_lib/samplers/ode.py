@@ -41,7 +41,7 @@ def get_ode_sampler(
         constraints: conditions on samples; here only by a guided score.
         start_time: time at which integration starts; None is T.
         differentiable: keep the graph for a gradient of the samples; requires "RK45".
-        sde, shape, inverse_scaler, device, continuous: as for `get_pc_sampler`.
+        others: see `sampler_of`.
     Returns:
         see `sampler_of`; z is the latent code x_T.  `progress` is a no-op: the number of solver
         steps is not known beforehand.
@@ -63,17 +63,8 @@ def get_ode_sampler(
             _, x = last.update_fn(x, torch.full((x.shape[0],), eps, device=x.device))
         return x
 
-    return sampler_of(
-        sde,
-        shape,
-        inverse_scaler,
-        follow,
-        start_time,
-        continuous=continuous,
-        device=device,
-        constraints=constraints,
-        differentiable=differentiable,
-    )
+    shared = continuous, device, constraints, differentiable
+    return sampler_of(sde, shape, inverse_scaler, follow, start_time, *shared)
 
 
 def flow_drift(sde: SDE, score_fn: Callable, dtype: torch.dtype) -> Callable:

@@ -40,28 +40,17 @@ def get_pc_sampler(
     """Predictor-corrector sampling.  [S21, algorithm 1]
 
     Args:
-        sde: the forward process.
-        shape: shape of a batch of samples, (B, *D).
         predictor, corrector: classes, or None.
-        inverse_scaler: from the network's range to [0, 1].
         snr: signal-to-noise ratio of the corrector.
         n_steps: corrector steps at each time.
         probability_flow: let the predictor follow the probability flow.
-        continuous: whether the network was trained on all times.
         denoise: return the last step's mean, without its noise.
         eps: last visited time; the last step leads from there to the data.
-        device: where to sample; None is the network's own.
         steps: predictor steps of a whole run.  0 or sde.N is the published chain of the process;
             with others each step is exactly as long as the distance between its two times.
         grid: kind of time grid, see `time_grid`; "" is the published one, uniform.
-        constraints: conditions on samples; the first is innermost.
         start_time, stop_time: part of the run to make, see `visited_times`.
-        differentiable: keep the graph for a gradient of the samples: x at every step; scores are
-            recomputed in the backward pass.
-    Returns:
-        `sample(model, z=None, *, noise=None, progress=False, callback=None)`, which gives samples
-        (B, *D) and the evaluations made; z is x at the first time, (B, *D), in place of a draw from
-        the prior; see `run_steps` for the callback.
+        others: see `sampler_of`, which also documents the returned `sample`.
     Raises:
         ValueError: no time lies between start_time and stop_time, or the network or the predictor
             knows only the steps of the process's chain.
@@ -81,17 +70,8 @@ def get_pc_sampler(
         x, x_mean = run_steps(x, times.to(x.device), made, **watch)
         return x_mean if denoise else x
 
-    return sampler_of(
-        sde,
-        shape,
-        inverse_scaler,
-        follow,
-        times[0],
-        continuous=continuous,
-        device=device,
-        constraints=constraints,
-        differentiable=differentiable,
-    )
+    shared = continuous, device, constraints, differentiable
+    return sampler_of(sde, shape, inverse_scaler, follow, times[0], *shared)
 
 
 def _other_steps(

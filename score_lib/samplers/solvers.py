@@ -242,14 +242,5 @@ def get_solver_sampler(
         x, _ = run_steps(x, visited, [run.step], **watch)
         return run.denoised(x, visited[-1].expand(x.shape[0])) if denoise else x
 
-    return sampler_of(
-        sde,
-        shape,
-        inverse_scaler,
-        follow,
-        times[0],
-        continuous=continuous,
-        device=device,
-        constraints=constraints,
-        differentiable=differentiable,
-    )
+    shared = continuous, device, constraints, differentiable
+    return sampler_of(sde, shape, inverse_scaler, follow, times[0], *shared)
