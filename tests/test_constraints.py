@@ -1,5 +1,7 @@
 """Constraints: where sampling starts and stops, gradients, and users' own."""
 
+import itertools
+
 import pytest
 import torch
 from oracles import MU, S0, GaussianOracle
@@ -148,7 +150,7 @@ class _Shifted(torch.nn.Module):
         return batch_mul(std / variance, x - batch_mul(scale, self.oracle.mu.expand_as(x)))
 
 
-def test_no_gradient_is_kept_unless_it_is_asked_for():
+def test_no_gradient_is_kept_by_default():
     sde, z = VPSDE(N=3), torch.randn(2, 2, requires_grad=True)
     for sample in (
         sampling.get_pc_sampler(
@@ -211,7 +213,7 @@ def test_own_constraints_work_together(sde):
 
 
 class Recorder(sampling.Constraint):
-    """Notes the order in which what it adds is called."""
+    """Notes the order of calls."""
 
     def __init__(self, name, calls):
         self.name, self.calls = name, calls
@@ -248,6 +250,35 @@ def test_the_first_constraint_is_innermost():
     sample(GaussianOracle(sde))
     inwards = ["wrap second", "wrap first"]
     assert calls == [*inwards, *inwards, "guide second", "guide first"]
+
+
+class Times(sampling.Constraint):
+    """Notes the two times of each step."""
+
+    def __init__(self):
+        self.pairs = []
+
+    def wrap(self, sde, step, noise):
+        def wrapped(x, t, s):
+            self.pairs.append((float(t[0]), float(s[0])))
+            return step(x, t, s)
+
+        return wrapped
+
+
+@pytest.mark.parametrize("options", ({}, {"steps": 4}, {"steps": 4, "grid": "edm"}), ids=str)
+def test_constraints_wrap_steps_between_neighbouring_times(options):
+    """The corrector's and the predictor's, on any grid; the callback is told the first time."""
+    sde, times, told = VPSDE(N=7), Times(), []
+    steps = (sampling.EulerMaruyamaPredictor, sampling.LangevinCorrector, lambda x: x, 0.16)
+    keywords = {"continuous": True, "constraints": [times], **options}
+    sample = sampling.get_pc_sampler(sde, (2, 2), *steps, **keywords)
+    sample(GaussianOracle(sde), callback=lambda i, t, x, x_mean: told.append(float(t[0])))
+    visited = sampling.visited_times(sde, 1e-3, **options).tolist()
+    pairs = list(itertools.pairwise(visited))
+    assert len(pairs) == options.get("steps", 7)
+    assert times.pairs == [pair for pair in pairs for _ in range(2)]
+    assert told == visited[:-1]
 
 
 def test_the_ode_refuses_constraints_that_change_steps():

@@ -60,6 +60,27 @@ def test_goldens(name, grid, task):
     assert_close_to_largest(out, g[f"{task}/{name}/{grid}/out"], 2e-5)
 
 
+def test_published_signatures():
+    """All published arguments by position, in the published order, and by keyword."""
+    sde, data = VPSDE(N=30), torch.randn(3, 3, 4)
+    names = ("predictor", "corrector", "inverse_scaler", "snr", "n_steps", "probability_flow")
+    names += ("continuous", "denoise", "eps")
+    steps = (sampling.EulerMaruyamaPredictor, sampling.LangevinCorrector, inverse_scaler, 0.1, 2)
+    settings = (*steps, True, True, False, 0.01)
+    named = dict(zip(names, settings, strict=True))
+    labels, by_size = torch.tensor([0, 1, 0]), (lambda x, noise_std: x[:, :2, 0])
+    for get, first, given in (
+        (get_pc_inpainter, (sde,), (data, torch.eye(3, 4))),
+        (get_pc_colorizer, (sde,), (data[:, :1].expand(-1, 3, -1),)),
+        (get_pc_conditional_sampler, (sde, by_size, (3, 3, 4)), (labels,)),
+    ):
+        results = []
+        for sample in (get(*first, *settings), get(*first, **named)):
+            torch.manual_seed(0)
+            results.append(sample(GaussianOracle(sde), *given))
+        assert torch.equal(*results) and results[0].shape == (3, 3, 4)
+
+
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_known_pixels_stay_and_the_rest_follows_the_data(sde):
     """With independent pixels the open ones are distributed as the data."""

@@ -39,6 +39,14 @@ OPERATORS = {
     "blur": GaussianBlur((D,), 1.0),
     "projection": RandomProjection((D,), 2, seed=0),
 }
+# One process in the quick subset.
+MOSTLY_SLOW = pytest.mark.parametrize(
+    "sde",
+    [
+        pytest.param(make, id=name, marks=() if name == "vp" else pytest.mark.slow)
+        for name, make in SDES.items()
+    ],
+)
 # The corrector whose steps are linear in the noise.
 CORRECTOR = sampling.AnnealedLangevinDynamics
 
@@ -86,7 +94,7 @@ def pc_moments(sde, operator, method, noise_std, corrector=None, covariance=COVA
     return exact_moments(draw, D)
 
 
-@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@MOSTLY_SLOW
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 def test_tweedie_guidance_samples_the_posterior(sde, operator):
     """The error is that of the steps, of first order in 1 / N."""
@@ -165,7 +173,7 @@ def test_projection_of_noisy_measurements_approaches_the_posterior(operator):
     assert cov[1] < 0.5 * cov[0] and cov[1] < 0.17
 
 
-@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@MOSTLY_SLOW
 def test_inpainting_without_a_corrector_is_biased(sde):
     """However many steps there are: the mean by 12% of what the measurement changes, and the
     covariance by three fifths."""
@@ -209,6 +217,7 @@ def test_dps_follows_the_measurement_and_is_biased():
     assert 0.3 < off[~known].max() < 1.0
 
 
+@pytest.mark.slow
 def test_a_noisy_measurement_stays_with_the_known_coordinates():
     """At t = eps, x is y up to noise where it was measured."""
     operator, sde = OPERATORS["super_resolution"], SDES["ve"](200)
@@ -220,7 +229,7 @@ def test_a_noisy_measurement_stays_with_the_known_coordinates():
 
 
 @pytest.mark.parametrize("method", ("projection", "dps", "pigdm", "tweedie"))
-def test_what_is_not_measured_never_leaks(method):
+def test_unmeasured_entries_never_leak(method):
     """A measurement may hold anything, even nan, where nothing was measured."""
     operator, sde = OPERATORS["mask"], SDES["vp"](30)
     y = operator.apply(TRUTH).expand(3, D)
@@ -250,7 +259,7 @@ class Differences(LinearOperator):
         return torch.cat([zero, y], dim=1) - torch.cat([y, zero], dim=1)
 
 
-def test_an_operator_of_ones_own_is_enough_for_guidance():
+def test_own_operators_are_enough_for_guidance():
     operator = Differences()
     found = pc_moments(SDES["vp"](200), operator, "tweedie", 0.1)
     mean, cov = errors(found, operator, 0.1)
@@ -260,6 +269,7 @@ def test_an_operator_of_ones_own_is_enough_for_guidance():
         DataConsistency(operator, operator.apply(TRUTH))
 
 
+@pytest.mark.slow
 def test_guidance_can_be_differentiated():
     """By the measurement: the posterior's mean moves by the gain of y."""
     operator, sde = OPERATORS["super_resolution"], SDES["vp"](60)

@@ -220,7 +220,7 @@ def test_measurements_without_noise_draw_none():
 # --- By name, and users' own --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", REGISTERED)
+@pytest.mark.parametrize("name", list(REGISTERED))
 @CASES
 def test_every_name_builds_from_defaults(name, shape):
     operator = build_operator(name, config_of({}), shape)

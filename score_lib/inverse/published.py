@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,18 +21,19 @@ from score_lib.samplers.pc import get_pc_sampler
 from score_lib.samplers.predictors import Predictor
 from score_lib.sdes.process import SDE
 
+# A constraint, the shape (B, *D) of the samples, and their device (None: the network's).
+Constrained = tuple[Constraint, Sequence[int], torch.device | None]
 
-def pc_factory(constrain: Callable[..., tuple[Constraint, Tensor]]) -> Callable:
-    """Make a factory of samplers from a function that turns their input into a constraint.
+
+def pc_factory(constrain: Callable[..., Constrained]) -> Callable:
+    """Decorator: from a function of a sampler's input to a factory of samplers.
 
     Args:
-        constrain: takes the arguments of the samplers after the model; returns the constraint
-            and a tensor with the shape and device of the samples.
+        constrain: takes the input of the samplers after the model.
     Returns:
-        `factory(sde, predictor, corrector, inverse_scaler, snr, n_steps=1, probability_flow=False,
-        continuous=False, denoise=True, eps=1e-5, **options) -> sampler`, where
-        `sampler(model, ..., *, noise=None, progress=False)` gives images (B, *D) in [0, 1]; the
-        arguments are those of `sampling.get_pc_sampler`.
+        A factory with the arguments of `sampling.get_pc_sampler` except the shape.  It returns
+        `sampler(model, ..., *, noise=None, progress=False, callback=None)`, which gives images
+        (B, *D) in [0, 1].
     """
 
     def factory(
@@ -46,27 +47,18 @@ def pc_factory(constrain: Callable[..., tuple[Constraint, Tensor]]) -> Callable:
         continuous: bool = False,
         denoise: bool = True,
         eps: float = 1e-5,
+        device: torch.device | str | None = None,
         **options,
     ) -> Callable:
-        def sampler(model, *given, noise=None, progress=False, **named) -> Tensor:
-            constraint, like = constrain(*given, **named)
+        settings = (predictor, corrector, inverse_scaler, snr, n_steps)
+        settings += (probability_flow, continuous, denoise, eps)
+
+        def sampler(model, *given, noise=None, progress=False, callback=None, **named) -> Tensor:
+            constraint, shape, place = constrain(*given, **named)
             sample = get_pc_sampler(
-                sde,
-                like.shape,
-                predictor,
-                corrector,
-                inverse_scaler,
-                snr,
-                n_steps,
-                probability_flow,
-                continuous,
-                denoise,
-                eps,
-                like.device,
-                constraints=[constraint],
-                **options,
+                sde, shape, *settings, device or place, constraints=[constraint], **options
             )
-            return sample(model, noise=noise, progress=progress)[0]
+            return sample(model, noise=noise, progress=progress, callback=callback)[0]
 
         return sampler
 
@@ -75,7 +67,7 @@ def pc_factory(constrain: Callable[..., tuple[Constraint, Tensor]]) -> Callable:
 
 
 @pc_factory
-def get_pc_inpainter(data: Tensor, mask: Tensor) -> tuple[Constraint, Tensor]:
+def get_pc_inpainter(data: Tensor, mask: Tensor) -> Constrained:
     """Fill in the open part of a mask: `inpainter(model, data, mask)`.  [S21, appendix I.2]
 
     data (B, *D) is in the network's range, and mask is 1 where it is known; data are ignored
@@ -83,11 +75,11 @@ def get_pc_inpainter(data: Tensor, mask: Tensor) -> tuple[Constraint, Tensor]:
     """
     check_floats("the data", data)
     operator = Mask(data.shape[1:], mask.to(data.device))
-    return DataConsistency(operator, operator.apply(data)), data
+    return DataConsistency(operator, operator.apply(data)), data.shape, data.device
 
 
 @pc_factory
-def get_pc_colorizer(gray_scale_img: Tensor) -> tuple[Constraint, Tensor]:
+def get_pc_colorizer(gray_scale_img: Tensor) -> Constrained:
     """Colour gray images: `colorizer(model, gray_scale_img)`.  [S21, appendix I.3]
 
     The gray images (B, C, *D) have equal channels, in the network's range.  Further arguments: see
@@ -103,7 +95,8 @@ def get_pc_colorizer(gray_scale_img: Tensor) -> tuple[Constraint, Tensor]:
             f"{tuple(gray_scale_img.shape)}"
         )
     operator = GrayScale(gray_scale_img.shape[1:])
-    return PublishedGray(operator, operator.apply(gray_scale_img)), gray_scale_img
+    constraint = PublishedGray(operator, operator.apply(gray_scale_img))
+    return constraint, gray_scale_img.shape, gray_scale_img.device
 
 
 @pc_factory
@@ -114,7 +107,7 @@ def get_pc_restorer(
     *,
     method: str = "tweedie",
     **settings,
-) -> tuple[Constraint, Tensor]:
+) -> Constrained:
     """Solve a linear inverse problem: `restorer(model, operator, measurement, noise_std=0.0, *,
     method="tweedie", **settings)`.
 
@@ -123,65 +116,38 @@ def get_pc_restorer(
     arguments: see `pc_factory`.
     """
     constraint = get_restoration(method)(operator, measurement, noise_std, **settings)
-    return constraint, measurement.new_empty(len(measurement), *operator.shape)
+    return constraint, (len(measurement), *operator.shape), measurement.device
 
 
 @pc_factory
-def get_pc_editor(data: Tensor) -> tuple[Constraint, Tensor]:
+def get_pc_editor(data: Tensor) -> Constrained:
     """Edit images: `editor(model, data)`, from x_t of data at `start_time`.  [SDEdit]
 
     data (B, *D) is in the network's range.  The option start_time of the factory says how much of
     it is forgotten: nothing at 0, all at T.  Further arguments: see `pc_factory`.
     """
-    return StartFrom(data), data
+    return StartFrom(data), data.shape, data.device
 
 
 def get_pc_conditional_sampler(
     sde: SDE,
     classifier: Callable,
-    shape: tuple[int, ...],
-    predictor: type[Predictor] | None,
-    corrector: type[Corrector] | None,
-    inverse_scaler: Callable,
-    snr: float,
-    n_steps: int = 1,
-    probability_flow: bool = False,
-    continuous: bool = False,
-    denoise: bool = True,
-    eps: float = 1e-5,
-    device: torch.device | str | None = None,
-    *,
+    shape: Sequence[int],
+    *settings,
     guidance_scale: float = 1.0,
     **options,
 ) -> Callable:
-    """Samples of given classes, guided by a classifier.  [S21, section 5 and appendix I.1]
+    """Samples of given classes: `sampler(model, labels)`.  [S21, section 5 and appendix I.1]
 
     For the ODE, give `sampling.get_ode_sampler` a `ClassGuidance`.
 
     Args:
         classifier, guidance_scale: see `ClassGuidance`.
-        sde, ..., device, options: see `sampling.get_pc_sampler`.
-    Returns:
-        `sampler(model, labels, *, noise=None, progress=False) -> images (B, *D)`, for labels (B,).
+        shape: shape of a batch of samples, (B, *D).
+        settings, options: the predictor and all further arguments of a factory, see `pc_factory`.
     """
 
-    def sampler(model, labels, *, noise=None, progress=False):
-        sample = get_pc_sampler(
-            sde,
-            shape,
-            predictor,
-            corrector,
-            inverse_scaler,
-            snr,
-            n_steps,
-            probability_flow,
-            continuous,
-            denoise,
-            eps,
-            device,
-            constraints=[ClassGuidance(classifier, labels, guidance_scale)],
-            **options,
-        )
-        return sample(model, noise=noise, progress=progress)[0]
+    def constrain(labels: Tensor) -> Constrained:
+        return ClassGuidance(classifier, labels, guidance_scale), shape, None
 
-    return sampler
+    return pc_factory(constrain)(sde, *settings, **options)

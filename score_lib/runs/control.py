@@ -187,13 +187,13 @@ def conditional(run: Run) -> Outcome:
             f"control.labels = {tuple(options.labels)} should be classes of the classifier, whole "
             f"numbers from 0 to {classifier.num_classes - 1}"
         )
-    network, scale = classifier.state["model"], options.guidance_scale
-
-    def constrain(rows: Tensor) -> list[Constraint]:
-        return [ClassGuidance(network, labels[rows], scale, until=options.guidance_until)]
-
-    with classifier.state["ema"].applied(network.parameters()):
-        results = _draw(run, len(labels), constrain)
+    scale, until = options.guidance_scale, options.guidance_until
+    with classifier.sampling_network() as network:
+        results = _draw(
+            run,
+            len(labels),
+            lambda rows: [ClassGuidance(network, labels[rows], scale, until=until)],
+        )
     figures = {"guidance_scale": float(scale), **_recognised(run, results, labels)}
     return Outcome({"result": results}, [figures], {"labels": labels})
 
@@ -205,7 +205,7 @@ def _classifier(run: Run, path: str) -> Run:
             "control.task = 'class' needs control.classifier: the checkpoint of a classifier, "
             "trained with a config such as configs/vp/digits_classifier.py"
         )
-    classifier = from_checkpoint(path, run.device)
+    classifier = _other_run(run, path)
     if classifier.objective != "classifier":
         raise ValueError(
             f"control.classifier = {path!r} holds a network of training.objective = "
@@ -246,7 +246,8 @@ def edit(run: Run) -> Outcome:
     images, labels = _inputs(run)
     x, start_time = run.scaler(images), run.config.control.start_time
     sde = run.sde
-    times = visited_times(sde, sde.sampling_eps, start_time, steps=run.config.sampling.num_steps)
+    steps, grid = run.config.sampling.num_steps, run.config.sampling.time_grid
+    times = visited_times(sde, sde.sampling_eps, start_time, steps=steps, grid=grid)
     t = times[:1].to(run.device).expand(len(x))
     noise = SampleNoise(derive_seed(run.config.seed, "shown"), range(len(x)), run.device)
     noisy = StartFrom(x).start(sde, x, t, noise)
@@ -324,7 +325,7 @@ def compare_codes(run: Run) -> Outcome:
             "control.task = 'compare_codes' needs control.other: the checkpoint of a network that "
             "was trained independently, for instance with another seed"
         )
-    other = from_checkpoint(path, run.device)
+    other = _other_run(run, path)
     if repr(other.sde) != repr(run.sde) or other.shape != run.shape:
         raise ValueError(
             f"{path} has codes of another process or shape: {other.sde} and "
@@ -366,7 +367,15 @@ def _flow_options(run: Run, tolerance: float) -> dict:
     }
 
 
-# --- Shared by tasks -----------------------------------------------------------------------------
+# --- Shared by tasks ------------------------------------------------------------------------------
+
+
+def _other_run(run: Run, path: str) -> Run:
+    """The run in a checkpoint, with this run's precision and compilation of sampling."""
+    other = from_checkpoint(path, run.device)
+    for option in ("precision", "compile"):
+        other.config.sampling[option] = run.config.sampling[option]
+    return other
 
 
 def _inputs(run: Run, least: int = 1) -> tuple[Tensor, Tensor | None]:
