@@ -193,7 +193,13 @@ MUTATIONS = [
         "for name in ():",
         ("tests/test_steps.py", "tests/test_sde.py"),
     ),
-    Mutation("the callback is not called", PC, "callback=callback, ", "", STEPS),
+    Mutation(
+        "the callback is not called",
+        "score_lib/samplers/loop.py",
+        "progress=progress, callback=callback)",
+        "progress=progress, callback=None)",
+        STEPS,
+    ),
 ]
 
 
