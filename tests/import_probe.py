@@ -31,7 +31,7 @@ HEAVY = {
 
 
 def probe(module: str, root: str) -> dict:
-    """Import a module and report what that did."""
+    """Import a module and report the effects."""
     work, before, printed = [], set(sys.modules), io.StringIO()
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 

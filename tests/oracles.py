@@ -50,7 +50,7 @@ def inverse_scaler(x):
 class GaussianOracle(torch.nn.Module):
     """The network that has learned data ~ N(mu, s0^2 I) exactly.
 
-    Its output is what each process reads as a score, from the label that the process gives it.
+    Its output follows each process's convention, so that it is read as the exact score.
     """
 
     def __init__(self, sde: LinearSDE, continuous: bool = True, mu: float = MU, s0: float = S0):

@@ -13,7 +13,7 @@ from score_lib.base import distributed
 
 
 def together(world, function, *arguments):
-    """What a function returns in each of `world` processes that work together, in their order.
+    """A function's result in each of `world` processes that work together, by rank.
 
     An exception is returned in place of a value; a process that ends itself gives its exit code.
     """

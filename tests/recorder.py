@@ -1,4 +1,4 @@
-"""A network that records every call: what a run hands to it, step by step."""
+"""A network that records the arguments of every call."""
 
 from __future__ import annotations
 

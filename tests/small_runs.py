@@ -78,10 +78,15 @@ def run_forked(arguments, cwd=".", prepare=lambda: None):
 
 def _main(argv, cwd, output, prepare):
     sys.stdout = sys.stderr = output
-    sys.argv = argv
     os.chdir(cwd)
     prepare()
-    # A test in the parent may have imported main.py, whose flags it would define a second time.
+    run_program(argv)
+
+
+def run_program(argv):
+    """Run `main.py` in this process, which may have imported it before."""
+    # The flags that the imported module defined would be defined a second time.
     for flag in list(flags.FLAGS.flags_by_module_dict().get("main", [])):
         delattr(flags.FLAGS, flag.name)
+    sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")

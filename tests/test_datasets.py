@@ -86,7 +86,7 @@ def test_color_of_a_digit_is_independent_of_label_and_grey_value():
     hues = torch.tensor([colorsys.rgb_to_hsv(*tint)[0] for tint in tints.tolist()])
     for label in range(10):
         sixths = torch.bincount((6 * hues[labels == label]).long(), minlength=6)
-        assert sixths.min() > sixths.sum() / 12  # half of what it would be for equal parts
+        assert sixths.min() > sixths.sum() / 12  # half of the value for equal parts
     by_grey = tints[tints.mean(1).argsort()]
     from_the_next = (by_grey[1:] - by_grey[:-1]).norm(dim=1)
     assert from_the_next.mean() > 0.9 * torch.pdist(tints).mean()

@@ -1,4 +1,4 @@
-"""Several processes give what one gives."""
+"""Several processes give the results of one."""
 
 import json
 import os
@@ -189,7 +189,7 @@ def test_a_mistake_found_by_the_main_process_ends_all():
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    """What is evaluated: 40 digits held out of 400, as a user's own images, in batches of 16."""
+    """Evaluation data: 40 digits held out of 400, as a user's own images, in batches of 16."""
     folder = tmp_path_factory.mktemp("data")
     _, _, info = get_dataset(small_config(), evaluation=True)
     np.save(folder / "digits.npy", info.sources["train"].read(np.arange(400))[0].numpy())
@@ -331,7 +331,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(world, number, al
     codes = together(world, train_and_be_stopped, config, tmp_path, number, 20)
     assert codes == [preemption.EXIT_CODE] * world
     checkpoint = read_checkpoint(tmp_path / "checkpoints-meta/checkpoint.pth")
-    # What one process knows the others know a step later.
+    # The others learn of a signal one step later.
     assert checkpoint["step"] == 20 + world and checkpoint["position"] == 32 * checkpoint["step"]
     assert together(world, run_lib.train, config, tmp_path) == [None] * world
     assert_same_weights(tmp_path, alone, rtol=0, atol=1e-4 if world > 1 else 0)

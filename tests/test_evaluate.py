@@ -21,7 +21,7 @@ from score_lib.runs.evaluate import find_checkpoints
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    """What is evaluated: 400 digits, 40 of them held out, as a user's own images."""
+    """Evaluation data: 400 digits, 40 of them held out, as a user's own images."""
     folder = tmp_path_factory.mktemp("data")
     _, _, info = get_dataset(small_config(), evaluation=True)
     np.save(folder / "digits.npy", info.sources["train"].read(np.arange(400))[0].numpy())

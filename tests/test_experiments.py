@@ -1,4 +1,4 @@
-"""Every experiment, made small, trains a step and draws samples from what it has learned."""
+"""Every experiment, made small, trains a step and draws samples from the result."""
 
 import json
 
@@ -13,7 +13,7 @@ from score_lib.base.tensors import image_shape
 from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.options import flatten
 
-# Making an experiment small changes how much there is of everything, never what it is: the data
+# Making an experiment small changes sizes, never kinds: the data
 # are a file of a few images, and the rest are numbers.
 DATA = {"data.dataset": "IMAGES", "data.image_size": 32, "data.num_workers": 0}
 SIZES = {
@@ -73,7 +73,7 @@ def drawn(monkeypatch):
 
 
 def check_run(config, folder, drawn):
-    """Train, and look at what comes of it."""
+    """Train, and check the results."""
     before = run_lib.setup(config).state["model"].state_dict()
     run_lib.train(config, folder)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]

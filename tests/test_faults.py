@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from faults import disks, files, folders, kills
-from faults.runs import (
+from faults.outcomes import (
     META,
     SNAPSHOTS,
-    Bench,
     evaluations_differ,
     reached_step,
     same,
     trainings_differ,
 )
+from faults.runs import Bench
 
 pytestmark = [
     pytest.mark.slow,

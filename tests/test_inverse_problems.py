@@ -62,7 +62,7 @@ def posterior(operator, noise_std, covariance=COVARIANCE):
 
 
 def errors(draw_moments, operator, noise_std, covariance=COVARIANCE):
-    """Errors of mean and covariance: the first relative to what the measurement changed."""
+    """Errors of mean and covariance: the first relative to the change by the measurement."""
     mean, cov = draw_moments
     true_mean, true_cov = posterior(operator, noise_std, covariance)
     change = torch.linalg.norm(true_mean - MEAN)
@@ -73,7 +73,7 @@ def errors(draw_moments, operator, noise_std, covariance=COVARIANCE):
 
 
 def pc_moments(sde, operator, method, noise_std, corrector=None, covariance=COVARIANCE, **settings):
-    """Mean and covariance of what predictor-corrector sampling draws, without Monte-Carlo error."""
+    """Mean and covariance of predictor-corrector samples, without Monte-Carlo error."""
     y = operator.apply(TRUTH)
     restore = get_pc_restorer(
         sde,
@@ -175,7 +175,7 @@ def test_projection_of_noisy_measurements_approaches_the_posterior(operator):
 
 @MOSTLY_SLOW
 def test_inpainting_without_a_corrector_is_biased(sde):
-    """However many steps there are: the mean by 12% of what the measurement changes, and the
+    """However many steps there are: the mean by 12% of the measurement's effect, and the
     covariance by three fifths."""
     operator = OPERATORS["mask"]
     for N in (200, 400):
@@ -193,7 +193,7 @@ def test_pseudo_inverse_guidance_is_exact_for_independent_entries(operator):
 
 
 def test_pseudo_inverse_guidance_is_biased_for_correlated_entries():
-    """With a correlation of 0.8 between neighbours, by 5% of what the measurement changes."""
+    """With a correlation of 0.8 between neighbours, by 5% of the measurement's effect."""
     operator = OPERATORS["mask"]
     mean, _ = errors(pc_moments(SDES["vp"](200), operator, "pigdm", 0.1), operator, 0.1)
     assert 0.04 < mean < 0.06

@@ -224,7 +224,7 @@ def test_temperature_scales_the_prior(sde):
     z = sde.prior_sampling((64, 3, 4))
     assert torch.equal(temper(z, 1), z) and not temper(z, 0).any()
     assert temper(z, 0.7).std() == pytest.approx(0.7 * sde.prior_std, rel=0.1)
-    # The affine flow: what is left of the deviation from the data's mean is 0.7 of it.
+    # The affine flow: 0.7 of the deviation from the data's mean is left.
     decode = get_decoder(sde, lambda x: x, **TIGHT)
     colder, warmer = (decode(oracle(sde), temper(z.double(), c))[0] for c in (0.7, 1.0))
     assert colder.std() / warmer.std() == pytest.approx(0.7, rel=1e-4)

@@ -103,7 +103,7 @@ def imports(file: pathlib.Path, module: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def probed():
-    """What each module's import did; the experiments among them are all alike."""
+    """Effects of importing each module; the experiments among them are all alike."""
     chosen = [module for module in MODULES if module.count(".") < 2 or room(module) != "configs"]
     command = [sys.executable, ROOT / "tests/import_probe.py", *chosen]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -200,7 +200,7 @@ assert all(map(defaults.load, defaults.experiments()))
 heavy = [m for m in ("torch", "numpy", "tensorflow") if m in sys.modules]
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.slow
@@ -215,4 +215,5 @@ def test_doors_open_beside_modules_of_the_same_names(tmp_path):
         "import torch; sampling.get_predictor('none'), run_lib.train, losses.get_optimizer"
     )
     environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    assert done.returncode == 0

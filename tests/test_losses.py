@@ -95,7 +95,7 @@ def test_uniform_numbers_stand_for_levels_from_first_to_last():
 
 
 class MeanAndLevel(torch.nn.Module):
-    """A classifier of two classes: the mean of what it sees, and what it is told of the noise."""
+    """A classifier of two classes: the mean of its input, and its noise label."""
 
     def forward(self, x, noise_std):
         return torch.stack([x.mean(1), noise_std], dim=1)

@@ -302,7 +302,7 @@ def test_function_transforms_use_functions_of_pytorch(launched, monkeypatch):
 @needs_compiler
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_batched_gradients_equal_single_ones(launched, create_graph):
-    """A backward pass under `vmap` of what a forward pass without it recorded."""
+    """A backward pass under `vmap` of a forward pass recorded without it."""
     leaves = [random_tensor(2, 2, 5, 4), random_tensor(4, 4, seed=1), random_tensor(2, seed=2)]
     for leaf in leaves:
         leaf.requires_grad_()

@@ -77,7 +77,7 @@ def test_tensorboard_shows_losses_and_samples(undisturbed):
 
 @pytest.mark.parametrize("stop", (1, 3, 5, 6, 7, 11))
 def test_stop_and_resume_equals_no_stop(stop, undisturbed, tmp_path, monkeypatch):
-    """The process dies after any step; what came after the last checkpoint is done again."""
+    """The process dies after any step; steps after the last checkpoint are repeated."""
 
     class Killed(BaseException):
         pass
@@ -237,4 +237,4 @@ def test_runs_where_tensorflow_is_not_installed(tmp_path):
     assert pathlib.Path(tmp_path / "w" / "samples" / "iter_1" / "sample.png").exists()
 
 
-assert SMALL["training.n_iters"] == 12  # what the steps above are counted by
+assert SMALL["training.n_iters"] == 12  # the steps above count on it

@@ -43,7 +43,7 @@ def state():
     return run.state
 
 
-def same(path, other):
+def assert_same(path, other):
     ours, theirs = read_checkpoint(path), read_checkpoint(other)
     assert ours.pop("config", "") == theirs.pop("config", "")
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
@@ -88,7 +88,7 @@ def test_the_lock_of_a_dead_process_is_free(owner, tmp_path):
     owner.kill()
     owner.join()
     with locked(tmp_path / "run"):
-        pass
+        assert (tmp_path / "run" / ".lock").exists()
 
 
 def test_children_do_not_inherit_the_lock(tmp_path):
@@ -107,7 +107,8 @@ def test_evaluation_can_run_during_training(tmp_path):
     config = small_config(eval__begin_ckpt=1, eval__end_ckpt=1, eval__enable_bpd=False)
     run_lib.train(config, tmp_path)
     with locked(tmp_path):
-        run_lib.evaluate(config, tmp_path)
+        records = run_lib.evaluate(config, tmp_path)
+    assert [record["checkpoint"] for record in records] == ["1"]
 
 
 def test_a_second_evaluation_is_refused(tmp_path):
@@ -125,7 +126,7 @@ def test_the_writer_thread_writes_the_same_file(state, tmp_path):
     save_checkpoint(tmp_path / "now.pth", state)
     with CheckpointWriter() as writer:
         writer.save(tmp_path / "later.pth", state)
-    same(tmp_path / "later.pth", tmp_path / "now.pth")
+    assert_same(tmp_path / "later.pth", tmp_path / "now.pth")
 
 
 def test_a_file_holds_the_state_at_the_time_of_the_call(state, tmp_path):
@@ -152,7 +153,7 @@ def test_a_file_holds_the_state_at_the_time_of_the_call(state, tmp_path):
             assert not (tmp_path / f"{name}.pth").exists()
             go_on.set()
             writer.wait()
-            same(tmp_path / f"{name}.pth", tmp_path / f"{name}_now.pth")
+            assert_same(tmp_path / f"{name}.pth", tmp_path / f"{name}_now.pth")
 
 
 def test_the_next_file_waits_for_the_previous(state, tmp_path):
@@ -166,7 +167,7 @@ def test_the_next_file_waits_for_the_previous(state, tmp_path):
         with torch.no_grad():
             next(state["model"].parameters()).add_(1)
         writer.save(tmp_path / "second.pth", state)
-    same(tmp_path / "first.pth", tmp_path / "now.pth")
+    assert_same(tmp_path / "first.pth", tmp_path / "now.pth")
 
 
 @pytest.fixture
@@ -270,7 +271,7 @@ def test_a_run_resumes_from_the_predecessor_of_a_damaged_checkpoint(tmp_path):
     run_lib.train(small_config(training__n_iters=9), tmp_path / "run")
     damage(tmp_path / "run/checkpoints-meta/checkpoint.pth", "flipped")
     run_lib.train(small_config(), tmp_path / "run")
-    same(*(tmp_path / name / "checkpoints/checkpoint_2.pth" for name in ("run", "whole")))
+    assert_same(*(tmp_path / name / "checkpoints/checkpoint_2.pth" for name in ("run", "whole")))
 
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path):

@@ -36,7 +36,7 @@ def pc_sampler(sde, shape, predictor, corrector=None, **options):
 
 
 def exact_moments(sde, predictor, start, eps):
-    """Mean and variance of what a predictor returns, computed instead of sampled.
+    """Mean and variance of a predictor's result, computed instead of sampled.
 
     With a Gaussian's score a step is x <- a x + b + c z: moments follow from those at the start.
     """
@@ -181,7 +181,7 @@ def test_inverse_scaler_and_latent_code_are_used():
 
 
 class Halve(sampling.Predictor):
-    """A user's predictor, with nothing but what is abstract."""
+    """A user's predictor, with the abstract methods only."""
 
     def update_fn(self, x, t):
         self.score_fn(x, t)

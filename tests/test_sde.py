@@ -169,7 +169,7 @@ class PlainVP(SDE):
 @pytest.mark.parametrize("predictor", ("euler_maruyama", "reverse_diffusion", None))
 @pytest.mark.parametrize("corrector", ("langevin", "ald", None))
 def test_process_with_only_abstract_methods_samples(predictor, corrector):
-    """It does what the full class does with the same discretisation."""
+    """It equals the full class with the same discretisation."""
     results = []
     for sde in (PlainVP(50), VPSDE(N=50)):
         if isinstance(sde, VPSDE):

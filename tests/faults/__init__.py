@@ -1,1 +1,1 @@
-"""Inputs and processes that go wrong, and what must come of it."""
+"""Damaged inputs and killed processes: every loss and every wrong answer is a finding."""

@@ -4,7 +4,7 @@
 
 Small runs on digits are started, disturbed, and started again by the same command; they have to
 end in bitwise the same weights, averages, logs and reports as runs that were left alone.  A table
-says what was tried and what was lost; the exit code is 1 if anything was.  About a quarter of an
+prints the number tried and lost; the exit code is 1 if anything was.  About a quarter of an
 hour on two cores, with --quick about a minute.
 """
 

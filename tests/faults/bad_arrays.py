@@ -38,7 +38,7 @@ def cases() -> Iterator[Case]:
 
 
 def npy(header: object, data: bytes = b"", version: int = 1) -> bytes:
-    """An .npy file with any header: text, or a dictionary of what differs from the usual one."""
+    """An .npy file with any header: text, or a dictionary of changes to the usual one."""
     if isinstance(header, dict):
         usual = {"descr": "|u1", "fortran_order": False, "shape": (len(data),)}
         header = repr({**usual, **header})

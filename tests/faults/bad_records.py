@@ -35,7 +35,7 @@ def checksum(data: bytes) -> bytes:
 
 
 def header(length: int) -> bytes:
-    """What precedes a payload of that length."""
+    """Header of a payload of that length."""
     number = struct.pack("<Q", length)
     return number + checksum(number)
 

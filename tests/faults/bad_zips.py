@@ -24,7 +24,7 @@ def cases() -> Iterator[Case]:
     for name, data in _bombs().items():
         yield Case("zip bombs", name, written("x.zip", data), read_images)
     yield Case("zip bombs", "lzma that claims to be less", _lzma, read_images)
-    # Within what one picture may have, and read twice over before it turns out to be none.
+    # Within the limit for one picture; read twice before it is found not to be one.
     whole = archive_of(Entry("x.png", deflated_zeros(GIB // 4), GIB // 4))
     yield Case("zip bombs", "256 MB", written("x.zip", whole), read_images, mebibytes=600)
     for name, data in _odd().items():
@@ -49,10 +49,10 @@ class Entry:
     Args:
         name: of the file.
         data: as packed.
-        size: what it claims to unpack to.
+        size: unpacked size in its header, in bytes.
         method: 8 is deflate.
         flags: 1 is encrypted.
-        checksum: CRC-32 of what it unpacks to.
+        checksum: CRC-32 of the unpacked bytes.
     """
 
     def __init__(self, name: str, data: bytes, size: int, method=8, flags=0, checksum=0):
@@ -62,7 +62,7 @@ class Entry:
         )
 
     def local(self) -> bytes:
-        """What precedes the data, and the data."""
+        """Local header and data."""
         return (
             b"PK\3\4" + self.fields + struct.pack("<HH", len(self.name), 0) + self.name + self.data
         )
@@ -101,8 +101,8 @@ def _bombs() -> dict[str, bytes]:
     start = "x.png"
     return {
         "claims to be small": archive_of(Entry(start, stream, 1_000)),
-        "claims half of what it is": archive_of(Entry(start, stream, 1 << 26)),
-        "says what it is": archive_of(Entry(start, stream, GIB)),
+        "claims half its size": archive_of(Entry(start, stream, 1 << 26)),
+        "claims its real size": archive_of(Entry(start, stream, GIB)),
         "claims more than there is": archive_of(Entry(start, stream[:1000], 400 << 20)),
         "bzip2 that claims to be small": archive_of(Entry(start, squeezed, 1_000, method=12)),
         "one stretch under many names": archive_of(Entry(start, stream, GIB), copies=5_000),

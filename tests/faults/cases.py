@@ -1,4 +1,4 @@
-"""What a damaged input is, the readers that it is given to, and damage to files of every kind."""
+"""Damaged inputs, the readers they are given to, and damage to files of every kind."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Case(NamedTuple):
     Attributes:
         kind: row of the table of results.
         name: which of its kind.
-        make: writes it into an empty folder and returns what the reader gets.
-        read: returns a digest of what it read.
+        make: writes it into an empty folder and returns the reader's argument.
+        read: returns a digest of the values read.
         expect: "refused"; "refused or same", where a reader may ignore the damage but then has to
             read what `original` gives; "refused or valid"; or "read".
         original: writes the undamaged input.
@@ -93,7 +93,7 @@ def _cut(path: pathlib.Path, draws: random.Random) -> pathlib.Path:
 
 
 def make_config(**data) -> ConfigDict:
-    """What `datasets` reads of a config, for colour images of 8 x 8."""
+    """The options of a config that `datasets` reads, for colour images of 8 x 8."""
     options = {
         "dataset": "IMAGES",
         "image_size": SIDE,

@@ -5,7 +5,7 @@
 Each is read in a process of its own.  It has to be refused by a ValueError or OSError, which the
 command line shows as one message: one line, which names the file.  Nothing in it may be run,
 nothing outside of its folder may change, and time and memory are bounded.  Where a flipped bit is
-one that the format does not use or protect, the input may be read instead, as what it was or as
+one that the format does not use or protect, the input may be read instead, unchanged or as
 something of the right shape; such cases are counted apart.
 
 The arguments choose kinds by the start of their names.  The exit code is 1 if anything went wrong.
@@ -39,10 +39,10 @@ def all_cases() -> Iterator[Case]:
 
 
 class Result:
-    """What came of one damaged input.
+    """Outcome of one damaged input.
 
     Attributes:
-        problems: what should not be, in words.
+        problems: messages about wrong behaviour; empty if there is none.
         accepted: it was read.
     """
 
@@ -101,7 +101,7 @@ class Result:
 
 
 def _listing(folder: pathlib.Path) -> dict[str, tuple]:
-    """What is below a folder, with sizes and times of change."""
+    """Everything below a folder, with sizes and modification times."""
     found = {}
     for place, folders, files in os.walk(folder):
         if pathlib.Path(place) == folder / "input":

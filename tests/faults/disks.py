@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.disk.logs import MetricsLog
 
-from .runs import META, META_EVERY, Bench, Result, Started, kept_step, reached_step, whole_rounds
+from .launch import Started
+from .outcomes import META, META_EVERY, kept_step, reached_step, whole_rounds
+from .runs import Bench, Result
 
 PAGE = 4096
 # Bytes that lines of a log have at most.
@@ -185,7 +187,7 @@ def _ends_well(
     # Two errors only where two files were being written, one by a thread.
     named = [line for line in said if "No space left" in line and str(workdir) in line]
     if not 1 <= len(said) <= 2 or named != said:
-        problems.append(f"it says {said or started.last_words()}")
+        problems.append(f"it says {said or started.last_lines()}")
     if how == "fork":
         problems += [f"it says {w!r}" for w in _TRACEBACKS if w in started.output()]
     problems += _kept(mode, workdir)

@@ -10,7 +10,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
-from .runs import META, Bench, Result, kept_step, predecessors, reached_step
+from .outcomes import META, kept_step, predecessors, reached_step
+from .runs import Bench, Result
 
 Damage = Callable[[pathlib.Path, random.Random], object]
 
@@ -94,7 +95,7 @@ def _killed(bench: Bench, mode: str, is_there: Callable[[pathlib.Path], bool]) -
     workdir = bench.new()
     started = bench.start(mode, workdir)
     if not started.until(lambda: is_there(workdir)):
-        raise RuntimeError(f"the run did not get going: {started.last_words()}")
+        raise RuntimeError(f"the run did not get going: {started.last_lines()}")
     started.send(signal.SIGKILL, [started.pid])
     started.end()
     return workdir
@@ -115,7 +116,7 @@ def skipped(
     started = bench.start("train", workdir)
     code, output = started.end(), started.output()
     if code != 0:
-        problems.append(f"it ends with {code}: {started.last_words()}")
+        problems.append(f"it ends with {code}: {started.last_lines()}")
     if f"training from step {step} to" not in output:
         problems.append("it does not resume from the latest undamaged file")
     # A flipped bit may be one that nothing reads.
@@ -157,7 +158,7 @@ def refused(
     code, said = started.end(), started.errors()
     problems = [] if code == 1 else [f"it ends with {code}"]
     if len(said) != 1 or str(path) not in said[0]:
-        problems.append(f"it says {said or started.last_words()}")
+        problems.append(f"it says {said or started.last_lines()}")
     changed = _changes(before, _contents(workdir))
     problems += [change for change in changed if path.name in change]
     path.unlink()

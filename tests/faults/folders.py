@@ -10,7 +10,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
-from .runs import LIMIT, Bench, Result, Started, family, reached_step
+from .launch import LIMIT, Started, family
+from .outcomes import reached_step
+from .runs import Bench, Result
 
 DAY = 86400.0
 
@@ -46,14 +48,14 @@ def cases(bench: Bench, draws: random.Random, quick: bool) -> Iterator[Result]:
 
 
 def _under_way(bench: Bench, mode: str, started: Started, workdir: pathlib.Path) -> list[str]:
-    """Wait until a run has done something; what is wrong if it does not."""
+    """Wait until a run has done something; messages if it never does."""
 
     def is_there() -> bool:
         if mode == "train":
             return reached_step(workdir) >= 7
         return any((workdir / "eval").rglob("*.npz"))
 
-    return [] if started.until(is_there) else [f"it did not get going: {started.last_words()}"]
+    return [] if started.until(is_there) else [f"it did not get going: {started.last_lines()}"]
 
 
 def second(bench: Bench, mode: str, how: str, other: str) -> list[str]:
@@ -64,23 +66,23 @@ def second(bench: Bench, mode: str, how: str, other: str) -> list[str]:
         return problems
     problems = _refused_while_paused(bench, mode, workdir, other, family(first.pid))
     if (code := first.end()) != 0:
-        problems.append(f"the first ends with {code}: {first.last_words()}")
+        problems.append(f"the first ends with {code}: {first.last_lines()}")
     return problems + bench.differences(mode, workdir, how)
 
 
 def _refused_while_paused(
     bench: Bench, mode: str, workdir: pathlib.Path, how: str, pids: list[int]
 ) -> list[str]:
-    """Start another run while those who hold the folder are paused, so that they do not end."""
+    """Start another run while the processes that hold the folder are paused."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     second = bench.start(mode, workdir, how)
     code, said = second.end(LIMIT), second.errors()
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
-    problems = [] if code == 1 else [f"the second ends with {code}: {second.last_words()}"]
+    problems = [] if code == 1 else [f"the second ends with {code}: {second.last_lines()}"]
     if len(said) != 1 or "another run is at work in" not in said[0]:
-        problems.append(f"the second says {said or second.last_words()}")
+        problems.append(f"the second says {said or second.last_lines()}")
     return problems
 
 
@@ -123,7 +125,7 @@ def _dead_rank(bench: Bench, draws: random.Random, rounds: int) -> list[str]:
     started = bench.start("eval", workdir, "two")
     folder = workdir / "eval"
     if not started.until(lambda: len(list(folder.rglob("*.npz"))) >= rounds):
-        return [f"it did not get going: {started.last_words()}"]
+        return [f"it did not get going: {started.last_lines()}"]
     started.send(signal.SIGKILL, [draws.choice(family(started.pid)[1:])])
     code = started.end(LIMIT)
     problems = [] if code not in (0, None) else [f"it ends with {code}"]
@@ -156,7 +158,7 @@ def clocks(bench: Bench, draws: random.Random, mode: str) -> list[str]:
         os.utime(path, (moment, moment))
     started = bench.start(mode, workdir, prepare=_jumping_clock)
     if (code := started.end()) != 0:
-        return [f"it ends with {code}: {started.last_words()}"]
+        return [f"it ends with {code}: {started.last_lines()}"]
     return bench.differences(mode, workdir)
 
 
@@ -167,9 +169,9 @@ def _waiting(bench: Bench) -> list[str]:
     options = {"eval__checkpoint": late, "eval__wait_minutes": LIMIT / 60}
     started = bench.start("eval", workdir, prepare=_jumping_clock, **options)
     if not started.until(lambda: "waiting for" in started.output()):
-        return [f"it does not wait: {started.last_words()}"]
+        return [f"it does not wait: {started.last_lines()}"]
     late.parent.mkdir()
     shutil.copyfile(bench.trained() / "checkpoints" / "checkpoint_1.pth", late)
     if (code := started.end()) != 0:
-        return [f"it ends with {code}: {started.last_words()}"]
+        return [f"it ends with {code}: {started.last_lines()}"]
     return bench.differences("eval", workdir)

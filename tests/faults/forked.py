@@ -1,7 +1,7 @@
-"""Calls in a child process that is watched: what comes of them, how long, and in how much memory.
+"""Calls in a child process: their result, duration and memory.
 
 The limit of memory is on the growth of the child's resident memory.  A limit on its address space
-would also count what PyTorch reserves and never touches.
+would also count memory that PyTorch reserves and never touches.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ MIB = 1 << 20
 
 
 class Outcome(NamedTuple):
-    """What came of a call.
+    """Outcome of a call.
 
     Attributes:
-        error: the exception's type; "" where there was none, or what ended the child.
+        error: the exception's type; "" where there was none, or the signal that ended the child.
         message: of the exception.
-        result: what the call returned, or None.
+        result: the call's return value, or None.
         seconds: how long it took.
         growth: by how many MiB resident memory grew at its peak.
     """
@@ -37,7 +37,7 @@ def call(function: Callable[[], object], seconds: float, growth: float) -> Outco
     """Call a function in a fork of this process, which is ended once it exceeds a limit.
 
     Args:
-        function: what it returns must be possible to send.
+        function: its result must be picklable.
         seconds: time that it may take.
         growth: MiB by which resident memory may grow.
     """
@@ -67,7 +67,7 @@ def call(function: Callable[[], object], seconds: float, growth: float) -> Outco
 
 def _child(function: Callable[[], object], pipe) -> None:
     result, error, message = None, "", ""
-    with open(os.devnull, "w") as nowhere:  # what is logged is not the subject here
+    with open(os.devnull, "w") as nowhere:  # log output does not matter here
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     with open("/proc/self/clear_refs", "w") as file:

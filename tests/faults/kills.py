@@ -17,19 +17,9 @@ import torch
 from score_lib.base.preemption import EXIT_CODE
 from score_lib.disk.checkpoints import read_checkpoint
 
-from .runs import (
-    LIMIT,
-    META,
-    META_EVERY,
-    STEPS,
-    Bench,
-    Result,
-    family,
-    kept_step,
-    predecessors,
-    reached_step,
-    whole_rounds,
-)
+from .launch import LIMIT, family
+from .outcomes import META, META_EVERY, STEPS, kept_step, predecessors, reached_step, whole_rounds
+from .runs import Bench, Result
 
 SIGNALS = {signal.SIGKILL: 5, signal.SIGTERM: 4, signal.SIGUSR1: 2}
 # Of those started by the commands themselves, which take seconds to import.
@@ -118,7 +108,7 @@ class Attempt:
         pid, *others = family(self.started.pid) or [self.started.pid]
         if self.whom == "rank" and others:
             return [draws.choice(others)]
-        # Its processes first: that it is gone must not be what they learn first.
+        # Its processes first, so that they do not notice the agent's death before.
         return [*others, pid] if self.whom == "all" else [pid]
 
     def _wait_for_end(self) -> None:
@@ -137,15 +127,15 @@ class Attempt:
         return self.number != signal.SIGKILL
 
     def problems(self) -> list[str]:
-        """What should not be, in words."""
+        """Messages about wrong behaviour."""
         found = [self.forced] if self.forced else []
         found += self._lost_training() if self.mode == "train" else self._lost_rounds()
         if self.started.workers == 1 and self.disturbed:
             found += self._wrong_code()
         if self.code != 0 and not self.disturbed:
-            found.append(f"undisturbed, it ends with {self.code}: {self.started.last_words()}")
+            found.append(f"undisturbed, it ends with {self.code}: {self.started.last_lines()}")
         if self.started.workers == 1 and "Traceback" in self.started.output():
-            found.append(f"there is a traceback: {self.started.last_words()}")
+            found.append(f"there is a traceback: {self.started.last_lines()}")
         return found
 
     def _wrong_code(self) -> list[str]:
@@ -265,7 +255,7 @@ def elastic_cases(bench: Bench, draws: random.Random, quick: bool) -> Iterator[R
 
 
 def killed_rank(bench: Bench, draws: random.Random, mode: str, how: str) -> tuple[str, list[str]]:
-    """Kill one process of an elastic run under way: what was done, and what is wrong."""
+    """Kill one process of a running elastic run: the disturbance, and messages about problems."""
     workdir = bench.new()
     started = bench.start(mode, workdir, how)
     target = draws.randrange(1, STEPS - 10) if mode == "train" else draws.randrange(1, 6)
@@ -276,10 +266,10 @@ def killed_rank(bench: Bench, draws: random.Random, mode: str, how: str) -> tupl
         return len(list((workdir / "eval").rglob("*.npz"))) >= target
 
     if not started.until(is_there):
-        return how, [f"it did not get going: {started.last_words()}"]
+        return how, [f"it did not get going: {started.last_lines()}"]
     rank = draws.randrange(2)
     started.send(signal.SIGKILL, [family(started.pid)[1:][rank]])
     code = started.end(LIMIT)
-    problems = [] if code == 0 else [f"it ends with {code}: {started.last_words()}"]
+    problems = [] if code == 0 else [f"it ends with {code}: {started.last_lines()}"]
     name = f"rank {rank} of {how} at {'step' if mode == 'train' else 'round'} {target}"
     return name, problems or bench.differences(mode, workdir, "two")
