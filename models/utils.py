@@ -11,18 +11,6 @@ from score_lib.base.registry import Registry
 from score_lib.options import complete
 from score_lib.scores import get_model_fn, get_score_fn
 
-__all__ = [
-    "create_model",
-    "from_flattened_numpy",
-    "get_ddpm_params",
-    "get_model",
-    "get_model_fn",
-    "get_score_fn",
-    "get_sigmas",
-    "register_model",
-    "to_flattened_numpy",
-]
-
 _MODELS = Registry("model")
 register_model, get_model = _MODELS.register, _MODELS.get
 
