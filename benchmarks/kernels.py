@@ -7,8 +7,6 @@ Reading and writing the images once takes a minimum of time: the last columns gi
 second, also as a share of a large copy's.  Without a GPU it measures PyTorch's functions.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import os

@@ -6,8 +6,6 @@ Needs a trained run, and the statistics of its data set.  Each sampler draws the
 samples from the same noise; the distance is FID in the features of `eval.extractor`.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import pathlib

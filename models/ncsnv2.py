@@ -4,8 +4,6 @@ Residual blocks go from fine to coarse: first by pooling, then, to keep the reso
 convolutions.  Refinement blocks go back, each joining one scale to the coarser ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple

@@ -5,8 +5,6 @@ A filter `k` is a list of taps (the same for both axes) or a square table of the
 as long, or as short; a filter of even length does not move the image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Networks by name, and published helper functions."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor, nn
