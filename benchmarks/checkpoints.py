@@ -1,15 +1,11 @@
-"""Time that checkpoints cost: training while they are written, and a resume that verifies them.
+"""Time that writing checkpoints costs training.
 
     python -m benchmarks.checkpoints --config ve/cifar10_ncsnpp_continuous --batch_size 1
-    python -m benchmarks.checkpoints --set model.nf=64 --resume_only
 
 The file is a checkpoint for preemption: weights, averages, the optimiser's state; with
 `model.nf=64`, 256 MB.  Training stops until the state is copied ("stall"; the first copy allocates
 memory), and its steps are slower while the file is written.  The sum is "lost to training", also as
-a share of the time to write the file in the foreground.
-
-A resume is `restore_latest`: checksums, comparison with the network, copy into the state.  It is
-compared with a plain `torch.load(weights_only=True)` of the same file, in turns, in the page cache.
+a share of the time to write the file, in a folder for temporary files, in the foreground.
 """
 
 import functools
@@ -20,14 +16,11 @@ import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
-from benchmarks.measure import alternating, seconds, show
+from benchmarks.measure import seconds, show
 from benchmarks.train import training
 from benchmarks.variants import Work, arguments, configured
-from run_lib import Run
 from score_lib.base.memory import keep_freed_memory
-from score_lib.disk.checkpoints import restore_latest, save_checkpoint
+from score_lib.disk.checkpoints import save_checkpoint
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.runs.setup import META
 
@@ -45,35 +38,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = arguments(__doc__.splitlines()[0])
     parser.set_defaults(rounds=3)
-    parser.add_argument("--folder", default="", help="where to write; default: a temporary folder")
-    parser.add_argument("--resume_only", action="store_true", help="leave the training part out")
     given = parser.parse_args(argv)
     keep_freed_memory()
     config, device = configured(given, batch_on_gpu=8)
-    work, rounds = training(config), []
+    work = training(config)
     for _ in range(2):  # the optimiser has a state then
         work.call()
-    with tempfile.TemporaryDirectory(dir=given.folder or None) as folder:
-        path = pathlib.Path(folder) / META
-        record = resuming(work.run, path, given.rounds)
-        if not given.resume_only:
-            cost, rounds = while_training(work, path, given.rounds)
-            record |= cost
+    with tempfile.TemporaryDirectory() as folder:
+        record, rounds = while_training(work, pathlib.Path(folder) / META, given.rounds)
     name = f"checkpoints, {given.config}, batch {given.batch_size}"
     show(name, device, [record], config=given.config, settings=given.set, rounds=rounds)
-
-
-def resuming(run: Run, path: pathlib.Path, rounds: int) -> dict:
-    """The row of a resume, of best times."""
-    save_checkpoint(path, run.state)
-    works = {
-        "torch.load": lambda: torch.load(path, map_location=run.device, weights_only=True),
-        "resume": lambda: restore_latest(path, run.state, run.device),
-    }
-    times = alternating(works, run.device, rounds)
-    row = {"file MB": path.stat().st_size / 1e6}
-    row |= {f"{name}, s": time for name, time in times.items()}
-    return row | {"resume / load": times["resume"] / times["torch.load"]}
 
 
 def while_training(work: Work, path: pathlib.Path, count: int) -> tuple[dict, list[Round]]:
