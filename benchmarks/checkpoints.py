@@ -2,10 +2,10 @@
 
     python -m benchmarks.checkpoints --config ve/cifar10_ncsnpp_continuous --batch_size 1
 
-The file is a checkpoint for preemption: weights, averages, the optimiser's state; with
-`model.nf=64`, 256 MB.  Training stops until the state is copied ("stall"; the first copy allocates
-memory), and its steps are slower while the file is written.  The sum is "lost to training", also as
-a share of the time to write the file, in a folder for temporary files, in the foreground.
+The file, in a temporary folder, is a checkpoint for preemption: weights, averages, the optimiser's
+state; with `model.nf=64`, 256 MB.  Training stops until the state is copied ("stall"; the first
+copy allocates memory), and its steps are slower while the file is written.  The sum is "lost to
+training", also as a share of the time to write the file in the foreground.
 """
 
 import functools
