@@ -20,11 +20,7 @@ from score_lib.inverse.latent import (
 )
 from score_lib.inverse.masks import Mask, PartialIsometry, RandomProjection
 from score_lib.inverse.measured import Measured, register_restoration
-from score_lib.inverse.operators import (
-    LinearOperator,
-    measure,
-    register_operator,
-)
+from score_lib.inverse.operators import LinearOperator, measure, register_operator
 from score_lib.inverse.posterior import (
     DiffusionPosteriorSampling,
     PosteriorGuidance,
@@ -46,42 +42,3 @@ from score_lib.inverse.separable import (
     Separable,
     SuperResolution,
 )
-
-__all__ = [
-    "ClassGuidance",
-    "Correlation",
-    "DataConsistency",
-    "DiffusionPosteriorSampling",
-    "GaussianBlur",
-    "GrayScale",
-    "LinearOperator",
-    "Mask",
-    "MatrixOperator",
-    "Measured",
-    "PartialIsometry",
-    "PosteriorGuidance",
-    "PseudoInverseGuidance",
-    "RandomProjection",
-    "Reconstruction",
-    "Separable",
-    "StartFrom",
-    "SuperResolution",
-    "TweedieGuidance",
-    "code_correlation",
-    "get_decoder",
-    "get_encoder",
-    "get_operator",
-    "get_pc_colorizer",
-    "get_pc_conditional_sampler",
-    "get_pc_editor",
-    "get_pc_inpainter",
-    "get_pc_restorer",
-    "get_reconstructor",
-    "get_restoration",
-    "interpolate",
-    "measure",
-    "pc_factory",
-    "register_operator",
-    "register_restoration",
-    "temper",
-]

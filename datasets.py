@@ -12,19 +12,3 @@ from score_lib.data.loading import (
 )
 from score_lib.data.sources import DataError, MemorySource, Source, Subset, register_dataset
 from score_lib.data.stream import ImageStream
-
-__all__ = [
-    "DataError",
-    "DatasetInfo",
-    "ImageStream",
-    "Inputs",
-    "MemorySource",
-    "Source",
-    "Subset",
-    "get_data_inverse_scaler",
-    "get_data_scaler",
-    "get_dataset",
-    "read_inputs",
-    "read_mask",
-    "register_dataset",
-]

@@ -23,26 +23,3 @@ from score_lib.metrics.stats import (
     metrics,
     save_statistics,
 )
-
-__all__ = [
-    "DigitsClassifier",
-    "Extractor",
-    "Statistics",
-    "compute_statistics",
-    "fid",
-    "fitting_num_scales",
-    "frechet_distance",
-    "get_extractor",
-    "get_inception_model",
-    "inception_score",
-    "kid",
-    "largest_pairwise_distance",
-    "load_dataset_stats",
-    "load_statistics",
-    "metrics",
-    "precision_recall",
-    "register_extractor",
-    "save_statistics",
-    "squared_mmd",
-    "stats_path",
-]

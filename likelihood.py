@@ -12,13 +12,3 @@ from score_lib.likelihood import (
     offsets,
     value_and_divergence,
 )
-
-__all__ = [
-    "LogLikelihood",
-    "bits_per_dim",
-    "get_div_fn",
-    "get_likelihood_fn",
-    "get_log_likelihood_fn",
-    "offsets",
-    "value_and_divergence",
-]

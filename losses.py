@@ -19,23 +19,3 @@ from score_lib.losses.optimization import (
     optimization_manager,
 )
 from score_lib.losses.steps import get_loss_fn, get_step_fn
-
-__all__ = [
-    "ClassifierLoss",
-    "ContinuousLevels",
-    "DenoisingLoss",
-    "DiscreteLevels",
-    "Draws",
-    "LossGuard",
-    "NoiseLevels",
-    "NoisyLoss",
-    "get_classifier_loss_fn",
-    "get_ddpm_loss_fn",
-    "get_loss_fn",
-    "get_optimizer",
-    "get_sde_loss_fn",
-    "get_smld_loss_fn",
-    "get_step_fn",
-    "learning_rate",
-    "optimization_manager",
-]

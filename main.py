@@ -5,8 +5,6 @@
 Any option of the config can be set, as in `--config.training.batch_size=64`.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import runpy

@@ -9,5 +9,3 @@ from score_lib.runs.samples import sample
 from score_lib.runs.setup import Run, restored, setup
 from score_lib.runs.statistics import fid_stats
 from score_lib.runs.train import train
-
-__all__ = ["Run", "control", "evaluate", "fid_stats", "restored", "sample", "setup", "train"]

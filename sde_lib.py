@@ -9,17 +9,3 @@ from score_lib.sdes.configured import create_sde, get_sde, registered_sdes
 from score_lib.sdes.linear import LinearSDE
 from score_lib.sdes.process import SDE, ReverseSDE, register_sde
 from score_lib.sdes.published import VESDE, VPSDE, subVPSDE
-
-__all__ = [
-    "SDE",
-    "VESDE",
-    "VPSDE",
-    "LinearSDE",
-    "ReverseSDE",
-    "batch_mul",
-    "create_sde",
-    "get_sde",
-    "register_sde",
-    "registered_sdes",
-    "subVPSDE",
-]

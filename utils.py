@@ -4,5 +4,3 @@ Behind this door: `score_lib.disk.checkpoints`.
 """
 
 from score_lib.disk.checkpoints import restore_checkpoint, save_checkpoint
-
-__all__ = ["restore_checkpoint", "save_checkpoint"]

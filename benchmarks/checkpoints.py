@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.measure import alternating, seconds, show
+from benchmarks.measure import in_turns, seconds, show
 from benchmarks.train import training
 from benchmarks.variants import Work, arguments, configured
 from run_lib import Run
@@ -45,7 +45,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = arguments(__doc__.splitlines()[0])
     parser.set_defaults(rounds=3)
-    parser.add_argument("--folder", default="", help="where to write; default: a temporary folder")
     parser.add_argument("--resume_only", action="store_true", help="leave the training part out")
     given = parser.parse_args(argv)
     keep_freed_memory()
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     work, rounds = training(config), []
     for _ in range(2):  # the optimiser has a state then
         work.call()
-    with tempfile.TemporaryDirectory(dir=given.folder or None) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / META
         record = resuming(work.run, path, given.rounds)
         if not given.resume_only:
@@ -70,10 +69,10 @@ def resuming(run: Run, path: pathlib.Path, rounds: int) -> dict:
         "torch.load": lambda: torch.load(path, map_location=run.device, weights_only=True),
         "resume": lambda: restore_latest(path, run.state, run.device),
     }
-    times = alternating(works, run.device, rounds)
+    best = {name: timing.best for name, timing in in_turns(works, run.device, rounds).items()}
     row = {"file MB": path.stat().st_size / 1e6}
-    row |= {f"{name}, s": time for name, time in times.items()}
-    return row | {"resume / load": times["resume"] / times["torch.load"]}
+    row |= {f"{name}, s": time for name, time in best.items()}
+    return row | {"resume / load": best["resume"] / best["torch.load"]}
 
 
 def while_training(work: Work, path: pathlib.Path, count: int) -> tuple[dict, list[Round]]:

@@ -7,8 +7,6 @@ Reading and writing the images once takes a minimum of time: the last columns gi
 second, also as a share of a large copy's.  Without a GPU it measures PyTorch's functions.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import os
@@ -17,7 +15,7 @@ from collections.abc import Callable
 import torch
 from ml_collections import ConfigDict
 
-from benchmarks.measure import alternating, show
+from benchmarks.measure import in_turns, show
 from configs.defaults import load
 from op import build, fused_leaky_relu, upfirdn2d
 from score_lib.base.memory import keep_freed_memory
@@ -79,7 +77,7 @@ def record(
             work(x, kernel, bias)
 
     calls = {backend: lambda backend=backend: runs(backend) for backend in backends}
-    times = {name: time / RUNS for name, time in alternating(calls, x.device).items()}
+    times = {name: timing.best / RUNS for name, timing in in_turns(calls, x.device).items()}
     rate = moved / times[backends[-1]]
     return {
         "operation": name,
@@ -97,8 +95,8 @@ def rate_of_a_copy(device: torch.device, size: int = 2**26) -> float:
     """Bytes that a large copy reads and writes in a second."""
     source = torch.ones(size, device=device)
     target = torch.empty_like(source)
-    times = alternating({"copy": lambda: target.copy_(source)}, device)
-    return 2 * source.nbytes / times["copy"]
+    times = in_turns({"copy": lambda: target.copy_(source)}, device)
+    return 2 * source.nbytes / times["copy"].best
 
 
 if __name__ == "__main__":

@@ -30,21 +30,12 @@ class Timing(NamedTuple):
 def in_turns(
     works: dict[str, Callable[[], object]], device: torch.device, rounds: int = 5
 ) -> dict[str, Timing]:
-    """Times of several calls, in turns, without a warm-up."""
+    """Times of several calls, in turns; without a warm-up only the best is of use."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
             times[name].append(seconds(work, device))
     return {name: Timing(min(taken), statistics.median(taken)) for name, taken in times.items()}
-
-
-def alternating(
-    works: dict[str, Callable[[], object]], device: torch.device, rounds: int = 5
-) -> dict[str, float]:
-    """Best times of several calls, in turns, after one warm-up call of each."""
-    for work in works.values():
-        work()
-    return {name: timing.best for name, timing in in_turns(works, device, rounds).items()}
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -1,12 +1,10 @@
-"""Quality against evaluations of the network, for every sampler: a table and a plot.
+"""Quality against evaluations of the network, for every sampler: a table, and a plot in the run.
 
     python -m benchmarks.samplers --workdir runs/demo
 
 Needs a trained run, and the statistics of its data set.  Each sampler draws the same number of
 samples from the same noise; the distance is FID in the features of `eval.extractor`.
 """
-
-from __future__ import annotations
 
 import argparse
 import logging
@@ -48,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", default="vp/digits")
     parser.add_argument("--workdir", required=True, help="folder of a trained run")
     parser.add_argument("--num_samples", type=int, default=512)
-    parser.add_argument("--plot", default="", help="file of the plot; default: in the workdir")
     given = parser.parse_args(argv)
     log_to_console()
     run, records = restored(load(given.config), given.workdir), []
@@ -58,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         records.append({"sampler": name, "evaluations": evaluations, "fid": fid(run, images)})
         logging.info("%s", records[-1])
     show(f"samplers, {given.config}, {given.num_samples} samples", run.device, records)
-    plot(given.plot or pathlib.Path(given.workdir) / "samplers.png", records)
+    plot(pathlib.Path(given.workdir) / "samplers.png", records)
 
 
 def cases(beta_max: float) -> list[tuple[str, dict]]:

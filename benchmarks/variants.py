@@ -3,8 +3,6 @@
 A variant is named by its precision and additions, such as "bfloat16+compile".
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import contextlib
@@ -48,7 +46,7 @@ class Variant:
     checkpoint: bool = False
 
     @classmethod
-    def named(cls, name: str) -> Variant:
+    def named(cls, name: str) -> "Variant":
         """The variant of a name; unknown precisions are left to the checks of the config.
 
         Raises:

@@ -22,8 +22,8 @@ def celeba_defaults() -> ConfigDict:
     return config
 
 
-def lsun_defaults(category: str, image_size: int = 256) -> ConfigDict:
-    """One category of LSUN, such as "bedroom" or "church_outdoor"."""
+def lsun_defaults(category: str = "", image_size: int = 256) -> ConfigDict:
+    """One category of LSUN, such as "bedroom" or "church_outdoor"; "" leaves it to be named."""
     config = _large_images("LSUN", image_size)
     config.data.category = category
     return config

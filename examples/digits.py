@@ -7,8 +7,6 @@ and evaluates it.  Held-out digits and noise are measured beside the samples.  S
 resumes.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import pathlib

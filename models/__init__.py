@@ -4,5 +4,3 @@ Importing the package registers the networks: `models.utils.get_model(name)` giv
 """
 
 from . import ddpm, ncsnpp, ncsnv2, wideresnet
-
-__all__ = ["ddpm", "ncsnpp", "ncsnv2", "wideresnet"]

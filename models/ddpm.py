@@ -1,7 +1,5 @@
 """The network of DDPM.  [Ho et al. 2020]"""
 
-from __future__ import annotations
-
 from torch import nn
 
 from score_lib.options import complete

@@ -1,7 +1,5 @@
 """Exponential moving average of a network's trainable parameters."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator
 

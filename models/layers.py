@@ -1,7 +1,5 @@
 """Small layers, and functions that all networks share."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar

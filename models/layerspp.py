@@ -4,8 +4,6 @@ A block on the trunk of a U-Net is called as `block(x, temb)`, with features x (
 embedded noise level temb (B, E) or None; blocks that ignore temb can be called as `block(x)`.
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """NCSN++ and DDPM++.  [S21, section 4.1 and appendix H]"""
 
-from __future__ import annotations
-
 from score_lib.options import complete
 
 from .layers import choose

@@ -4,8 +4,7 @@ Residual blocks go from fine to coarse: first by pooling, then, to keep the reso
 convolutions.  Refinement blocks go back, each joining one scale to the coarser ones.
 """
 
-from __future__ import annotations
-
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -196,15 +195,9 @@ class NCSNv2_256(RefineNet):
     )
 
 
-class ConvMeanPool(nn.Module):
-    """Convolution, then half the resolution by averaging."""
-
-    def __init__(self, conv: nn.Conv2d):
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(self.conv(x), 2)
+def mean_pooled(conv: nn.Conv2d) -> nn.Module:
+    """A convolution, then half the resolution by averaging."""
+    return nn.Sequential(OrderedDict(conv=conv, pool=nn.AvgPool2d(2)))
 
 
 class NoNorm(nn.Module):
@@ -243,8 +236,8 @@ class ResidualBlock(nn.Module):
         self.conv2 = conv3x3(in_ch, out_ch)
         self.shortcut = nn.Identity()
         if pool:
-            self.conv2 = ConvMeanPool(self.conv2)
-            self.shortcut = ConvMeanPool(ncsn_conv1x1(in_ch, out_ch))
+            self.conv2 = mean_pooled(self.conv2)
+            self.shortcut = mean_pooled(ncsn_conv1x1(in_ch, out_ch))
         elif coarser:
             self.shortcut = conv3x3(in_ch, out_ch)
         self.normalize1 = norm(in_ch)

@@ -4,8 +4,6 @@ All are called as `norm(x, y)` with x (B, C, H, W) and noise indices y (B,); unc
 ignore y.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

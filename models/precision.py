@@ -4,8 +4,6 @@ Both are wrappers that hold the network as `module` and share its parameters, mo
 checkpoint of a wrapper is a checkpoint of the network.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable, Iterator

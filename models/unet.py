@@ -4,8 +4,6 @@ Published checkpoints number all layers in one list, in the order of their creat
 list owns the layers, and a plan, made once, gives each slot of the list its role.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple

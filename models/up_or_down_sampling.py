@@ -2,10 +2,9 @@
 
 A filter `k` is a list of taps (the same for both axes) or a square table of them; None is a box of
 `factor` taps.  It is normalised to the sum `gain`.  Padding makes the sides exactly `factor` times
-as long, or as short; a filter of even length does not move the image.
+as long, or as short; a filter of even length does not move the image.  Weights `w` of a convolution
+are (C', C, n, n) with odd n.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
@@ -33,28 +32,14 @@ def downsample_2d(x: Tensor, k: Taps | None = None, factor: int = 2, gain: float
 def upsample_conv_2d(
     x: Tensor, w: Tensor, k: Taps | None = None, factor: int = 2, gain: float = 1
 ) -> Tensor:
-    """Insert zeros, convolve with `w`, then filter.
-
-    Args:
-        x: (B, C, H, W).
-        w: weights of the convolution, (C', C, n, n) with odd n.
-    Returns:
-        (B, C', H factor, W factor).
-    """
+    """Insert zeros, convolve, then filter: (B, C, H, W) -> (B, C', H factor, W factor)."""
     return _upsample_conv(x, w, _upsampling_kernel(k, factor, gain).to(x), factor)
 
 
 def conv_downsample_2d(
     x: Tensor, w: Tensor, k: Taps | None = None, factor: int = 2, gain: float = 1
 ) -> Tensor:
-    """Filter, then convolve with `w` in steps of `factor`.
-
-    Args:
-        x: (B, C, H, W).
-        w: weights of the convolution, (C', C, n, n) with odd n.
-    Returns:
-        (B, C', H / factor, W / factor).
-    """
+    """Filter, then convolve in strides: (B, C, H, W) -> (B, C', H / factor, W / factor)."""
     return _conv_downsample(x, w, _kernel(k, factor, gain).to(x), factor)
 
 

@@ -1,7 +1,5 @@
 """Networks by name, and published helper functions."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -9,19 +7,7 @@ from torch import Tensor, nn
 from score_lib.base.devices import resolve_device
 from score_lib.base.registry import Registry
 from score_lib.options import complete
-from score_lib.scores import get_model_fn, get_score_fn
-
-__all__ = [
-    "create_model",
-    "from_flattened_numpy",
-    "get_ddpm_params",
-    "get_model",
-    "get_model_fn",
-    "get_score_fn",
-    "get_sigmas",
-    "register_model",
-    "to_flattened_numpy",
-]
+from score_lib.scores import get_model_fn, get_score_fn  # noqa: F401  (published here)
 
 _MODELS = Registry("model")
 register_model, get_model = _MODELS.register, _MODELS.get

@@ -4,8 +4,6 @@ A wide ResNet [Zagoruyko & Komodakis 2016] conditioned on the noise level, with 
 normalisation.  Batch normalisation would mix images of different noise levels.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -6,5 +6,3 @@ with OP_BACKEND=cuda, by a CUDA kernel; see `dispatch`.
 
 from .fused_act import FusedLeakyReLU, fused_leaky_relu
 from .upfirdn2d import upfirdn2d
-
-__all__ = ["FusedLeakyReLU", "fused_leaky_relu", "upfirdn2d"]

@@ -1,7 +1,5 @@
 """Compiles the CUDA kernels at first use, through PyTorch, and loads them."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import logging

@@ -6,8 +6,6 @@ The environment variable OP_BACKEND chooses:
     cuda    the kernels, on GPUs where they can be compiled, otherwise functions of PyTorch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

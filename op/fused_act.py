@@ -1,7 +1,5 @@
 """Bias, leaky ReLU and gain in one step."""
 
-from __future__ import annotations
-
 import math
 
 import torch

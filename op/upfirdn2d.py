@@ -1,7 +1,5 @@
 """Upsample, filter, downsample: the one operation behind all resampling with an FIR filter."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -11,7 +11,7 @@ import torch
 from small_runs import small_config
 from torch import nn
 
-from benchmarks import checkpoints, data, likelihood, samplers, sampling, startup, train, variants
+from benchmarks import checkpoints, data, likelihood, samplers, sampling, train, variants
 from benchmarks.measure import growth, in_turns, matrix_product, nbytes, operations
 from benchmarks.variants import PLAIN, Comparison, Variant
 from run_lib import setup
@@ -240,19 +240,6 @@ def test_cost_of_a_checkpoint_is_its_stall_and_the_slowdown_of_steps():
     row = checkpoints.summary(rounds, first=1.0, size=10**9, steps=7)
     assert row["stall / file"] == 0.125 and row["lost to training / file"] == 0.75 / 4
     assert row["file MB"] == 1000 and row["first stall, s"] == 1.0 and row["steps"] == 7
-
-
-@pytest.mark.slow
-def test_start_up_is_measured_to_the_first_training_step(capsys):
-    startup.main(["--rounds", "1"])
-    times = {row["work"]: row["seconds"] for row in report(capsys)["results"]}
-    assert times.keys() == {*startup.COMMANDS, "first training step"}
-    assert times["first training step"] > times["import torch"] > 0.1
-
-
-def test_a_command_without_a_step_is_an_error():
-    with pytest.raises(RuntimeError, match="it broke"):
-        startup.first_step(["-c", "import sys; sys.exit('it broke')"])
 
 
 def test_samplers_make_the_evaluations_that_were_asked_for():

@@ -167,10 +167,12 @@ def test_per_sample_error_control_does_not_depend_on_batches(workdir, options):
             "eval__bpd_num_repeats": 1,
             "eval__enable_sampling": False,
         }
-        config = small_config(**{**options, **changes})
-        run_lib.evaluate(config, workdir, f"per_sample_{size}")
-        values.append(report(workdir / f"per_sample_{size}")[0]["bpd"])
-    assert values[0] == pytest.approx(values[1], abs=1e-4)
+        folder = f"per_sample_{size}"
+        run_lib.evaluate(small_config(**{**options, **changes}), workdir, folder)
+        rounds = sorted((workdir / folder).glob("*_bpd_*.npz"))
+        values.append(np.concatenate([load_arrays(path)["bpd"] for path in rounds]))
+    # Rounding of the network may decide whether a step is accepted, for a few images.
+    assert np.median(np.abs(values[0] - values[1])) < 1e-5
 
 
 def test_one_file_anywhere(workdir, options, tmp_path):

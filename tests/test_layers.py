@@ -154,11 +154,9 @@ def test_upward_imports_are_found(tmp_path):
 
 
 def is_plain(statement: ast.stmt) -> bool:
-    """Whether a statement is a docstring, an import, or the list `__all__`."""
+    """Whether a statement is a docstring or an import."""
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant)
-    if isinstance(statement, ast.Assign):
-        return ast.unparse(statement.targets[0]) == "__all__"
     return isinstance(statement, ast.Import | ast.ImportFrom)
 
 

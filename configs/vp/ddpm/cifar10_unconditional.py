@@ -1,11 +1,9 @@
 """DDPM on CIFAR-10 with a network that is not told the time."""
 
-from configs import data, parts
+from configs.vp.ddpm import cifar10
 
 
 def get_config():
-    config = data.cifar10_defaults()
-    parts.vp_sde(config, continuous=False)
-    parts.ddpm(config, conditional=False)
-    parts.pc_sampling(config, predictor="ancestral_sampling")
+    config = cifar10.get_config()
+    config.model.conditional = False
     return config
