@@ -19,7 +19,6 @@ from score_lib.samplers.correctors import (
     Corrector,
     LangevinCorrector,
     NoneCorrector,
-    PerSampleLangevinCorrector,
     get_corrector,
     register_corrector,
 )

@@ -24,7 +24,7 @@ def test_a_run_in_two_parts_is_the_whole_one(sde):
             sde,
             (8, 3),
             sampling.ReverseDiffusionPredictor,
-            sampling.PerSampleLangevinCorrector,
+            sampling.AnnealedLangevinDynamics,
             lambda x: x,
             0.16,
             continuous=True,

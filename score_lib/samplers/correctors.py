@@ -68,16 +68,14 @@ class LangevinCorrector(_Langevin):
 
 
 @register_corrector(name="langevin_per_sample")
-class PerSampleLangevinCorrector(_Langevin):
-    """Langevin dynamics with snr |z| / |score| of each sample, independent of its batch."""
-
-    def relative_step(self, score: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        return self.snr * _norms(z) / _norms(score)
-
-
 @register_corrector(name="ald")
 class AnnealedLangevinDynamics(_Langevin):
-    """Langevin dynamics with snr s(t), as in NCSN and NCSNv2.  [Song and Ermon, 2019 and 2020]"""
+    """Langevin dynamics with snr s(t), as in NCSN and NCSNv2.  [Song and Ermon, 2019 and 2020]
+
+    This is also `langevin_per_sample`: |z| / |score| is s(t) wherever noise dominates.  The norms
+    of a sample itself would not do: a step size that depends on x changes the distribution that
+    the chain converges to.
+    """
 
     def relative_step(self, score: Tensor, z: Tensor, t: Tensor) -> Tensor:
         return self.snr * self.sde.marginal_prob(score, t)[1]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
+from score_lib.samplers.accuracy import check_steps
 from score_lib.samplers.constraints import Constraint
 from score_lib.samplers.correctors import Corrector, NoneCorrector
 from score_lib.samplers.grids import visited_times
@@ -52,12 +55,14 @@ def get_pc_sampler(
         start_time, stop_time: part of the run to make, see `visited_times`.
         others: see `sampler_of`, which also documents the returned `sample`.
     Raises:
-        ValueError: no time lies between start_time and stop_time, or the network or the predictor
-            knows only the steps of the process's chain.
+        ValueError: no time lies between start_time and stop_time, the network or the predictor
+            knows only the steps of the process's chain, or there are too few other steps.
     """
     chain = steps in (0, sde.N) and grid in ("", "uniform")
     if not chain:
         sde = _other_steps(sde, predictor, continuous, steps, grid)
+        visited = functools.partial(_whole_run, sde, eps, grid)
+        check_steps(sde, predictor, visited, steps or sde.N, probability_flow, len(shape) - 1)
     times = visited_times(sde, eps, start_time, stop_time, steps=steps, grid=grid)
 
     def follow(x, score_fn, noise, **watch):
@@ -99,6 +104,10 @@ def _other_steps(
     sde = copy.copy(sde)
     sde.N = steps
     return sde
+
+
+def _whole_run(sde: SDE, eps: float, grid: str, steps: int) -> Tensor:
+    return visited_times(sde, eps, steps=steps, grid=grid)
 
 
 def predictor_step(

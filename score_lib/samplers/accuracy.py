@@ -1,0 +1,84 @@
+"""How accurate a number of steps is, from exact scores."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from score_lib.base.tensors import batch_mul
+from score_lib.samplers.predictors import (
+    AncestralSamplingPredictor,
+    EulerMaruyamaPredictor,
+    Predictor,
+    ReverseDiffusionPredictor,
+)
+from score_lib.sdes.process import SDE
+
+# Largest error of a run of few steps, in the network's range.
+MOST_ERROR = 0.05
+
+_OURS = (EulerMaruyamaPredictor, ReverseDiffusionPredictor, AncestralSamplingPredictor)
+
+
+def point_error(
+    sde: SDE,
+    predictor: type[Predictor],
+    times: Tensor,
+    probability_flow: bool = False,
+    dimensions: int = 1,
+) -> float:
+    """Root mean square of denoised samples when all data are the point 0, whose samples are 0.
+
+    Steps are linear in x and in the noise there, so that this is exact, without sampling.  Images
+    behave alike near the data: their pixels are as far apart as their range is wide.
+
+    Args:
+        times: those visited, and the end of the last step, (N + 1,).
+        dimensions: of D; a user's process may broadcast for one shape only.
+    """
+    t, s = times[:-1].double(), times[1:].double()
+
+    def score_fn(x: Tensor, t: Tensor) -> Tensor:
+        return batch_mul(-(sde.scale_and_std(t, dimensions)[1] ** -2), x)
+
+    built = predictor(sde, score_fn, probability_flow)
+    built.noise = torch.ones_like
+    x, x_mean = built.step(t.new_ones(len(t), *(1,) * dimensions), t, s)
+    gains, noises = x_mean.flatten().tolist(), (x - x_mean).flatten().tolist()
+    variance = float(sde.scale_and_std(t[:1], dimensions)[1]) ** 2
+    for gain, noise in zip(gains[:-1], noises[:-1], strict=True):
+        variance = gain**2 * variance + noise**2
+    return abs(gains[-1]) * math.sqrt(variance)
+
+
+def check_steps(
+    sde: SDE,
+    predictor: type[Predictor] | None,
+    visited: Callable[[int], Tensor],
+    steps: int,
+    probability_flow: bool = False,
+    dimensions: int = 1,
+) -> None:
+    """Refuse a number of steps in which a predictor does not get near the data.
+
+    Only for the published predictors: those of users need not be linear.
+
+    Args:
+        visited: from a number of steps to the visited times.
+    Raises:
+        ValueError: the error is above `MOST_ERROR`; names a number of steps that is enough.
+    """
+
+    def error(number: int) -> float:
+        return point_error(sde, predictor, visited(number), probability_flow, dimensions)
+
+    if predictor not in _OURS or (found := error(steps)) <= MOST_ERROR:
+        return
+    enough = next((n for k in range(1, 8) if error(n := steps << k) <= MOST_ERROR), None)
+    hint = f"{enough} steps are enough" if enough else "no number of steps helps"
+    raise ValueError(
+        f"{steps} steps of {predictor.__name__} are too few for {sde!r}: samples would be off by "
+        f"{found:.2g} in the network's range; {hint}, or choose a solver, such as "
+        "sampling.method = 'dpmpp_2m', which needs about 25"
+    )
