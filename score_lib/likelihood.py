@@ -4,8 +4,6 @@ log p_0(x_0) = log p_T(x_T) + integral of div f along the flow from x_0 to x_T. 
 estimated by Hutchinson's probes, eps^T (df/dx) eps, or summed exactly for small dimensions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

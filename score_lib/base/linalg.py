@@ -1,7 +1,5 @@
 """Linear systems given as matrix-vector products."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Messages, metrics and progress bars of a run."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -118,7 +116,7 @@ class MetricsLog:
         with naming(self._events):
             self._writer.close()
 
-    def __enter__(self) -> MetricsLog:
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *exception) -> None:

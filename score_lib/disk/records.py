@@ -4,8 +4,6 @@ Such a file is a zip file of uncompressed records, and PyTorch does not verify t
 Published files from before PyTorch 1.6 have another layout, without records and checksums.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import struct

@@ -1,7 +1,5 @@
 """Results as tables: on the console, in Markdown, in JSON."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Guidance by a classifier of noisy data.  [S21, section 5 and appendix I.1]"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """From a name, or a config, to an operator or a restoration method."""
 
-from __future__ import annotations
-
 from score_lib.inverse import (  # noqa: F401  (they register what they define)
     consistency,
     masks,

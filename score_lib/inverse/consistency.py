@@ -3,8 +3,6 @@
 [S21, appendices I.2 to I.4]
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Editing: sampling from noisy data.  [Meng et al. 2022, SDEdit]"""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul

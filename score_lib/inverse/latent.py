@@ -15,8 +15,6 @@ distribution of the data: networks that both know it agree on it, see `code_corr
 Images are (B, *D) in [0, 1] and codes (B, *D) in the network's range at T.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Operators whose nonzero singular values are all one: masks and random projections."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -68,7 +66,7 @@ class Mask(PartialIsometry):
         return torch.where(mask, x, fill)
 
     @classmethod
-    def box(cls, shape: Shape, box: Sequence[int] = ()) -> Mask:
+    def box(cls, shape: Shape, box: Sequence[int] = ()) -> "Mask":
         """A box is open.
 
         Args:
@@ -95,7 +93,7 @@ class Mask(PartialIsometry):
         return cls(shape, mask)
 
     @classmethod
-    def random(cls, shape: Shape, keep: float = 0.25, seed: int = 0) -> Mask:
+    def random(cls, shape: Shape, keep: float = 0.25, seed: int = 0) -> "Mask":
         """Pixels at random are known, the same in all channels.
 
         Args:
@@ -115,7 +113,7 @@ class Mask(PartialIsometry):
         return cls(shape, mask.reshape(sides))
 
     @classmethod
-    def half(cls, shape: Shape) -> Mask:
+    def half(cls, shape: Shape) -> "Mask":
         """The end of the last axis of D is open, such as the right half of images."""
         return cls(shape, torch.arange(shape[-1]) < (shape[-1] + 1) // 2)
 

@@ -1,7 +1,5 @@
 """Constraints by a linear measurement y = A x_0 + sigma_y n."""
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Posterior guidance: the score of the measurement given x_t, through the denoiser."""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable
 

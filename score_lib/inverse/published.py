@@ -1,7 +1,5 @@
 """Samplers for conditional generation, with the published signatures.  [S21, appendix I]"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Operators by their singular value decomposition: one matrix along each axis."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Noise-conditional classification.  [S21, appendix I.1]"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor, nn

@@ -4,8 +4,6 @@ The losses of score SDEs, SMLD and DDPM are one formula, |s score(x_t) + z|^2 wi
 x_t = m x_0 + s z; they differ in how the noise level is drawn and in how it is weighted.
 """
 
-from __future__ import annotations
-
 import abc
 
 import torch

@@ -1,7 +1,5 @@
 """The noise levels that a network is trained at."""
 
-from __future__ import annotations
-
 import abc
 
 import torch

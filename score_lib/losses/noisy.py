@@ -1,7 +1,5 @@
 """Losses of a network's output on noisy data."""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable
 from typing import NamedTuple

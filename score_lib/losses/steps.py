@@ -1,7 +1,5 @@
 """The configured loss, and one step of training or evaluation with it."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 

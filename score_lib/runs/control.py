@@ -4,8 +4,6 @@ A task, chosen by `control.task`, is a function of a run that returns rows of pi
 Result r of row k is sample number k `control.num_results` + r of the seed, whatever its batch.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging

@@ -1,7 +1,5 @@
 """Evaluation of checkpoints: `--mode eval`."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

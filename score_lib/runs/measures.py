@@ -4,8 +4,6 @@ The randomness of a round is a function of the seed and of the number of the exa
 of its batch.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable

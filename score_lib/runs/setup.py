@@ -4,8 +4,6 @@ A mode builds what it needs: statistics of a data set need no network, and only 
 optimiser.  Every mode draws samples through `Run.draw`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

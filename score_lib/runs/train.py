@@ -5,8 +5,6 @@ Randomness is a function of the seed and its use: each training step seeds the g
 in between changes nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """The reverse SDE with adaptive steps.  [Jolicoeur-Martineau et al. 2021]"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

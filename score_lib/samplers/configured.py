@@ -1,7 +1,5 @@
 """From a config to a sampler."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from score_lib.base.registry import Registry

@@ -1,7 +1,5 @@
 """Conditions on samples.  [S21, section 5]"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from torch import Tensor

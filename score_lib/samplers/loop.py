@@ -5,8 +5,6 @@ and solvers make such steps; correctors and constraints work at t.  The loop vis
 neighbouring times.  x is (B, *D) in the network's range, t and s are (B,).
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence

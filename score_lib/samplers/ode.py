@@ -1,7 +1,5 @@
 """Sampling by the probability-flow ODE.  [S21, section 4.3, appendix D.1]"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Predictor-corrector sampling.  [S21, algorithm 1]"""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 

@@ -4,8 +4,6 @@ The published predictors make the steps of the process's own chain, N of them on
 Between any two other times they make the step that leads from the one to the other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -11,8 +11,6 @@ They work for any process whose mean is m(t) x_0, and need a network of continuo
 is good between its discrete noise levels.
 """
 
-from __future__ import annotations
-
 import abc
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """From a config, or a name, to a process."""
 
-from __future__ import annotations
-
 from score_lib.sdes import published  # noqa: F401  (registers its processes)
 from score_lib.sdes.process import SDE, SDES
 

@@ -7,8 +7,6 @@ class CosineVPSDE(LinearSDE):
     def marginal_coeffs(self, t): ...
 """
 
-from __future__ import annotations
-
 import abc
 import math
 

@@ -6,8 +6,6 @@ losses and likelihood only call methods and never ask which class they hold.
 Throughout, x is (B, *D) in the network's range and t is (B,) in [0, T], from data to noise.
 """
 
-from __future__ import annotations
-
 import abc
 import math
 from collections.abc import Callable, Mapping
@@ -94,7 +92,7 @@ class SDE(abc.ABC):
         drift, diffusion = self.sde(x, t)
         return batch_mul(t - s, drift), diffusion * torch.sqrt(t - s)
 
-    def reverse(self, score_fn: Callable, probability_flow: bool = False) -> ReverseSDE:
+    def reverse(self, score_fn: Callable, probability_flow: bool = False) -> "ReverseSDE":
         """The process run backwards in time, as an SDE or as the probability-flow ODE."""
         return ReverseSDE(self, score_fn, probability_flow)
 

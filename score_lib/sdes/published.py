@@ -1,7 +1,5 @@
 """The processes of the paper: VE, VP and sub-VP.  [S21, section 3.4 and appendices B, C]"""
 
-from __future__ import annotations
-
 import math
 from functools import cached_property
 
