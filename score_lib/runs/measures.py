@@ -19,8 +19,7 @@ from score_lib.disk.files import write_text
 from score_lib.disk.pictures import save_grid, to_uint8
 from score_lib.disk.reports import markdown_table, mean_and_error, save_histogram
 from score_lib.likelihood import bits_per_dim, get_log_likelihood_fn, offsets
-from score_lib.losses.classifier import ClassifierLoss
-from score_lib.losses.noisy import Draws, NoisyLoss
+from score_lib.losses.objectives import ClassifierLoss, Draws, NoisyLoss
 from score_lib.metrics.configured import get_extractor, load_dataset_stats
 from score_lib.metrics.stats import Statistics, metrics
 from score_lib.runs.heldout import HeldOut

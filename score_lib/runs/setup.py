@@ -32,9 +32,9 @@ from score_lib.disk.checkpoints import (
     restore_contents,
     restore_latest,
 )
-from score_lib.losses.noisy import NoisyLoss
+from score_lib.losses.objectives import NoisyLoss, get_loss_fn
 from score_lib.losses.optimization import get_optimizer, optimization_manager
-from score_lib.losses.steps import get_loss_fn, get_step_fn
+from score_lib.losses.steps import get_step_fn
 from score_lib.options import checked
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
 from score_lib.sdes.configured import create_sde
