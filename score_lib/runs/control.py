@@ -24,11 +24,10 @@ from score_lib.disk.logs import messages_to
 from score_lib.disk.pictures import is_picture, save_grid, to_uint8
 from score_lib.disk.reports import mean_and_error, write_report
 from score_lib.inverse import latent
-from score_lib.inverse.classes import ClassGuidance
-from score_lib.inverse.configured import build_operator, build_restoration
-from score_lib.inverse.editing import StartFrom
-from score_lib.inverse.masks import Mask
+from score_lib.inverse.conditions import ClassGuidance, StartFrom
+from score_lib.inverse.measurements import Mask, build_operator
 from score_lib.inverse.operators import LinearOperator, measure
+from score_lib.inverse.restoration import build_restoration
 from score_lib.metrics.configured import get_extractor
 from score_lib.runs.setup import Run, from_checkpoint, in_batches, restored
 from score_lib.samplers.constraints import Constraint
