@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from score_lib.base.distributed import is_main
-from score_lib.disk.files import atomic_write, naming
+from score_lib.disk.files import naming, write_text
 
 _FORMAT = "%(asctime)s %(levelname).1s {process}%(message)s"
 
@@ -128,8 +128,7 @@ class MetricsLog:
         # Undecodable bytes are not a record.
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
-        with atomic_write(self.path, "w") as file:
-            file.writelines(line + "\n" for line in kept)
+        write_text(self.path, "".join(line + "\n" for line in kept))
 
 
 class SilentLog:

@@ -37,8 +37,8 @@ from score_lib.losses.optimization import get_optimizer, optimization_manager
 from score_lib.losses.steps import get_step_fn
 from score_lib.options import checked
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
-from score_lib.sdes.configured import create_sde
 from score_lib.sdes.process import SDE
+from score_lib.sdes.published import create_sde
 
 # The checkpoint at which training resumes, in the folder of a run.
 META = pathlib.Path("checkpoints-meta", "checkpoint.pth")

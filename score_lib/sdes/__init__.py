@@ -2,6 +2,5 @@
 
 - `process`: the interface, and the time reversal
 - `linear`: processes with a linear drift
-- `published`: VE, VP and sub-VP
-- `configured`: from a config to a process
+- `published`: VE, VP and sub-VP; from a config to a process
 """
