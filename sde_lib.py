@@ -5,8 +5,7 @@ time) or `SDE`; `register_sde` makes it available to configs.
 """
 
 from score_lib.base.tensors import batch_mul
-from score_lib.sdes.linear import LinearSDE
-from score_lib.sdes.process import SDE, ReverseSDE, register_sde
+from score_lib.sdes.process import SDE, LinearSDE, ReverseSDE, register_sde
 from score_lib.sdes.published import VESDE, VPSDE, create_sde, get_sde, registered_sdes, subVPSDE
 
 __all__ = [

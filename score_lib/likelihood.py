@@ -148,14 +148,9 @@ def get_likelihood_fn(
     Returns:
         `likelihood_fn(model, data, *, noise=None) -> (bits/dim (B,), z (B, *D), evaluations)`.
     """
+    solver = {"rtol": rtol, "atol": atol, "method": method, "eps": eps}
     log_likelihood_fn = get_log_likelihood_fn(
-        sde,
-        hutchinson_type=hutchinson_type,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        eps=eps,
-        **options,
+        sde, hutchinson_type=hutchinson_type, **solver, **options
     )
 
     def likelihood_fn(model, data, *, noise=None):

@@ -42,10 +42,7 @@ def load_verified(
         OSError: the file cannot be read.
         Exception: damaged files make PyTorch raise errors of nearly any type.
     """
-    with (
-        open(path, "rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents,
-    ):
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
         if contents[: len(_ZIP)] != _ZIP:  # PyTorch, too, distinguishes the layouts by this
             _refuse_buffers(contents, 0, len(contents))
             return _load(path, device, mapped=False)

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
 from score_lib.inverse.restoration import check_floats
-from score_lib.samplers.constraints import Constraint
-from score_lib.samplers.loop import Noise
+from score_lib.samplers.loop import Constraint, Noise
 from score_lib.scores import get_classifier_grad_fn
 from score_lib.sdes.process import SDE
 

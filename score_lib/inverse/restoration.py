@@ -10,8 +10,7 @@ from torch import Tensor
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import batch_mul
 from score_lib.inverse.operators import LinearOperator
-from score_lib.samplers.constraints import Constraint
-from score_lib.samplers.loop import Noise, Step
+from score_lib.samplers.loop import Constraint, Noise, Step
 from score_lib.sdes.process import SDE
 
 # Builders take (operator, measurement, noise_std) and `bounds`, the range of the data.
@@ -143,11 +142,11 @@ class PublishedGray(DataConsistency):
         return super().spread(along, std)
 
 
-def _without_bounds(*measured, bounds: tuple[float, float]) -> DataConsistency:
-    return DataConsistency(*measured)
-
-
-register_restoration(DataConsistency, name="projection", build=_without_bounds)
+register_restoration(
+    DataConsistency,
+    name="projection",
+    build=lambda *measured, bounds: DataConsistency(*measured),
+)
 
 
 class PosteriorGuidance(Measured):
@@ -308,11 +307,7 @@ register_restoration(
 
 
 def solve(
-    apply: Callable[[Tensor], Tensor],
-    b: Tensor,
-    iterations: int,
-    *,
-    tolerance: float | None = None,
+    apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int, *, tolerance: float | None = None
 ) -> Tensor:
     """Solve S u = b for each sample by conjugate gradients, starting at 0.
 

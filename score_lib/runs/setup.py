@@ -169,14 +169,8 @@ class Run:
                 "the config and the checkpoint of a score network"
             )
         seed = self.config.seed if seed is None else seed
-        sampler = get_sampling_fn(
-            self.config,
-            self.sde,
-            (len(indices), *self.shape),
-            self.inverse_scaler,
-            self.sde.sampling_eps,
-            **options,
-        )
+        shape, eps = (len(indices), *self.shape), self.sde.sampling_eps
+        sampler = get_sampling_fn(self.config, self.sde, shape, self.inverse_scaler, eps, **options)
         noise = SampleNoise(seed, indices, self.device)
         with self.sampling_network() as model:
             images, _ = sampler(model, noise=noise, progress=progress)

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from score_lib.base.ode import integrate
-from score_lib.samplers.constraints import Constraint, without_wraps
-from score_lib.samplers.loop import sampler_of, without_callback
+from score_lib.samplers.loop import Constraint, sampler_of, without_callback, without_wraps
 from score_lib.samplers.predictors import ReverseDiffusionPredictor
 from score_lib.sdes.process import SDE
 

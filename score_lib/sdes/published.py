@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
-from score_lib.sdes.linear import LinearSDE
-from score_lib.sdes.process import SDE, SDES, register_sde
+from score_lib.sdes.process import SDE, SDES, LinearSDE, register_sde
 
 get_sde = SDES.get
 _BETA_OPTIONS = {
