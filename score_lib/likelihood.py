@@ -4,8 +4,6 @@ log p_0(x_0) = log p_T(x_T) + integral of div f along the flow from x_0 to x_T. 
 estimated by Hutchinson's probes, eps^T (df/dx) eps, or summed exactly for small dimensions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -150,14 +148,9 @@ def get_likelihood_fn(
     Returns:
         `likelihood_fn(model, data, *, noise=None) -> (bits/dim (B,), z (B, *D), evaluations)`.
     """
+    solver = {"rtol": rtol, "atol": atol, "method": method, "eps": eps}
     log_likelihood_fn = get_log_likelihood_fn(
-        sde,
-        hutchinson_type=hutchinson_type,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        eps=eps,
-        **options,
+        sde, hutchinson_type=hutchinson_type, **solver, **options
     )
 
     def likelihood_fn(model, data, *, noise=None):

@@ -1,7 +1,5 @@
 """Arrays in .npz files, and members of zip files, read without pickle and in bounded memory."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import math

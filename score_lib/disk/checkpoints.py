@@ -5,8 +5,6 @@ other plain values of a run.  Published files have `module.` before each model k
 scalar as learning rate.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging

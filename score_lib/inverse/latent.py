@@ -15,8 +15,6 @@ distribution of the data: networks that both know it agree on it, see `code_corr
 Images are (B, *D) in [0, 1] and codes (B, *D) in the network's range at T.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -208,32 +206,11 @@ def code_correlation(first: Tensor, second: Tensor) -> Correlation:
     )
 
 
-def _flow(
-    sde: SDE,
-    start_time: float,
-    stop_time: float,
-    *,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    method: str = "RK45",
-    continuous: bool = True,
-    per_sample: bool = False,
-    differentiable: bool = False,
-) -> Callable:
+def _flow(sde: SDE, start_time: float, stop_time: float, **options) -> Callable:
     """`follow(model, x) -> (x at stop_time, evaluations)`: along the flow, in either direction."""
-    return get_ode_sampler(
-        sde,
-        (),  # unused: x is always given
-        lambda x: x,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        eps=stop_time,
-        continuous=continuous,
-        per_sample=per_sample,
-        start_time=start_time,
-        differentiable=differentiable,
-    )
+    ends = {"start_time": start_time, "eps": stop_time}
+    # The shape is unused: x is always given.
+    return get_ode_sampler(sde, (), lambda x: x, **ends, **options)
 
 
 def _first_time(sde: SDE, eps: float | None) -> float:

@@ -1,7 +1,5 @@
 """The images of a data set as an evaluation reads them."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Callable, Iterator
@@ -38,7 +36,7 @@ class DataBytes:
         batches = itertools.islice(self.stream, len(self.numbers))
         return (batch["image"].movedim(1, -1) for batch in batches)
 
-    def share(self) -> DataBytes:
+    def share(self) -> "DataBytes":
         """This process's share of the batches."""
         mine = copy.copy(self)
         mine.numbers = distributed.share(self.numbers)

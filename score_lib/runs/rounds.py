@@ -5,8 +5,6 @@ Several processes share the rounds; each round is made by one process, so their 
 figure.  They exchange rounds through the folder, which all of them must see.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

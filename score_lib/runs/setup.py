@@ -4,8 +4,6 @@ A mode builds what it needs: statistics of a data set need no network, and only 
 optimiser.  Every mode draws samples through `Run.draw`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -34,13 +32,13 @@ from score_lib.disk.checkpoints import (
     restore_contents,
     restore_latest,
 )
-from score_lib.losses.noisy import NoisyLoss
+from score_lib.losses.objectives import NoisyLoss, get_loss_fn
 from score_lib.losses.optimization import get_optimizer, optimization_manager
-from score_lib.losses.steps import get_loss_fn, get_step_fn
+from score_lib.losses.steps import get_step_fn
 from score_lib.options import checked
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
-from score_lib.sdes.configured import create_sde
 from score_lib.sdes.process import SDE
+from score_lib.sdes.published import create_sde
 
 # The checkpoint at which training resumes, in the folder of a run.
 META = pathlib.Path("checkpoints-meta", "checkpoint.pth")
@@ -171,14 +169,8 @@ class Run:
                 "the config and the checkpoint of a score network"
             )
         seed = self.config.seed if seed is None else seed
-        sampler = get_sampling_fn(
-            self.config,
-            self.sde,
-            (len(indices), *self.shape),
-            self.inverse_scaler,
-            self.sde.sampling_eps,
-            **options,
-        )
+        shape, eps = (len(indices), *self.shape), self.sde.sampling_eps
+        sampler = get_sampling_fn(self.config, self.sde, shape, self.inverse_scaler, eps, **options)
         noise = SampleNoise(seed, indices, self.device)
         with self.sampling_network() as model:
             images, _ = sampler(model, noise=noise, progress=progress)

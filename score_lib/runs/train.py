@@ -5,8 +5,6 @@ Randomness is a function of the seed and its use: each training step seeds the g
 in between changes nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -22,8 +20,7 @@ from score_lib.base.tensors import derive_seed
 from score_lib.data.loading import get_dataset
 from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import restore_latest
-from score_lib.disk.files import open_folder, remove_leftovers
-from score_lib.disk.lock import locked
+from score_lib.disk.files import locked, open_folder, remove_leftovers
 from score_lib.disk.logs import MetricsLog, Rate, SilentLog, messages_to, progress_bar
 from score_lib.disk.pictures import is_picture, make_grid
 from score_lib.disk.writer import CheckpointWriter

@@ -1,15 +1,12 @@
 """The reverse SDE with adaptive steps.  [Jolicoeur-Martineau et al. 2021]"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
-from score_lib.samplers.constraints import Constraint, without_wraps
-from score_lib.samplers.loop import Noise, sampler_of, without_callback
+from score_lib.samplers.loop import Constraint, sampler_of, without_callback, without_wraps
 from score_lib.sdes.process import SDE
 
 
@@ -59,17 +56,7 @@ def get_adaptive_sampler(
     return sampler_of(sde, shape, inverse_scaler, follow, start_time, *shared)
 
 
-def _integrate(
-    x: Tensor,
-    reverse: Callable,
-    noise: Noise,
-    start_time: float,
-    eps: float,
-    *,
-    rtol: float,
-    atol: float,
-    first_step: float,
-) -> tuple[Tensor, Tensor]:
+def _integrate(x, reverse, noise, start_time, eps, *, rtol, atol, first_step):
     """x and t, (B,), at eps, from x at the start."""
     t = torch.full((x.shape[0],), start_time, dtype=torch.float32, device=x.device)
     h = torch.full_like(t, first_step)

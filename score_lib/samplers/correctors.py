@@ -1,7 +1,5 @@
 """Correctors: Markov chain steps that leave p_t as it is.  [S21, appendix G]"""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable
 

@@ -1,14 +1,12 @@
 """Sampling by the probability-flow ODE.  [S21, section 4.3, appendix D.1]"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
 
 from score_lib.base.ode import integrate
-from score_lib.samplers.constraints import Constraint, without_wraps
-from score_lib.samplers.loop import sampler_of, without_callback
+from score_lib.samplers.loop import Constraint, sampler_of, without_callback, without_wraps
+from score_lib.samplers.predictors import ReverseDiffusionPredictor
 from score_lib.sdes.process import SDE
 
 
@@ -32,7 +30,7 @@ def get_ode_sampler(
     """Sampling by integrating the probability-flow ODE.  [S21, section 4.3, appendix D.1]
 
     Args:
-        denoise: end with the denoised x, E[x_0 | x_t], for one evaluation more.
+        denoise: end with one reverse-diffusion step without its noise.
         rtol, atol: tolerances of the solver.
         method: "RK45", on the device, or another of SciPy's solvers, on the host.
         eps: time at which integration stops.
@@ -58,8 +56,8 @@ def get_ode_sampler(
         x, _ = integrate(drift, x.double(), start_time, eps, **tolerances)
         x = x.to(dtype)
         if denoise:
-            t = torch.full((x.shape[0],), eps, dtype=dtype, device=x.device)
-            x = sde.denoised(x, t, score_fn(x, t))
+            last = ReverseDiffusionPredictor(sde, score_fn)
+            _, x = last.update_fn(x, torch.full((x.shape[0],), eps, device=x.device))
         return x
 
     shared = continuous, device, constraints, differentiable

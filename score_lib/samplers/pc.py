@@ -1,19 +1,13 @@
 """Predictor-corrector sampling.  [S21, algorithm 1]"""
 
-from __future__ import annotations
-
 import copy
-import functools
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
-from score_lib.samplers.accuracy import check_steps
-from score_lib.samplers.constraints import Constraint
 from score_lib.samplers.correctors import Corrector, NoneCorrector
 from score_lib.samplers.grids import visited_times
-from score_lib.samplers.loop import Noise, Step, run_steps, sampler_of
+from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of
 from score_lib.samplers.predictors import NonePredictor, Predictor
 from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE
@@ -55,14 +49,12 @@ def get_pc_sampler(
         start_time, stop_time: part of the run to make, see `visited_times`.
         others: see `sampler_of`, which also documents the returned `sample`.
     Raises:
-        ValueError: no time lies between start_time and stop_time, the network or the predictor
-            knows only the steps of the process's chain, or there are too few other steps.
+        ValueError: no time lies between start_time and stop_time, or the network or the predictor
+            knows only the steps of the process's chain.
     """
     chain = steps in (0, sde.N) and grid in ("", "uniform")
     if not chain:
         sde = _other_steps(sde, predictor, continuous, steps, grid)
-        visited = functools.partial(_whole_run, sde, eps, grid)
-        check_steps(sde, predictor, visited, steps or sde.N, probability_flow, len(shape) - 1)
     times = visited_times(sde, eps, start_time, stop_time, steps=steps, grid=grid)
 
     def follow(x, score_fn, noise, **watch):
@@ -104,10 +96,6 @@ def _other_steps(
     sde = copy.copy(sde)
     sde.N = steps
     return sde
-
-
-def _whole_run(sde: SDE, eps: float, grid: str, steps: int) -> Tensor:
-    return visited_times(sde, eps, steps=steps, grid=grid)
 
 
 def predictor_step(

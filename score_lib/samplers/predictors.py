@@ -4,8 +4,6 @@ The published predictors make the steps of the process's own chain, N of them on
 Between any two other times they make the step that leads from the one to the other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -56,6 +54,10 @@ class Predictor:
             "process's own chain: define step(x, t, s) for other grids of times"
         )
 
+    def noised(self, x: Tensor, x_mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """x_mean with noise like x, of standard deviation (B,), and x_mean itself."""
+        return x_mean + batch_mul(std, self.noise(x)), x_mean
+
     @classmethod
     def takes_any_step(cls) -> bool:
         """Whether the class defines `step`."""
@@ -74,8 +76,7 @@ class EulerMaruyamaPredictor(Predictor):
 
     def _move(self, x: Tensor, t: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
         drift, diffusion = self.rsde.sde(x, t)
-        x_mean = x - batch_mul(dt, drift)
-        return x_mean + batch_mul(diffusion * torch.sqrt(dt), self.noise(x)), x_mean
+        return self.noised(x, x - batch_mul(dt, drift), diffusion * torch.sqrt(dt))
 
 
 @register_predictor(name="reverse_diffusion")
@@ -83,14 +84,12 @@ class ReverseDiffusionPredictor(Predictor):
     """x <- x - f_rev + G z, with the forward process's own discretisation.  [S21, appendix E]"""
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self._move(x, *self.rsde.discretize(x, t))
+        f, G = self.rsde.discretize(x, t)
+        return self.noised(x, x - f, G)
 
     def step(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        return self._move(x, *self.rsde.increment(x, t, s))
-
-    def _move(self, x: Tensor, f: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
-        x_mean = x - f
-        return x_mean + batch_mul(G, self.noise(x)), x_mean
+        f, G = self.rsde.increment(x, t, s)
+        return self.noised(x, x - f, G)
 
 
 @register_predictor(name="ancestral_sampling")
@@ -106,13 +105,10 @@ class AncestralSamplingPredictor(Predictor):
             )
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self._move(x, *self.sde.ancestral_step(x, t, self.score_fn(x, t)))
+        return self.noised(x, *self.sde.ancestral_step(x, t, self.score_fn(x, t)))
 
     def step(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        return self._move(x, *self.sde.posterior(x, t, s, self.score_fn(x, t)))
-
-    def _move(self, x: Tensor, x_mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        return x_mean + batch_mul(std, self.noise(x)), x_mean
+        return self.noised(x, *self.sde.posterior(x, t, s, self.score_fn(x, t)))
 
 
 @register_predictor(name="none")

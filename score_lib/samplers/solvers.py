@@ -11,8 +11,6 @@ They work for any process whose mean is m(t) x_0, and need a network of continuo
 is good between its discrete noise levels.
 """
 
-from __future__ import annotations
-
 import abc
 import math
 from collections.abc import Callable, Sequence
@@ -21,9 +19,8 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
-from score_lib.samplers.constraints import Constraint, without_wraps
 from score_lib.samplers.grids import log_snr, marginal_coeffs, time_at, time_grid
-from score_lib.samplers.loop import Noise, run_steps, sampler_of
+from score_lib.samplers.loop import Constraint, Noise, run_steps, sampler_of, without_wraps
 from score_lib.sdes.process import SDE
 
 

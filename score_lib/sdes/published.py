@@ -1,6 +1,4 @@
-"""The processes of the paper: VE, VP and sub-VP.  [S21, section 3.4 and appendices B, C]"""
-
-from __future__ import annotations
+"""The processes of the paper, and from a name to one.  [S21, section 3.4 and appendices B, C]"""
 
 import math
 from functools import cached_property
@@ -9,9 +7,9 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
-from score_lib.sdes.linear import LinearSDE
-from score_lib.sdes.process import register_sde
+from score_lib.sdes.process import SDE, SDES, LinearSDE, register_sde
 
+get_sde = SDES.get
 _BETA_OPTIONS = {
     "beta_min": "model.beta_min",
     "beta_max": "model.beta_max",
@@ -251,3 +249,13 @@ class VESDE(_Chain):
 
     def __repr__(self) -> str:
         return f"VESDE({self.sigma_min}, {self.sigma_max}, N={self.N})"
+
+
+def registered_sdes() -> list[SDE]:
+    """One process of each registered class, with its default parameters."""
+    return [SDES.get(name)() for name in SDES]
+
+
+def create_sde(config) -> SDE:
+    """The configured process, `training.sde`, with the parameters in the config."""
+    return SDES.build(config.training.sde, config)
