@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.ode import integrate
+from score_lib.base.tensors import check_floats, rows
 from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE
 
@@ -67,7 +68,7 @@ def value_and_divergence(
             torch.autograd.grad(value, x, eps, retain_graph=i + 1 < len(probes))[0]
             for i, eps in enumerate(probes)
         ]
-    estimates = [(p * eps).flatten(1).sum(1) for p, eps in zip(products, probes, strict=True)]
+    estimates = [rows(p * eps).sum(1) for p, eps in zip(products, probes, strict=True)]
     return value.detach(), torch.stack(estimates, dim=1)
 
 
@@ -104,6 +105,8 @@ def get_log_likelihood_fn(
     kind = _kind_of_probe(hutchinson_type, num_probes)
 
     def log_likelihood_fn(model, data, *, noise=None):
+        check_floats("the data", data)
+        sde.check_times(eps, shape=data.shape)
         probes = _basis(data) if kind == "exact" else _draw_probes(kind, num_probes, data, noise)
         score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
         flow = sde.reverse(score_fn, probability_flow=True)
@@ -113,11 +116,11 @@ def get_log_likelihood_fn(
             drift, divergence = value_and_divergence(lambda x, t: flow.sde(x, t)[0], x, t, probes)
             if kind == "exact":
                 divergence = divergence.sum(1, keepdim=True)
-            return torch.cat([drift.flatten(1), divergence], dim=1)
+            return torch.cat([rows(drift), divergence], dim=1)
 
         size = data[0].numel()
         columns = 1 if kind == "exact" else num_probes
-        start = torch.cat([data.flatten(1), data.new_zeros(len(data), columns)], dim=1).double()
+        start = torch.cat([rows(data), data.new_zeros(len(data), columns)], dim=1).double()
         state, nfe = integrate(
             slope, start, eps, sde.T, rtol=rtol, atol=atol, method=method, per_sample=per_sample
         )

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 
 from score_lib.base.distributed import unwrapped
 
+_DTYPES = (torch.float32, torch.float64)
+
 
 def get_model_fn(model: Callable, train: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     """`model_fn(x, labels)`: the network in training or evaluation mode.
+
+    A network of float32 or float64 is called in its own dtype; the result has that of x.
 
     Args:
         model: a network, or any function of (x, labels).
@@ -25,9 +29,20 @@ def get_model_fn(model: Callable, train: bool = False) -> Callable[[Tensor, Tens
         # be stale if the inner network's mode was set directly.
         if isinstance(model, nn.Module) and unwrapped(model).training != train:
             model.train(train)
-        return model(x, labels)
+        dtype = dtype_of(model)
+        if x.dtype == dtype or x.dtype not in _DTYPES:
+            return model(x, labels)
+        labels = labels.to(dtype) if labels.is_floating_point() else labels
+        return model(x.to(dtype), labels).to(x.dtype)
 
     return model_fn
+
+
+def dtype_of(model: Callable) -> torch.dtype:
+    """The dtype that a network computes in: float64 if its parameters are, else float32."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    first = next((p.dtype for p in parameters if p.dtype.is_floating_point), torch.float32)
+    return first if first in _DTYPES else torch.float32
 
 
 def get_score_fn(sde, model: Callable, train: bool = False, continuous: bool = False) -> Callable:

@@ -74,9 +74,9 @@ def test_no_way_is_no_step():
 
 def test_failure_is_said():
     y = torch.ones(1, 1, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="smaller than rounding"):
+    with pytest.raises(FloatingPointError, match="smaller than rounding"):
         integrate(lambda t, y: y / 0.0, y, 0.0, 1.0)
-    with pytest.raises(RuntimeError, match="smaller than rounding"):
+    with pytest.raises(FloatingPointError, match="smaller than rounding"):
         integrate(lambda t, y: y**2, y, 0.0, 2.0)  # infinite at t = 1
     with pytest.raises(ValueError, match="RK45"):
         integrate(lambda t, y: y, y, 0.0, 1.0, method="LSODA", per_sample=True)

@@ -63,7 +63,7 @@ def integrate(
         y at t1, (B, *D), and the number of evaluations of fn.
     Raises:
         ValueError: an unknown method, or per_sample or a gradient with one other than RK45.
-        RuntimeError: the step became smaller than rounding (fn is stiff or not finite).
+        FloatingPointError: the step became smaller than rounding (fn is stiff or not finite).
     """
     if method == "RK45":
         return _RK45(fn, y, t1, rtol, atol, per_sample).run(t0)
@@ -98,7 +98,7 @@ class _RK45:
             h = torch.minimum(h, left)
             rounding = 10 * (torch.nextafter(t, torch.full_like(t, torch.inf)) - t)
             if bool((~(h >= rounding) & (left > 0)).any()):  # a step that is no number, too
-                raise RuntimeError(
+                raise FloatingPointError(
                     f"the ODE cannot be integrated beyond t = {t.min():.3g} to {t.max():.3g}: the "
                     "step has become smaller than rounding; is the score finite there?"
                 )
@@ -189,5 +189,5 @@ def _integrate_on_host(fn, y, t0, t1, rtol, atol, method):
         slope, (t0, t1), start, rtol=rtol, atol=atol, method=method, t_eval=(t1,)
     )
     if not solution.success:
-        raise RuntimeError(f"the ODE solver {method} failed: {solution.message}")
+        raise FloatingPointError(f"the ODE solver {method} failed: {solution.message}")
     return torch.from_numpy(solution.y[:, -1]).reshape(y.shape).to(y), solution.nfev

@@ -15,6 +15,29 @@ def batch_mul(a: Tensor, x: Tensor) -> Tensor:
     return a.reshape(-1, *(1,) * (x.dim() - 1)) * x
 
 
+def rows(x: Tensor) -> Tensor:
+    """x (B, *D) as (B, D), also for scalars, (B,)."""
+    return x.flatten(1) if x.dim() > 1 else x.reshape(-1, 1)
+
+
+def check_floats(what: str, x: Tensor) -> None:
+    """Refuse anything but real floating-point numbers.
+
+    Raises:
+        ValueError: integers, or complex numbers.
+    """
+    if x.is_complex():
+        raise ValueError(
+            f"{what} should hold real numbers, not {x.dtype}: give real and imaginary parts as two "
+            "channels, as torch.view_as_real does"
+        )
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{what} should hold floating-point numbers in the network's range, not {x.dtype}: "
+            "divide bytes by 255, and use the scaler"
+        )
+
+
 def image_shape(config) -> tuple[int, int, int]:
     """(C, H, W) of the images that a complete config describes.
 

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul
-from score_lib.inverse.restoration import check_floats
+from score_lib.base.tensors import batch_mul, check_floats
 from score_lib.samplers.loop import Constraint, Noise
 from score_lib.scores import get_classifier_grad_fn
 from score_lib.sdes.process import SDE

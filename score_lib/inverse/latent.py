@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul
+from score_lib.base.tensors import batch_mul, rows
 from score_lib.samplers.ode import get_ode_sampler
 from score_lib.sdes.process import SDE
 
@@ -116,7 +116,7 @@ def get_reconstructor(sde: SDE, scaler: Callable, inverse_scaler: Callable, **op
     def reconstruct(model: Callable, images: Tensor) -> Reconstruction:
         z, there = encode(model, images)
         decoded, back = decode(model, z)
-        difference = _flat(decoded - images.to(decoded))
+        difference = rows(decoded - images.to(decoded))
         error = _norm(difference) / math.sqrt(difference.shape[1])
         return Reconstruction(decoded, error, z, there + back)
 
@@ -196,7 +196,7 @@ def code_correlation(first: Tensor, second: Tensor) -> Correlation:
             "a correlation needs at least two images of at least two dimensions, not codes of "
             f"shape {tuple(first.shape)}"
         )
-    z, z_other = _flat(first).double(), _flat(second).double()
+    z, z_other = rows(first).double(), rows(second).double()
     pairs = _standardised(z) @ _standardised(z_other).T
     same = pairs.diagonal()
     other = (pairs.sum(1) - same) / (len(pairs) - 1)
@@ -242,7 +242,7 @@ def _check_pair(first: Tensor, second: Tensor) -> None:
 
 def _arc_shares(first: Tensor, second: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients of `first` and `second` at each point between them: (W, B) each, float64."""
-    a, b = _flat(first).double(), _flat(second).double()
+    a, b = rows(first).double(), rows(second).double()
     norms = _norm(a) * _norm(b)
     cosine = (a * b).sum(1) / torch.where(norms > 0, norms, 1.0)
     # Below an angle of 1e-5 arc and line agree to rounding.  The unused branch gets a right angle:
@@ -268,8 +268,3 @@ def _standard_error(values: Tensor) -> Tensor:
 
 def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=1)
-
-
-def _flat(x: Tensor) -> Tensor:
-    """(B, *D) as (B, D), also where *D is empty."""
-    return x.reshape(len(x), -1)

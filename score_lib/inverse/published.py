@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from score_lib.base.tensors import check_floats
 from score_lib.inverse.conditions import ClassGuidance, StartFrom
 from score_lib.inverse.measurements import GrayScale, Mask
 from score_lib.inverse.operators import LinearOperator
 from score_lib.inverse.restoration import (
     DataConsistency,
     PublishedGray,
-    check_floats,
     get_restoration,
 )
 from score_lib.samplers.correctors import Corrector

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.registry import Registry
-from score_lib.base.tensors import batch_mul
+from score_lib.base.tensors import batch_mul, check_floats, rows
 from score_lib.inverse.operators import LinearOperator
 from score_lib.samplers.loop import Constraint, Noise, Step
 from score_lib.sdes.process import SDE
@@ -48,14 +48,6 @@ class Measured(Constraint):
         self.measurement = operator.observed(measurement)
         if not self.measurement.isfinite().all():
             raise ValueError("the measurement holds values that are not finite numbers")
-
-
-def check_floats(what: str, x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise ValueError(
-            f"{what} should hold floating-point numbers in the network's range, not {x.dtype}: "
-            "divide bytes by 255, and use the scaler"
-        )
 
 
 class DataConsistency(Measured):
@@ -232,7 +224,7 @@ class DiffusionPosteriorSampling(PosteriorGuidance):
     def weigh(self, residual: Tensor, pull_back: Callable, sde: SDE, t: Tensor) -> Tensor:
         # A predictor's step moves x by G^2 score.
         _, G = sde.discretize(torch.zeros_like(t), t)
-        norm = torch.linalg.vector_norm(residual.flatten(1), dim=1)
+        norm = torch.linalg.vector_norm(rows(residual), dim=1)
         return batch_mul(self.strength / (G**2 * norm).clamp(min=1e-12), residual)
 
 
@@ -344,7 +336,7 @@ def solve(
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).reshape(len(a), -1).sum(dim=1)
+    return rows(a * b).sum(dim=1)
 
 
 def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:

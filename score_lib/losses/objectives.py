@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from score_lib.base.distributed import share_of_batch
-from score_lib.base.tensors import batch_mul
+from score_lib.base.tensors import batch_mul, rows
 from score_lib.scores import get_model_fn, get_score_fn
 from score_lib.sdes.process import SDE
 
@@ -37,6 +37,8 @@ class ContinuousLevels(NoiseLevels):
     """Times uniform on [eps, T]."""
 
     def __init__(self, sde: SDE, eps: float = 1e-5):
+        if not 0 <= eps < sde.T:
+            raise ValueError(f"times of training start at eps from 0 to below T, not at {eps:g}")
         self.sde, self.eps = sde, eps
 
     def draw(self, count, device):
@@ -97,7 +99,11 @@ class NoisyLoss(abc.ABC):
         They come from PyTorch's global generator, or from a source of standard normal noise that
         is called like `torch.randn_like`.  Each of several processes with equal generators gets
         its share of the draws for the whole batch.
+
+        Raises:
+            ValueError: the batch holds integers or complex numbers.
         """
+        check_floats("a batch", batch)
         count = batch.shape[0]
         if noise is None:
             row = {"dtype": batch.dtype, "device": batch.device}
@@ -134,7 +140,7 @@ class DenoisingLoss(NoisyLoss):
     def per_sample(self, model, batch, draws, labels=None):
         """Loss of each sample, (B,), for given noise levels and noise; labels are ignored."""
         residual, weight = self.weighted_residual(model, batch, draws)
-        square = residual.square().flatten(1)
+        square = rows(residual.square())
         losses = square.mean(1) if self.reduce_mean else 0.5 * square.sum(1)
         return losses * weight
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.registry import Registry
-from score_lib.base.tensors import batch_mul
+from score_lib.base.tensors import batch_mul, rows
 from score_lib.sdes.process import SDE
 
 _CORRECTORS = Registry("corrector")
@@ -93,4 +93,4 @@ class NoneCorrector(Corrector):
 
 
 def _norms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return torch.linalg.vector_norm(rows(x), dim=1)

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from score_lib.base.devices import device_of
-from score_lib.scores import get_score_fn
+from score_lib.base.tensors import check_floats
+from score_lib.scores import dtype_of, get_score_fn
 from score_lib.sdes.process import SDE
 
 Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -147,8 +148,12 @@ def sampler_of(
         counted = score_fn = CountedScore(score_fn)
         for constraint in constraints:
             score_fn = constraint.guide(sde, score_fn)
-        x = draw_prior(sde, shape, where, noise) if z is None else z.to(where)
-        t = torch.as_tensor(first_time, dtype=torch.float32, device=where).expand(x.shape[0])
+        if z is None:
+            x = draw_prior(sde, shape, where, noise, dtype_of(model))
+        else:
+            check_floats("z", z)
+            x = z.to(where)
+        t = torch.as_tensor(first_time, dtype=x.dtype, device=where).expand(x.shape[0])
         for constraint in constraints:
             x = constraint.start(sde, x, t, noise or torch.randn_like)
         x = follow(x, score_fn, noise or torch.randn_like, progress=progress, callback=callback)
@@ -158,12 +163,16 @@ def sampler_of(
 
 
 def draw_prior(
-    sde: SDE, shape: tuple[int, ...], device: torch.device, noise: Noise | None = None
+    sde: SDE,
+    shape: tuple[int, ...],
+    device: torch.device,
+    noise: Noise | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """x_T ~ prior of the given shape, on a device."""
     if noise is None:
-        return sde.prior_sampling(shape).to(device)
-    return sde.prior_from_normal(noise(torch.empty(shape, device=device)))
+        return sde.prior_sampling(shape).to(device, dtype)
+    return sde.prior_from_normal(noise(torch.empty(shape, dtype=dtype, device=device)))
 
 
 def without_wraps(constraints: Sequence[Constraint]) -> None:

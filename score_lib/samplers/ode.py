@@ -6,7 +6,6 @@ import torch
 
 from score_lib.base.ode import integrate
 from score_lib.samplers.loop import Constraint, sampler_of, without_callback, without_wraps
-from score_lib.samplers.predictors import ReverseDiffusionPredictor
 from score_lib.sdes.process import SDE
 
 
@@ -30,7 +29,7 @@ def get_ode_sampler(
     """Sampling by integrating the probability-flow ODE.  [S21, section 4.3, appendix D.1]
 
     Args:
-        denoise: end with one reverse-diffusion step without its noise.
+        denoise: end with the denoised x, E[x_0 | x_t], for one evaluation more.
         rtol, atol: tolerances of the solver.
         method: "RK45", on the device, or another of SciPy's solvers, on the host.
         eps: time at which integration stops.
@@ -47,6 +46,7 @@ def get_ode_sampler(
     """
     without_wraps(constraints)
     start_time = sde.T if start_time is None else start_time
+    sde.check_times(*sorted((eps, start_time)), shape)  # an encoder goes forwards
 
     def follow(x, score_fn, noise, *, progress, callback):
         without_callback(callback)
@@ -56,8 +56,8 @@ def get_ode_sampler(
         x, _ = integrate(drift, x.double(), start_time, eps, **tolerances)
         x = x.to(dtype)
         if denoise:
-            last = ReverseDiffusionPredictor(sde, score_fn)
-            _, x = last.update_fn(x, torch.full((x.shape[0],), eps, device=x.device))
+            t = torch.full((x.shape[0],), eps, dtype=dtype, device=x.device)
+            x = sde.denoised(x, t, score_fn(x, t))
         return x
 
     shared = continuous, device, constraints, differentiable

@@ -1,10 +1,14 @@
 """Predictor-corrector sampling.  [S21, algorithm 1]"""
 
 import copy
+import functools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
+from score_lib.samplers.accuracy import check_steps
 from score_lib.samplers.correctors import Corrector, NoneCorrector
 from score_lib.samplers.grids import visited_times
 from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of
@@ -49,12 +53,20 @@ def get_pc_sampler(
         start_time, stop_time: part of the run to make, see `visited_times`.
         others: see `sampler_of`, which also documents the returned `sample`.
     Raises:
-        ValueError: no time lies between start_time and stop_time, or the network or the predictor
-            knows only the steps of the process's chain.
+        ValueError: no time lies between start_time and stop_time, the network or the predictor
+            knows only the steps of the process's chain, there are too few other steps, or a
+            setting is out of range.
     """
+    sde.check_times(eps, start_time, shape)
+    if not (0 <= snr < math.inf and n_steps >= 0 and steps >= 0):
+        raise ValueError(
+            f"a sampler's snr, n_steps and steps are at least 0, not {snr}, {n_steps} and {steps}"
+        )
     chain = steps in (0, sde.N) and grid in ("", "uniform")
     if not chain:
         sde = _other_steps(sde, predictor, continuous, steps, grid)
+        visited = functools.partial(_whole_run, sde, eps, grid)
+        check_steps(sde, predictor, visited, steps or sde.N, probability_flow, len(shape) - 1)
     times = visited_times(sde, eps, start_time, stop_time, steps=steps, grid=grid)
 
     def follow(x, score_fn, noise, **watch):
@@ -64,7 +76,7 @@ def get_pc_sampler(
         ]
         for constraint in constraints:
             made = [constraint.wrap(sde, step, noise) for step in made]
-        x, x_mean = run_steps(x, times.to(x.device), made, **watch)
+        x, x_mean = run_steps(x, times.to(x), made, **watch)
         return x_mean if denoise else x
 
     shared = continuous, device, constraints, differentiable
@@ -96,6 +108,10 @@ def _other_steps(
     sde = copy.copy(sde)
     sde.N = steps
     return sde
+
+
+def _whole_run(sde: SDE, eps: float, grid: str, steps: int) -> Tensor:
+    return visited_times(sde, eps, steps=steps, grid=grid)
 
 
 def predictor_step(

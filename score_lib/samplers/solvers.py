@@ -231,10 +231,11 @@ def get_solver_sampler(
         ValueError: a grid that cannot be made, or a constraint that changes steps.
     """
     without_wraps(constraints)
+    sde.check_times(eps, start_time, shape)
     times = time_grid(sde, steps or sde.N, eps, grid or solver.grid, start_time)
 
     def follow(x, score_fn, noise, **watch):
-        visited = times.to(x.device, torch.float32)
+        visited = times.to(x)
         run = solver(sde, score_fn, visited, noise, **settings)
         x, _ = run_steps(x, visited, [run.step], **watch)
         return run.denoised(x, visited[-1].expand(x.shape[0])) if denoise else x

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.registry import Registry
-from score_lib.base.tensors import batch_mul
+from score_lib.base.tensors import batch_mul, rows
 
 SDES = Registry("SDE", options={"N": "model.num_scales"})
 
@@ -166,6 +166,33 @@ class SDE(abc.ABC):
             "euler_maruyama predictor"
         )
 
+    def check_times(
+        self, eps: float, start: float | None = None, shape: tuple[int, ...] = ()
+    ) -> None:
+        """Refuse times that the reverse process cannot visit.
+
+        Args:
+            eps: where it stops.
+            start: where it starts; None is T.
+            shape: of x, (B, *D); () if unknown, then the noise at eps is not looked at.
+        Raises:
+            ValueError: they are not in [0, T] and falling, or there is no noise at eps.
+        """
+        start = self.T if start is None else start
+        if not (0 <= eps < start <= self.T * (1 + 1e-6) or eps == start == self.T):
+            raise ValueError(
+                f"the reverse process runs from T = {self.T:g}, or below, down to a smaller time: "
+                f"not from {start:g} to {eps:g}"
+            )
+        if not shape:
+            return
+        _, std = self.scale_and_std(torch.tensor([float(eps)]), len(shape) - 1)
+        if not float(std) > 0:
+            raise ValueError(
+                f"there is no noise at eps = {eps:g}, so that the score is infinite: stop at "
+                f"{self.sampling_eps:g}"
+            )
+
     def step_index(self, t: Tensor) -> Tensor:
         """Index floor(t (N - 1) / T) of the discretisation step at time t: (B,), int64."""
         return (t * (self.N - 1) / self.T).long()
@@ -279,7 +306,7 @@ class LinearSDE(SDE):
 
     def prior_logp(self, z: Tensor) -> Tensor:
         """log N(z; 0, prior_std^2 I): (B,), in nats."""
-        z = z.flatten(1)
+        z = rows(z)
         variance = self.prior_std**2
         constant = 0.5 * z.shape[1] * math.log(2 * math.pi * variance)
         return -constant - (z**2).sum(1) / (2 * variance)
