@@ -11,7 +11,7 @@ treats samples apart.
 """
 
 from score_lib.base.tensors import SampleNoise, batch_mul
-from score_lib.samplers.adaptive import get_adaptive_sampler
+from score_lib.samplers.adaptive import get_adaptive_sampler, get_ode_sampler
 from score_lib.samplers.configured import get_sampling_fn, register_sampler, register_solver
 from score_lib.samplers.correctors import (
     AnnealedLangevinDynamics,
@@ -24,7 +24,6 @@ from score_lib.samplers.correctors import (
 )
 from score_lib.samplers.grids import time_grid, visited_times
 from score_lib.samplers.loop import Constraint
-from score_lib.samplers.ode import get_ode_sampler
 from score_lib.samplers.pc import (
     get_pc_sampler,
     shared_corrector_update_fn,

@@ -86,7 +86,6 @@ def get_log_likelihood_fn(
     """Log-likelihood of data under the probability flow, in nats.
 
     Args:
-        sde: the forward process.
         hutchinson_type: "Rademacher", "Gaussian", or "exact" for the whole trace, which costs one
             backward pass a dimension.
         num_probes: independent probes; two or more give a standard error.

@@ -86,7 +86,6 @@ def restore_checkpoint(
     unless all of it does.
 
     Args:
-        path: the file.
         state: live "model" and "ema", perhaps "optimizer" and "step"; changed in place.
         device: where the file's tensors are loaded before they are copied.
         must_exist: raise if there is no such file; otherwise log that and return the state

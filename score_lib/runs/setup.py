@@ -156,7 +156,6 @@ class Run:
         Args:
             indices: numbers of the samples; sample k is a function of the seed and k.
             seed: default: the run's.
-            progress: show a progress bar.
             options: of `get_sampling_fn`, such as `constraints`.
         Returns:
             Images (B, *D) in [0, 1].

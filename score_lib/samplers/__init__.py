@@ -2,7 +2,7 @@
 
 - `loop`: the one sampling loop, and the constraints on what it samples
 - `predictors`, `correctors`: the published steps; `pc` puts them together
-- `ode`: the probability flow by RK45; `adaptive`: the reverse SDE with adaptive steps
+- `adaptive`: the probability flow by RK45, the reverse SDE with adaptive steps
 - `solvers`: DDIM, Heun, DPM-Solver++; `grids`: the times that they visit
 - `configured`: from a config to a sampler
 """

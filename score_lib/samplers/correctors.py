@@ -18,7 +18,6 @@ class Corrector(abc.ABC):
     """Steps at one time.
 
     Args:
-        sde: the forward process.
         score_fn: function of (x, t) giving the score.
         snr: signal-to-noise ratio, which sets the step size.
         n_steps: steps at each time.

@@ -74,11 +74,7 @@ def get_pc_sampler(
 def _other_steps(
     sde: SDE, predictor: type[Predictor] | None, continuous: bool, steps: int, grid: str
 ) -> SDE:
-    """The process as a predictor needs it for other steps than those of its own chain.
-
-    Raises:
-        ValueError: see `get_pc_sampler`.
-    """
+    """The process as a predictor needs it for other steps than those of its own chain."""
     if not continuous:
         raise ValueError(
             f"a network of discrete noise levels is sampled at all {sde.N} of them, not in "

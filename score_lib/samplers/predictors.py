@@ -21,7 +21,6 @@ class Predictor:
     """Steps of the reverse process.  A subclass defines `update_fn`, `step` or both.
 
     Args:
-        sde: the forward process.
         score_fn: function of (x, t) giving the score.
         probability_flow: follow the ODE with the same marginals instead of the SDE.
     Attributes:

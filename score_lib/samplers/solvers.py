@@ -28,7 +28,6 @@ class Solver(abc.ABC):
     """Steps along a grid of times; one object makes one run.
 
     Args:
-        sde: the forward process.
         score_fn: function of (x, t) giving the score.
         times: the grid, (N + 1,), as by `time_grid`.
         noise: source of standard normal noise, called like `torch.randn_like`.
@@ -216,7 +215,6 @@ def get_solver_sampler(
     """Sampling by a solver of few steps.
 
     Args:
-        sde: the forward process.
         solver: a subclass of `Solver`.
         steps: number of steps; 0 is sde.N.
         grid: kind of time grid, see `time_grid`; "" is the solver's own.
