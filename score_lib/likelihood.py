@@ -16,10 +16,7 @@ from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE
 
 # Probes with mean 0 and covariance I, made of standard normal noise.
-_PROBES = {
-    "rademacher": lambda z: torch.where(z < 0, -1.0, 1.0).to(z),
-    "gaussian": lambda z: z,
-}
+_PROBES = {"rademacher": lambda z: torch.where(z < 0, -1.0, 1.0).to(z), "gaussian": lambda z: z}
 
 
 class LogLikelihood(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor
 from score_lib.base.ode import integrate
 from score_lib.base.tensors import batch_mul
 from score_lib.samplers.loop import Callback, Constraint, sampler_of, without_wraps
-from score_lib.samplers.predictors import ReverseDiffusionPredictor
+from score_lib.samplers.steps import ReverseDiffusionPredictor
 from score_lib.sdes.process import SDE
 
 
@@ -99,9 +99,7 @@ def get_adaptive_sampler(
             grey level of centred images.
         first_step: in units of T.
         denoise: end with the denoised x, for one evaluation more.
-        sde, ..., differentiable: as for `get_solver_sampler`.
-    Returns:
-        see `sampler_of`.
+        others: see `get_ode_sampler`, and `sampler_of`, which documents the returned `sample`.
     Raises:
         ValueError: a constraint changes steps.
     """

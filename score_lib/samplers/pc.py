@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from score_lib.samplers.correctors import Corrector, NoneCorrector
 from score_lib.samplers.grids import visited_times
 from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of
-from score_lib.samplers.predictors import NonePredictor, Predictor
+from score_lib.samplers.steps import Corrector, NoneCorrector, NonePredictor, Predictor
 from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE
 

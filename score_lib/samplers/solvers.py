@@ -221,10 +221,7 @@ def get_solver_sampler(
         denoise: end with the denoised x, E[x_0 | x_t], for one evaluation more.
         constraints: conditions on samples; here only by a guided score.
         settings: keywords of the solver.
-        shape, inverse_scaler, continuous, eps, device, start_time, differentiable: as for
-            `get_ode_sampler`.
-    Returns:
-        see `sampler_of`.
+        others: see `get_ode_sampler`, and `sampler_of`, which documents the returned `sample`.
     Raises:
         ValueError: a grid that cannot be made, or a constraint that changes steps.
     """
