@@ -86,7 +86,7 @@ def get_log_likelihood_fn(
         hutchinson_type: "Rademacher", "Gaussian", or "exact" for the whole trace, which costs one
             backward pass a dimension.
         num_probes: independent probes; two or more give a standard error.
-        rtol, atol, method: of the solver, see `utils.ode.integrate`.
+        rtol, atol, method: of the solver, see `base.ode.integrate`.
         eps: time at which the data is taken to be.
         continuous: whether the network was trained on all times.
         per_sample: control each sample's steps by its own error, so that its result is

@@ -124,5 +124,5 @@ def _relevant(config_json: str) -> dict[str, object]:
     """The options that rounds depend on, by dotted name, sorted."""
     flat = flatten(ConfigDict(json.loads(config_json)))
     left_out = {"device", *(f"eval.{name}" for name in _NOT_IN_FINGERPRINT)}
-    relevant = (key for key in flat.keys() - left_out if not key.startswith("eval.enable_"))
+    relevant = (key for key in flat.keys() - left_out if ".enable_" not in key)
     return {key: flat[key] for key in sorted(relevant)}
