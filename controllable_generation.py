@@ -4,10 +4,7 @@ Behind this door: `score_lib.inverse`.  A constraint sets where sampling starts,
 wraps the steps of the sampling loop; constraints can be combined.
 """
 
-from score_lib.inverse.classes import ClassGuidance
-from score_lib.inverse.configured import get_operator, get_restoration
-from score_lib.inverse.consistency import DataConsistency
-from score_lib.inverse.editing import StartFrom
+from score_lib.inverse.conditions import ClassGuidance, StartFrom
 from score_lib.inverse.latent import (
     Correlation,
     Reconstruction,
@@ -18,14 +15,21 @@ from score_lib.inverse.latent import (
     interpolate,
     temper,
 )
-from score_lib.inverse.masks import Mask, PartialIsometry, RandomProjection
-from score_lib.inverse.measured import Measured, register_restoration
-from score_lib.inverse.operators import LinearOperator, measure, register_operator
-from score_lib.inverse.posterior import (
-    DiffusionPosteriorSampling,
-    PosteriorGuidance,
-    PseudoInverseGuidance,
-    TweedieGuidance,
+from score_lib.inverse.measurements import (
+    GaussianBlur,
+    GrayScale,
+    Mask,
+    MatrixOperator,
+    PartialIsometry,
+    RandomProjection,
+    Separable,
+    SuperResolution,
+    get_operator,
+)
+from score_lib.inverse.operators import (
+    LinearOperator,
+    measure,
+    register_operator,
 )
 from score_lib.inverse.published import (
     get_pc_colorizer,
@@ -35,10 +39,13 @@ from score_lib.inverse.published import (
     get_pc_restorer,
     pc_factory,
 )
-from score_lib.inverse.separable import (
-    GaussianBlur,
-    GrayScale,
-    MatrixOperator,
-    Separable,
-    SuperResolution,
+from score_lib.inverse.restoration import (
+    DataConsistency,
+    DiffusionPosteriorSampling,
+    Measured,
+    PosteriorGuidance,
+    PseudoInverseGuidance,
+    TweedieGuidance,
+    get_restoration,
+    register_restoration,
 )

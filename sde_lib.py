@@ -5,7 +5,5 @@ time) or `SDE`; `register_sde` makes it available to configs.
 """
 
 from score_lib.base.tensors import batch_mul
-from score_lib.sdes.configured import create_sde, get_sde, registered_sdes
-from score_lib.sdes.linear import LinearSDE
-from score_lib.sdes.process import SDE, ReverseSDE, register_sde
-from score_lib.sdes.published import VESDE, VPSDE, subVPSDE
+from score_lib.sdes.process import SDE, LinearSDE, ReverseSDE, register_sde
+from score_lib.sdes.published import VESDE, VPSDE, create_sde, get_sde, registered_sdes, subVPSDE

@@ -4,8 +4,6 @@ log p_0(x_0) = log p_T(x_T) + integral of div f along the flow from x_0 to x_T. 
 estimated by Hutchinson's probes, eps^T (df/dx) eps, or summed exactly for small dimensions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,10 +16,7 @@ from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE
 
 # Probes with mean 0 and covariance I, made of standard normal noise.
-_PROBES = {
-    "rademacher": lambda z: torch.where(z < 0, -1.0, 1.0).to(z),
-    "gaussian": lambda z: z,
-}
+_PROBES = {"rademacher": lambda z: torch.where(z < 0, -1.0, 1.0).to(z), "gaussian": lambda z: z}
 
 
 class LogLikelihood(NamedTuple):
@@ -88,11 +83,10 @@ def get_log_likelihood_fn(
     """Log-likelihood of data under the probability flow, in nats.
 
     Args:
-        sde: the forward process.
         hutchinson_type: "Rademacher", "Gaussian", or "exact" for the whole trace, which costs one
             backward pass a dimension.
         num_probes: independent probes; two or more give a standard error.
-        rtol, atol, method: of the solver, see `utils.ode.integrate`.
+        rtol, atol, method: of the solver, see `base.ode.integrate`.
         eps: time at which the data is taken to be.
         continuous: whether the network was trained on all times.
         per_sample: control each sample's steps by its own error, so that its result is
@@ -150,14 +144,9 @@ def get_likelihood_fn(
     Returns:
         `likelihood_fn(model, data, *, noise=None) -> (bits/dim (B,), z (B, *D), evaluations)`.
     """
+    solver = {"rtol": rtol, "atol": atol, "method": method, "eps": eps}
     log_likelihood_fn = get_log_likelihood_fn(
-        sde,
-        hutchinson_type=hutchinson_type,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        eps=eps,
-        **options,
+        sde, hutchinson_type=hutchinson_type, **solver, **options
     )
 
     def likelihood_fn(model, data, *, noise=None):

@@ -4,8 +4,6 @@ Networks and processes are peers that do not know each other.  The process maps 
 network's label (`noise_label`) and its output to a score (`to_score`); here the two meet.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

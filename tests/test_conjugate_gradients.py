@@ -4,7 +4,7 @@ import pytest
 import torch
 from operator_cases import OPERATORS, WAITS, Operations, dense, rand, some_pairs
 
-from score_lib.base.linalg import solve
+from score_lib.inverse.restoration import solve
 
 
 def systems(batch=4, n=6, dtype=torch.float64):

@@ -17,7 +17,7 @@ from controllable_generation import (
     get_restoration,
 )
 from models.utils import get_score_fn
-from score_lib.inverse.configured import build_restoration
+from score_lib.inverse.restoration import build_restoration
 from score_lib.options import complete
 from sde_lib import VESDE, VPSDE, subVPSDE
 

@@ -30,9 +30,9 @@ from controllable_generation import (
     measure,
     register_operator,
 )
-from score_lib.base.linalg import solve
-from score_lib.inverse.configured import build_operator
+from score_lib.inverse.measurements import build_operator
 from score_lib.inverse.operators import OPERATORS as REGISTERED
+from score_lib.inverse.restoration import solve
 from score_lib.options import complete
 
 

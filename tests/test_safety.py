@@ -26,8 +26,7 @@ from score_lib.disk.checkpoints import (
     save_checkpoint,
     write_contents,
 )
-from score_lib.disk.files import remove_leftovers, with_earlier
-from score_lib.disk.lock import locked
+from score_lib.disk.files import locked, remove_leftovers, with_earlier
 from score_lib.disk.writer import CheckpointWriter
 
 FORK = multiprocessing.get_context("fork")

@@ -1,7 +1,5 @@
 """Which device a config, or a network, is on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -5,8 +5,6 @@ part; independent pieces of work, such as the rounds of an evaluation, are dealt
 the main process, of rank 0, writes what is there once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import inspect

@@ -1,7 +1,5 @@
 """Memory of the host: its size, and how the C library manages it."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

@@ -8,8 +8,6 @@ A solution can be differentiated.  Its gradient is that of the steps that were t
 are counts as given.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

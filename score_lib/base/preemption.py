@@ -1,7 +1,5 @@
 """Pre-emption: SIGTERM and SIGUSR1 end a run in good order, with exit code 75."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading
@@ -33,7 +31,7 @@ class StopSignals:
         self.requested = False
         self._at_once = False
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> "StopSignals":
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
             self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}

@@ -8,8 +8,6 @@ An entry is a builder and the options that feed its keywords:
 `build(name, config, ...)` then reads `config.sampling.my_order` into `order`.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Tensor helpers: broadcasting over a batch, seeds, and noise that belongs to a sample."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

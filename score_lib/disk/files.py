@@ -1,8 +1,7 @@
-"""Files that are written whole or not at all, and their predecessors."""
-
-from __future__ import annotations
+"""Files that are written whole or not at all, and folders that one run at a time works in."""
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -10,12 +9,15 @@ import logging
 import os
 import pathlib
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from typing import IO
 
 # Predecessors of a file that may be kept.
 MOST_KEPT = 9
+# Errors of a file system without locks.
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
@@ -132,8 +134,7 @@ def open_folder(folder: str | os.PathLike, config) -> pathlib.Path:
     try:
         if path.exists() and path.read_bytes() != text.encode():
             logging.warning("the config differs from the one in %s, which is replaced", path)
-        with atomic_write(path, "w") as file:
-            file.write(text)
+        write_text(path, text)
     except OSError as error:
         raise OSError(f"the work directory {folder} cannot be written: {error}") from error
     return folder
@@ -152,3 +153,52 @@ def printable(text: str, limit: int = 300) -> str:
     """Text from a file for a message: one line, no control characters, limited length."""
     cut = text if len(text) <= limit else text[: limit - 3] + "..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Context in which no other process can enter the same folder; the folder is made if need be.
+
+    The system holds the lock on behalf of this process and of none of its children, and takes it
+    back however the process ends, so that nothing is left behind that must be removed by hand.
+
+    Raises:
+        BlockingIOError: another process is in it; names it.
+        OSError: the folder cannot be made or written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # only POSIX systems have it
+        yield
+        return
+    with _lock_file(pathlib.Path(folder)) as file:
+        try:
+            # Not `flock`, whose locks are inherited by workers that may outlive this process.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise _occupied(folder, file) from error
+            logging.warning("the file system of %s has no locks: mind other runs", folder)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _lock_file(folder: pathlib.Path) -> IO[str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / ".lock").open("a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise OSError(f"the work directory {folder} cannot be written: {error}") from error
+
+
+def _occupied(folder: str | os.PathLike, file: IO[str]) -> BlockingIOError:
+    file.seek(0)
+    return BlockingIOError(
+        f"another run is at work in {folder} ({file.read(100) or 'process unknown'}): stop it "
+        "first, or choose another folder"
+    )

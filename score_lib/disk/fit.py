@@ -1,7 +1,5 @@
 """Whether the contents of a checkpoint fit a training state: names, shapes and types."""
 
-from __future__ import annotations
-
 import math
 import operator
 

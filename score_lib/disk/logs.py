@@ -1,7 +1,5 @@
 """Messages, metrics and progress bars of a run."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -17,7 +15,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from score_lib.base.distributed import is_main
-from score_lib.disk.files import atomic_write, naming
+from score_lib.disk.files import naming, write_text
 
 _FORMAT = "%(asctime)s %(levelname).1s {process}%(message)s"
 
@@ -118,7 +116,7 @@ class MetricsLog:
         with naming(self._events):
             self._writer.close()
 
-    def __enter__(self) -> MetricsLog:
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *exception) -> None:
@@ -130,8 +128,7 @@ class MetricsLog:
         # Undecodable bytes are not a record.
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
-        with atomic_write(self.path, "w") as file:
-            file.writelines(line + "\n" for line in kept)
+        write_text(self.path, "".join(line + "\n" for line in kept))
 
 
 class SilentLog:

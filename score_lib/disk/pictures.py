@@ -1,7 +1,5 @@
 """Pictures of samples: grids as PNG."""
 
-from __future__ import annotations
-
 import math
 import os
 

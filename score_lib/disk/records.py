@@ -4,8 +4,6 @@ Such a file is a zip file of uncompressed records, and PyTorch does not verify t
 Published files from before PyTorch 1.6 have another layout, without records and checksums.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import struct
@@ -37,17 +35,13 @@ def load_verified(
     """`torch.load(weights_only=True)`, with the CRC-32 of every record verified meanwhile.
 
     Args:
-        device: where tensors are loaded to.
         mapped: let tensors on the CPU be views of the file on disk, for a caller that copies them
             at once.
     Raises:
         OSError: the file cannot be read.
         Exception: damaged files make PyTorch raise errors of nearly any type.
     """
-    with (
-        open(path, "rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents,
-    ):
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
         if contents[: len(_ZIP)] != _ZIP:  # PyTorch, too, distinguishes the layouts by this
             _refuse_buffers(contents, 0, len(contents))
             return _load(path, device, mapped=False)

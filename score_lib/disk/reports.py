@@ -1,7 +1,5 @@
 """Results as tables: on the console, in Markdown, in JSON."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -9,23 +7,19 @@ import pathlib
 
 import numpy as np
 
-from score_lib.disk.files import atomic_write
+from score_lib.disk.files import atomic_write, write_text
 
 
 def write_report(folder: str | os.PathLike, records: list[dict]) -> None:
     """Write `report.json` and `report.md`, and show the table on the console.
 
     Args:
-        folder: where to.
         records: rows; their keys are columns.
     """
     folder = pathlib.Path(folder)
-    with atomic_write(folder / "report.json", "w") as file:
-        json.dump(records, file, indent=2)
-        file.write("\n")
+    write_text(folder / "report.json", json.dumps(records, indent=2) + "\n")
     table = markdown_table(records)
-    with atomic_write(folder / "report.md", "w") as file:
-        file.write(table)
+    write_text(folder / "report.md", table)
     logging.info("report in %s\n%s", folder / "report.md", table)
 
 

@@ -1,7 +1,5 @@
 """Checkpoints that are written while training goes on."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable
@@ -67,7 +65,7 @@ class CheckpointWriter:
         if writing is not None:
             writing.result()
 
-    def __enter__(self) -> CheckpointWriter:
+    def __enter__(self) -> "CheckpointWriter":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:

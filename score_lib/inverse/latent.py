@@ -15,8 +15,6 @@ distribution of the data: networks that both know it agree on it, see `code_corr
 Images are (B, *D) in [0, 1] and codes (B, *D) in the network's range at T.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -25,7 +23,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
-from score_lib.samplers.ode import get_ode_sampler
+from score_lib.samplers.adaptive import get_ode_sampler
 from score_lib.sdes.process import SDE
 
 
@@ -61,7 +59,6 @@ def get_encoder(sde: SDE, scaler: Callable, *, eps: float | None = None, **optio
     """Latent codes of images: the flow followed from eps to T.
 
     Args:
-        sde: the forward process.
         scaler: from [0, 1] to the network's range.
         eps: time at which the images are taken to be; None is `sde.sampling_eps`.
         options: `rtol`, `atol`, `method`, `continuous`, `per_sample` and `differentiable`, which
@@ -74,7 +71,12 @@ def get_encoder(sde: SDE, scaler: Callable, *, eps: float | None = None, **optio
     follow = _flow(sde, _first_time(sde, eps), sde.T, **options)
 
     def encode(model: Callable, images: Tensor) -> tuple[Tensor, int]:
-        return follow(model, scaler(_checked(images)))
+        if not images.is_floating_point():
+            raise ValueError(
+                f"images to encode are floating-point numbers in [0, 1], not {images.dtype}: "
+                "divide grey levels by 255"
+            )
+        return follow(model, scaler(images))
 
     return encode
 
@@ -208,32 +210,11 @@ def code_correlation(first: Tensor, second: Tensor) -> Correlation:
     )
 
 
-def _flow(
-    sde: SDE,
-    start_time: float,
-    stop_time: float,
-    *,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    method: str = "RK45",
-    continuous: bool = True,
-    per_sample: bool = False,
-    differentiable: bool = False,
-) -> Callable:
+def _flow(sde: SDE, start_time: float, stop_time: float, **options) -> Callable:
     """`follow(model, x) -> (x at stop_time, evaluations)`: along the flow, in either direction."""
-    return get_ode_sampler(
-        sde,
-        (),  # unused: x is always given
-        lambda x: x,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        eps=stop_time,
-        continuous=continuous,
-        per_sample=per_sample,
-        start_time=start_time,
-        differentiable=differentiable,
-    )
+    ends = {"start_time": start_time, "eps": stop_time}
+    # The shape is unused: x is always given.
+    return get_ode_sampler(sde, (), lambda x: x, **ends, **options)
 
 
 def _first_time(sde: SDE, eps: float | None) -> float:
@@ -244,15 +225,6 @@ def _first_time(sde: SDE, eps: float | None) -> float:
             f"this process suggests {sde.sampling_eps:g}"
         )
     return eps
-
-
-def _checked(images: Tensor) -> Tensor:
-    if not images.is_floating_point():
-        raise ValueError(
-            f"images to encode are floating-point numbers in [0, 1], not {images.dtype}: divide "
-            "grey levels by 255"
-        )
-    return images
 
 
 def _check_pair(first: Tensor, second: Tensor) -> None:

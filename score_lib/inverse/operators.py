@@ -12,8 +12,6 @@ Throughout, x is (B, *D) and y is (B, *M).  The constants of an operator are com
 float64, and used in the dtype and on the device of its argument.
 """
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable, Sequence
 

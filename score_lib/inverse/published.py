@@ -1,24 +1,22 @@
 """Samplers for conditional generation, with the published signatures.  [S21, appendix I]"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from score_lib.inverse.classes import ClassGuidance
-from score_lib.inverse.configured import get_restoration
-from score_lib.inverse.consistency import DataConsistency, PublishedGray
-from score_lib.inverse.editing import StartFrom
-from score_lib.inverse.masks import Mask
-from score_lib.inverse.measured import check_floats
+from score_lib.inverse.conditions import ClassGuidance, StartFrom
+from score_lib.inverse.measurements import GrayScale, Mask
 from score_lib.inverse.operators import LinearOperator
-from score_lib.inverse.separable import GrayScale
-from score_lib.samplers.constraints import Constraint
-from score_lib.samplers.correctors import Corrector
+from score_lib.inverse.restoration import (
+    DataConsistency,
+    PublishedGray,
+    check_floats,
+    get_restoration,
+)
+from score_lib.samplers.loop import Constraint
 from score_lib.samplers.pc import get_pc_sampler
-from score_lib.samplers.predictors import Predictor
+from score_lib.samplers.steps import Corrector, Predictor
 from score_lib.sdes.process import SDE
 
 # A constraint, the shape (B, *D) of the samples, and their device (None: the network's).

@@ -1,7 +1,6 @@
 """Training objectives, and one step of training.  The door is `losses`.
 
-- `noise_levels`: the levels that are drawn
-- `noisy`: the interface of a loss; `denoising`: score matching; `classifier`: noisy classification
+- `objectives`: noise levels, score matching, noisy classification
 - `steps`: one step of training or evaluation
 - `optimization`: optimiser, warm-up and clipping
 """

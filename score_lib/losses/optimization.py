@@ -1,7 +1,5 @@
 """The optimiser, its schedule, and the watch over finite losses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch

@@ -1,6 +1,4 @@
-"""The configured loss, and one step of training or evaluation with it."""
-
-from __future__ import annotations
+"""One step of training or evaluation."""
 
 import contextlib
 from collections.abc import Callable
@@ -9,41 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from score_lib.base.distributed import average, draw_apart, replicated
-from score_lib.losses.classifier import get_classifier_loss_fn
-from score_lib.losses.denoising import get_ddpm_loss_fn, get_sde_loss_fn
-from score_lib.losses.noisy import Draws, NoisyLoss
+from score_lib.losses.objectives import Draws, get_loss_fn
 from score_lib.sdes.process import SDE
-
-
-def get_loss_fn(
-    sde: SDE,
-    train: bool,
-    reduce_mean: bool,
-    continuous: bool,
-    likelihood_weighting: bool,
-    objective: str = "score",
-) -> NoisyLoss:
-    """The loss that suits a config: over continuous time, or over the chain's own levels.
-
-    Args:
-        objective: "score", or "classifier" of the data's labels.
-    Raises:
-        ValueError: likelihood weighting with discrete levels, or an unknown objective.
-    """
-    if objective == "classifier":
-        return get_classifier_loss_fn(sde, train, continuous)
-    if objective != "score":
-        raise ValueError(
-            f"unknown training.objective {objective!r}: known are 'score' and 'classifier'"
-        )
-    if continuous:
-        return get_sde_loss_fn(sde, train, reduce_mean, likelihood_weighting=likelihood_weighting)
-    if likelihood_weighting:
-        raise ValueError(
-            "training.likelihood_weighting needs training.continuous = True: the losses of SMLD "
-            "and DDPM have weights of their own"
-        )
-    return get_ddpm_loss_fn(sde, train, reduce_mean)
 
 
 def get_step_fn(
@@ -64,7 +29,6 @@ def get_step_fn(
     those of the whole batch; the training loss is that of the share.
 
     Args:
-        sde: the forward process.
         train: train, or evaluate.
         optimize_fn: as made by `optimization_manager`; needed to train.
         reduce_mean, continuous, likelihood_weighting: see `get_sde_loss_fn`.
@@ -92,11 +56,9 @@ def get_step_fn(
 
 
 class _TrainStep:
-    def __init__(
-        self, loss_fn: NoisyLoss, optimize_fn: Callable, accumulation: int, prepare: Callable
-    ):
-        self.loss_fn, self.optimize_fn, self.accumulation = loss_fn, optimize_fn, accumulation
-        self.prepare = prepare
+    def __init__(self, loss_fn, optimize_fn, accumulation, prepare):
+        self.loss_fn, self.optimize_fn = loss_fn, optimize_fn
+        self.accumulation, self.prepare = accumulation, prepare
         self.grad_norm: Tensor | None = None
         self._model: nn.Module | None = None
 

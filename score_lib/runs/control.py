@@ -4,8 +4,6 @@ A task, chosen by `control.task`, is a function of a run that returns rows of pi
 Result r of row k is sample number k `control.num_results` + r of the seed, whatever its batch.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging
@@ -19,22 +17,21 @@ from torch import Tensor
 from score_lib.base import distributed
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import SampleNoise, derive_seed
-from score_lib.data.inputs import read_inputs, read_mask
+from score_lib.data.loading import read_inputs, read_mask
 from score_lib.disk.arrays import save_arrays
 from score_lib.disk.files import open_folder
 from score_lib.disk.logs import messages_to
 from score_lib.disk.pictures import is_picture, save_grid, to_uint8
 from score_lib.disk.reports import mean_and_error, write_report
 from score_lib.inverse import latent
-from score_lib.inverse.classes import ClassGuidance
-from score_lib.inverse.configured import build_operator, build_restoration
-from score_lib.inverse.editing import StartFrom
-from score_lib.inverse.masks import Mask
+from score_lib.inverse.conditions import ClassGuidance, StartFrom
+from score_lib.inverse.measurements import Mask, build_operator
 from score_lib.inverse.operators import LinearOperator, measure
+from score_lib.inverse.restoration import build_restoration
 from score_lib.metrics.configured import get_extractor
 from score_lib.runs.setup import Run, from_checkpoint, in_batches, restored
-from score_lib.samplers.constraints import Constraint
 from score_lib.samplers.grids import visited_times
+from score_lib.samplers.loop import Constraint
 
 TASKS = Registry("control task")
 
@@ -135,9 +132,8 @@ def restore(run: Run, operator: str = "super_resolution") -> Outcome:
     build = functools.partial(build_restoration, options.method, run.config, operator)
     results = _draw(run, len(images), lambda rows: [build(y[rows], noise_std, bounds=(low, high))])
     shown = run.inverse_scaler(operator.picture(y, fill=(low + high) / 2))
-    residual = operator.apply(run.scaler(results).flatten(0, 1)) - y.repeat_interleave(
-        results.shape[1], dim=0
-    )
+    measured = operator.apply(run.scaler(results).flatten(0, 1))
+    residual = measured - y.repeat_interleave(results.shape[1], dim=0)
     figures = {
         "operator": type(operator).__name__,
         "method": options.method,
@@ -181,19 +177,20 @@ def conditional(run: Run) -> Outcome:
     """Samples of given classes: `control.labels`, or of each class a row."""
     options = run.config.control
     classifier = _classifier(run, options.classifier)
-    labels = torch.tensor(tuple(options.labels) or range(classifier.num_classes))
-    if labels.is_floating_point() or not 0 <= labels.min() <= labels.max() < classifier.num_classes:
+    classes = classifier.config.data.num_classes
+    labels = torch.tensor(tuple(options.labels) or range(classes))
+    if labels.is_floating_point() or not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(
             f"control.labels = {tuple(options.labels)} should be classes of the classifier, whole "
-            f"numbers from 0 to {classifier.num_classes - 1}"
+            f"numbers from 0 to {classes - 1}"
         )
     scale, until = options.guidance_scale, options.guidance_until
     with classifier.sampling_network() as network:
-        results = _draw(
-            run,
-            len(labels),
-            lambda rows: [ClassGuidance(network, labels[rows], scale, until=until)],
-        )
+
+        def guidance(rows: Tensor) -> list[Constraint]:
+            return [ClassGuidance(network, labels[rows], scale, until=until)]
+
+        results = _draw(run, len(labels), guidance)
     figures = {"guidance_scale": float(scale), **_recognised(run, results, labels)}
     return Outcome({"result": results}, [figures], {"labels": labels})
 
@@ -245,8 +242,8 @@ def edit(run: Run) -> Outcome:
     """Add noise to images up to `control.start_time`, and sample from there."""
     images, labels = _inputs(run)
     x, start_time = run.scaler(images), run.config.control.start_time
-    sde = run.sde
-    steps, grid = run.config.sampling.num_steps, run.config.sampling.time_grid
+    sde, sampling = run.sde, run.config.sampling
+    steps, grid = sampling.num_steps, sampling.time_grid
     times = visited_times(sde, sde.sampling_eps, start_time, steps=steps, grid=grid)
     t = times[:1].to(run.device).expand(len(x))
     noise = SampleNoise(derive_seed(run.config.seed, "shown"), range(len(x)), run.device)
@@ -269,10 +266,8 @@ def reconstruct(run: Run) -> Outcome:
     codes = _encode(run, images, tolerance)
     decoded = _decode(run, codes, tolerance)
     error = decoded - images
-    figures = {
-        "largest_error": error.abs().max().item(),
-        "root_mean_square_error": error.square().mean().sqrt().item(),
-    }
+    largest, mean = error.abs().max().item(), error.square().mean().sqrt().item()
+    figures = {"largest_error": largest, "root_mean_square_error": mean}
     return Outcome({"input": images, "result": decoded}, [figures], {"codes": codes})
 
 
@@ -297,11 +292,8 @@ def temperature(run: Run) -> Outcome:
     """The same codes, drawn from the prior, at each of `control.temperatures` a row."""
     options = run.config.control
     count = options.num_images
-    z = run.sde.prior_from_normal(
-        SampleNoise(run.config.seed, range(count), run.device)(
-            torch.empty(count, *run.shape, device=run.device)
-        )
-    )
+    noise = SampleNoise(run.config.seed, range(count), run.device)
+    z = run.sde.prior_from_normal(noise(torch.empty(count, *run.shape, device=run.device)))
     rows = torch.stack([latent.temper(z, value) for value in options.temperatures])
     decoded = _decode(run, rows.flatten(0, 1), options.tolerance)
     results = decoded.unflatten(0, rows.shape[:2])
@@ -349,22 +341,21 @@ def compare_codes(run: Run) -> Outcome:
 
 
 def _encode(run: Run, images: Tensor, tolerance: float) -> Tensor:
-    encode = latent.get_encoder(run.sde, run.scaler, **_flow_options(run, tolerance))
-    return _in_batches(run, encode, images)
+    return _follow(run, latent.get_encoder, run.scaler, images, tolerance)
 
 
 def _decode(run: Run, codes: Tensor, tolerance: float) -> Tensor:
-    decode = latent.get_decoder(run.sde, run.inverse_scaler, **_flow_options(run, tolerance))
-    return _in_batches(run, decode, codes)
+    return _follow(run, latent.get_decoder, run.inverse_scaler, codes, tolerance)
 
 
-def _flow_options(run: Run, tolerance: float) -> dict:
-    return {
-        "rtol": tolerance,
-        "atol": tolerance,
-        "continuous": run.config.training.continuous,
-        "per_sample": True,  # so that the code of an image does not depend on its batch
-    }
+def _follow(run: Run, direction: Callable, scaler: Callable, x: Tensor, tolerance: float) -> Tensor:
+    """The flow from x in a direction, by the network as it samples, batch by batch."""
+    options = {"rtol": tolerance, "atol": tolerance, "continuous": run.config.training.continuous}
+    # per_sample: the code of an image does not depend on its batch.
+    follow = direction(run.sde, scaler, per_sample=True, **options)
+    with run.sampling_network() as model:
+        parts = [follow(model, part)[0] for part in x.split(run.config.training.batch_size)]
+    return torch.cat(parts)
 
 
 # --- Shared by tasks ------------------------------------------------------------------------------
@@ -407,10 +398,3 @@ def _draw(
         parts.append(run.draw(part, constraints=constraints, **options))
         logging.info("%d of %d results", part[-1] + 1, rows * results)
     return torch.cat(parts).unflatten(0, (rows, results))
-
-
-def _in_batches(run: Run, follow: Callable, x: Tensor) -> Tensor:
-    """The flow `follow(model, x)` from x, by the network as it samples, batch by batch."""
-    with run.sampling_network() as model:
-        parts = [follow(model, part)[0] for part in x.split(run.config.training.batch_size)]
-    return torch.cat(parts)

@@ -1,7 +1,5 @@
 """Evaluation of checkpoints: `--mode eval`."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -11,8 +9,7 @@ import time
 from models.precision import matmul_precision
 from score_lib.base import distributed
 from score_lib.disk.checkpoints import restore_checkpoint
-from score_lib.disk.files import open_folder, remove_leftovers
-from score_lib.disk.lock import locked
+from score_lib.disk.files import locked, open_folder, remove_leftovers
 from score_lib.disk.logs import messages_to
 from score_lib.disk.reports import write_report
 from score_lib.runs.measures import MEASURES
@@ -26,7 +23,6 @@ def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> l
     An evaluation that was killed resumes at the first missing round.
 
     Args:
-        config: the experiment.
         workdir: folder of the run.
         eval_folder: name of the folder for results, inside workdir.
     Returns:

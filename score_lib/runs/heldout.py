@@ -1,7 +1,5 @@
 """The images of a data set as an evaluation reads them."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Callable, Iterator
@@ -21,13 +19,8 @@ class DataBytes:
     """The images of a source in batches of bytes, (B, H, W, C), as extractors take them."""
 
     def __init__(self, config, source: Source):
-        self.stream = ImageStream(
-            source,
-            config.eval.batch_size,
-            evaluation=True,
-            as_uint8=True,
-            num_workers=config.data.num_workers,
-        )
+        size, workers = config.eval.batch_size, config.data.num_workers
+        self.stream = ImageStream(source, size, evaluation=True, as_uint8=True, num_workers=workers)
         self.numbers = range(len(self.stream))
 
     def __len__(self) -> int:
@@ -38,7 +31,7 @@ class DataBytes:
         batches = itertools.islice(self.stream, len(self.numbers))
         return (batch["image"].movedim(1, -1) for batch in batches)
 
-    def share(self) -> DataBytes:
+    def share(self) -> "DataBytes":
         """This process's share of the batches."""
         mine = copy.copy(self)
         mine.numbers = distributed.share(self.numbers)
@@ -49,7 +42,6 @@ class HeldOut:
     """The batches of one pass over a part of the data set, by number.
 
     Args:
-        run: the run.
         split: "train" or "test".
         dequantize: add uniform noise within each grey level.
         seed: of that noise; by default the data set's own.

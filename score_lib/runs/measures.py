@@ -4,8 +4,6 @@ The randomness of a round is a function of the seed and of the number of the exa
 of its batch.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable
@@ -21,8 +19,7 @@ from score_lib.disk.files import write_text
 from score_lib.disk.pictures import save_grid, to_uint8
 from score_lib.disk.reports import markdown_table, mean_and_error, save_histogram
 from score_lib.likelihood import bits_per_dim, get_log_likelihood_fn, offsets
-from score_lib.losses.classifier import ClassifierLoss
-from score_lib.losses.noisy import Draws, NoisyLoss
+from score_lib.losses.objectives import ClassifierLoss, Draws, NoisyLoss
 from score_lib.metrics.configured import get_extractor, load_dataset_stats
 from score_lib.metrics.stats import Statistics, metrics
 from score_lib.runs.heldout import HeldOut
@@ -41,9 +38,8 @@ def evaluate_loss(job: Job) -> dict[str, float]:
 
     @torch.no_grad()
     def compute():
-        passes = [
-            _losses(run, loss_fn, derive_seed(run.config.seed, "loss", r)) for r in range(repeats)
-        ]
+        seeds = [derive_seed(run.config.seed, "loss", repeat) for repeat in range(repeats)]
+        passes = [_losses(run, loss_fn, seed) for seed in seeds]
         values = np.mean(passes, axis=0)
         return {"all_losses": values, "mean_loss": values.mean()}
 
@@ -91,7 +87,8 @@ def evaluate_accuracy(job: Job) -> dict[str, float]:
     table = markdown_table(rows)
     path = job.folder / f"ckpt_{job.label}_accuracy.md"
     distributed.on_main(lambda: write_text(path, table))
-    logging.info("accuracy by noise level; chance is %.4f\n%s", 1 / run.num_classes, table)
+    chance = 1 / run.config.data.num_classes
+    logging.info("accuracy by noise level; chance is %.4f\n%s", chance, table)
     return {key: rows[0][key] for key in ("accuracy", "accuracy_standard_error")}
 
 
@@ -130,7 +127,12 @@ def evaluate_bpd(job: Job) -> dict[str, float]:
 
     def make(k: int) -> dict:
         repeat, number = divmod(k, batches)
-        compute = functools.partial(_bpd_round, run, data[repeat], number, seeds[repeat])
+        part = data[repeat]
+
+        def compute() -> dict[str, np.ndarray]:
+            noise = SampleNoise(seeds[repeat], part.indices(number), run.device)
+            return likelihood_terms(run, part.read(number)[0], part.levels, noise)
+
         found = job.round(f"{split}_ckpt_{job.label}_bpd_{k}.npz", compute)
         logging.info("bits/dim, pass %d, batch %d: %.4f", repeat, number, found["bpd"].mean())
         return found
@@ -140,11 +142,6 @@ def evaluate_bpd(job: Job) -> dict[str, float]:
     path = job.folder / f"ckpt_{job.label}_bpd.png"
     distributed.on_main(lambda: save_histogram(path, bpd, "bits/dim"))
     return mean_and_error("bpd", bpd)
-
-
-def _bpd_round(run: Run, data: HeldOut, number: int, seed: int) -> dict[str, np.ndarray]:
-    noise = SampleNoise(seed, data.indices(number), run.device)
-    return likelihood_terms(run, data.read(number)[0], data.levels, noise)
 
 
 def likelihood_terms(
@@ -173,11 +170,8 @@ def likelihood_terms(
     bpd = bits_per_dim(terms["total"], images[0].numel(), run.inverse_scaler, levels)
     del terms["z"]
     dequantisation, scaling = map(np.array, offsets(run.inverse_scaler, levels))
-    shared = {
-        "dequantisation": dequantisation,
-        "scaling": scaling,
-        "nfe": np.array(terms.pop("nfe")),
-    }
+    nfe = np.array(terms.pop("nfe"))
+    shared = {"dequantisation": dequantisation, "scaling": scaling, "nfe": nfe}
     return {"bpd": bpd.cpu().numpy()} | {k: v.cpu().numpy() for k, v in terms.items()} | shared
 
 
@@ -193,8 +187,10 @@ def evaluate_samples(job: Job) -> dict[str, float | None]:
     parts = in_batches(range(options.num_samples), options.batch_size)
 
     def samples(number: int) -> np.ndarray:
-        compute = functools.partial(_sample_round, run, parts[number])
-        return job.round(f"{folder}/samples_{number}.npz", compute)["samples"]
+        def draw() -> dict[str, np.ndarray]:
+            return {"samples": to_uint8(run.draw(parts[number]), run.levels).numpy()}
+
+        return job.round(f"{folder}/samples_{number}.npz", draw)["samples"]
 
     def features(number: int) -> dict:
         found = job.round(
@@ -216,11 +212,6 @@ def evaluate_samples(job: Job) -> dict[str, float | None]:
         return {**result, "num_samples": options.num_samples}
 
     return distributed.on_main(report)
-
-
-def _sample_round(run: Run, indices: range) -> dict[str, np.ndarray]:
-    images = run.draw(indices)
-    return {"samples": to_uint8(images, run.levels).numpy()}
 
 
 def _features(extractor, samples: np.ndarray) -> dict[str, np.ndarray]:

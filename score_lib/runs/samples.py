@@ -1,7 +1,5 @@
 """Samples as files: `--mode sample`, and the snapshots of training."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """Statistics of a data set, for FID and other distances: `--mode fid_stats`."""
 
-from __future__ import annotations
-
 import logging
 import pathlib
 

@@ -5,8 +5,6 @@ Randomness is a function of the seed and its use: each training step seeds the g
 in between changes nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -22,8 +20,7 @@ from score_lib.base.tensors import derive_seed
 from score_lib.data.loading import get_dataset
 from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import restore_latest
-from score_lib.disk.files import open_folder, remove_leftovers
-from score_lib.disk.lock import locked
+from score_lib.disk.files import locked, open_folder, remove_leftovers
 from score_lib.disk.logs import MetricsLog, Rate, SilentLog, messages_to, progress_bar
 from score_lib.disk.pictures import is_picture, make_grid
 from score_lib.disk.writer import CheckpointWriter
@@ -43,7 +40,6 @@ def train(config, workdir: str | os.PathLike) -> None:
     the end; `metrics.jsonl`, `tensorboard/`, `stdout.txt` and `config.json`.
 
     Args:
-        config: the experiment.
         workdir: folder of the run; made if need be.
     Raises:
         ValueError: the config, or a checkpoint in the folder, does not fit.
@@ -75,13 +71,9 @@ def training_streams(run: Run) -> Streams:
         ValueError: the data or their labels do not fit, or a batch cannot be split evenly.
     """
     _check_share(run.config.training)
-    train_ds, eval_ds, info = get_dataset(
-        run.config,
-        run.config.data.uniform_dequantization,
-        device=run.device,
-        rank=distributed.rank(),
-        world=distributed.world(),
-    )
+    dequantize, device = run.config.data.uniform_dequantization, run.device
+    ranks = {"rank": distributed.rank(), "world": distributed.world()}
+    train_ds, eval_ds, info = get_dataset(run.config, dequantize, device=device, **ranks)
     run.check_labels(info)
     return train_ds, eval_ds
 

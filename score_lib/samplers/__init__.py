@@ -1,9 +1,8 @@
 """Sampling: the reverse process from noise to data.  The door is `sampling`.
 
-- `loop`: the one sampling loop, from pair of times to pair of times
-- `predictors`, `correctors`: the published steps; `pc` puts them together
-- `ode`: the probability flow by RK45; `adaptive`: the reverse SDE with adaptive steps
+- `loop`: the one sampling loop, and the constraints on what it samples
+- `steps`: the published predictors and correctors; `pc` puts them together
+- `adaptive`: the probability flow by RK45, the reverse SDE with adaptive steps
 - `solvers`: DDIM, Heun, DPM-Solver++; `grids`: the times that they visit
-- `constraints`: the interface of inverse problems and guidance
 - `configured`: from a config to a sampler
 """

@@ -1,25 +1,13 @@
 """From a config to a sampler."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from score_lib.base.registry import Registry
 from score_lib.options import complete
-from score_lib.samplers.adaptive import get_adaptive_sampler
-from score_lib.samplers.correctors import get_corrector
-from score_lib.samplers.ode import get_ode_sampler
+from score_lib.samplers import solvers
+from score_lib.samplers.adaptive import get_adaptive_sampler, get_ode_sampler
 from score_lib.samplers.pc import get_pc_sampler
-from score_lib.samplers.predictors import get_predictor
-from score_lib.samplers.solvers import (
-    DDIM,
-    DPMSolver2M,
-    DPMSolver3M,
-    DPMSolverSDE,
-    Heun,
-    Solver,
-    get_solver_sampler,
-)
+from score_lib.samplers.steps import get_corrector, get_predictor
 from score_lib.sdes.process import SDE
 
 # Entries build samplers from (sde, shape, inverse_scaler, *, eps, continuous, denoise, ...).
@@ -36,9 +24,9 @@ def register_solver(name: str, options: dict[str, str] | None = None) -> Callabl
         options: keywords of the class -> dotted names of the options that feed them.
     """
 
-    def add(solver: type[Solver]) -> type[Solver]:
+    def add(solver: type[solvers.Solver]) -> type[solvers.Solver]:
         def build(sde, shape, inverse_scaler, **keywords):
-            return get_solver_sampler(sde, shape, solver, inverse_scaler, **keywords)
+            return solvers.get_solver_sampler(sde, shape, solver, inverse_scaler, **keywords)
 
         feeds = {**_SOLVER_OPTIONS, **(options or {})}
         return register_sampler(solver, name=name, options=feeds, build=build)
@@ -46,11 +34,11 @@ def register_solver(name: str, options: dict[str, str] | None = None) -> Callabl
     return add
 
 
-register_solver("ddim")(DDIM)
-register_solver("heun", {"churn": "sampling.churn"})(Heun)
-register_solver("dpmpp_2m")(DPMSolver2M)
-register_solver("dpmpp_3m")(DPMSolver3M)
-register_solver("dpmpp_sde")(DPMSolverSDE)
+register_solver("ddim")(solvers.DDIM)
+register_solver("heun", {"churn": "sampling.churn"})(solvers.Heun)
+register_solver("dpmpp_2m")(solvers.DPMSolver2M)
+register_solver("dpmpp_3m")(solvers.DPMSolver3M)
+register_solver("dpmpp_sde")(solvers.DPMSolverSDE)
 register_sampler(get_ode_sampler, name="ode")
 register_sampler(
     get_adaptive_sampler,
@@ -78,20 +66,13 @@ def _named_pc_sampler(sde, shape, inverse_scaler, *, predictor, corrector, snr, 
 
 
 def get_sampling_fn(
-    config,
-    sde: SDE,
-    shape: tuple[int, ...],
-    inverse_scaler: Callable,
-    eps: float,
-    **options,
+    config, sde: SDE, shape: tuple[int, ...], inverse_scaler: Callable, eps: float, **options
 ) -> Callable:
     """The configured sampler.
 
     Args:
         config: `sampling.method` is "pc", "ode", "adaptive" or the name of a solver.
-        sde: the forward process.
-        shape: shape of a batch of samples, (B, *D).
-        inverse_scaler: from the network's range to [0, 1].
+        shape, inverse_scaler: see `sampler_of`.
         eps: time at which sampling stops.
         options: keywords of the sampler, such as `constraints`; they take precedence over the
             config.
@@ -101,12 +82,8 @@ def get_sampling_fn(
         ValueError: an unknown method, predictor or corrector, or options that do not fit.
     """
     config = complete(config)
-    keywords = {
-        "denoise": config.sampling.noise_removal,
-        "eps": eps,
-        "continuous": config.training.continuous,
-        **options,
-    }
+    shared = {"denoise": config.sampling.noise_removal, "continuous": config.training.continuous}
+    keywords = {"eps": eps, **shared, **options}
     return _SAMPLERS.build(config.sampling.method, config, sde, shape, inverse_scaler, **keywords)
 
 
@@ -115,6 +92,6 @@ def get_short_sampling_fn(config, sde: SDE, shape, inverse_scaler: Callable, eps
     method = _SAMPLERS.get(config.sampling.method)
     steps = config.sampling.num_steps or sde.N
     options = {"start_time": min(sde.T, eps + 1.5 * (sde.T - eps) / max(steps - 1, 1))}
-    if isinstance(method, type) and issubclass(method, Solver):
+    if isinstance(method, type) and issubclass(method, solvers.Solver):
         options = {"steps": 2}
     return get_sampling_fn(config, sde, shape, inverse_scaler, eps, **options)

@@ -1,7 +1,5 @@
 """Grids of times that samplers visit, from T (noise) down to eps or 0 (data)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

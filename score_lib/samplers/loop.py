@@ -1,11 +1,9 @@
-"""The one sampling loop.  [S21, algorithm 1]
+"""The one sampling loop, and conditions on what it samples.  [S21, algorithm 1 and section 5]
 
 A step is `step(x, t, s) -> (x, x_mean)`: from x at time t to x at an earlier time s.  Predictors
 and solvers make such steps; correctors and constraints work at t.  The loop visits pairs of
 neighbouring times.  x is (B, *D) in the network's range, t and s are (B,).
 """
-
-from __future__ import annotations
 
 import functools
 import itertools
@@ -16,13 +14,39 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from score_lib.base.devices import device_of
-from score_lib.samplers.constraints import Constraint
 from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE
 
 Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Noise = Callable[[Tensor], Tensor]
 Callback = Callable[[int, Tensor, Tensor, Tensor], None]
+
+
+class Constraint:
+    """A condition on samples: three hooks, each a no-op unless a subclass overrides it."""
+
+    def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        """x at the first time.
+
+        Args:
+            x: a draw from the prior, or the given start, (B, *D).
+            t: the first time, (B,).
+            noise: source of standard normal noise, called like `torch.randn_like`.
+        Returns:
+            x, (B, *D).
+        """
+        return x
+
+    def guide(self, sde: SDE, score_fn: Callable) -> Callable:
+        """A score function of (x, t), such as score_fn with a gradient added."""
+        return score_fn
+
+    def wrap(self, sde: SDE, step: Step, noise: Noise) -> Step:
+        """A step (x, t, s) -> (x, x_mean) that changes the result of another step.
+
+        The condition is imposed at time t, as in the published samplers.
+        """
+        return step
 
 
 def run_steps(
@@ -40,7 +64,6 @@ def run_steps(
         times: decreasing times, (N + 1,); the last one is where the last step ends.
         steps: functions (x, t, s) -> (x, x_mean): the corrector's, then the predictor's.
         callback: called as `callback(i, t, x, x_mean)` after the steps from time number i, t (B,).
-        progress: show a progress bar.
     Returns:
         The final x and its mean, each (B, *D).
     """
@@ -92,7 +115,6 @@ def sampler_of(
         follow: `follow(x, score_fn, noise, progress=..., callback=...)` gives x at the end; the
             score is guided by the constraints.
         first_time: time of the start.
-        sde: the forward process.
         shape: shape of a batch of samples, (B, *D).
         inverse_scaler: from the network's range to [0, 1].
         continuous: whether the network was trained on all times.
@@ -132,19 +154,6 @@ def sampler_of(
     return sample
 
 
-def without_callback(callback: Callback | None) -> None:
-    """Refuse a callback where steps are chosen on the way.
-
-    Raises:
-        ValueError: there is a callback.
-    """
-    if callback is not None:
-        raise ValueError(
-            "this sampler chooses its steps as it goes and takes no callback: use "
-            "sampling.method = 'pc' or one of the solvers"
-        )
-
-
 def draw_prior(
     sde: SDE, shape: tuple[int, ...], device: torch.device, noise: Noise | None = None
 ) -> Tensor:
@@ -152,3 +161,14 @@ def draw_prior(
     if noise is None:
         return sde.prior_sampling(shape).to(device)
     return sde.prior_from_normal(noise(torch.empty(shape, device=device)))
+
+
+def without_wraps(constraints: Sequence[Constraint]) -> None:
+    """ValueError for a constraint that needs a predictor-corrector sampler."""
+    for constraint in constraints:
+        if type(constraint).wrap is not Constraint.wrap:
+            raise ValueError(
+                f"{type(constraint).__name__} changes the steps of a predictor-corrector sampler, "
+                "and this sampler has none: use sampling.method = 'pc', or a constraint that "
+                "guides the score"
+            )

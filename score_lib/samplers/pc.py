@@ -1,17 +1,13 @@
 """Predictor-corrector sampling.  [S21, algorithm 1]"""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 
 import torch
 
-from score_lib.samplers.constraints import Constraint
-from score_lib.samplers.correctors import Corrector, NoneCorrector
 from score_lib.samplers.grids import visited_times
-from score_lib.samplers.loop import Noise, Step, run_steps, sampler_of
-from score_lib.samplers.predictors import NonePredictor, Predictor
+from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of
+from score_lib.samplers.steps import Corrector, NoneCorrector, NonePredictor, Predictor
 from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE
 
@@ -77,11 +73,7 @@ def get_pc_sampler(
 def _other_steps(
     sde: SDE, predictor: type[Predictor] | None, continuous: bool, steps: int, grid: str
 ) -> SDE:
-    """The process as a predictor needs it for other steps than those of its own chain.
-
-    Raises:
-        ValueError: see `get_pc_sampler`.
-    """
+    """The process as a predictor needs it for other steps than those of its own chain."""
     if not continuous:
         raise ValueError(
             f"a network of discrete noise levels is sampled at all {sde.N} of them, not in "

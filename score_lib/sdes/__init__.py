@@ -1,7 +1,5 @@
 """Forward processes.  The door is `sde_lib`.
 
-- `process`: the interface, and the time reversal
-- `linear`: processes with a linear drift
-- `published`: VE, VP and sub-VP
-- `configured`: from a config to a process
+- `process`: the interface, the time reversal, and processes with a linear drift
+- `published`: VE, VP and sub-VP; from a config to a process
 """

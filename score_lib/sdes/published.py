@@ -1,6 +1,4 @@
-"""The processes of the paper: VE, VP and sub-VP.  [S21, section 3.4 and appendices B, C]"""
-
-from __future__ import annotations
+"""The processes of the paper, and from a name to one.  [S21, section 3.4 and appendices B, C]"""
 
 import math
 from functools import cached_property
@@ -9,9 +7,9 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
-from score_lib.sdes.linear import LinearSDE
-from score_lib.sdes.process import register_sde
+from score_lib.sdes.process import SDE, SDES, LinearSDE, register_sde
 
+get_sde = SDES.get
 _BETA_OPTIONS = {
     "beta_min": "model.beta_min",
     "beta_max": "model.beta_max",
@@ -131,10 +129,8 @@ class VPSDE(_BetaSDE):
 
     def discrete_coeffs(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(bar alpha_i) and sqrt(1 - bar alpha_i) of DDPM."""
-        return (
-            self.lookup("sqrt_alphas_cumprod", label),
-            self.lookup("sqrt_1m_alphas_cumprod", label),
-        )
+        tables = "sqrt_alphas_cumprod", "sqrt_1m_alphas_cumprod"
+        return tuple(self.lookup(table, label) for table in tables)
 
     def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """DDPM's step: mean (x + beta_i score) / sqrt(1 - beta_i), variance beta_i."""
@@ -243,11 +239,19 @@ class VESDE(_Chain):
     def _adjacent_sigmas(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """sigma_i and sigma_{i-1} (0 below the first) at the step that t belongs to."""
         index = self.step_index(t)
+        sigma = self.lookup("discrete_sigmas", index)
         lower = self.lookup("discrete_sigmas", (index - 1).clamp(min=0))
-        return (
-            self.lookup("discrete_sigmas", index),
-            torch.where(index == 0, torch.zeros_like(lower), lower),
-        )
+        return sigma, torch.where(index == 0, torch.zeros_like(lower), lower)
 
     def __repr__(self) -> str:
         return f"VESDE({self.sigma_min}, {self.sigma_max}, N={self.N})"
+
+
+def registered_sdes() -> list[SDE]:
+    """One process of each registered class, with its default parameters."""
+    return [SDES.get(name)() for name in SDES]
+
+
+def create_sde(config) -> SDE:
+    """The configured process, `training.sde`, with the parameters in the config."""
+    return SDES.build(config.training.sde, config)

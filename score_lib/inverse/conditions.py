@@ -1,6 +1,4 @@
-"""Guidance by a classifier of noisy data.  [S21, section 5 and appendix I.1]"""
-
-from __future__ import annotations
+"""Conditions other than a measurement: a class, or data to start from."""
 
 from collections.abc import Callable
 
@@ -8,8 +6,8 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
-from score_lib.samplers.constraints import Constraint
-from score_lib.samplers.loop import Noise
+from score_lib.inverse.restoration import check_floats
+from score_lib.samplers.loop import Constraint, Noise
 from score_lib.scores import get_classifier_grad_fn
 from score_lib.sdes.process import SDE
 
@@ -67,3 +65,24 @@ class ClassGuidance(Constraint):
             return score_fn(x, t) + batch_mul(scale, grad_fn(x, noise_std, self.labels))
 
         return guided
+
+
+class StartFrom(Constraint):
+    """Sampling starts from x_t of given data instead of the prior.  [Meng et al. 2022, SDEdit]
+
+    Args:
+        data: x_0, (B, *D), in the network's range.
+    """
+
+    def __init__(self, data: Tensor):
+        check_floats("the data to start from", data)
+        self.data = data
+
+    def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        if self.data.shape != x.shape:
+            raise ValueError(
+                f"sampling starts from data of shape {tuple(self.data.shape)}, but samples have "
+                f"shape {tuple(x.shape)}"
+            )
+        mean, std = sde.marginal_prob(self.data.to(x), t)
+        return mean + batch_mul(std, noise(x))

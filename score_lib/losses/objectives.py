@@ -1,0 +1,265 @@
+"""Training objectives: losses of a network's output on noisy data.  [S21, section 3.3, appendix C]
+
+The losses of score SDEs, SMLD and DDPM are one formula, |s score(x_t) + z|^2 with
+x_t = m x_0 + s z; they differ in how the noise level is drawn and in how it is weighted.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from score_lib.base.distributed import share_of_batch
+from score_lib.base.tensors import batch_mul
+from score_lib.scores import get_model_fn, get_score_fn
+from score_lib.sdes.process import SDE
+
+
+class NoiseLevels(abc.ABC):
+    """The noise levels that a network is trained at, and how likely each is."""
+
+    @abc.abstractmethod
+    def draw(self, count: int, device: torch.device) -> Tensor:
+        """Noise levels, (count,), from PyTorch's global generator."""
+
+    @abc.abstractmethod
+    def at(self, quantile: Tensor) -> Tensor:
+        """The noise levels at these quantiles, numbers in [0, 1], (B,)."""
+
+    @abc.abstractmethod
+    def marginal(self, batch: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, *D) and standard deviation (B,) of x at a level, given the batch."""
+
+
+class ContinuousLevels(NoiseLevels):
+    """Times uniform on [eps, T]."""
+
+    def __init__(self, sde: SDE, eps: float = 1e-5):
+        self.sde, self.eps = sde, eps
+
+    def draw(self, count, device):
+        return self.at(torch.rand(count, device=device))
+
+    def at(self, quantile):
+        return quantile * (self.sde.T - self.eps) + self.eps
+
+    def marginal(self, batch, level):
+        return self.sde.marginal_prob(batch, level)
+
+
+class DiscreteLevels(NoiseLevels):
+    """Noise indices uniform on the N levels of a discrete chain."""
+
+    def __init__(self, sde: SDE):
+        self.sde = sde
+
+    def draw(self, count, device):
+        return torch.randint(0, self.sde.N, (count,), device=device)
+
+    def at(self, quantile):
+        return (quantile * self.sde.N).long().clamp(max=self.sde.N - 1)
+
+    def marginal(self, batch, level):
+        scale, std = self.sde.discrete_coeffs(level)
+        return batch_mul(scale, batch), std
+
+
+class Draws(NamedTuple):
+    """The random numbers of a loss: noise levels (times, or indices), (B,), and noise (B, *D)."""
+
+    level: Tensor
+    z: Tensor
+
+
+class NoisyLoss(abc.ABC):
+    """A loss of a network's output on data at randomly drawn noise levels.
+
+    Called as `loss_fn(model, batch, labels=None)`, with the batch (B, *D) in the network's range,
+    it draws levels, then noise, and returns the mean loss of the batch.  `draw` and `per_sample`
+    are its halves: a batch that is processed in parts is drawn for as a whole.
+
+    Args:
+        train: whether dropout is on.
+    """
+
+    def __init__(self, levels: NoiseLevels, train: bool):
+        self.levels, self.train = levels, train
+
+    def __call__(self, model: Callable, batch: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.per_sample(model, batch, self.draw(batch), labels).mean()
+
+    def draw(self, batch: Tensor, noise: Callable | None = None) -> Draws:
+        """Noise levels and noise for a batch.
+
+        They come from PyTorch's global generator, or from a source of standard normal noise that
+        is called like `torch.randn_like`.  Each of several processes with equal generators gets
+        its share of the draws for the whole batch.
+        """
+        count = batch.shape[0]
+        if noise is None:
+            row = {"dtype": batch.dtype, "device": batch.device}
+            return Draws(
+                share_of_batch(lambda n: self.levels.draw(n, batch.device), count),
+                share_of_batch(lambda n: torch.randn(n, *batch.shape[1:], **row), count),
+            )
+        uniform = torch.special.ndtr(noise(batch.new_empty(count)))
+        return Draws(self.levels.at(uniform), noise(batch))
+
+    def noised(self, batch: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """x_t = m x_0 + s z, (B, *D), and s, (B,)."""
+        mean, std = self.levels.marginal(batch, draws.level)
+        return mean + batch_mul(std, draws.z), std
+
+    @abc.abstractmethod
+    def per_sample(
+        self, model: Callable, batch: Tensor, draws: Draws, labels: Tensor | None = None
+    ) -> Tensor:
+        """Loss of each sample, (B,), for given noise levels and noise."""
+
+
+class DenoisingLoss(NoisyLoss):
+    """|s score(x_t) + z|^2, the mean over dimensions or half the sum.
+
+    Args:
+        reduce_mean: average over dimensions; otherwise half the sum.
+    """
+
+    def __init__(self, levels: NoiseLevels, train: bool, reduce_mean: bool):
+        super().__init__(levels, train)
+        self.sde, self.reduce_mean = levels.sde, reduce_mean
+
+    def per_sample(self, model, batch, draws, labels=None):
+        """Loss of each sample, (B,), for given noise levels and noise; labels are ignored."""
+        residual, weight = self.weighted_residual(model, batch, draws)
+        square = residual.square().flatten(1)
+        losses = square.mean(1) if self.reduce_mean else 0.5 * square.sum(1)
+        return losses * weight
+
+    @abc.abstractmethod
+    def weighted_residual(self, model, batch, draws) -> tuple[Tensor, Tensor]:
+        """s score + z, (B, *D), and its weight, (B,)."""
+
+
+class _ContinuousLoss(DenoisingLoss):
+    """Weight 1 or g^2 / s^2.  [S21, equation 7]"""
+
+    def __init__(self, sde, train, reduce_mean, continuous, likelihood_weighting, eps):
+        super().__init__(ContinuousLevels(sde, eps), train, reduce_mean)
+        self.continuous, self.likelihood_weighting = continuous, likelihood_weighting
+
+    def weighted_residual(self, model, batch, draws):
+        t, z = draws
+        x_t, std = self.noised(batch, draws)
+        score = get_score_fn(self.sde, model, self.train, self.continuous)(x_t, t)
+        weight = torch.ones_like(std)
+        if self.likelihood_weighting:
+            weight = (self.sde.sde(torch.zeros_like(batch), t)[1] / std) ** 2
+        return batch_mul(std, score) + z, weight
+
+
+class _DiscreteLoss(DenoisingLoss):
+    """Weight 1 at each of the N noise levels."""
+
+    def __init__(self, sde, train, reduce_mean):
+        super().__init__(DiscreteLevels(sde), train, reduce_mean)
+
+    def weighted_residual(self, model, batch, draws):
+        x_t, std = self.noised(batch, draws)
+        output = get_model_fn(model, self.train)(x_t, draws.level)
+        score = self.sde.score_from_output(output, std)
+        return batch_mul(std, score) + draws.z, torch.ones_like(std)
+
+
+def get_sde_loss_fn(
+    sde: SDE,
+    train: bool,
+    reduce_mean: bool = True,
+    continuous: bool = True,
+    likelihood_weighting: bool = True,
+    eps: float = 1e-5,
+) -> DenoisingLoss:
+    """Loss over continuous time, t uniform on [eps, T].  [S21, equation 7]
+
+    Args:
+        train: whether dropout is on.
+        reduce_mean: average over dimensions; otherwise half the sum.
+        continuous: whether the network is told continuous times.
+        likelihood_weighting: weight g(t)^2 of Song et al. 2021 (*Maximum Likelihood Training*),
+            instead of s(t)^2.
+        eps: smallest time.
+    Returns:
+        `loss_fn(model, batch)`.
+    """
+    return _ContinuousLoss(sde, train, reduce_mean, continuous, likelihood_weighting, eps)
+
+
+def get_smld_loss_fn(vesde: SDE, train: bool, reduce_mean: bool = False) -> DenoisingLoss:
+    """Loss over the noise levels of SMLD (NCSN).  [S21, equation 1]"""
+    return _DiscreteLoss(vesde, train, reduce_mean)
+
+
+def get_ddpm_loss_fn(vpsde: SDE, train: bool, reduce_mean: bool = True) -> DenoisingLoss:
+    """Loss over the steps of DDPM.  [S21, equation 3]"""
+    return _DiscreteLoss(vpsde, train, reduce_mean)
+
+
+class ClassifierLoss(NoisyLoss):
+    """Cross-entropy of a classifier that sees noisy data and their noise level.
+
+    [S21, appendix I.1.]  The classifier is a function of x_t (B, *D) and s(t) (B,) for every
+    process, and gives logits (B, K).
+    """
+
+    def per_sample(self, model, batch, draws, labels=None):
+        return nn.functional.cross_entropy(
+            self.logits(model, batch, draws), labels, reduction="none"
+        )
+
+    def logits(self, model: Callable, batch: Tensor, draws: Draws) -> Tensor:
+        """The classifier's logits for noisy data, (B, K)."""
+        return get_model_fn(model, self.train)(*self.noised(batch, draws))
+
+
+def get_classifier_loss_fn(sde: SDE, train: bool, continuous: bool = True) -> ClassifierLoss:
+    """Loss of a noise-conditional classifier, at the levels that a score network is trained at.
+
+    Args:
+        train: whether dropout is on.
+        continuous: all times of [1e-5, T], or the levels of a discrete chain.
+    Returns:
+        `loss_fn(model, batch, labels)`, with labels (B,) int64.
+    """
+    return ClassifierLoss(ContinuousLevels(sde) if continuous else DiscreteLevels(sde), train)
+
+
+def get_loss_fn(
+    sde: SDE,
+    train: bool,
+    reduce_mean: bool,
+    continuous: bool,
+    likelihood_weighting: bool,
+    objective: str = "score",
+) -> NoisyLoss:
+    """The loss that suits a config: over continuous time, or over the chain's own levels.
+
+    Args:
+        objective: "score", or "classifier" of the data's labels.
+    Raises:
+        ValueError: likelihood weighting with discrete levels, or an unknown objective.
+    """
+    if objective == "classifier":
+        return get_classifier_loss_fn(sde, train, continuous)
+    if objective != "score":
+        raise ValueError(
+            f"unknown training.objective {objective!r}: known are 'score' and 'classifier'"
+        )
+    if continuous:
+        return get_sde_loss_fn(sde, train, reduce_mean, likelihood_weighting=likelihood_weighting)
+    if likelihood_weighting:
+        raise ValueError(
+            "training.likelihood_weighting needs training.continuous = True: the losses of SMLD "
+            "and DDPM have weights of their own"
+        )
+    return get_ddpm_loss_fn(sde, train, reduce_mean)
