@@ -11,32 +11,14 @@ treats samples apart.
 """
 
 from score_lib.base.tensors import SampleNoise, batch_mul
-from score_lib.samplers.adaptive import get_adaptive_sampler
+from score_lib.samplers.adaptive import get_adaptive_sampler, get_ode_sampler
 from score_lib.samplers.configured import get_sampling_fn, register_sampler, register_solver
-from score_lib.samplers.correctors import (
-    AnnealedLangevinDynamics,
-    Corrector,
-    LangevinCorrector,
-    NoneCorrector,
-    get_corrector,
-    register_corrector,
-)
 from score_lib.samplers.grids import time_grid, visited_times
 from score_lib.samplers.loop import Constraint
-from score_lib.samplers.ode import get_ode_sampler
 from score_lib.samplers.pc import (
     get_pc_sampler,
     shared_corrector_update_fn,
     shared_predictor_update_fn,
-)
-from score_lib.samplers.predictors import (
-    AncestralSamplingPredictor,
-    EulerMaruyamaPredictor,
-    NonePredictor,
-    Predictor,
-    ReverseDiffusionPredictor,
-    get_predictor,
-    register_predictor,
 )
 from score_lib.samplers.solvers import (
     DDIM,
@@ -46,4 +28,19 @@ from score_lib.samplers.solvers import (
     Heun,
     Solver,
     get_solver_sampler,
+)
+from score_lib.samplers.steps import (
+    AncestralSamplingPredictor,
+    AnnealedLangevinDynamics,
+    Corrector,
+    EulerMaruyamaPredictor,
+    LangevinCorrector,
+    NoneCorrector,
+    NonePredictor,
+    Predictor,
+    ReverseDiffusionPredictor,
+    get_corrector,
+    get_predictor,
+    register_corrector,
+    register_predictor,
 )

@@ -17,10 +17,7 @@ from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE
 
 # Probes with mean 0 and covariance I, made of standard normal noise.
-_PROBES = {
-    "rademacher": lambda z: torch.where(z < 0, -1.0, 1.0).to(z),
-    "gaussian": lambda z: z,
-}
+_PROBES = {"rademacher": lambda z: torch.where(z < 0, -1.0, 1.0).to(z), "gaussian": lambda z: z}
 
 
 class LogLikelihood(NamedTuple):
@@ -87,11 +84,10 @@ def get_log_likelihood_fn(
     """Log-likelihood of data under the probability flow, in nats.
 
     Args:
-        sde: the forward process.
         hutchinson_type: "Rademacher", "Gaussian", or "exact" for the whole trace, which costs one
             backward pass a dimension.
         num_probes: independent probes; two or more give a standard error.
-        rtol, atol, method: of the solver, see `utils.ode.integrate`.
+        rtol, atol, method: of the solver, see `base.ode.integrate`.
         eps: time at which the data is taken to be.
         continuous: whether the network was trained on all times.
         per_sample: control each sample's steps by its own error, so that its result is

@@ -133,8 +133,8 @@ MUTATIONS = [
     Mutation(
         "a named checkpoint is ignored",
         SETUP,
-        "path = run.config.eval.checkpoint or ",
-        "path = ",
+        "if path := run.config.eval.checkpoint:",
+        'if path := "":',
     ),
     Mutation("warm-up is ignored", OPTIMIZATION, "warmup=optim.warmup", "warmup=0"),
     Mutation(

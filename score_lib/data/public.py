@@ -69,11 +69,8 @@ def _resized(name: str, shape: Shape, folder: str, prepare: Callable) -> tuple[S
             f"{name} has square colour images, but the config asks for {shape}: set "
             f"data.num_channels=3 and one number as data.image_size"
         )
-    keywords = {
-        "folder": folder,
-        "shape": shape,
-        "prepare": functools.partial(prepare, size=height),
-    }
+    sized = functools.partial(prepare, size=height)
+    keywords = {"folder": folder, "shape": shape, "prepare": sized}
     return TfdsSource(name, "train", **keywords), TfdsSource(name, "validation", **keywords)
 
 

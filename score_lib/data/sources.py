@@ -15,7 +15,6 @@ from score_lib.disk.files import printable
 
 DATASETS = Registry("dataset")
 
-
 # Decorator for a function `opener(shape, **keywords) -> (train, test)`: two `Source`s of images of
 # the configured shape (C, H, W).  Its arguments are those of `Registry.register`; `name` is the
 # value of `config.data.dataset`.

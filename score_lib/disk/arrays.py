@@ -26,7 +26,6 @@ def load_arrays(
     """Read an .npz without running code that it may hold, and within the available memory.
 
     Args:
-        path: the file.
         names: which of its arrays; by default all.
     Raises:
         FileNotFoundError: there is no such file.

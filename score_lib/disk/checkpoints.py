@@ -80,19 +80,16 @@ def write_contents(path: str | os.PathLike, contents: dict, keep: int = 0) -> No
 def restore_checkpoint(
     path: str | os.PathLike, state: dict, device: torch.device | str, *, must_exist: bool = False
 ) -> dict:
-    """Load a checkpoint, a run's own or a published one, into a training state.
+    """Load a checkpoint, a run's own or a published one, into a training state; returns the state.
 
     Model keys, shapes and the averaged parameters must match exactly.  Nothing in `state` changes
     unless all of it does.
 
     Args:
-        path: the file.
         state: live "model" and "ema", perhaps "optimizer" and "step"; changed in place.
         device: where the file's tensors are loaded before they are copied.
         must_exist: raise if there is no such file; otherwise log that and return the state
             unchanged, as a training run starts.
-    Returns:
-        The state.
     Raises:
         FileNotFoundError: there is no such file and `must_exist` is set.
         CheckpointError: the file is damaged, not a checkpoint, or of another network.
@@ -153,12 +150,10 @@ def read_latest(
 
 
 def restore_contents(path: str | os.PathLike, loaded: dict, state: dict) -> dict:
-    """Copy the contents of a checkpoint, see `read_checkpoint`, into a training state.
+    """Copy the contents of a checkpoint, see `read_checkpoint`, into a state; returns the state.
 
     Args:
         path: for messages.
-    Returns:
-        The state.
     Raises:
         CheckpointError: they do not fit; the state is unchanged.
     """

@@ -35,7 +35,6 @@ def load_verified(
     """`torch.load(weights_only=True)`, with the CRC-32 of every record verified meanwhile.
 
     Args:
-        device: where tensors are loaded to.
         mapped: let tensors on the CPU be views of the file on disk, for a caller that copies them
             at once.
     Raises:

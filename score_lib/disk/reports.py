@@ -14,7 +14,6 @@ def write_report(folder: str | os.PathLike, records: list[dict]) -> None:
     """Write `report.json` and `report.md`, and show the table on the console.
 
     Args:
-        folder: where to.
         records: rows; their keys are columns.
     """
     folder = pathlib.Path(folder)

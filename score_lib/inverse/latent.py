@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul, rows
-from score_lib.samplers.ode import get_ode_sampler
+from score_lib.samplers.adaptive import get_ode_sampler
 from score_lib.sdes.process import SDE
 
 
@@ -59,7 +59,6 @@ def get_encoder(sde: SDE, scaler: Callable, *, eps: float | None = None, **optio
     """Latent codes of images: the flow followed from eps to T.
 
     Args:
-        sde: the forward process.
         scaler: from [0, 1] to the network's range.
         eps: time at which the images are taken to be; None is `sde.sampling_eps`.
         options: `rtol`, `atol`, `method`, `continuous`, `per_sample` and `differentiable`, which
@@ -72,7 +71,12 @@ def get_encoder(sde: SDE, scaler: Callable, *, eps: float | None = None, **optio
     follow = _flow(sde, _first_time(sde, eps), sde.T, **options)
 
     def encode(model: Callable, images: Tensor) -> tuple[Tensor, int]:
-        return follow(model, scaler(_checked(images)))
+        if not images.is_floating_point():
+            raise ValueError(
+                f"images to encode are floating-point numbers in [0, 1], not {images.dtype}: "
+                "divide grey levels by 255"
+            )
+        return follow(model, scaler(images))
 
     return encode
 
@@ -221,15 +225,6 @@ def _first_time(sde: SDE, eps: float | None) -> float:
             f"this process suggests {sde.sampling_eps:g}"
         )
     return eps
-
-
-def _checked(images: Tensor) -> Tensor:
-    if not images.is_floating_point():
-        raise ValueError(
-            f"images to encode are floating-point numbers in [0, 1], not {images.dtype}: divide "
-            "grey levels by 255"
-        )
-    return images
 
 
 def _check_pair(first: Tensor, second: Tensor) -> None:

@@ -56,8 +56,7 @@ class Mask(PartialIsometry):
     def adjoint(self, y: Tensor) -> Tensor:
         return self._choose(self.check_y(y), 0.0)
 
-    def observed(self, y: Tensor) -> Tensor:
-        return self._choose(self.check_y(y), 0.0)
+    observed = adjoint
 
     def picture(self, y: Tensor, fill: float = 0.0) -> Tensor:
         return self._choose(self.check_y(y), fill)

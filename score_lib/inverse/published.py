@@ -14,10 +14,9 @@ from score_lib.inverse.restoration import (
     PublishedGray,
     get_restoration,
 )
-from score_lib.samplers.correctors import Corrector
 from score_lib.samplers.loop import Constraint
 from score_lib.samplers.pc import get_pc_sampler
-from score_lib.samplers.predictors import Predictor
+from score_lib.samplers.steps import Corrector, Predictor
 from score_lib.sdes.process import SDE
 
 # A constraint, the shape (B, *D) of the samples, and their device (None: the network's).

@@ -187,7 +187,6 @@ class PosteriorGuidance(Measured):
         Args:
             residual: y - A xhat_0, (B, *M).
             pull_back: v (B, *D) -> J^T v.
-            sde: the forward process.
             t: time, (B,).
         """
 

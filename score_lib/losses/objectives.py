@@ -83,7 +83,6 @@ class NoisyLoss(abc.ABC):
     are its halves: a batch that is processed in parts is drawn for as a whole.
 
     Args:
-        levels: the noise levels.
         train: whether dropout is on.
     """
 
@@ -190,7 +189,6 @@ def get_sde_loss_fn(
     """Loss over continuous time, t uniform on [eps, T].  [S21, equation 7]
 
     Args:
-        sde: the forward process.
         train: whether dropout is on.
         reduce_mean: average over dimensions; otherwise half the sum.
         continuous: whether the network is told continuous times.
@@ -234,7 +232,6 @@ def get_classifier_loss_fn(sde: SDE, train: bool, continuous: bool = True) -> Cl
     """Loss of a noise-conditional classifier, at the levels that a score network is trained at.
 
     Args:
-        sde: the forward process.
         train: whether dropout is on.
         continuous: all times of [1e-5, T], or the levels of a discrete chain.
     Returns:

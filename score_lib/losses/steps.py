@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from score_lib.base.distributed import average, draw_apart, replicated
-from score_lib.losses.objectives import Draws, NoisyLoss, get_loss_fn
+from score_lib.losses.objectives import Draws, get_loss_fn
 from score_lib.sdes.process import SDE
 
 
@@ -29,7 +29,6 @@ def get_step_fn(
     those of the whole batch; the training loss is that of the share.
 
     Args:
-        sde: the forward process.
         train: train, or evaluate.
         optimize_fn: as made by `optimization_manager`; needed to train.
         reduce_mean, continuous, likelihood_weighting: see `get_sde_loss_fn`.
@@ -57,11 +56,9 @@ def get_step_fn(
 
 
 class _TrainStep:
-    def __init__(
-        self, loss_fn: NoisyLoss, optimize_fn: Callable, accumulation: int, prepare: Callable
-    ):
-        self.loss_fn, self.optimize_fn, self.accumulation = loss_fn, optimize_fn, accumulation
-        self.prepare = prepare
+    def __init__(self, loss_fn, optimize_fn, accumulation, prepare):
+        self.loss_fn, self.optimize_fn = loss_fn, optimize_fn
+        self.accumulation, self.prepare = accumulation, prepare
         self.grad_norm: Tensor | None = None
         self._model: nn.Module | None = None
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from score_lib.base import distributed
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import SampleNoise, derive_seed
-from score_lib.data.inputs import read_inputs, read_mask
+from score_lib.data.loading import read_inputs, read_mask
 from score_lib.disk.arrays import save_arrays
 from score_lib.disk.files import open_folder
 from score_lib.disk.logs import messages_to
@@ -177,11 +177,12 @@ def conditional(run: Run) -> Outcome:
     """Samples of given classes: `control.labels`, or of each class a row."""
     options = run.config.control
     classifier = _classifier(run, options.classifier)
-    labels = torch.tensor(tuple(options.labels) or range(classifier.num_classes))
-    if labels.is_floating_point() or not 0 <= labels.min() <= labels.max() < classifier.num_classes:
+    classes = classifier.config.data.num_classes
+    labels = torch.tensor(tuple(options.labels) or range(classes))
+    if labels.is_floating_point() or not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(
             f"control.labels = {tuple(options.labels)} should be classes of the classifier, whole "
-            f"numbers from 0 to {classifier.num_classes - 1}"
+            f"numbers from 0 to {classes - 1}"
         )
     scale, until = options.guidance_scale, options.guidance_until
     with classifier.sampling_network() as network:
@@ -265,10 +266,8 @@ def reconstruct(run: Run) -> Outcome:
     codes = _encode(run, images, tolerance)
     decoded = _decode(run, codes, tolerance)
     error = decoded - images
-    figures = {
-        "largest_error": error.abs().max().item(),
-        "root_mean_square_error": error.square().mean().sqrt().item(),
-    }
+    largest, mean = error.abs().max().item(), error.square().mean().sqrt().item()
+    figures = {"largest_error": largest, "root_mean_square_error": mean}
     return Outcome({"input": images, "result": decoded}, [figures], {"codes": codes})
 
 

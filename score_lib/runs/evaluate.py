@@ -23,7 +23,6 @@ def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> l
     An evaluation that was killed resumes at the first missing round.
 
     Args:
-        config: the experiment.
         workdir: folder of the run.
         eval_folder: name of the folder for results, inside workdir.
     Returns:

@@ -19,13 +19,8 @@ class DataBytes:
     """The images of a source in batches of bytes, (B, H, W, C), as extractors take them."""
 
     def __init__(self, config, source: Source):
-        self.stream = ImageStream(
-            source,
-            config.eval.batch_size,
-            evaluation=True,
-            as_uint8=True,
-            num_workers=config.data.num_workers,
-        )
+        size, workers = config.eval.batch_size, config.data.num_workers
+        self.stream = ImageStream(source, size, evaluation=True, as_uint8=True, num_workers=workers)
         self.numbers = range(len(self.stream))
 
     def __len__(self) -> int:
@@ -47,7 +42,6 @@ class HeldOut:
     """The batches of one pass over a part of the data set, by number.
 
     Args:
-        run: the run.
         split: "train" or "test".
         dequantize: add uniform noise within each grey level.
         seed: of that noise; by default the data set's own.

@@ -87,7 +87,8 @@ def evaluate_accuracy(job: Job) -> dict[str, float]:
     table = markdown_table(rows)
     path = job.folder / f"ckpt_{job.label}_accuracy.md"
     distributed.on_main(lambda: write_text(path, table))
-    logging.info("accuracy by noise level; chance is %.4f\n%s", 1 / run.num_classes, table)
+    chance = 1 / run.config.data.num_classes
+    logging.info("accuracy by noise level; chance is %.4f\n%s", chance, table)
     return {key: rows[0][key] for key in ("accuracy", "accuracy_standard_error")}
 
 

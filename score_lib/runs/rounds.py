@@ -20,12 +20,8 @@ from score_lib.disk.files import file_digest
 from score_lib.options import flatten
 from score_lib.runs.setup import Run
 
-# Options that choose which rounds are made, and do not change their contents.
+# Options that choose which rounds are made, as `enable_*` do, and do not change their contents.
 _NOT_IN_FINGERPRINT = (
-    "enable_loss",
-    "enable_accuracy",
-    "enable_bpd",
-    "enable_sampling",
     "begin_ckpt",
     "end_ckpt",
     "checkpoint",
@@ -128,4 +124,5 @@ def _relevant(config_json: str) -> dict[str, object]:
     """The options that rounds depend on, by dotted name, sorted."""
     flat = flatten(ConfigDict(json.loads(config_json)))
     left_out = {"device", *(f"eval.{name}" for name in _NOT_IN_FINGERPRINT)}
-    return {key: flat[key] for key in sorted(flat.keys() - left_out)}
+    relevant = (key for key in flat.keys() - left_out if ".enable_" not in key)
+    return {key: flat[key] for key in sorted(relevant)}

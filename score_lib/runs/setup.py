@@ -25,13 +25,7 @@ from score_lib.base import distributed
 from score_lib.base.devices import resolve_device
 from score_lib.base.tensors import SampleNoise, image_shape
 from score_lib.data.loading import DatasetInfo, get_data_inverse_scaler, get_data_scaler
-from score_lib.disk.checkpoints import (
-    CheckpointError,
-    read_checkpoint,
-    restore_checkpoint,
-    restore_contents,
-    restore_latest,
-)
+from score_lib.disk import checkpoints
 from score_lib.losses.objectives import NoisyLoss, get_loss_fn
 from score_lib.losses.optimization import get_optimizer, optimization_manager
 from score_lib.losses.steps import get_step_fn
@@ -80,11 +74,6 @@ class Run:
         return self.config.training.objective
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes that a classifier distinguishes."""
-        return self.config.data.num_classes
-
-    @property
     def levels(self) -> int:
         """Grey levels of the images that are written."""
         return self.config.data.levels or 256
@@ -95,9 +84,10 @@ class Run:
         Raises:
             ValueError: there are no labels, or more classes than the classifier has.
         """
-        if self.objective == "classifier" and not 1 < info.num_classes <= self.num_classes:
+        classes = self.config.data.num_classes
+        if self.objective == "classifier" and not 1 < info.num_classes <= classes:
             raise ValueError(
-                f"a classifier of data.num_classes = {self.num_classes} cannot learn the labels of "
+                f"a classifier of data.num_classes = {classes} cannot learn the labels of "
                 f"{info.name}, which has {info.num_classes if info.num_classes > 1 else 0} classes"
             )
 
@@ -156,7 +146,6 @@ class Run:
         Args:
             indices: numbers of the samples; sample k is a function of the seed and k.
             seed: default: the run's.
-            progress: show a progress bar.
             options: of `get_sampling_fn`, such as `constraints`.
         Returns:
             Images (B, *D) in [0, 1].
@@ -225,10 +214,11 @@ def restored(config, workdir: str | os.PathLike) -> Run:
         ValueError: the config or the checkpoint does not fit.
     """
     run = setup(config)
-    if run.config.eval.checkpoint:
-        restore_checkpoint(run.config.eval.checkpoint, run.state, run.device, must_exist=True)
+    into = run.state, run.device
+    if path := run.config.eval.checkpoint:
+        checkpoints.restore_checkpoint(path, *into, must_exist=True)
     else:
-        restore_latest(pathlib.Path(workdir) / META, run.state, run.device, must_exist=True)
+        checkpoints.restore_latest(pathlib.Path(workdir) / META, *into, must_exist=True)
     return run
 
 
@@ -239,16 +229,16 @@ def from_checkpoint(path: str | os.PathLike, device: torch.device) -> Run:
         FileNotFoundError: there is no such file.
         CheckpointError: it is not a checkpoint, or holds no config, as published ones do not.
     """
-    contents = read_checkpoint(path, device)
+    contents = checkpoints.read_checkpoint(path, device)
     if not contents.get("config"):
-        raise CheckpointError(
+        raise checkpoints.CheckpointError(
             f"{path} holds no config, so that its network is unknown: use a checkpoint that was "
             "trained here"
         )
     config = ConfigDict(json.loads(contents["config"]))
     config.device = str(device)
     run = setup(config)
-    restore_contents(path, contents, run.state)
+    checkpoints.restore_contents(path, contents, run.state)
     return run
 
 

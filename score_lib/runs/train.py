@@ -40,7 +40,6 @@ def train(config, workdir: str | os.PathLike) -> None:
     the end; `metrics.jsonl`, `tensorboard/`, `stdout.txt` and `config.json`.
 
     Args:
-        config: the experiment.
         workdir: folder of the run; made if need be.
     Raises:
         ValueError: the config, or a checkpoint in the folder, does not fit.
@@ -72,13 +71,9 @@ def training_streams(run: Run) -> Streams:
         ValueError: the data or their labels do not fit, or a batch cannot be split evenly.
     """
     _check_share(run.config.training)
-    train_ds, eval_ds, info = get_dataset(
-        run.config,
-        run.config.data.uniform_dequantization,
-        device=run.device,
-        rank=distributed.rank(),
-        world=distributed.world(),
-    )
+    dequantize, device = run.config.data.uniform_dequantization, run.device
+    ranks = {"rank": distributed.rank(), "world": distributed.world()}
+    train_ds, eval_ds, info = get_dataset(run.config, dequantize, device=device, **ranks)
     run.check_labels(info)
     return train_ds, eval_ds
 

@@ -1,9 +1,9 @@
 """Sampling: the reverse process from noise to data.  The door is `sampling`.
 
 - `loop`: the one sampling loop, and the constraints on what it samples
-- `predictors`, `correctors`: the published steps; `pc` puts them together
-- `accuracy`: whether a number of steps is enough
-- `ode`: the probability flow by RK45; `adaptive`: the reverse SDE with adaptive steps
+- `steps`: the published predictors and correctors; `pc` puts them together; `accuracy`: whether
+  a number of steps is enough
+- `adaptive`: the probability flow by RK45, the reverse SDE with adaptive steps
 - `solvers`: DDIM, Heun, DPM-Solver++; `grids`: the times that they visit
 - `configured`: from a config to a sampler
 """

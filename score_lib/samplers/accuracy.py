@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
-from score_lib.samplers.predictors import (
+from score_lib.samplers.steps import (
     AncestralSamplingPredictor,
     EulerMaruyamaPredictor,
     Predictor,

@@ -1,13 +1,76 @@
-"""The reverse SDE with adaptive steps.  [Jolicoeur-Martineau et al. 2021]"""
+"""Samplers that choose their own steps: the probability flow by RK45, and the reverse SDE."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from score_lib.base.ode import integrate
 from score_lib.base.tensors import batch_mul, rows
-from score_lib.samplers.loop import Constraint, sampler_of, without_callback, without_wraps
+from score_lib.samplers.loop import Callback, Constraint, sampler_of, without_wraps
 from score_lib.sdes.process import SDE
+
+
+def get_ode_sampler(
+    sde: SDE,
+    shape: tuple[int, ...],
+    inverse_scaler: Callable,
+    denoise: bool = False,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    method: str = "RK45",
+    eps: float = 1e-3,
+    device: torch.device | str | None = None,
+    *,
+    continuous: bool = True,
+    per_sample: bool = False,
+    constraints: Sequence[Constraint] = (),
+    start_time: float | None = None,
+    differentiable: bool = False,
+) -> Callable:
+    """Sampling by integrating the probability-flow ODE.  [S21, section 4.3, appendix D.1]
+
+    Args:
+        denoise: end with the denoised x, E[x_0 | x_t], for one evaluation more.
+        rtol, atol: tolerances of the solver.
+        method: "RK45", on the device, or another of SciPy's solvers, on the host.
+        eps: time at which integration stops.
+        per_sample: control each sample's error separately.
+        constraints: conditions on samples; here only by a guided score.
+        start_time: time at which integration starts; None is T.
+        differentiable: keep the graph for a gradient of the samples; requires "RK45".
+        others: see `sampler_of`.
+    Returns:
+        see `sampler_of`; z is the latent code x_T.  `progress` is a no-op: the number of solver
+        steps is not known beforehand.
+    Raises:
+        ValueError: a constraint changes steps, which an ODE does not have.
+    """
+    without_wraps(constraints)
+    start_time = sde.T if start_time is None else start_time
+    sde.check_times(*sorted((eps, start_time)), shape)  # an encoder goes forwards
+
+    def follow(x, score_fn, noise, *, progress, callback):
+        _without_callback(callback)
+        dtype = x.dtype
+        drift = flow_drift(sde, score_fn, dtype)
+        tolerances = {"rtol": rtol, "atol": atol, "method": method, "per_sample": per_sample}
+        x, _ = integrate(drift, x.double(), start_time, eps, **tolerances)
+        x = x.to(dtype)
+        if denoise:
+            t = torch.full((x.shape[0],), eps, dtype=dtype, device=x.device)
+            x = sde.denoised(x, t, score_fn(x, t))
+        return x
+
+    shared = continuous, device, constraints, differentiable
+    return sampler_of(sde, shape, inverse_scaler, follow, start_time, *shared)
+
+
+def flow_drift(sde: SDE, score_fn: Callable, dtype: torch.dtype) -> Callable:
+    """`drift(t, x)` of the probability flow, for the solver: evaluated in the given dtype."""
+    flow = sde.reverse(score_fn, probability_flow=True)
+    return lambda t, x: flow.sde(x.to(dtype), t.to(dtype))[0]
+
 
 # The published algorithm sets no limit.  In one dimension an error is sometimes near 0 by chance;
 # a step that then grows a thousandfold may pass by chance again: samples spread by 20% and more.
@@ -41,18 +104,16 @@ def get_adaptive_sampler(
             grey level of centred images.
         first_step: in units of T.
         denoise: end with the denoised x, for one evaluation more.
-        sde, ..., differentiable: as for `get_solver_sampler`.
-    Returns:
-        see `sampler_of`.
+        others: see `get_ode_sampler`, and `sampler_of`, which documents the returned `sample`.
     Raises:
         ValueError: a constraint changes steps.
     """
     without_wraps(constraints)
-    sde.check_times(eps, start_time, shape)
     start_time = sde.T if start_time is None else start_time
+    sde.check_times(eps, start_time, shape)
 
     def follow(x, score_fn, noise, *, progress, callback):
-        without_callback(callback)
+        _without_callback(callback)
         x, t = _integrate(x, sde.reverse(score_fn).sde, noise, start_time, eps, **steps)
         return sde.denoised(x, t, score_fn(x, t)) if denoise else x
 
@@ -127,3 +188,12 @@ def stochastic_heun(reverse: Callable, x: Tensor, t: Tensor, h: Tensor, incremen
 def _like(condition: Tensor, x: Tensor) -> Tensor:
     """A condition on samples, (B,), broadcast to their entries."""
     return condition.reshape(-1, *(1,) * (x.dim() - 1))
+
+
+def _without_callback(callback: Callback | None) -> None:
+    """ValueError for a callback, in a sampler that chooses its steps on the way."""
+    if callback is not None:
+        raise ValueError(
+            "this sampler chooses its steps as it goes and takes no callback: use "
+            "sampling.method = 'pc' or one of the solvers"
+        )

@@ -5,11 +5,9 @@ from collections.abc import Callable
 from score_lib.base.registry import Registry
 from score_lib.options import complete
 from score_lib.samplers import solvers
-from score_lib.samplers.adaptive import get_adaptive_sampler
-from score_lib.samplers.correctors import get_corrector
-from score_lib.samplers.ode import get_ode_sampler
+from score_lib.samplers.adaptive import get_adaptive_sampler, get_ode_sampler
 from score_lib.samplers.pc import get_pc_sampler
-from score_lib.samplers.predictors import get_predictor
+from score_lib.samplers.steps import get_corrector, get_predictor
 from score_lib.sdes.process import SDE
 
 # Entries build samplers from (sde, shape, inverse_scaler, *, eps, continuous, denoise, ...).
@@ -74,9 +72,7 @@ def get_sampling_fn(
 
     Args:
         config: `sampling.method` is "pc", "ode", "adaptive" or the name of a solver.
-        sde: the forward process.
-        shape: shape of a batch of samples, (B, *D).
-        inverse_scaler: from the network's range to [0, 1].
+        shape, inverse_scaler: see `sampler_of`.
         eps: time at which sampling stops.
         options: keywords of the sampler, such as `constraints`; they take precedence over the
             config.

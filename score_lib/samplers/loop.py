@@ -30,7 +30,6 @@ class Constraint:
         """x at the first time.
 
         Args:
-            sde: the forward process.
             x: a draw from the prior, or the given start, (B, *D).
             t: the first time, (B,).
             noise: source of standard normal noise, called like `torch.randn_like`.
@@ -66,7 +65,6 @@ def run_steps(
         times: decreasing times, (N + 1,); the last one is where the last step ends.
         steps: functions (x, t, s) -> (x, x_mean): the corrector's, then the predictor's.
         callback: called as `callback(i, t, x, x_mean)` after the steps from time number i, t (B,).
-        progress: show a progress bar.
     Returns:
         The final x and its mean, each (B, *D).
     """
@@ -118,7 +116,6 @@ def sampler_of(
         follow: `follow(x, score_fn, noise, progress=..., callback=...)` gives x at the end; the
             score is guided by the constraints.
         first_time: time of the start.
-        sde: the forward process.
         shape: shape of a batch of samples, (B, *D).
         inverse_scaler: from the network's range to [0, 1].
         continuous: whether the network was trained on all times.
@@ -184,12 +181,3 @@ def without_wraps(constraints: Sequence[Constraint]) -> None:
                 "and this sampler has none: use sampling.method = 'pc', or a constraint that "
                 "guides the score"
             )
-
-
-def without_callback(callback: Callback | None) -> None:
-    """ValueError for a callback, in a sampler that chooses its steps on the way."""
-    if callback is not None:
-        raise ValueError(
-            "this sampler chooses its steps as it goes and takes no callback: use "
-            "sampling.method = 'pc' or one of the solvers"
-        )

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from score_lib.samplers.accuracy import check_steps
-from score_lib.samplers.correctors import Corrector, NoneCorrector
 from score_lib.samplers.grids import visited_times
 from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of
-from score_lib.samplers.predictors import NonePredictor, Predictor
+from score_lib.samplers.steps import Corrector, NoneCorrector, NonePredictor, Predictor
 from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE
 
@@ -53,9 +52,8 @@ def get_pc_sampler(
         start_time, stop_time: part of the run to make, see `visited_times`.
         others: see `sampler_of`, which also documents the returned `sample`.
     Raises:
-        ValueError: no time lies between start_time and stop_time, the network or the predictor
-            knows only the steps of the process's chain, there are too few other steps, or a
-            setting is out of range.
+        ValueError: no time lies between start_time and stop_time, or the network or the predictor
+            knows only the steps of the process's chain.
     """
     sde.check_times(eps, start_time, shape)
     if not (0 <= snr < math.inf and n_steps >= 0 and steps >= 0):
@@ -86,11 +84,7 @@ def get_pc_sampler(
 def _other_steps(
     sde: SDE, predictor: type[Predictor] | None, continuous: bool, steps: int, grid: str
 ) -> SDE:
-    """The process as a predictor needs it for other steps than those of its own chain.
-
-    Raises:
-        ValueError: see `get_pc_sampler`.
-    """
+    """The process as a predictor needs it for other steps than those of its own chain."""
     if not continuous:
         raise ValueError(
             f"a network of discrete noise levels is sampled at all {sde.N} of them, not in "

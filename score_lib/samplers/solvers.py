@@ -28,7 +28,6 @@ class Solver(abc.ABC):
     """Steps along a grid of times; one object makes one run.
 
     Args:
-        sde: the forward process.
         score_fn: function of (x, t) giving the score.
         times: the grid, (N + 1,), as by `time_grid`.
         noise: source of standard normal noise, called like `torch.randn_like`.
@@ -216,17 +215,13 @@ def get_solver_sampler(
     """Sampling by a solver of few steps.
 
     Args:
-        sde: the forward process.
         solver: a subclass of `Solver`.
         steps: number of steps; 0 is sde.N.
         grid: kind of time grid, see `time_grid`; "" is the solver's own.
         denoise: end with the denoised x, E[x_0 | x_t], for one evaluation more.
         constraints: conditions on samples; here only by a guided score.
         settings: keywords of the solver.
-        shape, inverse_scaler, continuous, eps, device, start_time, differentiable: as for
-            `get_ode_sampler`.
-    Returns:
-        see `sampler_of`.
+        others: see `get_ode_sampler`, and `sampler_of`, which documents the returned `sample`.
     Raises:
         ValueError: a grid that cannot be made, or a constraint that changes steps.
     """

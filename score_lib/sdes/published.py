@@ -129,10 +129,8 @@ class VPSDE(_BetaSDE):
 
     def discrete_coeffs(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(bar alpha_i) and sqrt(1 - bar alpha_i) of DDPM."""
-        return (
-            self.lookup("sqrt_alphas_cumprod", label),
-            self.lookup("sqrt_1m_alphas_cumprod", label),
-        )
+        tables = "sqrt_alphas_cumprod", "sqrt_1m_alphas_cumprod"
+        return tuple(self.lookup(table, label) for table in tables)
 
     def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """DDPM's step: mean (x + beta_i score) / sqrt(1 - beta_i), variance beta_i."""
@@ -241,11 +239,9 @@ class VESDE(_Chain):
     def _adjacent_sigmas(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """sigma_i and sigma_{i-1} (0 below the first) at the step that t belongs to."""
         index = self.step_index(t)
+        sigma = self.lookup("discrete_sigmas", index)
         lower = self.lookup("discrete_sigmas", (index - 1).clamp(min=0))
-        return (
-            self.lookup("discrete_sigmas", index),
-            torch.where(index == 0, torch.zeros_like(lower), lower),
-        )
+        return sigma, torch.where(index == 0, torch.zeros_like(lower), lower)
 
     def __repr__(self) -> str:
         return f"VESDE({self.sigma_min}, {self.sigma_max}, N={self.N})"
