@@ -30,7 +30,7 @@ def get_model_fn(model: Callable, train: bool = False) -> Callable[[Tensor, Tens
         if isinstance(model, nn.Module) and unwrapped(model).training != train:
             model.train(train)
         dtype = dtype_of(model)
-        if x.dtype == dtype or x.dtype not in _DTYPES:
+        if dtype in (None, x.dtype) or x.dtype not in _DTYPES:
             return model(x, labels)
         labels = labels.to(dtype) if labels.is_floating_point() else labels
         return model(x.to(dtype), labels).to(x.dtype)
@@ -38,11 +38,11 @@ def get_model_fn(model: Callable, train: bool = False) -> Callable[[Tensor, Tens
     return model_fn
 
 
-def dtype_of(model: Callable) -> torch.dtype:
-    """The dtype that a network computes in: float64 if its parameters are, else float32."""
+def dtype_of(model: Callable) -> torch.dtype | None:
+    """float32 or float64 as a network's parameters; None without them, or if they are others."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
-    first = next((p.dtype for p in parameters if p.dtype.is_floating_point), torch.float32)
-    return first if first in _DTYPES else torch.float32
+    first = next((p.dtype for p in parameters if p.is_floating_point()), None)
+    return first if first in _DTYPES else None
 
 
 def get_score_fn(sde, model: Callable, train: bool = False, continuous: bool = False) -> Callable:

@@ -270,7 +270,7 @@ class Times(sampling.Constraint):
 def test_constraints_wrap_steps_between_neighbouring_times(options):
     """The corrector's and the predictor's, on any grid; the callback is told the first time."""
     sde, times, told = VPSDE(N=7), Times(), []
-    steps = (sampling.EulerMaruyamaPredictor, sampling.LangevinCorrector, lambda x: x, 0.16)
+    steps = (sampling.ReverseDiffusionPredictor, sampling.LangevinCorrector, lambda x: x, 0.16)
     keywords = {"continuous": True, "constraints": [times], **options}
     sample = sampling.get_pc_sampler(sde, (2, 2), *steps, **keywords)
     sample(GaussianOracle(sde), callback=lambda i, t, x, x_mean: told.append(float(t[0])))

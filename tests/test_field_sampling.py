@@ -10,6 +10,7 @@ import controllable_generation
 import likelihood
 import losses
 import sampling
+from score_lib.disk.pictures import to_uint8
 from score_lib.samplers.accuracy import MOST_ERROR, point_error
 from sde_lib import SDE, VESDE, VPSDE, subVPSDE
 
@@ -189,7 +190,7 @@ SAMPLERS = {
 @pytest.mark.parametrize("method", SAMPLERS)
 def test_samples_of_any_rank_have_the_dtype_of_the_network(method, shape, dtype):
     sde = VPSDE(N=30)
-    x, _ = SAMPLERS[method](sde, shape)(GaussianOracle(sde).to(dtype))
+    x, _ = SAMPLERS[method](sde, shape)(BinaryOracle(sde).to(dtype))
     assert x.shape == shape and x.dtype == dtype and x.isfinite().all()
 
 
@@ -301,3 +302,10 @@ def test_a_users_process_of_one_shape_is_checked_in_that_shape():
 
     sampler = pc(Mine(N=20), (2, 1, 2, 2), sampling.EulerMaruyamaPredictor, steps=10)
     assert sampler(lambda x, labels: x * 0)[1] == 10
+
+
+def test_samples_that_are_not_finite_become_no_pictures():
+    images = torch.zeros(3, 1, 2, 2)
+    images[1, 0, 0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"1 of 3 samples.*not finite"):
+        to_uint8(images)

@@ -255,7 +255,7 @@ SAMPLING = {
     ),
     "probability_flow": ({"sampling__probability_flow": True}, pc(EM, probability_flow=True)),
     "noise_removal": ({"sampling__noise_removal": False}, pc(EM, denoise=False)),
-    "num_steps": ({"sampling__num_steps": 6}, pc(EM, steps=6)),
+    "num_steps": ({"sampling__num_steps": 24}, pc(EM, steps=24)),
     "time_grid": ({"sampling__time_grid": "edm"}, pc(EM, grid="edm")),
     "ode": ({"sampling__method": "ode"}, few(sampling.get_ode_sampler)),
     "ddim": (

@@ -159,10 +159,10 @@ def by_hand(get, run, *given, factory=None, **options):
     (
         ({}, {}),
         ({"seed": 7}, {}),
-        ({"sampling__num_steps": 9}, {"steps": 9}),
+        ({"sampling__num_steps": 20}, {"steps": 20}),
         ({"sampling__noise_removal": False}, {"denoise": False}),
         ({"sampling__probability_flow": True}, {"probability_flow": True}),
-        ({"sampling__time_grid": "edm", "sampling__num_steps": 9}, {"grid": "edm", "steps": 9}),
+        ({"sampling__time_grid": "edm", "sampling__num_steps": 20}, {"grid": "edm", "steps": 20}),
         ({"control__start_time": 0.8}, {"start_time": 0.8}),
     ),
 )
@@ -188,7 +188,7 @@ def test_number_of_results_arrives(control):
 
 def test_noisy_images_are_at_the_first_time(control):
     """Of the configured grid, with noise of their own."""
-    options = {"control__start_time": 0.5, "sampling__num_steps": 9, "sampling__time_grid": "edm"}
+    options = {"control__start_time": 0.5, "sampling__num_steps": 20, "sampling__time_grid": "edm"}
     arrays, run = control("edit", **options)
     first = Recorder.calls[0].labels[0] / 999
     scale, std = run.sde.marginal_coeffs(first[None])

@@ -53,7 +53,16 @@ def to_uint8(images: Tensor, levels: int = 256) -> Tensor:
 
     With 256 grey levels the published evaluation's truncation of 255 x, which its figures depend
     on.  With fewer, the levels of dequantised data, spread over 0 to 255 as the data's own are.
+
+    Raises:
+        FloatingPointError: a value is not finite, for which there is no grey level.
     """
+    finite = images.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise FloatingPointError(
+            f"{int((~finite).sum())} of {len(images)} samples hold values that are not finite "
+            "numbers: sample with more steps or in float32, or train the network longer"
+        )
     if levels == 256:
         pixels = (images * 255).clamp(0, 255)
     else:

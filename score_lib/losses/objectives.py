@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from score_lib.base.distributed import share_of_batch
-from score_lib.base.tensors import batch_mul, rows
+from score_lib.base.tensors import batch_mul, check_floats, rows
 from score_lib.scores import get_model_fn, get_score_fn
 from score_lib.sdes.process import SDE
 

@@ -225,7 +225,11 @@ class Training:
         if not distributed.is_main():
             return
         step = self.state["step"]
-        shown = save_samples(self.workdir / f"samples/iter_{step}", images, self.run.levels)
+        try:
+            shown = save_samples(self.workdir / f"samples/iter_{step}", images, self.run.levels)
+        except FloatingPointError as error:  # training may still mend the network
+            logging.warning("step %d: no samples: %s", step, error)
+            return
         if is_picture(shown.shape):
             self.log.image(step, "samples", make_grid(shown))
 

@@ -164,11 +164,11 @@ def draw_prior(
     shape: tuple[int, ...],
     device: torch.device,
     noise: Noise | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """x_T ~ prior of the given shape, on a device."""
     if noise is None:
-        return sde.prior_sampling(shape).to(device, dtype)
+        return sde.prior_sampling(shape).to(device, dtype or torch.float32)
     return sde.prior_from_normal(noise(torch.empty(shape, dtype=dtype, device=device)))
 
 

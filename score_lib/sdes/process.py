@@ -179,9 +179,9 @@ class SDE(abc.ABC):
             ValueError: they are not in [0, T] and falling, or there is no noise at eps.
         """
         start = self.T if start is None else start
-        if not (0 <= eps < start <= self.T * (1 + 1e-6) or eps == start == self.T):
+        if not 0 <= eps <= start <= self.T * (1 + 1e-6):
             raise ValueError(
-                f"the reverse process runs from T = {self.T:g}, or below, down to a smaller time: "
+                f"the reverse process runs from T = {self.T:g}, or below, down to a time >= 0: "
                 f"not from {start:g} to {eps:g}"
             )
         if not shape:
