@@ -1,4 +1,4 @@
-"""Command line: train, evaluate, sample, or control the samples of an experiment.
+"""Command line: check, train, evaluate, sample, or control the samples of an experiment.
 
     python main.py --config configs/vp/digits.py --workdir runs/digits --mode train
 
@@ -15,7 +15,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 FLAGS = flags.FLAGS
-MODES = ("train", "eval", "sample", "control", "fid_stats")
+MODES = ("train", "eval", "sample", "control", "fid_stats", "check")
 
 
 class ConfigFile(flags.ArgumentParser):
@@ -65,7 +65,7 @@ flags.DEFINE_bool("traceback", False, "Show where in the code an error was raise
     ["mode", "workdir"], message="--workdir, the folder of the run, is needed for this mode"
 )
 def _has_folder(values: dict) -> bool:
-    return bool(values["workdir"]) or values["mode"] in (None, "fid_stats")
+    return bool(values["workdir"]) or values["mode"] in (None, "fid_stats", "check")
 
 
 def main(_: list[str]) -> None:
@@ -103,11 +103,18 @@ def run_mode() -> None:
         "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir),
         "control": lambda: run_lib.control(FLAGS.config, FLAGS.workdir),
         "fid_stats": lambda: run_lib.fid_stats(FLAGS.config),
+        "check": lambda: _check(run_lib),
     }
     if resolve_device(complete(FLAGS.config).device).type == "cpu":
         keep_freed_memory()
     with distributed.joined():
         actions[FLAGS.mode]()
+
+
+def _check(run_lib) -> None:
+    findings = run_lib.check(FLAGS.config, FLAGS.workdir or "")
+    if any(finding.state == "wrong" for finding in findings):
+        sys.exit(1)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Training, evaluation, sampling, control and statistics: the modes of `main.py`.
+"""Training, evaluation, sampling, control, statistics and checks: the modes of `main.py`.
 
 Behind this door: `score_lib.runs`.
 """
 
+from score_lib.runs.check import check
 from score_lib.runs.control import control
 from score_lib.runs.evaluate import evaluate
 from score_lib.runs.samples import sample

@@ -184,7 +184,7 @@ def test_commands_of_main_parse(page, words, monkeypatch):
     words = words[: words.index("]")] if "]" in words else words
     monkeypatch.chdir(ROOT)
     values = parsed(words, monkeypatch)
-    assert values.mode and (values.workdir or values.mode == "fid_stats")
+    assert values.mode and (values.workdir or values.mode in ("fid_stats", "check"))
     for option in re.findall(r"--config\.([\w.]+)", " ".join(words)):
         assert option in flatten(base()) or option in flatten(values.config), option
 

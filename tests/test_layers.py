@@ -13,6 +13,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOORS = {
+    "checks",
     "controllable_generation",
     "datasets",
     "evaluation",
@@ -40,11 +41,11 @@ ROOMS = {
     "score_lib.inverse": ["score_lib.samplers"],
     "score_lib.data": ["score_lib.disk", "score_lib.options"],
     "score_lib.metrics": ["score_lib.disk", "score_lib.options"],
+    "score_lib.checks": ["models", "score_lib.likelihood", "score_lib.inverse"],
     "score_lib.runs": [
-        "models",
+        "configs",
         "score_lib.losses",
-        "score_lib.likelihood",
-        "score_lib.inverse",
+        "score_lib.checks",
         "score_lib.data",
         "score_lib.metrics",
     ],

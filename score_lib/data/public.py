@@ -56,6 +56,13 @@ def lsun(shape: Shape, folder: str, category: str) -> tuple[Source, Source]:
     return _resized(f"lsun/{category}", shape, folder, preprocess.lsun)
 
 
+def is_prepared(dataset: str, folder: str, category: str) -> bool | None:
+    """Whether a public data set is on this machine; None for other data sets."""
+    names = {"CIFAR10": "cifar10", "SVHN": "svhn_cropped", "CELEBA": "celeb_a"}
+    names["LSUN"] = f"lsun/{category}"
+    return _builder(names[dataset], folder).is_prepared() if dataset in names else None
+
+
 def _as_stored(title: str, name: str, shape: Shape, folder: str) -> tuple[Source, Source]:
     require_shape(title, shape, (3, 32, 32))
     train, test = (TfdsSource(name, s, folder, shape, num_classes=10) for s in ("train", "test"))

@@ -1,0 +1,8 @@
+"""Checks of processes, samplers and likelihoods against exact answers.  The door is `checks`.
+
+- `finding`: what a check returns
+- `exact`: distributions whose scores are known at all times
+- `process`: a process and its conventions
+- `sampling`: samplers, correctors, and methods of restoration
+- `likelihood`: log-likelihoods
+"""

@@ -1,0 +1,135 @@
+"""Whether a process is consistent: its drift with its marginals, its prior with p_T, its chain."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from score_lib.base.tensors import rows
+from score_lib.checks.finding import NOTE, OK, WRONG, Finding, graded
+from score_lib.sdes.process import SDE
+
+# Standard deviation of data in the network's range, roughly that of images.
+DATA_STD = 0.5
+
+
+def process(sde: SDE, continuous: bool = True, shape: tuple[int, ...] = (1, 2, 2)) -> list[Finding]:
+    """Compare the methods of a process with each other.
+
+    Args:
+        continuous: whether networks are told continuous times.
+        shape: D of data that its methods can take.
+    """
+    findings = [*_marginals(sde, shape), *_prior(sde, shape), _chain(sde, shape)]
+    return [*findings, _convention(sde, continuous, shape), _ends(sde, len(shape))]
+
+
+def _times(sde: SDE, count: int = 19) -> Tensor:
+    return torch.linspace(0.05, 0.95, count, dtype=torch.float64) * sde.T
+
+
+def _marginals(sde: SDE, shape: tuple[int, ...]) -> list[Finding]:
+    """d m / dt = a m and d s^2 / dt = 2 a s^2 + g^2, by central differences."""
+    t, h = _times(sde), 3e-4 * sde.T
+    ones = torch.ones(len(t), *shape, dtype=t.dtype)
+    drift, g = sde.sde(ones, t)
+    if not torch.allclose(sde.sde(2 * ones, t)[0], 2 * drift, rtol=1e-4, atol=1e-9):
+        return [Finding("marginals", NOTE, "the drift is not linear in x: no closed form to check")]
+    a = rows(drift)[:, 0]
+    m, s = sde.scale_and_std(t, len(shape))
+    (m_up, s_up), (m_down, s_down) = (sde.scale_and_std(t + d, len(shape)) for d in (h, -h))
+    slope = (m_up - m_down) / (2 * h)
+    mean_error = ((slope - a * m).abs() / (a.abs() * m + 1)).max().item()
+    slope = (s_up**2 - s_down**2) / (2 * h)
+    expected = 2 * a * s**2 + g**2
+    variance_error = ((slope - expected).abs() / (expected.abs() + g**2)).max().item()
+    return [
+        graded("mean of x_t", mean_error, 0.01, 0.02, f"dm/dt = a m up to {mean_error:.1e}"),
+        graded(
+            "variance of x_t",
+            variance_error,
+            0.01,
+            0.02,
+            f"ds^2/dt = 2 a s^2 + g^2 up to {variance_error:.1e}",
+        ),
+    ]
+
+
+def _prior(sde: SDE, shape: tuple[int, ...]) -> list[Finding]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        z = sde.prior_sampling((4096, *shape))
+    m, s = sde.scale_and_std(torch.tensor([sde.T]), len(shape))
+    expected = math.sqrt(float(m) ** 2 * DATA_STD**2 + float(s) ** 2)
+    found = z.std().item()
+    error = abs(found / expected - 1) + z.mean().abs().item() / expected
+    log_p = sde.prior_logp(z).double().mean().item() / z[0].numel()
+    entropy = math.log(found) + 0.5 * math.log(2 * math.pi * math.e)
+    difference = abs(log_p + entropy)
+    left = f"prior std {found:.4g}, p_T of data of std {DATA_STD:g}: {expected:.4g}"
+    return [
+        graded("prior", error, 0.04, 0.1, f"{left}; m(T) = {float(m):.2g}"),
+        graded(
+            "density of the prior",
+            difference,
+            0.02,
+            0.05,
+            f"mean log density {log_p:.4f} nats/dim, minus the entropy {-entropy:.4f}",
+        ),
+    ]
+
+
+def _chain(sde: SDE, shape: tuple[int, ...]) -> Finding:
+    """The chain of N steps against Euler-Maruyama's, whose limit it shares."""
+    t = _times(sde)
+    x, dt = torch.ones(len(t), *shape, dtype=t.dtype), sde.T / sde.N
+    (f, G), (drift, g) = sde.discretize(x, t), sde.sde(x, t)
+    ratios = [G**2 / (g**2 * dt)]
+    if drift.abs().min() > 0:
+        ratios.append(rows(f / (drift * dt))[:, 0])
+    off = max(
+        (ratio.log().abs().max().item() if (ratio > 0).all() else math.inf) for ratio in ratios
+    )
+    text = (
+        f"steps of the chain of N = {sde.N} are {math.exp(-off):.2f} to {math.exp(off):.2f} of dt"
+    )
+    return graded("chain", off, 0.2 + 20 / sde.N, 0.7 + 20 / sde.N, text)
+
+
+def _convention(sde: SDE, continuous: bool, shape: tuple[int, ...]) -> Finding:
+    """The label is told for each time, and the score is a multiple of the network's output."""
+    t = _times(sde).float()
+    ones = torch.ones(len(t), *shape)
+    label = sde.noise_label(t, continuous)
+    factor = rows(sde.to_score(ones, t, continuous))[:, 0]
+    std = sde.scale_and_std(t, len(shape))[1]
+    finite = bool(label.isfinite().all() and factor.isfinite().all() and (factor != 0).all())
+    moves = label.double().diff()
+    monotone = bool((moves >= 0).all() or (moves <= 0).all()) and bool((moves != 0).any())
+    if not finite or label.shape != t.shape or not monotone:
+        return Finding(
+            "convention",
+            WRONG,
+            f"labels {label[0]:.4g} to {label[-1]:.4g} should rise or fall with t, and factors of "
+            f"the output, {factor[0]:.3g} to {factor[-1]:.3g}, should be finite and not 0",
+        )
+    kinds = {
+        "the noise": (factor * std, -1.0),
+        "minus the noise": (factor * std, 1.0),
+        "the score": (factor, 1.0),
+    }
+    names = (
+        k for k, (value, one) in kinds.items() if torch.allclose(value, one + 0 * value, rtol=0.02)
+    )
+    predicted = next(names, "a multiple of the score")
+    text = f"labels {label[0]:.4g} to {label[-1]:.4g}; the network predicts {predicted}"
+    return Finding("convention", OK, text)
+
+
+def _ends(sde: SDE, dimensions: int) -> Finding:
+    eps = torch.tensor([float(sde.sampling_eps)])
+    m, s = map(float, sde.scale_and_std(eps, dimensions))
+    text = f"T = {sde.T:g}; at eps = {sde.sampling_eps:g}, m = {m:.4g} and s = {s:.3g}"
+    if not s > 0:
+        return Finding("times", WRONG, f"{text}: without noise the score is infinite")
+    return graded("times", s / m, 0.05, 0.2, text + ("" if s < 0.05 else ": samples keep noise"))

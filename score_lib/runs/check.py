@@ -1,0 +1,207 @@
+"""What a config will do, and how far its numbers can be trusted: `--mode check`."""
+
+import functools
+import json
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Callable
+
+import torch
+
+from models.utils import get_model
+from score_lib.checks.exact import told_by_time
+from score_lib.checks.finding import NOTE, OK, WRONG, Finding, worst
+from score_lib.checks.likelihood import log_likelihood
+from score_lib.checks.network import cost
+from score_lib.checks.process import process
+from score_lib.checks.sampling import corrector, order, restoration, sampler
+from score_lib.data.loading import get_dataset
+from score_lib.data.public import is_prepared
+from score_lib.disk.files import write_text
+from score_lib.inverse.restoration import build_restoration
+from score_lib.metrics.configured import load_dataset_stats, stats_path
+from score_lib.options import flatten
+from score_lib.runs.setup import Run, setup
+from score_lib.samplers.configured import get_sampling_fn
+from score_lib.samplers.steps import NoneCorrector, get_corrector
+
+# Data that stand for images in checks of processes and samplers.
+SMALL = (1, 2, 2)
+# Seconds for the measurement of training steps.
+BUDGET = 15.0
+# Solvers whose samples are a smooth function of the start, so that they have an order.
+DETERMINISTIC = ("ddim", "heun", "dpmpp_2m", "dpmpp_3m")
+
+
+def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
+    """Check a config in under a minute, without a download, and print the findings.
+
+    They are also in `check.json` in the workdir, if one is given.
+    """
+    try:
+        run = setup(config)
+    except (ValueError, NotImplementedError, FloatingPointError) as error:
+        findings = [Finding("config", WRONG, str(error))]
+    else:
+        parts = (_config, _network, _process, _samplers, _data, _statistics)
+        findings = [finding for part in parts for finding in part(run)]
+    rows = [finding._asdict() for finding in findings]
+    if workdir:
+        write_text(pathlib.Path(workdir) / "check.json", json.dumps(rows, indent=2) + "\n")
+    width = max(len(finding.subject) for finding in findings)
+    lines = [f"{f.state:>5}  {f.subject:<{width}}  {f.text}" for f in findings]
+    logging.info("checked: %s\n%s", worst(findings), "\n".join(lines))
+    return findings
+
+
+def _config(run: Run) -> list[Finding]:
+    """The shipped experiment that a config is nearest to, and the differences."""
+    from configs import defaults
+
+    ours = flatten(run.config)
+    others = {name: flatten(defaults.load(name)) for name in defaults.experiments()}
+
+    def differing(name: str) -> list[str]:
+        return [key for key in ours if key != "device" and ours[key] != others[name].get(key)]
+
+    nearest = min(others, key=lambda name: len(differing(name)))
+    keys = differing(nearest)
+    shown = ", ".join(f"{k} = {ours[k]!r} (not {others[nearest].get(k)!r})" for k in keys[:12])
+    more = f" and {len(keys) - 12} more" if len(keys) > 12 else ""
+    text = f"{nearest}, but {shown}{more}" if keys else f"{nearest}, as shipped"
+    return [Finding("config", OK, text)]
+
+
+def _network(run: Run) -> list[Finding]:
+    """Parameters, operations, attention; seconds a step, memory, and days for the whole run."""
+    config, options = run.config, run.config.training
+    label = run.sde.noise_label(torch.full((1,), 0.5 * run.sde.T), options.continuous)
+    build = functools.partial(get_model(config.model.name), config)
+    found = cost(build, run.shape, label)
+    attention = ", ".join(f"{n} at {side}" for side, n in found.attention.items()) or "none"
+    facts = (
+        f"{config.model.name}: {found.parameters / 1e6:.2f} M parameters, "
+        f"{found.operations / 1e9:.3g} GFLOP an image; attention blocks: {attention}"
+    )
+    asked = {side for side in config.model.get("attn_resolutions", ()) or ()}
+    there = {int(side.partition("x")[0]) for side in found.attention}
+    missing = sorted(asked - there)
+    if missing:
+        facts += f"; model.attn_resolutions = {missing} match no feature map"
+    seconds, how = _seconds_a_step(run, found.operations)
+    # Weights, gradients, two moments and the average, in float32.
+    memory = 20 * found.parameters + found.activations * options.batch_size
+    cost_text = (
+        f"about {seconds:.3g} s a step of {options.batch_size} images on {run.device} ({how}), "
+        f"{seconds * options.n_iters / 86400:.2g} days for {options.n_iters} steps; about "
+        f"{memory / 2**30:.2g} GiB (estimated)"
+    )
+    return [
+        Finding("network", NOTE if missing else OK, facts),
+        Finding("training", OK, cost_text),
+    ]
+
+
+def _seconds_a_step(run: Run, operations: int) -> tuple[float, str]:
+    """Time of a training step, and how it was found."""
+    batch_size = run.config.training.batch_size
+    size = 1024
+    a = torch.randn(size, size, device=run.device)
+    product = min(_seconds(lambda: float((a @ a)[0, 0])) for _ in range(3))
+    one = 3 * operations / (2 * size**3 / product)
+    images = min(batch_size, max(1, int(BUDGET / 4 / one)))
+    if 4 * one * images > 2 * BUDGET:
+        return one * batch_size, "estimated from operations and the rate of a matrix product"
+    run.add_optimizer()
+    train_step, _ = run.step_fns()
+    x = run.scaler(torch.rand(images, *run.shape, device=run.device))
+    labels = torch.zeros(images, dtype=torch.int64, device=run.device)
+    step = functools.partial(train_step, run.state, x, labels)
+    times = [_seconds(lambda: float(step())) for _ in range(4)][1:]
+    how = f"measured on three steps of {images}"
+    return min(times) * batch_size / images, how
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _process(run: Run) -> list[Finding]:
+    shape = SMALL if len(run.shape) == 3 else run.shape
+    findings = process(run.sde, run.config.training.continuous, shape)
+    return findings + (log_likelihood(run.sde, shape) if run.objective == "score" else [])
+
+
+def _samplers(run: Run) -> list[Finding]:
+    """The configured sampler, corrector, solver and restoration method on exact scores."""
+    if run.objective != "score":
+        return []
+    config, options, exact = run.config, run.config.sampling, told_by_time(run.sde)
+
+    def build(sde, shape, constraints=(), **keywords) -> Callable:
+        eps = sde.sampling_eps
+        keywords = {"continuous": True, "constraints": constraints, **keywords}
+        return get_sampling_fn(config, sde, shape, lambda x: x, eps, **keywords)
+
+    findings = sampler(build, run.sde, SMALL)
+    if options.method == "pc" and get_corrector(options.corrector) is not NoneCorrector:
+        findings += corrector(get_corrector(options.corrector), run.sde, options.snr, SMALL)
+    if options.method in DETERMINISTIC and options.churn == 0:
+        findings += order(
+            lambda steps: build(exact, (64, *SMALL), steps=steps, denoise=False),
+            run.sde,
+            options.num_steps or run.sde.N,
+        )
+    name = config.control.method
+
+    def constrain(operator, y):
+        return build_restoration(name, config, operator, y, 0.0, bounds=(-1.0, 1.0))
+
+    try:
+        return findings + restoration(build, run.sde, constrain)
+    except (ValueError, NotImplementedError) as error:
+        return [*findings, Finding("restoration", NOTE, str(error))]
+
+
+def _data(run: Run) -> list[Finding]:
+    """Counts, classes and values of the data, if they are on this machine."""
+    data, options = run.config.data, run.config.training
+    if is_prepared(data.dataset, data.data_dir, data.category) is False:
+        return [Finding("data", NOTE, f"{data.dataset} is not on this machine: not looked at")]
+    try:
+        _, _, info = get_dataset(run.config, evaluation=True)
+        run.check_labels(info)
+        train, test = (info.sources[split] for split in ("train", "test"))
+        pixels = train.images(range(0, len(train), -(-len(train) // 256)))
+    except (ValueError, OSError, ImportError) as error:
+        return [Finding("data", WRONG, str(error))]
+    low, high, most = int(pixels.min()), int(pixels.max()), info.levels - 1
+    epochs = options.n_iters * options.batch_size / len(train)
+    classes = f"{info.num_classes} classes" if info.num_classes > 1 else "no classes"
+    text = (
+        f"{info.name}: {len(train)} images to train on, {len(test)} held out, {classes}; values "
+        f"{low} to {high} of {most} in a sample of {len(pixels)}; {epochs:.3g} epochs"
+    )
+    dark = high < most / 2
+    return [Finding("data", NOTE if dark else OK, text + ("; no bright pixels" if dark else ""))]
+
+
+def _statistics(run: Run) -> list[Finding]:
+    """The statistics that samples would be compared with."""
+    if run.objective != "score":
+        return []
+    path = stats_path(run.config)
+    if not path.is_file():
+        text = f"there are none at {path}: --mode fid_stats makes them"
+        return [Finding("statistics", NOTE, text)]
+    try:
+        stats = load_dataset_stats(run.config)
+    except ValueError as error:
+        return [Finding("statistics", WRONG, str(error))]
+    made_by = stats.made_by() or "an unknown extractor"
+    text = f"{path}: {stats.count or 'an unknown number of'} images of {stats.dataset or '?'}"
+    return [Finding("statistics", OK if stats.made_by() else NOTE, f"{text}, by {made_by}")]

@@ -1,0 +1,235 @@
+"""`--mode check` and its functions: right things pass, and each wrong one is found."""
+
+import json
+import math
+
+import pytest
+import torch
+from small_runs import command, run_forked, small_config
+from torch import Tensor
+
+import checks
+import run_lib
+import sampling
+from score_lib.samplers.steps import Corrector
+from sde_lib import SDE, VESDE, VPSDE, batch_mul, subVPSDE
+
+
+def states(findings):
+    return {finding.subject: finding.state for finding in findings}
+
+
+def pc(predictor, corrector=None, **options):
+    def build(sde, shape):
+        return sampling.get_pc_sampler(
+            sde,
+            shape,
+            predictor,
+            corrector,
+            lambda x: x,
+            0.16,
+            continuous=True,
+            eps=sde.sampling_eps,
+            **options,
+        )
+
+    return build
+
+
+# --- Right ones -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("continuous", (True, False))
+@pytest.mark.parametrize("kind", (VESDE, VPSDE, subVPSDE))
+def test_published_processes_are_ok(kind, continuous):
+    if kind is subVPSDE and not continuous:
+        pytest.skip("it has no discrete networks")
+    findings = checks.process(kind(), continuous) + checks.log_likelihood(kind())
+    assert checks.worst(findings) == "ok", findings
+
+
+@pytest.mark.parametrize("kind", (VESDE, VPSDE, subVPSDE))
+def test_published_samplers_are_ok(kind):
+    predictor = sampling.ReverseDiffusionPredictor
+    findings = checks.sampler(pc(predictor, sampling.LangevinCorrector), kind())
+    for corrector in (sampling.LangevinCorrector, sampling.AnnealedLangevinDynamics):
+        findings += checks.corrector(corrector, kind(), 0.16)
+    assert checks.worst(findings) == "ok", findings
+
+
+@pytest.mark.parametrize(("solver", "order"), (("DDIM", 1), ("Heun", 2), ("DPMSolver2M", 2)))
+def test_orders_of_convergence_are_measured(solver, order):
+    sde = VPSDE()
+
+    def build(steps):
+        kind, exact = getattr(sampling, solver), checks.told_by_time(sde)
+        return sampling.get_solver_sampler(
+            exact, (64, 1, 2, 2), kind, lambda x: x, steps, denoise=False
+        )
+
+    (finding,) = checks.order(build, sde, 20)
+    assert finding.state == "ok" and float(finding.text.split()[1].rstrip(";")) == pytest.approx(
+        order, abs=0.4
+    )
+
+
+# --- Wrong ones -----------------------------------------------------------------------------------
+
+
+class WrongSign(VPSDE):
+    """The drift drives data away from 0, and the marginals do not."""
+
+    def drift_rate(self, t):
+        return -super().drift_rate(t)
+
+
+class WrongDiffusion(VPSDE):
+    """g is a tenth too large for s."""
+
+    def diffusion(self, t):
+        return 1.1 * super().diffusion(t)
+
+
+class WrongPrior(VESDE):
+    """Starts at half of sigma_max."""
+
+    def prior_from_normal(self, z):
+        return z * self.sigma_max / 2
+
+
+class WrongDensity(VPSDE):
+    """Half of the density's constant is missing."""
+
+    def prior_logp(self, z: Tensor) -> Tensor:
+        return super().prior_logp(z) + 0.25 * z[0].numel() * math.log(2 * math.pi)
+
+
+class WrongChain(VPSDE):
+    """Steps of the chain are made ten times."""
+
+    def discretize(self, x, t):
+        f, G = super().discretize(x, t)
+        return 10 * f, math.sqrt(10) * G
+
+
+class WrongLabel(VPSDE):
+    """Networks are told one time for all."""
+
+    def noise_label(self, t, continuous):
+        return torch.ones_like(t)
+
+
+class NoNoise(VPSDE):
+    """Stops where there is no noise."""
+
+    sampling_eps = 0.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject"),
+    (
+        (WrongSign, "mean of x_t"),
+        (WrongSign, "variance of x_t"),
+        (WrongDiffusion, "variance of x_t"),
+        (WrongPrior, "prior"),
+        (WrongDensity, "density of the prior"),
+        (WrongChain, "chain"),
+        (WrongLabel, "convention"),
+        (NoNoise, "times"),
+    ),
+)
+def test_a_wrong_process_is_found(kind, subject):
+    found = states(checks.process(kind()))
+    assert found[subject] == "wrong", found
+
+
+def test_a_wrong_likelihood_is_found():
+    assert checks.worst(checks.log_likelihood(WrongDensity())) == "wrong"
+    assert checks.worst(checks.log_likelihood(VPSDE(), rtol=0.1, atol=0.1)) != "ok"
+
+
+class OwnNorms(Corrector):
+    """Langevin steps whose size depends on the sample itself."""
+
+    def update_fn(self, x, t):
+        for _ in range(self.n_steps):
+            score, z = self.score_fn(x, t), torch.randn_like(x)
+            norms = [torch.linalg.vector_norm(v.flatten(1), dim=1) for v in (z, score)]
+            step = 2 * (self.snr * norms[0] / norms[1]) ** 2
+            x = x + batch_mul(step, score) + batch_mul(torch.sqrt(2 * step), z)
+        return x, x
+
+
+def test_a_biased_corrector_is_found():
+    assert checks.worst(checks.corrector(OwnNorms, VPSDE(), 0.16)) == "wrong"
+
+
+class Hasty(sampling.ReverseDiffusionPredictor):
+    """Steps of half the length."""
+
+    def step(self, x, t, s):
+        return super().step(x, t, (t + s) / 2)
+
+
+@pytest.mark.parametrize(
+    ("sde", "build"),
+    (
+        (VPSDE(), pc(Hasty, steps=200)),
+        (subVPSDE(), pc(sampling.EulerMaruyamaPredictor, steps=25)),
+        (VPSDE(N=12), pc(sampling.EulerMaruyamaPredictor)),
+    ),
+)
+def test_a_wrong_sampler_is_found(sde, build):
+    findings = checks.sampler(build, sde)
+    assert checks.worst(findings) == "wrong", findings
+
+
+# --- The mode -------------------------------------------------------------------------------------
+
+
+def test_a_config_is_checked_and_the_findings_are_in_a_file(tmp_path):
+    config = small_config(model__num_scales=1000, sampling__num_steps=100)
+    found = run_lib.check(config, tmp_path)
+    rows = json.loads((tmp_path / "check.json").read_text())
+    assert [row["subject"] for row in rows] == [finding.subject for finding in found]
+    assert "wrong" not in states(found).values(), found
+    texts = {finding.subject: finding.text for finding in found}
+    assert "vp/digits, but" in texts["config"] and "model.nf = 8 (not 16)" in texts["config"]
+    assert "4 at 4x4" in texts["network"] or "attention" in texts["network"]
+    assert "measured" in texts["training"] and "1501 images" in texts["data"]
+
+
+def test_a_wrong_config_ends_with_code_1(tmp_path):
+    options = {
+        "sampling__predictor": "euler_maruyama",
+        "sampling__num_steps": 25,
+        "training__sde": "subvpsde",
+        "model__num_scales": 1000,
+    }
+    arguments = command(workdir=tmp_path, mode="check", **options)[2:]
+    code, output = run_forked(arguments)
+    assert code == 1 and "too few" in output and "dpmpp_2m" in output, output
+    assert json.loads((tmp_path / "check.json").read_text())[0]["state"] == "wrong"
+
+
+def test_a_process_of_ones_own_is_checked_by_its_abstract_methods():
+    class Mine(SDE):
+        """An Ornstein-Uhlenbeck process, written for images alone."""
+
+        T = 5.0
+
+        def sde(self, x, t):
+            return -x, math.sqrt(2) * torch.ones_like(t)
+
+        def marginal_prob(self, x, t):
+            return torch.exp(-t)[:, None, None, None] * x, torch.sqrt(1 - torch.exp(-2 * t))
+
+        def prior_sampling(self, shape):
+            return torch.randn(*shape)
+
+        def prior_logp(self, z):
+            z = z.flatten(1)
+            return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+
+    findings = checks.process(Mine()) + checks.log_likelihood(Mine())
+    assert "wrong" not in states(findings).values(), findings
