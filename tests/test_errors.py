@@ -374,3 +374,15 @@ def test_samples_of_nothing(tmp_path):
     said = message(command(tmp_path / "none", mode="sample"))
     assert "checkpoints-meta/checkpoint.pth" in said and "eval.checkpoint" in said
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), (("data__centered", False), ("model__beta_max", 10.0))
+)
+def test_a_checkpoint_is_not_read_by_options_of_another_meaning(option, value, tmp_path):
+    """Both give samples without an error, and wrong ones."""
+    run_lib.train(small_config(training__n_iters=1, training__snapshot_freq=1), tmp_path)
+    config = small_config(**{option: value})
+    with pytest.raises(ValueError, match=f"trained with {option.replace('__', '.')} = "):
+        run_lib.sample(config, tmp_path)
+    assert not (tmp_path / "samples" / "step_1").exists()

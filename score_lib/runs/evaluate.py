@@ -8,13 +8,12 @@ import time
 
 from models.precision import matmul_precision
 from score_lib.base import distributed
-from score_lib.disk.checkpoints import restore_checkpoint
 from score_lib.disk.files import locked, open_folder, remove_leftovers
 from score_lib.disk.logs import messages_to
 from score_lib.disk.reports import write_report
 from score_lib.runs.measures import MEASURES
 from score_lib.runs.rounds import Job, check_folder, fingerprint
-from score_lib.runs.setup import Run, setup
+from score_lib.runs.setup import Run, load_trained, setup
 
 
 def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> list[dict]:
@@ -56,7 +55,7 @@ def _enter(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
 
 
 def _evaluate_one(run: Run, path: pathlib.Path, folder: pathlib.Path, label: str) -> dict:
-    restore_checkpoint(path, run.state, run.device, must_exist=True)
+    load_trained(run, path)
     job = Job(run, folder, label, fingerprint(run.config, path))
     record = {"checkpoint": label, "step": run.state["step"]}
     weights = run.state["ema"].applied(run.state["model"].parameters())
