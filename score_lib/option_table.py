@@ -93,6 +93,7 @@ def _all(check: Check, values: object) -> bool:
 flag = Check("True or False", lambda value: isinstance(value, bool))
 whole = Check("a whole number", lambda v: isinstance(v, Integral) and not isinstance(v, bool))
 number = Check("a number", lambda v: isinstance(v, Real) and not isinstance(v, bool))
+nonzero = Check("a number other than 0", lambda v: number.accepts(v) and v != 0)
 text = Check("a text", lambda value: isinstance(value, str))
 numbers = Check("several numbers, such as (1, 2)", lambda values: _all(number, values))
 count = at_least(1)
@@ -213,7 +214,7 @@ _OPTIM = {
     "weight_decay": (0.0, at_least(0.0), "weight of the L2 penalty"),
     "amsgrad": (False, flag, "Adam with the largest second moment so far"),
     "warmup": (5000, at_least(0), "steps until the full learning rate"),
-    "grad_clip": (1.0, number, "largest norm of the gradient; negative: any"),
+    "grad_clip": (1.0, nonzero, "largest norm of the gradient; negative: any"),
 }
 
 _SAMPLING = {

@@ -309,3 +309,8 @@ def test_samples_that_are_not_finite_become_no_pictures():
     images[1, 0, 0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match=r"1 of 3 samples.*not finite"):
         to_uint8(images)
+
+
+def test_codes_are_never_denoised():
+    with pytest.raises(TypeError, match="denoise"):
+        controllable_generation.get_encoder(VPSDE(), lambda x: x, denoise=True)

@@ -214,7 +214,7 @@ def _flow(sde: SDE, start_time: float, stop_time: float, **options) -> Callable:
     """`follow(model, x) -> (x at stop_time, evaluations)`: along the flow, in either direction."""
     ends = {"start_time": start_time, "eps": stop_time}
     # The shape is unused: x is always given.
-    return get_ode_sampler(sde, (), lambda x: x, **ends, **options)
+    return get_ode_sampler(sde, (), lambda x: x, denoise=False, **ends, **options)
 
 
 def _first_time(sde: SDE, eps: float | None) -> float:

@@ -98,9 +98,12 @@ def _network(run: Run) -> list[Finding]:
         f"{seconds * options.n_iters / 86400:.2g} days for {options.n_iters} steps; about "
         f"{memory / 2**30:.2g} GiB (estimated)"
     )
+    short = config.optim.warmup >= options.n_iters
+    if short:
+        cost_text += f"; optim.warmup = {config.optim.warmup} steps are longer than training"
     return [
         Finding("network", NOTE if missing else OK, facts),
-        Finding("training", OK, cost_text),
+        Finding("training", NOTE if short else OK, cost_text),
     ]
 
 
