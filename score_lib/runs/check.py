@@ -1,6 +1,7 @@
 """What a config will do, and how far its numbers can be trusted: `--mode check`."""
 
 import functools
+import glob
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ from score_lib.samplers.steps import NoneCorrector, get_corrector
 # Data that stand for images in checks of processes and samplers.
 SMALL = (1, 2, 2)
 # Seconds for the measurement of training steps.
-BUDGET = 15.0
+BUDGET = 8.0
 # Solvers whose samples are a smooth function of the start, so that they have an order.
 DETERMINISTIC = ("ddim", "heun", "dpmpp_2m", "dpmpp_3m")
 
@@ -85,7 +86,7 @@ def _network(run: Run) -> list[Finding]:
         f"{config.model.name}: {found.parameters / 1e6:.2f} M parameters, "
         f"{found.operations / 1e9:.3g} GFLOP an image; attention blocks: {attention}"
     )
-    asked = {side for side in config.model.get("attn_resolutions", ()) or ()}
+    asked = set(config.model.attn_resolutions if "attn_resolutions" in config.model else ())
     there = {int(side.partition("x")[0]) for side in found.attention}
     missing = sorted(asked - there)
     if missing:
@@ -173,7 +174,7 @@ def _samplers(run: Run) -> list[Finding]:
 def _data(run: Run) -> list[Finding]:
     """Counts, classes and values of the data, if they are on this machine."""
     data, options = run.config.data, run.config.training
-    if is_prepared(data.dataset, data.data_dir, data.category) is False:
+    if not _is_here(data):
         return [Finding("data", NOTE, f"{data.dataset} is not on this machine: not looked at")]
     try:
         _, _, info = get_dataset(run.config, evaluation=True)
@@ -191,6 +192,14 @@ def _data(run: Run) -> list[Finding]:
     )
     dark = high < most / 2
     return [Finding("data", NOTE if dark else OK, text + ("; no bright pixels" if dark else ""))]
+
+
+def _is_here(data) -> bool:
+    """Whether a public data set is on this machine; data of the user's own should be."""
+    if data.tfrecords_path:
+        files = map(os.path.expanduser, data.tfrecords_path.split(","))
+        return all(glob.glob(file.strip()) for file in files)
+    return is_prepared(data.dataset, data.data_dir, data.category) is not False
 
 
 def _statistics(run: Run) -> list[Finding]:
