@@ -34,6 +34,7 @@ from .layerspp import (
     Upsample,
     residual_sum,
 )
+from .network import Network
 from .normalization import group_norm
 from .up_or_down_sampling import Taps
 from .utils import get_sigmas
@@ -107,7 +108,7 @@ class Plan(NamedTuple):
     head: Projection | None  # None where the output pyramid is the output
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """Noise-conditional U-Net: x_t and its noise level -> a field of the shape of x_t.
 
     Attention goes where `model.attn_resolutions` contains the height of the images at a level:

@@ -11,6 +11,7 @@ import torch
 from small_runs import small_config
 
 import run_lib
+from models.precision import InBfloat16
 from score_lib.disk.checkpoints import (
     CheckpointError,
     read_checkpoint,
@@ -74,6 +75,32 @@ def test_round_trip(state, fresh, tmp_path):
     assert_same(restored, state)
     assert restored["position"] == 48
     assert os.listdir(path.parent) == ["checkpoint.pth"]
+
+
+def test_written_names_are_the_published_ones(state, tmp_path):
+    """The published code wraps its network, then loads with strict=False: other names are lost."""
+    wrappers = {
+        "plain": lambda model: model,
+        "parallel": torch.nn.DataParallel,
+        "compiled": torch.compile,
+        "bfloat16": InBfloat16,
+    }
+    for name, wrap in wrappers.items():
+        save_checkpoint(tmp_path / name, {**state, "model": wrap(state["model"])})
+        written = torch.load(tmp_path / name, weights_only=True)["model"]
+        assert list(written) == [f"module.{key}" for key in state["model"].state_dict()], name
+        fits = torch.nn.DataParallel(state["model"]).load_state_dict(written, strict=False)
+        assert not fits.missing_keys and not fits.unexpected_keys
+
+
+@pytest.mark.parametrize("prefix", ("", "module.", "_orig_mod.", "module._orig_mod.", "net."))
+def test_weights_of_wrapped_networks_load(prefix, state, fresh, tmp_path):
+    contents = published(state)
+    plain = {key.removeprefix("module."): value for key, value in contents["model"].items()}
+    contents["model"] = {prefix + key: value for key, value in plain.items()}
+    torch.save(contents, tmp_path / "c.pth")
+    loaded = restore_checkpoint(tmp_path / "c.pth", fresh, "cpu")["model"].state_dict()
+    torch.testing.assert_close(dict(loaded), dict(state["model"].state_dict()), rtol=0, atol=0)
 
 
 def test_restored_state_is_independent_of_the_file(state, fresh, tmp_path):

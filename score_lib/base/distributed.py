@@ -205,9 +205,11 @@ def replicated(model: nn.Module) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside wrappers that hold it as `module`."""
-    while isinstance(getattr(model, "module", None), nn.Module):
-        model = model.module
+    """The network inside wrappers that hold it as `module`, or as `torch.compile` does."""
+    while isinstance(
+        inner := getattr(model, "module", getattr(model, "_orig_mod", None)), nn.Module
+    ):
+        model = inner
     return model
 
 

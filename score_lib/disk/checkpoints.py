@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, verified once when they are loaded.
 
 A file holds {"optimizer", "model", "ema", "step"}, with state dicts for the first three, and the
-other plain values of a run.  Published files have `module.` before each model key and a NumPy
-scalar as learning rate.
+other plain values of a run.  As in published files, `module.` is before each model key; those also
+have a NumPy scalar as learning rate.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from score_lib.base.distributed import on_main, unwrapped
+from score_lib.base.weights import as_published, without_wrapper
 from score_lib.disk.files import atomic_write, keep_earlier, with_earlier
 from score_lib.disk.fit import CheckpointError, check_fit, count
 from score_lib.disk.records import load_verified
@@ -58,12 +59,12 @@ def save_checkpoint(path: str | os.PathLike, state: dict, keep: int = 0) -> None
 
 def contents_of(state: dict) -> dict:
     """The contents of a checkpoint of a training state; its tensors are the live ones."""
+    state = {**state, "model": unwrapped(state["model"])}
     contents = {
         key: value.state_dict() if hasattr(value, "state_dict") else value
         for key, value in state.items()
     }
-    contents["model"] = _without_wrapper(contents["model"])
-    return contents
+    return {**contents, "model": as_published(contents["model"])}
 
 
 def write_contents(path: str | os.PathLike, contents: dict, keep: int = 0) -> None:
@@ -162,7 +163,9 @@ def restore_contents(path: str | os.PathLike, loaded: dict, state: dict) -> dict
     Raises:
         CheckpointError: they do not fit; the state is unchanged.
     """
-    loaded = {**loaded, "model": _without_wrapper(loaded["model"])}
+    network = unwrapped(state["model"])
+    if isinstance(loaded["model"], dict):
+        loaded = {**loaded, "model": without_wrapper(loaded["model"], network.state_dict())}
     counters = {key: count(path, loaded, key) for key in ("step", "position") if key in loaded}
     check_fit(path, loaded, state)
     with _one_thread():
@@ -170,7 +173,7 @@ def restore_contents(path: str | os.PathLike, loaded: dict, state: dict) -> dict
             state["ema"].load_state_dict(loaded["ema"])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} does not fit this network: {error}") from error
-        unwrapped(state["model"]).load_state_dict(loaded["model"])
+        network.load_state_dict(loaded["model"])
         if "optimizer" in state:
             state["optimizer"].load_state_dict(_owned_optimizer(loaded["optimizer"]))
     for key in (state.keys() - {"model", "ema", "optimizer"}) & loaded.keys():
@@ -213,15 +216,6 @@ def read_checkpoint(
     if not isinstance(loaded.get("config", ""), str):
         raise CheckpointError(f"{path} holds a config that is not text")
     return loaded
-
-
-def _without_wrapper(weights: dict) -> dict:
-    """A model's state dict without the prefix that wrappers for several devices put first."""
-    if not isinstance(weights, dict) or not weights:
-        return weights
-    if all(isinstance(key, str) and key.startswith("module.") for key in weights):
-        return {key.removeprefix("module."): value for key, value in weights.items()}
-    return weights
 
 
 @contextlib.contextmanager
