@@ -128,7 +128,7 @@ extractors = name("inception inception_tfgan digits", empty=True)
 
 _RUN = {
     "seed": (42, whole, "seed of every random number"),
-    "device": ("auto", device, '"auto": a GPU where there is one'),
+    "device": ("auto", device, '"auto": a GPU where there is one; reads as its name'),
 }
 
 _DATA = {
