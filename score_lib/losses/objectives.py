@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from score_lib.base.distributed import share_of_batch
 from score_lib.base.tensors import batch_mul
 from score_lib.scores import get_model_fn, get_score_fn
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 
@@ -37,7 +38,7 @@ class ContinuousLevels(NoiseLevels):
     """Times uniform on [eps, T]."""
 
     def __init__(self, sde: SDE, eps: float = 1e-5):
-        self.sde, self.eps = sde, eps
+        self.sde, self.eps = as_process(sde), eps
 
     def draw(self, count, device):
         return self.at(torch.rand(count, device=device))
@@ -53,7 +54,7 @@ class DiscreteLevels(NoiseLevels):
     """Noise indices uniform on the N levels of a discrete chain."""
 
     def __init__(self, sde: SDE):
-        self.sde = sde
+        self.sde = as_process(sde)
 
     def draw(self, count, device):
         return torch.randint(0, self.sde.N, (count,), device=device)

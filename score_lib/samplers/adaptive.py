@@ -7,6 +7,7 @@ from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
 from score_lib.samplers.loop import Constraint, sampler_of, without_callback, without_wraps
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 
@@ -44,6 +45,7 @@ def get_adaptive_sampler(
         ValueError: a constraint changes steps.
     """
     without_wraps(constraints)
+    sde = as_process(sde)
     start_time = sde.T if start_time is None else start_time
 
     def follow(x, score_fn, noise, *, progress, callback):

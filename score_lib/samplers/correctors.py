@@ -8,6 +8,7 @@ from torch import Tensor
 
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import batch_mul
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 _CORRECTORS = Registry("corrector")
@@ -29,7 +30,8 @@ class Corrector(abc.ABC):
     noise: Callable[[Tensor], Tensor] = staticmethod(torch.randn_like)
 
     def __init__(self, sde: SDE, score_fn: Callable, snr: float, n_steps: int):
-        self.sde, self.score_fn, self.snr, self.n_steps = sde, score_fn, snr, n_steps
+        self.sde, self.score_fn = as_process(sde), score_fn
+        self.snr, self.n_steps = snr, n_steps
 
     @abc.abstractmethod
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

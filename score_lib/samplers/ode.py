@@ -7,6 +7,7 @@ import torch
 from score_lib.base.ode import integrate
 from score_lib.samplers.loop import Constraint, sampler_of, without_callback, without_wraps
 from score_lib.samplers.predictors import ReverseDiffusionPredictor
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 
@@ -46,6 +47,7 @@ def get_ode_sampler(
         ValueError: a constraint changes steps, which an ODE does not have.
     """
     without_wraps(constraints)
+    sde = as_process(sde)
     start_time = sde.T if start_time is None else start_time
 
     def follow(x, score_fn, noise, *, progress, callback):

@@ -1,6 +1,5 @@
 """Predictor-corrector sampling.  [S21, algorithm 1]"""
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from score_lib.samplers.grids import visited_times
 from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of
 from score_lib.samplers.predictors import NonePredictor, Predictor
 from score_lib.scores import get_score_fn
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 
@@ -52,6 +52,7 @@ def get_pc_sampler(
         ValueError: no time lies between start_time and stop_time, or the network or the predictor
             knows only the steps of the process's chain.
     """
+    sde = as_process(sde)
     chain = steps in (0, sde.N) and grid in ("", "uniform")
     if not chain:
         sde = _other_steps(sde, predictor, continuous, steps, grid)
@@ -93,9 +94,7 @@ def _other_steps(
             "leave sampling.time_grid empty, or let it define step(x, t, s)"
         )
     # It only knows a chain of N uniform steps: give it one.
-    sde = copy.copy(sde)
-    sde.N = steps
-    return sde
+    return sde.with_steps(steps)
 
 
 def predictor_step(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import batch_mul
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 _PREDICTORS = Registry("predictor")
@@ -32,8 +33,9 @@ class Predictor:
     noise: Callable[[Tensor], Tensor] = staticmethod(torch.randn_like)
 
     def __init__(self, sde: SDE, score_fn: Callable, probability_flow: bool = False):
-        self.sde, self.score_fn, self.probability_flow = sde, score_fn, probability_flow
-        self.rsde = sde.reverse(score_fn, probability_flow)
+        self.sde, self.score_fn = as_process(sde), score_fn
+        self.probability_flow = probability_flow
+        self.rsde = self.sde.reverse(score_fn, probability_flow)
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The step at time t (B,) of the process's own chain of N.
