@@ -9,7 +9,14 @@ from score_lib.base.weights import without_wrapper
 
 
 class Network(nn.Module):
-    """A network that also loads the state dicts of its wrappers."""
+    """A network that also loads the state dicts of its wrappers.
+
+    Attributes:
+        has_idle_parameters: whether some parameters, which published checkpoints hold, have no
+            effect and no gradient.
+    """
+
+    has_idle_parameters = False
 
     def load_state_dict(self, state_dict: Mapping, strict: bool = True, assign: bool = False):
         """See `torch.nn.Module`; a prefix of all names, such as "module.", is dropped.

@@ -133,6 +133,8 @@ class UNet(Network):
         self.nf = config.model.nf
         self.register_buffer("sigmas", torch.tensor(get_sigmas(config)))
         self.checkpoint_activations = config.model.checkpoint_activations
+        # Published blocks have layers for the noise level even in networks that are not told it.
+        self.has_idle_parameters = not config.model.conditional
         self.act = get_act(config)
         self.enlarge = Upsample(fir=options.fir, fir_kernel=options.fir_kernel)
         builder = _Builder(config, options, self.act)
@@ -264,7 +266,7 @@ class _Builder:
         self.options = options
         self.image_ch, height, _ = image_shape(config)
         self.nf, self.num_res_blocks = model.nf, model.num_res_blocks
-        self.temb_dim = 4 * model.nf if model.conditional else None
+        self.temb_dim = 4 * model.nf
         # Channels of each resolution, finest first, and whether there is attention.
         self.levels = [
             (model.nf * mult, height >> i in model.attn_resolutions)
@@ -330,7 +332,7 @@ class _Builder:
             "positional": lambda: None,
         }
         fourier = choose("model.embedding_type", options.embedding_type, kinds)()
-        if self.temb_dim is None:
+        if not self.model.conditional:
             return Embedding(fourier, None)
         features = nf if fourier is None else 2 * nf
         first = add(dense(features, self.temb_dim))
