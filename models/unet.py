@@ -4,6 +4,7 @@ Published checkpoints number all layers in one list, in the order of their creat
 list owns the layers, and a plan, made once, gives each slot of the list its role.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -258,6 +259,16 @@ def _total_stride(height: int, width: int, ch_mult: Sequence[int]) -> int:
     return stride
 
 
+def _tell_unmatched(wanted: Sequence[int], heights: Sequence[int]) -> None:
+    """Warn of resolutions for attention that the network does not have."""
+    if unmatched := [side for side in wanted if side not in heights]:
+        logging.warning(
+            "no attention at %s: model.attn_resolutions = %s, but the features have the heights "
+            "%s. Attention at the coarsest of them, in the middle, is always there",
+            ", ".join(map(str, unmatched)), tuple(wanted), ", ".join(map(str, heights)),
+        )  # fmt: skip
+
+
 class _Builder:
     """Creates the layers of a U-Net, in the order of the published checkpoints, and its plan."""
 
@@ -267,10 +278,12 @@ class _Builder:
         self.image_ch, height, _ = image_shape(config)
         self.nf, self.num_res_blocks = model.nf, model.num_res_blocks
         self.temb_dim = 4 * model.nf
+        heights = [height >> i for i in range(len(model.ch_mult))]
+        _tell_unmatched(model.attn_resolutions, heights)
         # Channels of each resolution, finest first, and whether there is attention.
         self.levels = [
-            (model.nf * mult, height >> i in model.attn_resolutions)
-            for i, mult in enumerate(model.ch_mult)
+            (model.nf * mult, side in model.attn_resolutions)
+            for mult, side in zip(model.ch_mult, heights, strict=True)
         ]
         self.slots = Slots()
         self.norm = choose("model.normalization", model.normalization, {"GroupNorm": options.norm})

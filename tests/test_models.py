@@ -337,6 +337,17 @@ def test_inputs_of_the_wrong_shape_are_refused(name):
             model(x[..., :15], labels)
 
 
+@pytest.mark.parametrize("size", (24, 48, (24, 32)))
+def test_attention_at_resolutions_that_do_not_exist_is_told(size, caplog):
+    build(tiny_config(image_size=size, ch_mult=(1, 1, 1), attn_resolutions=(16, 12)))
+    heights = "24, 12, 6" if size != 48 else "48, 24, 12"
+    assert "no attention at 16:" in caplog.text and heights in caplog.text
+    caplog.clear()
+    build(tiny_config(image_size=size, ch_mult=(1, 1, 1), attn_resolutions=(12,)))
+    build(tiny_config(image_size=size, ch_mult=(1, 1, 1), attn_resolutions=()))
+    assert not caplog.text
+
+
 # Networks as objects.
 
 
