@@ -163,7 +163,7 @@ _MODEL = {
     "nf": (NETWORK, count, "features of the first layer"),
     "ch_mult": (NETWORK, counts, "features at each resolution, in multiples of `nf`"),
     "num_res_blocks": (NETWORK, at_least(0), "residual blocks at each resolution"),
-    "attn_resolutions": (NETWORK, numbers, "sides of feature maps with attention"),
+    "attn_resolutions": (NETWORK, numbers, "heights of feature maps with attention"),
     "attention_type": (NETWORK, name("ddpm"), "kind of attention"),
     "conditional": (NETWORK, flag, "whether the network is told the time"),
     "scale_by_sigma": (NETWORK, flag, "divide the output by the noise level"),

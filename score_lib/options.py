@@ -4,6 +4,7 @@
 """
 
 import difflib
+import logging
 from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
@@ -133,6 +134,7 @@ def checked(config: object) -> tuple[ConfigDict, list[str]]:
             exclude each other.
     """
     config = complete(config)
+    _read_published_slips(config)
     flat = flatten(config)
     unknown = sorted(flat.keys() - TABLE.keys())
     if slips := [f"{key!r}: did you mean {meant!r}?" for key in unknown if (meant := _meant(key))]:
@@ -145,6 +147,27 @@ def checked(config: object) -> tuple[ConfigDict, list[str]]:
         if found := list(problems):
             raise ValueError("; ".join(found))
     return config, unknown
+
+
+def _read_published_slips(config: Config) -> None:
+    """Read two misspelt options of published files, with a warning.
+
+    `ve/ncsnv2/bedroom` has a network of discrete noise levels and `training.continuouse = False`;
+    `ve/ncsn/celeba` names its process `training.loss`.
+    """
+    training = config.training
+    for name, meant, applies in (
+        ("continuouse", "continuous", training.get("continuouse") is False),
+        ("loss", "sde", "sde" not in training and isinstance(training.get("loss"), str)),
+    ):
+        if applies:
+            with config.unlocked():
+                training[meant] = value = training[name]
+                del training[name]
+            logging.warning(
+                "training.%s is read as training.%s = %r, as the published file means: rename it",
+                name, meant, value,
+            )  # fmt: skip
 
 
 def _meant(key: str) -> str | None:
