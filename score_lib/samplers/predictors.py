@@ -107,7 +107,15 @@ class AncestralSamplingPredictor(Predictor):
             )
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        # By their published names, which subclasses may override.
+        explodes = hasattr(self.sde, "discrete_sigmas")
+        return self.vesde_update_fn(x, t) if explodes else self.vpsde_update_fn(x, t)
+
+    def vesde_update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The step of the process's own chain, whichever process it is."""
         return self.noised(x, *self.sde.ancestral_step(x, t, self.score_fn(x, t)))
+
+    vpsde_update_fn = vesde_update_fn
 
     def step(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         return self.noised(x, *self.sde.posterior(x, t, s, self.score_fn(x, t)))
