@@ -1,10 +1,8 @@
 """The network of DDPM.  [Ho et al. 2020]"""
 
-from torch import nn
-
 from score_lib.options import complete
 
-from .normalization import group_norm
+from .normalization import group_norm_32
 from .unet import Options, UNet
 from .utils import register_model
 
@@ -18,9 +16,4 @@ class DDPM(UNet):
     """
 
     def __init__(self, config):
-        super().__init__(complete(config), Options(norm=_group_norm))
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups or, for widths that are no multiple of 32, the groups of NCSN++."""
-    return group_norm(channels) if channels % 32 else nn.GroupNorm(32, channels, eps=1e-6)
+        super().__init__(complete(config), Options(norm=group_norm_32))

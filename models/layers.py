@@ -40,6 +40,53 @@ def get_act(config) -> nn.Module:
     return choose("model.nonlinearity", config.model.nonlinearity, choices)()
 
 
+def variance_scaling(
+    scale: float,
+    mode: str,
+    distribution: str,
+    in_axis: int = 1,
+    out_axis: int = 0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Callable[..., Tensor]:
+    """Initial weights of variance scale / fan.
+
+    Args:
+        mode: "fan_in", "fan_out" or "fan_avg".
+        distribution: "normal" or "uniform".
+        in_axis, out_axis: axes of the channels.
+    Returns:
+        `init(shape, dtype=dtype, device=device)`.
+    Raises:
+        ValueError: an unknown mode or distribution.
+    """
+    fan = choose(
+        "mode", mode, {"fan_in": lambda i, o: i, "fan_out": lambda i, o: o, "fan_avg": _mean}
+    )
+    draw = choose("distribution", distribution, {"normal": _normal, "uniform": _uniform})
+
+    def init(shape: Sequence[int], dtype=dtype, device=device) -> Tensor:
+        channels_in, channels_out = shape[in_axis], shape[out_axis]
+        pixels = math.prod(shape) // (channels_in * channels_out)
+        weights = torch.empty(tuple(shape), dtype=dtype, device=device)
+        return draw(weights, scale, fan(channels_in, channels_out) * pixels)
+
+    return init
+
+
+def _mean(a: float, b: float) -> float:
+    return (a + b) / 2
+
+
+def _normal(weights: Tensor, scale: float, fan: float) -> Tensor:
+    return weights.normal_(std=math.sqrt(scale / fan))
+
+
+def _uniform(weights: Tensor, scale: float, fan: float) -> Tensor:
+    bound = math.sqrt(3 * scale / fan)
+    return weights.uniform_(-bound, bound)
+
+
 def default_init(scale: float = 1.0) -> Callable[[Sequence[int]], Tensor]:
     """Initial weights of the U-Nets: uniform, with variance scale / average of fan-in and fan-out.
 
@@ -48,14 +95,7 @@ def default_init(scale: float = 1.0) -> Callable[[Sequence[int]], Tensor]:
     Returns:
         Function of a shape (out, in, *kernel) that draws a tensor.
     """
-    scale = scale or 1e-10
-
-    def init(shape: Sequence[int], dtype: torch.dtype | None = None, device=None) -> Tensor:
-        fan = (shape[0] + shape[1]) / 2 * math.prod(shape[2:])
-        bound = math.sqrt(3 * scale / fan)
-        return torch.empty(tuple(shape), dtype=dtype, device=device).uniform_(-bound, bound)
-
-    return init
+    return variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
 def _initialize(layer: nn.Linear | nn.Conv2d, init_scale: float) -> nn.Linear | nn.Conv2d:
@@ -187,3 +227,15 @@ def check_input(x: Tensor, labels: Tensor, channels: int) -> None:
             f"the network takes one label per image, ({x.shape[0]},), "
             f"but was given labels of shape {tuple(labels.shape)}"
         )
+
+
+def __getattr__(name: str) -> object:
+    """The blocks that the published module of this name has; they are made of what is above."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    from . import published_layers
+
+    found = vars(published_layers).get(name)
+    if getattr(found, "__module__", None) != published_layers.__name__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found

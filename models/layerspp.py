@@ -9,9 +9,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attention
 from .layers import NIN, choose, ddpm_conv1x1, ddpm_conv3x3, dense
 from .normalization import group_norm
 from .up_or_down_sampling import Conv2d, Taps, resampler
@@ -65,10 +65,6 @@ def residual_sum(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
 class AttnBlockpp(nn.Module):
     """Self-attention with one head over all pixels, added to its input.
 
-    It uses `torch.nn.functional.scaled_dot_product_attention`, whose fast kernels have first
-    derivatives in reverse mode only.  For others choose the plain kernel with
-    `torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)`.
-
     Args:
         skip_rescale: divide the sum by sqrt(2).
         init_scale: initial scale of the output layer.
@@ -94,7 +90,7 @@ class AttnBlockpp(nn.Module):
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         tokens = self.GroupNorm_0(x).flatten(2).transpose(1, 2)[:, None]  # (B, 1, H W, C)
         query, key, value = (nin.on_tokens(tokens) for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
-        h = self.NIN_3.on_tokens(F.scaled_dot_product_attention(query, key, value))
+        h = self.NIN_3.on_tokens(attention(query, key, value))
         return residual_sum(x, h[:, 0].transpose(1, 2).reshape(x.shape), self.skip_rescale)
 
 

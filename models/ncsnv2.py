@@ -25,6 +25,7 @@ from .layers import (
     ncsn_conv1x1,
     ncsn_conv3x3,
 )
+from .network import Network
 from .normalization import get_normalization
 from .utils import get_sigmas, register_model
 
@@ -40,7 +41,7 @@ class Stage(NamedTuple):
     dilation: int = 1
 
 
-class RefineNet(nn.Module):
+class RefineNet(Network):
     """Noise-conditional RefineNet: x and the index of its noise level -> the score.
 
     Raises:

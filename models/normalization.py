@@ -68,6 +68,11 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return GroupNorm(groups, channels, eps=1e-6)
 
 
+def group_norm_32(channels: int) -> nn.GroupNorm:
+    """Group normalisation of DDPM: 32 groups or, where they do not divide C, those of NCSN++."""
+    return group_norm(channels) if channels % 32 else nn.GroupNorm(32, channels, eps=1e-6)
+
+
 class InstanceNorm2d(nn.Module):
     """Each channel of each image with mean 0 and variance 1."""
 

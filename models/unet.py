@@ -4,6 +4,7 @@ Published checkpoints number all layers in one list, in the order of their creat
 list owns the layers, and a plan, made once, gives each slot of the list its role.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -34,6 +35,7 @@ from .layerspp import (
     Upsample,
     residual_sum,
 )
+from .network import Network
 from .normalization import group_norm
 from .up_or_down_sampling import Taps
 from .utils import get_sigmas
@@ -107,7 +109,7 @@ class Plan(NamedTuple):
     head: Projection | None  # None where the output pyramid is the output
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """Noise-conditional U-Net: x_t and its noise level -> a field of the shape of x_t.
 
     Attention goes where `model.attn_resolutions` contains the height of the images at a level:
@@ -132,6 +134,8 @@ class UNet(nn.Module):
         self.nf = config.model.nf
         self.register_buffer("sigmas", torch.tensor(get_sigmas(config)))
         self.checkpoint_activations = config.model.checkpoint_activations
+        # Published blocks have layers for the noise level even in networks that are not told it.
+        self.has_idle_parameters = not config.model.conditional
         self.act = get_act(config)
         self.enlarge = Upsample(fir=options.fir, fir_kernel=options.fir_kernel)
         builder = _Builder(config, options, self.act)
@@ -255,6 +259,16 @@ def _total_stride(height: int, width: int, ch_mult: Sequence[int]) -> int:
     return stride
 
 
+def _tell_unmatched(wanted: Sequence[int], heights: Sequence[int]) -> None:
+    """Warn of resolutions for attention that the network does not have."""
+    if unmatched := [side for side in wanted if side not in heights]:
+        logging.warning(
+            "no attention at %s: model.attn_resolutions = %s, but the features have the heights "
+            "%s. Attention at the coarsest of them, in the middle, is always there",
+            ", ".join(map(str, unmatched)), tuple(wanted), ", ".join(map(str, heights)),
+        )  # fmt: skip
+
+
 class _Builder:
     """Creates the layers of a U-Net, in the order of the published checkpoints, and its plan."""
 
@@ -263,11 +277,13 @@ class _Builder:
         self.options = options
         self.image_ch, height, _ = image_shape(config)
         self.nf, self.num_res_blocks = model.nf, model.num_res_blocks
-        self.temb_dim = 4 * model.nf if model.conditional else None
+        self.temb_dim = 4 * model.nf
+        heights = [height >> i for i in range(len(model.ch_mult))]
+        _tell_unmatched(model.attn_resolutions, heights)
         # Channels of each resolution, finest first, and whether there is attention.
         self.levels = [
-            (model.nf * mult, height >> i in model.attn_resolutions)
-            for i, mult in enumerate(model.ch_mult)
+            (model.nf * mult, side in model.attn_resolutions)
+            for mult, side in zip(model.ch_mult, heights, strict=True)
         ]
         self.slots = Slots()
         self.norm = choose("model.normalization", model.normalization, {"GroupNorm": options.norm})
@@ -329,7 +345,7 @@ class _Builder:
             "positional": lambda: None,
         }
         fourier = choose("model.embedding_type", options.embedding_type, kinds)()
-        if self.temb_dim is None:
+        if not self.model.conditional:
             return Embedding(fourier, None)
         features = nf if fourier is None else 2 * nf
         first = add(dense(features, self.temb_dim))

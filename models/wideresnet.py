@@ -19,6 +19,7 @@ from .layers import (
     in_full_precision,
 )
 from .layerspp import GaussianFourierProjection
+from .network import Network
 from .normalization import group_norm
 from .utils import register_model
 
@@ -27,7 +28,7 @@ GROUPS = ((1, 1), (2, 2), (4, 2))
 
 
 @register_model(name="wideresnet_noise_conditional")
-class WideResNet(nn.Module):
+class WideResNet(Network):
     """Logits of p(y | x_t), for images x_t = m(t) x_0 + s(t) z of any process.
 
     It has 6 blocks_per_group + 4 layers: WRN-28-10 is blocks_per_group = 4, channel_multiplier = 10

@@ -14,6 +14,7 @@ from torch import Tensor
 from score_lib.base.ode import integrate
 from score_lib.base.tensors import check_floats, rows
 from score_lib.scores import get_score_fn
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 # Probes with mean 0 and covariance I, made of standard normal noise.
@@ -98,6 +99,7 @@ def get_log_likelihood_fn(
     Raises:
         ValueError: an unknown type of probe, or fewer than one.
     """
+    sde = as_process(sde)
     kind = _kind_of_probe(hutchinson_type, num_probes)
 
     def log_likelihood_fn(model, data, *, noise=None):

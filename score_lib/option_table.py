@@ -129,7 +129,7 @@ extractors = name("inception inception_tfgan digits", empty=True)
 
 _RUN = {
     "seed": (42, whole, "seed of every random number"),
-    "device": ("auto", device, '"auto": a GPU where there is one'),
+    "device": ("auto", device, '"auto": a GPU where there is one; reads as its name'),
 }
 
 _DATA = {
@@ -164,7 +164,7 @@ _MODEL = {
     "nf": (NETWORK, count, "features of the first layer"),
     "ch_mult": (NETWORK, counts, "features at each resolution, in multiples of `nf`"),
     "num_res_blocks": (NETWORK, at_least(0), "residual blocks at each resolution"),
-    "attn_resolutions": (NETWORK, numbers, "sides of feature maps with attention"),
+    "attn_resolutions": (NETWORK, numbers, "heights of feature maps with attention"),
     "attention_type": (NETWORK, name("ddpm"), "kind of attention"),
     "conditional": (NETWORK, flag, "whether the network is told the time"),
     "scale_by_sigma": (NETWORK, flag, "divide the output by the noise level"),

@@ -4,6 +4,7 @@
 """
 
 import difflib
+import logging
 from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
@@ -13,7 +14,66 @@ from score_lib.option_table import NEEDED, SECTIONS, TABLE, NoDefault
 Options = Mapping[str, object]  # by their dotted names, such as "model.nf"
 
 
-def complete(config: object) -> ConfigDict:
+class Device(str):
+    """The name of a device, which PyTorch takes; like `torch.device` with a type and an index."""
+
+    @property
+    def type(self) -> str:
+        """Such as "cuda"."""
+        return self.partition(":")[0]
+
+    @property
+    def index(self) -> int | None:
+        """Such as 1, of "cuda:1"; None if none was set."""
+        number = self.partition(":")[2]
+        return int(number) if number else None
+
+
+class Config(ConfigDict):
+    """A config whose option `device` reads as a device that PyTorch takes.
+
+    It is set by a name or as a `torch.device`, and it is kept, also in JSON, as a name: "auto"
+    means what a machine has when it is read.  Setting it needs no PyTorch.
+    """
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, str(value) if key == "device" else value)
+
+    def __getitem__(self, key):
+        value = super().__getitem__(key)
+        return _device(value) if key == "device" else value
+
+    @property
+    def device_name(self) -> str:
+        """The device as it was set, perhaps "auto"."""
+        return self._fields.get("device", "auto")
+
+    def get_type(self, key) -> type:
+        """The type that flags of the command line are parsed to."""
+        return str if key == "device" else super().get_type(key)
+
+    # Copies as other types, which know no "auto".
+
+    def iteritems(self, *args, **keywords) -> Iterator[tuple[str, object]]:
+        """See `ConfigDict`."""
+        for key, value in super().iteritems(*args, **keywords):
+            yield key, str(self[key]) if key == "device" else value
+
+    def to_dict(self, *args, **keywords) -> dict:
+        """See `ConfigDict`."""
+        options = super().to_dict(*args, **keywords)
+        return options | {"device": str(self["device"])} if "device" in options else options
+
+
+def _device(name: str) -> Device:
+    if name != "auto":
+        return Device(name)
+    import torch
+
+    return Device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def complete(config: object) -> Config:
     """A copy of a config in which every option that it lacks has its default.
 
     Its own values stay, and a locked config gives a locked copy.
@@ -32,7 +92,7 @@ def complete(config: object) -> ConfigDict:
             section, _, name = key.rpartition(".")
             (full[section] if section else full).setdefault(name, option.default)
     locked = isinstance(config, ConfigDict) and config.is_locked
-    return ConfigDict(full).lock() if locked else ConfigDict(full)
+    return Config(full).lock() if locked else Config(full)
 
 
 def _as_dict(config: object, name: str) -> dict[str, object]:
@@ -42,7 +102,8 @@ def _as_dict(config: object, name: str) -> dict[str, object]:
         ValueError: it holds no options.
     """
     if isinstance(config, ConfigDict):
-        return config.to_dict()
+        options = config.to_dict()
+        return {**options, "device": config.device_name} if isinstance(config, Config) else options
     if isinstance(config, Mapping):
         return dict(config)
     if config is None or isinstance(config, str | int | float | list | tuple):
@@ -60,7 +121,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
-    return flat
+    return {**flat, "device": config.device_name} if isinstance(config, Config) else flat
 
 
 def checked(config: object) -> tuple[ConfigDict, list[str]]:
@@ -73,6 +134,7 @@ def checked(config: object) -> tuple[ConfigDict, list[str]]:
             exclude each other.
     """
     config = complete(config)
+    _read_published_slips(config)
     flat = flatten(config)
     unknown = sorted(flat.keys() - TABLE.keys())
     if slips := [f"{key!r}: did you mean {meant!r}?" for key in unknown if (meant := _meant(key))]:
@@ -85,6 +147,27 @@ def checked(config: object) -> tuple[ConfigDict, list[str]]:
         if found := list(problems):
             raise ValueError("; ".join(found))
     return config, unknown
+
+
+def _read_published_slips(config: Config) -> None:
+    """Read two misspelt options of published files, with a warning.
+
+    `ve/ncsnv2/bedroom` has a network of discrete noise levels and `training.continuouse = False`;
+    `ve/ncsn/celeba` names its process `training.loss`.
+    """
+    training = config.training
+    for name, meant, applies in (
+        ("continuouse", "continuous", training.get("continuouse") is False),
+        ("loss", "sde", "sde" not in training and isinstance(training.get("loss"), str)),
+    ):
+        if applies:
+            with config.unlocked():
+                training[meant] = value = training[name]
+                del training[name]
+            logging.warning(
+                "training.%s is read as training.%s = %r, as the published file means: rename it",
+                name, meant, value,
+            )  # fmt: skip
 
 
 def _meant(key: str) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from score_lib.base.distributed import unwrapped
+from score_lib.sdes.foreign import as_process
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -56,6 +57,7 @@ def get_score_fn(sde, model: Callable, train: bool = False, continuous: bool = F
     Returns:
         Function of x (B, *D) in the network's range and t (B,) in [0, T], giving (B, *D).
     """
+    sde = as_process(sde)
     model_fn = get_model_fn(model, train)
 
     def score_fn(x: Tensor, t: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from small_runs import small_config
 
 import run_lib
+from models.precision import InBfloat16
 from score_lib.disk.checkpoints import (
     CheckpointError,
     read_checkpoint,
@@ -70,10 +71,36 @@ def published(state, old_numpy=True):
 def test_round_trip(state, fresh, tmp_path):
     path = tmp_path / "deep" / "checkpoint.pth"
     save_checkpoint(path, {**state, "position": 48})
-    restored = restore_checkpoint(path, {**fresh, "position": 0}, "cpu")
+    restored = restore_checkpoint(path, {**fresh, "position": 0}, "auto")
     assert_same(restored, state)
     assert restored["position"] == 48
     assert os.listdir(path.parent) == ["checkpoint.pth"]
+
+
+def test_written_names_are_the_published_ones(state, tmp_path):
+    """The published code wraps its network, then loads with strict=False: other names are lost."""
+    wrappers = {
+        "plain": lambda model: model,
+        "parallel": torch.nn.DataParallel,
+        "compiled": torch.compile,
+        "bfloat16": InBfloat16,
+    }
+    for name, wrap in wrappers.items():
+        save_checkpoint(tmp_path / name, {**state, "model": wrap(state["model"])})
+        written = torch.load(tmp_path / name, weights_only=True)["model"]
+        assert list(written) == [f"module.{key}" for key in state["model"].state_dict()], name
+        fits = torch.nn.DataParallel(state["model"]).load_state_dict(written, strict=False)
+        assert not fits.missing_keys and not fits.unexpected_keys
+
+
+@pytest.mark.parametrize("prefix", ("", "module.", "_orig_mod.", "module._orig_mod.", "net."))
+def test_weights_of_wrapped_networks_load(prefix, state, fresh, tmp_path):
+    contents = published(state)
+    plain = {key.removeprefix("module."): value for key, value in contents["model"].items()}
+    contents["model"] = {prefix + key: value for key, value in plain.items()}
+    torch.save(contents, tmp_path / "c.pth")
+    loaded = restore_checkpoint(tmp_path / "c.pth", fresh, "cpu")["model"].state_dict()
+    torch.testing.assert_close(dict(loaded), dict(state["model"].state_dict()), rtol=0, atol=0)
 
 
 def test_restored_state_is_independent_of_the_file(state, fresh, tmp_path):
@@ -140,6 +167,85 @@ def test_evaluation_needs_no_optimizer(state, fresh, tmp_path):
     assert restore_checkpoint(tmp_path / "c.pth", fresh, "cpu")["step"] == 3
 
 
+@pytest.mark.parametrize("prefix", ("", "module.", "score_model."))
+@pytest.mark.parametrize("bare", (True, False))
+def test_weights_alone_are_their_own_average(prefix, bare, state, fresh, tmp_path, caplog):
+    """For evaluation and sampling; the step of an earlier file does not stay."""
+    weights = {prefix + key: value for key, value in state["model"].state_dict().items()}
+    torch.save(weights if bare else {"model": weights}, tmp_path / "c.pth")
+    del fresh["optimizer"]
+    restored = restore_checkpoint(tmp_path / "c.pth", {**fresh, "step": 7}, "cpu")
+    assert restored["step"] == 0
+    assert "no 'ema' and no 'step'" in caplog.text and "own average" in caplog.text
+    for name, own in restored["model"].state_dict().items():
+        torch.testing.assert_close(own, state["model"].state_dict()[name], rtol=0, atol=0)
+    trained = [p for p in state["model"].parameters() if p.requires_grad]
+    torch.testing.assert_close(restored["ema"].shadow_params, trained, rtol=0, atol=0)
+    torch.save({prefix + "sigmas": torch.zeros(5)}, tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match=r"does not fit this network: .*missing"):
+        restore_checkpoint(tmp_path / "c.pth", fresh, "cpu")
+
+
+def test_samples_are_drawn_from_weights_alone(state, tmp_path):
+    torch.save(state["model"].state_dict(), tmp_path / "c.pth")
+    config = small_config(eval__checkpoint=str(tmp_path / "c.pth"), sampling__num_samples=1)
+    run_lib.sample(config, tmp_path)
+    assert list(tmp_path.rglob("sample*.png"))
+
+
+# --- Other members of a state -------------------------------------------------------------------
+
+
+class Unloadable:
+    """A live object without a state."""
+
+
+def scheduled(state):
+    optimizer = copy.deepcopy(state["optimizer"])
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    return {**state, "optimizer": optimizer, "scheduler": scheduler}
+
+
+def test_live_objects_load(state, fresh, tmp_path):
+    path, saved = tmp_path / "c.pth", scheduled(state)
+    for _ in range(3):
+        saved["optimizer"].step()
+        saved["scheduler"].step()
+    save_checkpoint(path, {**saved, "best": 0.5, "history": [1.0, 2.0]})
+    scheduler = scheduled(fresh)["scheduler"]
+    restored = restore_checkpoint(path, {**fresh, "scheduler": scheduler, "best": None}, "cpu")
+    assert restored["scheduler"] is scheduler and scheduler.last_epoch == 3
+    assert scheduler.state_dict() == saved["scheduler"].state_dict()
+    assert restored["best"] == 0.5 and "history" not in restored
+
+
+def test_other_objects_stay_and_are_named(state, fresh, tmp_path, caplog):
+    save_checkpoint(tmp_path / "c.pth", {**state, "config": "{}"})
+    scheduler, mine = scheduled(fresh)["scheduler"], Unloadable()
+    before = scheduler.state_dict()
+    state = {**fresh, "config": mine, "scheduler": scheduler, "other": Unloadable()}
+    restored = restore_checkpoint(tmp_path / "c.pth", state, "cpu")
+    assert restored["config"] is mine and scheduler.state_dict() == before
+    assert "'config' stays as it is" in caplog.text and "'scheduler' stays" in caplog.text
+    assert "'other'" not in caplog.text
+
+
+@pytest.mark.parametrize("wrong", (3, {"scheduler": 1}))
+def test_a_state_that_does_not_fit_changes_nothing(wrong, state, fresh, tmp_path):
+    other = torch.nn.Linear(1, 1)
+    contents = {**published(state), "other": other.state_dict(), "scheduler": wrong}
+    torch.save(contents, tmp_path / "c.pth")
+    mine = {**fresh, "other": torch.nn.Linear(1, 1), "scheduler": torch.nn.Linear(1, 1)}
+    before, weight = copy.deepcopy(fresh), mine["other"].weight.clone()
+    with pytest.raises(CheckpointError, match="'scheduler' that does not fit"):
+        restore_checkpoint(tmp_path / "c.pth", mine, "cpu")
+    assert_same(fresh, before)
+    assert torch.equal(mine["other"].weight, weight)
+
+
+# --- Files and mismatches -----------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("restore", (restore_checkpoint, restore_latest))
 def test_a_missing_file_is_logged_or_an_error(restore, fresh, tmp_path, caplog):
     caplog.set_level("INFO")
@@ -197,7 +303,11 @@ MISMATCHES = {
         replaced("optimizer", {"state": {}, "param_groups": [{"params": [0]}]}),
         "optimiser of 1",
     ),
-    "no optimiser": (removed("optimizer"), "optimiser of 0"),
+    "no optimiser": (removed("optimizer"), "no 'optimizer', .*cannot resume"),
+    "weights alone": (
+        lambda contents: [contents.pop(key) for key in ("ema", "optimizer", "step")],
+        "no 'ema' and no 'step' and no 'optimizer', .*cannot resume",
+    ),
 }
 
 

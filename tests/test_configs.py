@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from small_runs import ROOT, run_forked
 
 from configs import defaults
-from score_lib.options import checked, flatten
+from score_lib.options import checked, complete, flatten
 
 # From config_flags, which still loads files in an older way.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -218,3 +218,36 @@ def test_experiments_in_another_folder_are_found(first, packages, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment)
     assert done.returncode == 0
+
+
+# --- Slips of published files ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "slip", "meant"),
+    [("ve/ncsnv2/bedroom", "continuouse", "continuous"), ("ve/ncsn/celeba", "loss", "sde")],
+)
+def test_slips_of_published_files_are_read_with_a_warning(name, slip, meant, caplog):
+    """A copy of such a file, which users have; also with the default `continuous = True`."""
+    ours = defaults.load(name)
+    copied = ConfigDict(ours.to_dict())
+    copied.training[slip] = copied.training[meant]
+    if slip == "continuouse":
+        copied.training.continuous = True
+    else:
+        del copied.training[meant]
+    read, unknown = checked(copied.lock())
+    assert flatten(read) == {**flatten(complete(ours)), "device": str(ours.device)}
+    assert read.is_locked and not unknown
+    assert f"training.{slip} is read as training.{meant}" in caplog.text
+
+
+def test_other_slips_stay_refused():
+    for name, value in {"continuouse": True, "continous": False, "continuousee": False}.items():
+        config = defaults.load("ve/ncsnv2/bedroom")
+        config.training[name] = value
+        with pytest.raises(ValueError, match=rf"training\.{name}.*training\.continuous"):
+            checked(config)
+    config = defaults.load("ve/ncsn/celeba")
+    config.training.loss = "l2"  # an option of the user's own
+    assert checked(config)[1] == ["training.loss"]

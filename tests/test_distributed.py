@@ -97,6 +97,28 @@ def test_a_classifier_is_trained_by_several(tmp_path):
     assert_same_weights(tmp_path / "two", tmp_path / "one", rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_network_with_idle_parameters_is_trained_by_several(tmp_path):
+    """Those of the layers for the noise level, in a network that is not told it."""
+    changes = {**NO_DROPOUT, "model__conditional": False, "optim__warmup": 100}
+    for folder, until in (("one", 12), ("two", 12), ("resumed", 6), ("resumed", 12)):
+        config = small_config(**changes, training__n_iters=until, training__snapshot_sampling=False)
+        if folder == "two":
+            assert together(2, run_lib.train, config, tmp_path / folder) == [None, None]
+        else:
+            run_lib.train(config, tmp_path / folder)
+    assert_same_weights(tmp_path / "two", tmp_path / "one", rtol=0, atol=1e-4)
+    assert_same_weights(tmp_path / "resumed", tmp_path / "one", rtol=0, atol=0)
+    start = run_lib.setup(config).state["model"]
+    for folder in ("one", "two", "resumed"):
+        file = read_checkpoint(tmp_path / folder / "checkpoints-meta/checkpoint.pth")
+        idle = [n for n, (key, _) in enumerate(start.named_parameters()) if "Dense_0" in key]
+        assert idle and not file["optimizer"]["state"].keys() & set(idle)
+        for key, value in start.named_parameters():
+            changed = not torch.equal(file["model"][f"module.{key}"], value)
+            assert changed is ("Dense_0" not in key), key
+
+
 def clipped_step():
     """Weights and gradient norm after a step from a gradient that must be clipped as a whole."""
     config = small_config(optim__grad_clip=1e-3, optim__warmup=0)

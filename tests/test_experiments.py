@@ -81,9 +81,10 @@ def check_run(config, folder, drawn):
     assert values.keys() == {"step", "training_loss", "grad_norm", "learning_rate", "eval_loss"}
     assert np.isfinite(list(values.values())).all() and values["grad_norm"] > 0
     checkpoint = read_checkpoint(folder / "checkpoints" / "checkpoint_1.pth")
-    assert checkpoint["step"] == 1 and checkpoint["model"].keys() == before.keys()
-    assert all(value.isfinite().all() for value in checkpoint["model"].values())
-    assert any(not torch.equal(checkpoint["model"][key], before[key]) for key in before)
+    after = checkpoint["model"]
+    assert checkpoint["step"] == 1 and list(after) == [f"module.{key}" for key in before]
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(after[f"module.{key}"], before[key]) for key in before)
     (samples,), shape = drawn, image_shape(config)
     assert samples.shape == (2, *shape) and samples.isfinite().all() and samples.std() > 0
     pixels = np.load(folder / "samples" / "iter_1" / "sample.np")

@@ -90,8 +90,13 @@ def check_forward_and_backward(config) -> None:
     out = model(x, labels)
     assert out.shape == x.shape and out.dtype == x.dtype and out.isfinite().all()
     out.square().mean().backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    # Layers for the noise level, where the network is not told it.
+    unused = {name for name, parameter in trained.items() if parameter.grad is None}
+    assert unused == {n for n in trained if "Dense_0" in n and not config.model.conditional}
+    assert bool(unused) is model.has_idle_parameters
     # A constant added to all keys shifts all logits of a query alike.
-    idle = {name for name, p in model.named_parameters() if p.requires_grad and not p.grad.any()}
+    idle = {name for name in trained.keys() - unused if not trained[name].grad.any()}
     assert all(name.endswith("NIN_1.b") for name in idle), idle
     by_noise_level = config.model.conditional or config.model.scale_by_sigma
     with torch.no_grad():
@@ -154,6 +159,21 @@ def test_layout_of_the_published_checkpoints(name):
     assert layout == entries
     # Averaged weights are saved as a bare list in this order.
     assert trainable == [key for key, _, _, is_trainable in entries if is_trainable]
+
+
+@pytest.mark.parametrize("name", ("ddpm", "ncsnpp"))
+@pytest.mark.parametrize("kind", ("ddpm", "biggan"))
+def test_unconditional_networks_have_the_published_layers(name, kind):
+    """The same blocks, with layers for the noise level that nothing uses; no embedding of it."""
+    options = {"resblock_type": kind, "num_res_blocks": 2}
+    told = build(tiny_config(name, **options)).state_dict()
+    layers = build(tiny_config(name, conditional=False, **options)).state_dict()
+    embedding = [key for key in told if key.startswith(("all_modules.0.", "all_modules.1."))]
+    assert len(embedding) == 4 and [tuple(v.shape) for v in layers.values()] == [
+        tuple(value.shape) for key, value in told.items() if key not in embedding
+    ]
+    names = [key.split(".", 2)[-1] for key in told if key not in embedding]
+    assert [key.split(".", 2)[-1] for key in layers] == names and "Dense_0.weight" in names
 
 
 # Every option.
@@ -315,6 +335,17 @@ def test_inputs_of_the_wrong_shape_are_refused(name):
     if name in ("ddpm", "ncsnpp"):
         with pytest.raises(ValueError, match=r"multiples of 2.*\(2, 3, 16, 15\)"):
             model(x[..., :15], labels)
+
+
+@pytest.mark.parametrize("size", (24, 48, (24, 32)))
+def test_attention_at_resolutions_that_do_not_exist_is_told(size, caplog):
+    build(tiny_config(image_size=size, ch_mult=(1, 1, 1), attn_resolutions=(16, 12)))
+    heights = "24, 12, 6" if size != 48 else "48, 24, 12"
+    assert "no attention at 16:" in caplog.text and heights in caplog.text
+    caplog.clear()
+    build(tiny_config(image_size=size, ch_mult=(1, 1, 1), attn_resolutions=(12,)))
+    build(tiny_config(image_size=size, ch_mult=(1, 1, 1), attn_resolutions=()))
+    assert not caplog.text
 
 
 # Networks as objects.

@@ -95,7 +95,7 @@ def test_evaluation_during_training_uses_the_average(tmp_path):
     _, checkpoint = train(tmp_path, training__eval_freq=1, optim__lr=0.1, optim__warmup=0)
     evaluations = [c for c in Recorder.calls if not c.training and c.x.shape[0] == 16]
     assert evaluations[-1].weight == float(checkpoint["ema"]["shadow_params"][0])
-    assert evaluations[-1].weight != float(checkpoint["model"]["weight"])
+    assert evaluations[-1].weight != float(checkpoint["model"]["module.weight"])
 
 
 def test_ema_rate_and_the_state_arrive_in_the_checkpoint(tmp_path):

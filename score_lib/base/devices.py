@@ -28,8 +28,8 @@ def resolve_device(device: torch.device | str) -> torch.device:
         ) from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device {device!r} does not exist: this machine shows {torch.cuda.device_count()} "
-            "CUDA devices. Try 'auto' or 'cpu'"
+            f"device {str(device)!r} does not exist: this machine shows "
+            f"{torch.cuda.device_count()} CUDA devices. Try 'auto' or 'cpu'"
         )
     return chosen
 

@@ -199,15 +199,20 @@ def replicated(model: nn.Module) -> nn.Module:
     # Buffers are tables, alike everywhere.  PyTorch 2.13 has renamed the option.
     names = inspect.signature(parallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    # Looking for parameters without a gradient costs a walk through each step's graph.
+    idle = any(getattr(module, "has_idle_parameters", False) for module in model.modules())
     on_gpu = next(model.parameters()).device.type == "cuda"
     devices = [local_rank()] if on_gpu else None
-    return parallel(model, device_ids=devices, gradient_as_bucket_view=True, **{sync: False})
+    options = {"gradient_as_bucket_view": True, "find_unused_parameters": idle, sync: False}
+    return parallel(model, device_ids=devices, **options)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside wrappers that hold it as `module`."""
-    while isinstance(getattr(model, "module", None), nn.Module):
-        model = model.module
+    """The network inside wrappers that hold it as `module`, or as `torch.compile` does."""
+    while isinstance(
+        inner := getattr(model, "module", getattr(model, "_orig_mod", None)), nn.Module
+    ):
+        model = inner
     return model
 
 

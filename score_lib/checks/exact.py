@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 
 def told_by_time(sde: SDE) -> SDE:
     """A process whose networks are score functions of (x, t), for any process."""
-    exact = copy.copy(sde)
+    exact = copy.copy(as_process(sde))
     exact.noise_label = lambda t, continuous: t
     exact.to_score = lambda output, t, continuous: output
     return exact

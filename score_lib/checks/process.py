@@ -7,6 +7,7 @@ from torch import Tensor
 
 from score_lib.base.tensors import rows
 from score_lib.checks.finding import NOTE, OK, WRONG, Finding, graded
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 # Standard deviation of data in the network's range, roughly that of images.
@@ -20,6 +21,7 @@ def process(sde: SDE, continuous: bool = True, shape: tuple[int, ...] = (1, 2, 2
         continuous: whether networks are told continuous times.
         shape: D of data that its methods can take.
     """
+    sde = as_process(sde)
     findings = [*_marginals(sde, shape), *_prior(sde, shape), _chain(sde, shape)]
     return [*findings, _convention(sde, continuous, shape), _ends(sde, len(shape))]
 

@@ -1,11 +1,12 @@
 """Checkpoints: written whole or not at all, verified once when they are loaded.
 
 A file holds {"optimizer", "model", "ema", "step"}, with state dicts for the first three, and the
-other plain values of a run.  Published files have `module.` before each model key and a NumPy
-scalar as learning rate.
+other plain values of a run.  As in published files, `module.` is before each model key; those also
+have a NumPy scalar as learning rate.
 """
 
 import contextlib
+import copy
 import errno
 import logging
 import os
@@ -18,9 +19,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from score_lib.base.devices import resolve_device
 from score_lib.base.distributed import on_main, unwrapped
+from score_lib.base.weights import as_published, without_wrapper
 from score_lib.disk.files import atomic_write, keep_earlier, with_earlier
-from score_lib.disk.fit import CheckpointError, check_fit, count
+from score_lib.disk.fit import CheckpointError, check_fit, check_weights, count
 from score_lib.disk.records import load_verified
 
 # Errors that damaged or foreign bytes may raise when they are read as a checkpoint.
@@ -38,6 +41,10 @@ _UNREADABLE = (
     struct.error,
     zipfile.BadZipFile,
 )
+
+
+# Values of a state that a file replaces.
+_PLAIN = (int, float, str, bytes, list, tuple, dict, type(None), np.generic, torch.Tensor)
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -58,12 +65,12 @@ def save_checkpoint(path: str | os.PathLike, state: dict, keep: int = 0) -> None
 
 def contents_of(state: dict) -> dict:
     """The contents of a checkpoint of a training state; its tensors are the live ones."""
+    state = {**state, "model": unwrapped(state["model"])}
     contents = {
         key: value.state_dict() if hasattr(value, "state_dict") else value
         for key, value in state.items()
     }
-    contents["model"] = _without_wrapper(contents["model"])
-    return contents
+    return {**contents, "model": as_published(contents["model"])}
 
 
 def write_contents(path: str | os.PathLike, contents: dict, keep: int = 0) -> None:
@@ -83,11 +90,15 @@ def restore_checkpoint(
     """Load a checkpoint, a run's own or a published one, into a training state; returns the state.
 
     Model keys, shapes and the averaged parameters must match exactly.  Nothing in `state` changes
-    unless all of it does.
+    unless all of it does.  Without an "optimizer" in the state, a file of weights alone will do:
+    they then serve as their own average.
 
     Args:
-        state: live "model" and "ema", perhaps "optimizer" and "step"; changed in place.
-        device: where the file's tensors are loaded before they are copied.
+        path: the file.
+        state: live "model" and "ema", perhaps "optimizer", "step" and more; changed in place.
+            Objects with `load_state_dict` load, and plain values are replaced.
+        device: where the file's tensors are loaded before they are copied; "auto" is a GPU where
+            there is one.
         must_exist: raise if there is no such file; otherwise log that and return the state
             unchanged, as a training run starts.
     Raises:
@@ -157,10 +168,12 @@ def restore_contents(path: str | os.PathLike, loaded: dict, state: dict) -> dict
     Raises:
         CheckpointError: they do not fit; the state is unchanged.
     """
-    loaded = {**loaded, "model": _without_wrapper(loaded["model"])}
+    loaded = _completed(path, loaded, state)
     counters = {key: count(path, loaded, key) for key in ("step", "position") if key in loaded}
     check_fit(path, loaded, state)
-    with _one_thread():
+    others = {key: v for key, v in state.items() if key not in ("model", "ema", "optimizer")}
+    live = {key: value for key, value in others.items() if not isinstance(value, _PLAIN)}
+    with _one_thread(), _loaded(path, live, loaded):
         try:
             state["ema"].load_state_dict(loaded["ema"])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -168,9 +181,60 @@ def restore_contents(path: str | os.PathLike, loaded: dict, state: dict) -> dict
         unwrapped(state["model"]).load_state_dict(loaded["model"])
         if "optimizer" in state:
             state["optimizer"].load_state_dict(_owned_optimizer(loaded["optimizer"]))
-    for key in (state.keys() - {"model", "ema", "optimizer"}) & loaded.keys():
-        state[key] = counters.get(key, loaded[key])
+    plain = (others.keys() - live.keys()) & loaded.keys()
+    state |= {key: counters.get(key, loaded[key]) for key in plain}
     return state
+
+
+def _completed(path: str | os.PathLike, loaded: dict, state: dict) -> dict:
+    """Contents with the network's own names for weights, and with all that weights alone lack.
+
+    Raises:
+        CheckpointError: something is missing to resume training, or the weights do not fit.
+    """
+    model = unwrapped(state["model"])
+    if isinstance(loaded["model"], dict):
+        loaded = {**loaded, "model": without_wrapper(loaded["model"], model.state_dict())}
+    needed = ["ema", "step"] + ["optimizer"] * ("optimizer" in state)
+    missing = " and no ".join(repr(key) for key in needed if key not in loaded)
+    if missing and "optimizer" in state:
+        raise CheckpointError(
+            f"{path} holds no {missing}, so that training cannot resume from it: it can be "
+            "evaluated and sampled from, as eval.checkpoint. Move it away to start from scratch"
+        )
+    if not missing:
+        return loaded
+    check_weights(path, loaded["model"], model)
+    logging.warning(
+        "%s holds no %s: %sits step counts as %s", path, missing,
+        "" if "ema" in loaded else "the weights serve as their own average, and ",
+        loaded.get("step", 0),
+    )  # fmt: skip
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    averages = {"shadow_params": [loaded["model"][name] for name in trained]}
+    return {"ema": {**state["ema"].state_dict(), **averages}, "step": 0, **loaded}
+
+
+@contextlib.contextmanager
+def _loaded(path: str | os.PathLike, live: dict, loaded: dict) -> Iterator[None]:
+    """Context in which live objects, such as schedulers, are loaded; an error in it undoes that."""
+    loading = {key: value for key, value in live.items() if hasattr(value, "load_state_dict")}
+    for key in (live.keys() & loaded.keys()) ^ loading.keys():
+        logging.warning("%r stays as it is: %s has no state of it, or it loads none", key, path)
+    live = {key: value for key, value in loading.items() if key in loaded}
+    before = {key: copy.deepcopy(value.state_dict()) for key, value in live.items()}
+    try:
+        for key, value in live.items():
+            try:
+                value.load_state_dict(copy.deepcopy(loaded[key]))
+            except (*_UNREADABLE, NotImplementedError) as error:
+                message = f"{path} holds a {key!r} that does not fit: {error}"
+                raise CheckpointError(message) from error
+        yield
+    except BaseException:
+        for key, value in live.items():
+            value.load_state_dict(before[key])
+        raise
 
 
 def read_checkpoint(
@@ -189,8 +253,9 @@ def read_checkpoint(
         raise FileNotFoundError(
             f"there is no checkpoint at {path}: train first, or set eval.checkpoint to a file"
         )
+    where = resolve_device(device)
     try:
-        loaded = load_verified(path, device, mapped=mapped)
+        loaded = load_verified(path, where, mapped=mapped)
     except (*_UNREADABLE, OSError) as error:
         # EINVAL: the file sends the reader to a place before its start.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
@@ -200,23 +265,22 @@ def read_checkpoint(
             f"{path} cannot be read as a checkpoint: it is damaged, incomplete, or holds objects "
             f"other than tensors and plain values ({reason})"
         ) from error
-    if not isinstance(loaded, dict) or not {"model", "ema", "step"} <= loaded.keys():
+    if _are_weights(loaded):
+        loaded = {"model": loaded}
+    if not isinstance(loaded, dict) or "model" not in loaded:
         found = sorted(map(str, loaded))[:8] if isinstance(loaded, dict) else type(loaded).__name__
         raise CheckpointError(
-            f"{path} is not a checkpoint: it should hold 'model', 'ema' and 'step', not {found}"
+            f"{path} is not a checkpoint: it should hold 'model', 'ema' and 'step', or weights "
+            f"alone, not {found}"
         )
     if not isinstance(loaded.get("config", ""), str):
         raise CheckpointError(f"{path} holds a config that is not text")
     return loaded
 
 
-def _without_wrapper(weights: dict) -> dict:
-    """A model's state dict without the prefix that wrappers for several devices put first."""
-    if not isinstance(weights, dict) or not weights:
-        return weights
-    if all(isinstance(key, str) and key.startswith("module.") for key in weights):
-        return {key.removeprefix("module."): value for key, value in weights.items()}
-    return weights
+def _are_weights(loaded: object) -> bool:
+    """Whether the contents of a file are a network's state dict."""
+    return isinstance(loaded, dict) and bool(loaded) and all(map(torch.is_tensor, loaded.values()))
 
 
 @contextlib.contextmanager

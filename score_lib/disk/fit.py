@@ -28,7 +28,7 @@ def check_fit(path, loaded: dict, state: dict) -> None:
     Raises:
         CheckpointError: names the first mismatch.
     """
-    _check_model(path, loaded["model"], state["model"])
+    check_weights(path, loaded["model"], state["model"])
     if "optimizer" in state:
         _check_optimizer(path, loaded.get("optimizer", {"param_groups": []}), state["optimizer"])
     _check_average(path, loaded["ema"], state["ema"])
@@ -50,7 +50,8 @@ def count(path, loaded: dict, key: str) -> int:
     return number
 
 
-def _check_model(path, loaded: object, model: nn.Module) -> None:
+def check_weights(path, loaded: object, model: nn.Module) -> None:
+    """Refuse weights that are not exactly those of a network, see `check_fit`."""
     expected = unwrapped(model).state_dict()
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds no weights: its 'model' is a {type(loaded).__name__}")

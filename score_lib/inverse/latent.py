@@ -24,6 +24,7 @@ from torch import Tensor
 
 from score_lib.base.tensors import batch_mul, rows
 from score_lib.samplers.adaptive import get_ode_sampler
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 
@@ -68,6 +69,7 @@ def get_encoder(sde: SDE, scaler: Callable, *, eps: float | None = None, **optio
     Raises:
         ValueError: eps is not in [0, T), or images are not floating-point numbers.
     """
+    sde = as_process(sde)
     follow = _flow(sde, _first_time(sde, eps), sde.T, **options)
 
     def encode(model: Callable, images: Tensor) -> tuple[Tensor, int]:
@@ -94,6 +96,7 @@ def get_decoder(
     Raises:
         ValueError: eps is not in [0, T).
     """
+    sde = as_process(sde)
     follow = _flow(sde, sde.T, _first_time(sde, eps), **options)
 
     def decode(model: Callable, z: Tensor) -> tuple[Tensor, int]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from score_lib.base.distributed import share_of_batch
 from score_lib.base.tensors import batch_mul, check_floats, rows
 from score_lib.scores import get_model_fn, get_score_fn
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 
@@ -39,7 +40,7 @@ class ContinuousLevels(NoiseLevels):
     def __init__(self, sde: SDE, eps: float = 1e-5):
         if not 0 <= eps < sde.T:
             raise ValueError(f"times of training start at eps from 0 to below T, not at {eps:g}")
-        self.sde, self.eps = sde, eps
+        self.sde, self.eps = as_process(sde), eps
 
     def draw(self, count, device):
         return self.at(torch.rand(count, device=device))
@@ -55,7 +56,7 @@ class DiscreteLevels(NoiseLevels):
     """Noise indices uniform on the N levels of a discrete chain."""
 
     def __init__(self, sde: SDE):
-        self.sde = sde
+        self.sde = as_process(sde)
 
     def draw(self, count, device):
         return torch.randint(0, self.sde.N, (count,), device=device)

@@ -8,6 +8,7 @@ from torch import Tensor
 from score_lib.base.ode import integrate
 from score_lib.base.tensors import batch_mul, rows
 from score_lib.samplers.loop import Callback, Constraint, sampler_of, without_wraps
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 
@@ -47,6 +48,7 @@ def get_ode_sampler(
         ValueError: a constraint changes steps, which an ODE does not have.
     """
     without_wraps(constraints)
+    sde = as_process(sde)
     start_time = sde.T if start_time is None else start_time
     sde.check_times(*sorted((eps, start_time)), shape)  # an encoder goes forwards
 
@@ -109,6 +111,7 @@ def get_adaptive_sampler(
         ValueError: a constraint changes steps.
     """
     without_wraps(constraints)
+    sde = as_process(sde)
     start_time = sde.T if start_time is None else start_time
     sde.check_times(eps, start_time, shape)
 

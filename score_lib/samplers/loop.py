@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from score_lib.base.devices import device_of
+from score_lib.base.devices import device_of, resolve_device
 from score_lib.base.tensors import check_floats
 from score_lib.scores import dtype_of, get_score_fn
 from score_lib.sdes.process import SDE
@@ -138,7 +138,7 @@ def sampler_of(
         progress: bool = False,
         callback: Callback | None = None,
     ) -> tuple[Tensor, int]:
-        where = device_of(model) if device is None else torch.device(device)
+        where = device_of(model) if device is None else resolve_device(device)
         score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
         if differentiable:
             score_fn = functools.partial(checkpoint, score_fn, use_reentrant=False)

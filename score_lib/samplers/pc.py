@@ -1,6 +1,5 @@
 """Predictor-corrector sampling.  [S21, algorithm 1]"""
 
-import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from score_lib.samplers.grids import visited_times
 from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of
 from score_lib.samplers.steps import Corrector, NoneCorrector, NonePredictor, Predictor
 from score_lib.scores import get_score_fn
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 
@@ -55,6 +55,7 @@ def get_pc_sampler(
         ValueError: no time lies between start_time and stop_time, or the network or the predictor
             knows only the steps of the process's chain.
     """
+    sde = as_process(sde)
     sde.check_times(eps, start_time, shape)
     if not (0 <= snr < math.inf and n_steps >= 0 and steps >= 0):
         raise ValueError(
@@ -99,9 +100,7 @@ def _other_steps(
             "leave sampling.time_grid empty, or let it define step(x, t, s)"
         )
     # It only knows a chain of N uniform steps: give it one.
-    sde = copy.copy(sde)
-    sde.N = steps
-    return sde
+    return sde.with_steps(steps)
 
 
 def _whole_run(sde: SDE, eps: float, grid: str, steps: int) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from score_lib.base.tensors import batch_mul
 from score_lib.samplers.grids import log_snr, marginal_coeffs, time_at, time_grid
 from score_lib.samplers.loop import Constraint, Noise, run_steps, sampler_of, without_wraps
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 
@@ -226,6 +227,7 @@ def get_solver_sampler(
         ValueError: a grid that cannot be made, or a constraint that changes steps.
     """
     without_wraps(constraints)
+    sde = as_process(sde)
     sde.check_times(eps, start_time, shape)
     times = time_grid(sde, steps or sde.N, eps, grid or solver.grid, start_time)
 

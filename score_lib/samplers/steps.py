@@ -12,6 +12,7 @@ from torch import Tensor
 
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import batch_mul, rows
+from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 _PREDICTORS = Registry("predictor")
@@ -32,8 +33,9 @@ class Predictor:
     noise: Callable[[Tensor], Tensor] = staticmethod(torch.randn_like)
 
     def __init__(self, sde: SDE, score_fn: Callable, probability_flow: bool = False):
-        self.sde, self.score_fn, self.probability_flow = sde, score_fn, probability_flow
-        self.rsde = sde.reverse(score_fn, probability_flow)
+        self.sde, self.score_fn = as_process(sde), score_fn
+        self.probability_flow = probability_flow
+        self.rsde = self.sde.reverse(score_fn, probability_flow)
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The step at time t (B,) of the process's own chain of N.
@@ -105,7 +107,15 @@ class AncestralSamplingPredictor(Predictor):
             )
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        # By their published names, which subclasses may override.
+        explodes = hasattr(self.sde, "discrete_sigmas")
+        return self.vesde_update_fn(x, t) if explodes else self.vpsde_update_fn(x, t)
+
+    def vesde_update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The step of the process's own chain, whichever process it is."""
         return self.noised(x, *self.sde.ancestral_step(x, t, self.score_fn(x, t)))
+
+    vpsde_update_fn = vesde_update_fn
 
     def step(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         return self.noised(x, *self.sde.posterior(x, t, s, self.score_fn(x, t)))
@@ -140,7 +150,8 @@ class Corrector(abc.ABC):
     noise: Callable[[Tensor], Tensor] = staticmethod(torch.randn_like)
 
     def __init__(self, sde: SDE, score_fn: Callable, snr: float, n_steps: int):
-        self.sde, self.score_fn, self.snr, self.n_steps = sde, score_fn, snr, n_steps
+        self.sde, self.score_fn = as_process(sde), score_fn
+        self.snr, self.n_steps = snr, n_steps
 
     @abc.abstractmethod
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

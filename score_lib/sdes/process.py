@@ -14,6 +14,7 @@ Throughout, x is (B, *D) in the network's range and t is (B,) in [0, T], from da
 """
 
 import abc
+import copy
 import math
 from collections.abc import Callable, Mapping
 
@@ -102,6 +103,12 @@ class SDE(abc.ABC):
     def reverse(self, score_fn: Callable, probability_flow: bool = False) -> "ReverseSDE":
         """The process run backwards in time, as an SDE or as the probability-flow ODE."""
         return ReverseSDE(self, score_fn, probability_flow)
+
+    def with_steps(self, N: int) -> "SDE":
+        """The process with another number of discretisation steps."""
+        process = copy.copy(self)
+        process.N = N
+        return process
 
     # The conventions of networks for this process.
 

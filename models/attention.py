@@ -1,0 +1,47 @@
+"""Attention by PyTorch's fast kernels, with derivatives of every order and mode.
+
+The kernels have first derivatives in reverse mode only.  The formula itself takes their place in
+transforms of `torch.func`, in forward mode, and in a backward pass that will be differentiated.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query key^T / sqrt(C)) value, for tokens (..., N, C) -> (..., N, C)."""
+    if torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(query, key, value)
+    in_forward_mode = torch.autograd.forward_ad._current_level >= 0
+    if in_forward_mode or torch._C._are_functorch_transforms_active():
+        return _weights(query, key) @ value
+    result = F.scaled_dot_product_attention(query, key, value)
+    return _Differentiable.apply(result, query, key, value) if result.requires_grad else result
+
+
+def _weights(query: Tensor, key: Tensor) -> Tensor:
+    return torch.softmax(query @ key.mT * query.shape[-1] ** -0.5, dim=-1)
+
+
+class _Differentiable(torch.autograd.Function):
+    """The result of attention; a gradient with a graph goes past the kernel, to its arguments."""
+
+    @staticmethod
+    def forward(ctx, result: Tensor, *arguments: Tensor) -> Tensor:
+        ctx.save_for_backward(*arguments)
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():  # without create_graph
+            return grad, None, None, None
+        saved = ctx.saved_tensors
+        # Of lower precision under autocast.
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        query, key, value, grad = (x.to(wide) for x in (*saved, grad))
+        weights, slope = _weights(query, key), grad @ value.mT
+        slope = weights * (slope - (weights * slope).sum(-1, keepdim=True))
+        slope = slope * query.shape[-1] ** -0.5
+        exact = slope @ key, slope.mT @ query, weights.mT @ grad
+        return None, *(new.to(old.dtype) for new, old in zip(exact, saved, strict=True))
