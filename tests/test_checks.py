@@ -3,6 +3,7 @@
 import json
 import math
 
+import foreign_sde
 import pytest
 import torch
 from small_runs import command, run_forked, small_config
@@ -233,3 +234,12 @@ def test_a_process_of_ones_own_is_checked_by_its_abstract_methods():
 
     findings = checks.process(Mine()) + checks.log_likelihood(Mine())
     assert "wrong" not in states(findings).values(), findings
+
+
+def test_a_process_of_the_published_code_is_checked():
+    """It has no hooks; ours stand in, by the published conventions."""
+    for kind, settings in (("VESDE", (0.01, 5.0, 200)), ("VPSDE", (0.1, 20.0, 1000))):
+        sde = getattr(foreign_sde, kind)(*settings)
+        findings = [*checks.process(sde), *checks.log_likelihood(sde)]
+        findings += checks.sampler(pc(sampling.ReverseDiffusionPredictor), sde)
+        assert "wrong" not in states(findings).values(), findings

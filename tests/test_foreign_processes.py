@@ -86,7 +86,7 @@ def step_once(sde, model):
 def other_steps(sde, model):
     samplers = [
         get_pc_sampler(
-            sde, SHAPE, predictor, LangevinCorrector, identity, 0.1, continuous=True, steps=7
+            sde, SHAPE, predictor, LangevinCorrector, identity, 0.1, continuous=True, steps=120
         )
         for predictor in (ReverseDiffusionPredictor, get_predictor("euler_maruyama"))
     ]

@@ -21,6 +21,7 @@ def told_by_time(sde: SDE) -> SDE:
 
 def gaussian(sde: SDE, mean: float = 0.0, std: float = 0.5) -> Callable[[Tensor, Tensor], Tensor]:
     """The score function of data ~ N(mean, std^2 I)."""
+    sde = as_process(sde)
 
     def score(x: Tensor, t: Tensor) -> Tensor:
         m, s = sde.scale_and_std(t, x.dim() - 1)
@@ -32,6 +33,7 @@ def gaussian(sde: SDE, mean: float = 0.0, std: float = 0.5) -> Callable[[Tensor,
 
 def binary(sde: SDE) -> Callable[[Tensor, Tensor], Tensor]:
     """The score function of data whose entries are -1 or 1, as pixels at the ends of a range."""
+    sde = as_process(sde)
 
     def score(x: Tensor, t: Tensor) -> Tensor:
         m, s = sde.scale_and_std(t, x.dim() - 1)

@@ -22,7 +22,7 @@ def log_likelihood(sde: SDE, shape: tuple[int, ...] = (1, 2, 2), **options) -> l
     x = DATA_STD * torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
     exact = told_by_time(sde)
     found = get_log_likelihood_fn(exact, **options)(gaussian(sde, 0.0, DATA_STD), x).total
-    m, s = map(float, sde.scale_and_std(torch.tensor([options["eps"]]), len(shape)))
+    m, s = map(float, exact.scale_and_std(torch.tensor([options["eps"]]), len(shape)))
     variance = (m * DATA_STD) ** 2 + s**2
     size = x[0].numel()
     expected = -0.5 * (x.flatten(1).double().square().sum(1) / variance)

@@ -78,7 +78,9 @@ def order(
     Args:
         build: from a number of steps to a sampler `sample(score, z)` of batches (64, *D).
     """
-    z = sde.prior_from_normal(torch.randn(64, *shape, generator=torch.Generator().manual_seed(0)))
+    z = told_by_time(sde).prior_from_normal(
+        torch.randn(64, *shape, generator=torch.Generator().manual_seed(0))
+    )
     score = gaussian(sde, MEAN)
     few, more, most = (build(n * steps)(score, z)[0] for n in (1, 2, 8))
     errors = [(x - most).square().mean().sqrt().item() for x in (few, more)]
@@ -105,7 +107,7 @@ def corrector(
     offs = []
     for share in (0.3, 0.6, 0.9):
         t = torch.full((COUNT,), share * sde.T)
-        m, s = (float(c[0]) for c in sde.scale_and_std(t[:1], len(shape)))
+        m, s = (float(c[0]) for c in told_by_time(sde).scale_and_std(t[:1], len(shape)))
         std = ((m * DATA_STD) ** 2 + s**2) ** 0.5
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
