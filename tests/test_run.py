@@ -32,7 +32,8 @@ def assert_same_run(folder, expected):
         ours, theirs = read_checkpoint(folder / name), read_checkpoint(expected / name)
         assert ours.pop("config") == theirs.pop("config")
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    assert (folder / "metrics.jsonl").read_text() == (expected / "metrics.jsonl").read_text()
+    for name in ("metrics.jsonl", "config_history.jsonl"):
+        assert (folder / name).read_text() == (expected / name).read_text()
     for name in ("samples/iter_6/sample.np", "samples/iter_12/sample.np"):
         assert np.array_equal(np.load(folder / name), np.load(expected / name))
 
@@ -49,6 +50,7 @@ def test_files(undisturbed):
         "metrics.jsonl",
         "stdout.txt",
         "config.json",
+        "config_history.jsonl",
     } <= found
     assert any(name.startswith("tensorboard/events") for name in found)
     records = [json.loads(line) for line in (undisturbed / "metrics.jsonl").open()]
