@@ -64,8 +64,9 @@ class _MessageFile(logging.FileHandler):
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:
-    """Our own messages, which the root logger sends; of libraries, warnings and errors only."""
-    return record.name == "root" or record.levelno >= logging.WARNING
+    """Our own messages; of libraries, warnings and errors only."""
+    own = record.name == "root" or record.name.startswith("score_lib.")
+    return own or record.levelno >= logging.WARNING
 
 
 class _Console(logging.StreamHandler):
