@@ -2,7 +2,7 @@
 
 One JSON object a line: {"step": S, "config": {...}} at the start of a run, and {"step": S,
 "changed": {"optim.eps": [old, new]}} where it was resumed after S steps with other options.
-Options that change no weight are left out.
+Options that change no weight are left out, so that only the training decides on the file.
 """
 
 import json
@@ -11,7 +11,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from score_lib.disk.files import write_text
+from score_lib.disk.files import printable, write_text
 from score_lib.disk.fit import CheckpointError
 from score_lib.disk.logs import step_of
 from score_lib.options import complete, flatten
@@ -28,7 +28,7 @@ _CHANGES_NO_WEIGHT = {
     "training.keep_meta_checkpoints",
     "training.n_jitted_steps",
 }
-_SECTIONS_OF_OTHER_MODES = ("sampling.", "eval.", "control.")
+_SECTIONS_OF_OTHER_MODES = ("sampling", "eval", "control")
 # The state of a run means something for these values only; so it does for those of `model`, which
 # describe the network and the process, apart from the three below.
 _OF_THE_STATE = {
@@ -55,7 +55,8 @@ def trained_config(path: pathlib.Path, contents: dict) -> ConfigDict | None:
     try:
         return complete(ConfigDict(json.loads(contents["config"])))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} holds a config that cannot be read ({error})") from error
+        reason = printable(str(error))
+        raise CheckpointError(f"{path} holds a config that cannot be read ({reason})") from error
 
 
 def check_same_run(path: pathlib.Path, old: ConfigDict, new: ConfigDict) -> None:
@@ -92,8 +93,8 @@ def record_config(
         applied: options that differed in the restored state itself.
     """
     path = workdir / "config_history.jsonl"
-    records = _earlier(path, step) or [{"step": step, "config": _plain(old or config)}]
-    trained_with = _flat(ConfigDict(records[0]["config"]))
+    records = _earlier(path, step) or [{"step": step, "config": _trained_by(old or config)}]
+    trained_with = flatten(ConfigDict(records[0]["config"]))
     for record in records[1:]:
         trained_with |= {key: after for key, (_, after) in record["changed"].items()}
     if changed := applied | _changes(trained_with, _flat(config)):
@@ -127,21 +128,22 @@ def _is_change(value: object) -> bool:
     return all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
 
 
-def _plain(config: ConfigDict) -> dict:
-    """A config of JSON's types, as in `config.json`."""
-    return json.loads(config.to_json_best_effort())
+def _trained_by(config: ConfigDict) -> dict:
+    """The options that count, in their sections and of JSON's types."""
+    found = json.loads(config.to_json_best_effort())
+    for section in _SECTIONS_OF_OTHER_MODES:
+        del found[section]
+    for key in _CHANGES_NO_WEIGHT:
+        section, _, name = key.rpartition(".")
+        del (found[section] if section else found)[name]
+    return found
 
 
 def _flat(config: ConfigDict) -> dict[str, object]:
-    return flatten(ConfigDict(_plain(config)))
+    return flatten(ConfigDict(_trained_by(config)))
 
 
 def _changes(old: dict[str, object], new: dict[str, object]) -> Changes:
-    """The options that count and differ, by name."""
-    return {
-        key: [old.get(key), new.get(key)]
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and key not in _CHANGES_NO_WEIGHT
-        and not key.startswith(_SECTIONS_OF_OTHER_MODES)
-    }
+    """The options that differ, by name."""
+    keys = sorted(old.keys() | new.keys())
+    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
