@@ -1,6 +1,20 @@
 """Settings that every test shares."""
 
+import collections
 import os
+
+import pytest
 
 # Tests run several at a time on few cores; threads of their own would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marks
+def pytest_collection_modifyitems(items):
+    """Of a test marked `quick_cases(n)`, the cases after the first n are slow."""
+    seen = collections.Counter()
+    for item in items:
+        if mark := item.get_closest_marker("quick_cases"):
+            seen[item.function] += 1
+            if seen[item.function] > mark.args[0]:
+                item.add_marker(pytest.mark.slow)

@@ -16,6 +16,7 @@ from sde_lib import SDE, VPSDE
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.quick_cases(1)
 def test_a_run_in_two_parts_is_the_whole_one(sde):
     """Stopping at a time and starting there again visits the same times with the same noise."""
 
@@ -66,6 +67,7 @@ def test_rounding_skips_none_of_the_times():
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.quick_cases(1)
 def test_editing_forgets_as_much_as_it_should(sde):
     """Data outside the model's distribution keep the share that the posterior of x_0 given x_t
     leaves them: for N(0, S0^2) data, x_0 given x_t has mean S0^2 m / (m^2 S0^2 + s^2) x_t."""
@@ -97,6 +99,7 @@ def test_the_ode_can_start_from_data():
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.quick_cases(1)
 def test_gradients_go_through_the_sampler(sde):
     """For N(mu, S0^2) data every step is linear: the gradient is the same as a difference."""
     sample = sampling.get_pc_sampler(

@@ -82,6 +82,7 @@ def test_published_signatures():
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.quick_cases(1)
 def test_known_pixels_stay_and_the_rest_follows_the_data(sde):
     """With independent pixels the open ones are distributed as the data."""
     torch.manual_seed(0)
@@ -96,6 +97,7 @@ def test_known_pixels_stay_and_the_rest_follows_the_data(sde):
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.quick_cases(1)
 def test_denoising_removes_the_last_noise(sde):
     """The mean keeps the known part without noise; the sample has it with noise."""
     data, mask = torch.full((50, 4), 0.7), torch.tensor([1.0, 0.0, 0.0, 1.0])
@@ -111,6 +113,7 @@ def test_denoising_removes_the_last_noise(sde):
 
 @pytest.mark.parametrize("channels", (1, 2, 3, 5))
 @pytest.mark.parametrize("size", ((), (4,), (4, 6)), ids=str)
+@pytest.mark.quick_cases(8)
 def test_colorization_keeps_the_gray_image(channels, size):
     sde = SDES["vp"]
     gray = torch.randn(4, 1, *size).expand(4, channels, *size)
@@ -219,6 +222,7 @@ def check_classes(x, labels):
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.quick_cases(1)
 def test_samples_are_of_their_class(sde):
     torch.manual_seed(0)
     network, labels = MixtureOracle(sde), torch.arange(1500) % 3
@@ -237,6 +241,7 @@ def test_samples_are_of_their_class(sde):
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.quick_cases(1)
 def test_the_ode_can_be_guided_by_classes(sde):
     torch.manual_seed(0)
     network, labels = MixtureOracle(sde), torch.arange(1500) % 3

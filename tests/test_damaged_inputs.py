@@ -282,6 +282,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("limit", (0, 5_000))
+@pytest.mark.quick_cases(4)
 def test_a_full_disk_keeps_the_previous_file(name, limit, tmp_path):
     path = tmp_path / name
     path.write_bytes(b"previous")

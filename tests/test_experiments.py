@@ -32,6 +32,14 @@ NUM_SCALES = {"vesde": 3, "vpsde": 21, "subvpsde": 21}
 RESOLUTIONS = 4
 
 PUBLISHED = [name for name in experiments() if name not in OWN]
+# One of each network and process; the others are slow.
+QUICK = {
+    "subvp/cifar10_ddpmpp_continuous",
+    "ve/cifar10_ncsnpp_continuous",
+    "ve/ncsn/cifar10",
+    "ve/ncsnv2/cifar10",
+    "vp/ddpm/cifar10",
+}
 
 
 def small(name, path, **changes):
@@ -91,7 +99,10 @@ def check_run(config, folder, drawn):
     assert pixels.shape == (2, *shape[1:], shape[0]) and pixels.dtype == np.uint8
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in PUBLISHED],
+)
 def test_published_experiment_trains_and_samples(name, colour_images, tmp_path, drawn):
     check_run(small(name, colour_images), tmp_path, drawn)
 
@@ -114,6 +125,7 @@ IMAGES = {
 }
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("case", IMAGES)
 def test_own_images(case, tmp_path, drawn):
     shape, options = IMAGES[case]

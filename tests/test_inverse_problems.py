@@ -119,6 +119,7 @@ def test_tweedie_guidance_needs_no_noise_in_the_measurement(sde):
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+@pytest.mark.quick_cases(2)
 def test_the_ode_is_guided_to_the_posterior(sde, operator):
     """Along the probability flow only the prior, which is not quite p_T, is left as an error."""
     sde, y = sde(100), operator.apply(TRUTH)
@@ -192,6 +193,7 @@ def test_pseudo_inverse_guidance_is_exact_for_independent_entries(operator):
     assert mean < 0.002 and cov < 0.02
 
 
+@pytest.mark.slow
 def test_pseudo_inverse_guidance_is_biased_for_correlated_entries():
     """With a correlation of 0.8 between neighbours, by 5% of the measurement's effect."""
     operator = OPERATORS["mask"]

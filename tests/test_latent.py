@@ -57,6 +57,7 @@ def expected_codes(sde, images, eps=None, **data):
 @SDES
 @pytest.mark.parametrize("shape", ((4, 3, 6, 5), (7, 5), (6,)), ids=str)
 @pytest.mark.parametrize("per_sample", (False, True))
+@pytest.mark.quick_cases(6)
 def test_codes_of_gaussian_data_have_a_closed_form(sde, shape, per_sample):
     images, options = draw_images(*shape), {"per_sample": per_sample, **TIGHT}
     z, evaluations = get_encoder(sde, scaler, **options)(oracle(sde), images)
@@ -102,6 +103,7 @@ def test_networks_trained_on_a_grid_have_codes(sde):
 
 
 @SDES
+@pytest.mark.quick_cases(1)
 def test_gradients_pass_only_where_wanted(sde):
     """d images / d z = std_eps / (2 std_T), with the 1/2 of the inverse scaler."""
     z = sde.prior_std * draw_codes(3, 4)

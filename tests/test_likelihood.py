@@ -86,6 +86,7 @@ class Mixture(torch.nn.Module):
 
 
 @pytest.mark.parametrize("sde", SDES, ids=repr)
+@pytest.mark.quick_cases(1)
 def test_mixture_log_likelihood_with_exact_trace(sde):
     model = Mixture(sde)
     torch.manual_seed(0)

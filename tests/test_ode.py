@@ -38,6 +38,7 @@ def test_exponential():
     torch.testing.assert_close(result, y * math.exp(-2), rtol=1e-7, atol=0)
 
 
+@pytest.mark.slow
 def test_error_of_the_method_is_of_fifth_order():
     """Loosening the tolerance 32-fold lengthens the steps about twofold."""
     y = torch.ones(1, 2, dtype=torch.float64)

@@ -32,7 +32,8 @@ def assert_same_run(folder, expected):
         ours, theirs = read_checkpoint(folder / name), read_checkpoint(expected / name)
         assert ours.pop("config") == theirs.pop("config")
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    assert (folder / "metrics.jsonl").read_text() == (expected / "metrics.jsonl").read_text()
+    for name in ("metrics.jsonl", "config_history.jsonl"):
+        assert (folder / name).read_text() == (expected / name).read_text()
     for name in ("samples/iter_6/sample.np", "samples/iter_12/sample.np"):
         assert np.array_equal(np.load(folder / name), np.load(expected / name))
 
@@ -49,6 +50,7 @@ def test_files(undisturbed):
         "metrics.jsonl",
         "stdout.txt",
         "config.json",
+        "config_history.jsonl",
     } <= found
     assert any(name.startswith("tensorboard/events") for name in found)
     records = [json.loads(line) for line in (undisturbed / "metrics.jsonl").open()]
@@ -76,6 +78,7 @@ def test_tensorboard_shows_losses_and_samples(undisturbed):
 
 
 @pytest.mark.parametrize("stop", (1, 3, 5, 6, 7, 11))
+@pytest.mark.quick_cases(2)
 def test_stop_and_resume_equals_no_stop(stop, undisturbed, tmp_path, monkeypatch):
     """The process dies after any step; steps after the last checkpoint are repeated."""
 
@@ -97,6 +100,7 @@ def test_stop_and_resume_equals_no_stop(stop, undisturbed, tmp_path, monkeypatch
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_what_is_logged_changes_nothing(undisturbed, tmp_path):
     """Evaluating and sampling at other steps leaves the weights as they are."""
     run_lib.train(small_config(training__eval_freq=5, training__snapshot_sampling=False), tmp_path)
@@ -128,7 +132,7 @@ def test_killed_processes(undisturbed, tmp_path):
     """SIGKILL at random moments after random steps, until the run gets through."""
     rng = np.random.default_rng(0)
     log, kills = tmp_path / "metrics.jsonl", 0
-    for target in sorted(rng.integers(1, 15, size=5)):
+    for target in sorted(rng.integers(1, 15, size=3)):
         with (tmp_path / "stderr").open("w") as stderr:
             process = subprocess.Popen(command(workdir=tmp_path), stderr=stderr)
             while process.poll() is None:
@@ -150,7 +154,7 @@ def test_killed_processes(undisturbed, tmp_path):
 def test_killed_while_a_checkpoint_is_written(undisturbed, tmp_path):
     """The kill comes as soon as the temporary file of a checkpoint appears."""
     kills = 0
-    for _ in range(4):
+    for _ in range(2):
         process = subprocess.Popen(command(workdir=tmp_path), stderr=subprocess.DEVNULL)
         while process.poll() is None:
             if any(tmp_path.glob("checkpoints*/.checkpoint*.tmp")):
@@ -196,12 +200,14 @@ def test_number_of_sampling_steps():
 
 
 @pytest.mark.parametrize("name", ("ve/digits", "subvp/digits"))
+@pytest.mark.quick_cases(1)
 def test_other_processes_train(name, tmp_path):
     config = small_config(name, training__n_iters=2, training__snapshot_freq=2)
     run_lib.train(config, tmp_path)
     assert (tmp_path / "samples" / "iter_2" / "sample.png").exists()
 
 
+@pytest.mark.slow
 def test_no_tensorflow_and_quick_start(tmp_path):
     """Training loads no TensorFlow, though it is installed; nor does the help."""
     code = (
@@ -220,6 +226,7 @@ def test_no_tensorflow_and_quick_start(tmp_path):
         assert "AssertionError: [" not in result.stderr
 
 
+@pytest.mark.slow
 def test_runs_where_tensorflow_is_not_installed(tmp_path):
     blocker = tmp_path / "block"
     for name in ("tensorflow", "tensorflow_datasets", "tensorflow_gan", "jax"):

@@ -110,6 +110,7 @@ def test_evaluation_can_run_during_training(tmp_path):
     assert [record["checkpoint"] for record in records] == ["1"]
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_is_refused(tmp_path):
     config = small_config(eval__begin_ckpt=1, eval__end_ckpt=1, eval__enable_bpd=False)
     run_lib.train(config, tmp_path)
@@ -273,6 +274,7 @@ def test_a_run_resumes_from_the_predecessor_of_a_damaged_checkpoint(tmp_path):
     assert_same(*(tmp_path / name / "checkpoints/checkpoint_2.pth" for name in ("run", "whole")))
 
 
+@pytest.mark.slow
 def test_leftovers_of_killed_writers_are_removed(tmp_path):
     config = small_config(
         training__n_iters=1, eval__begin_ckpt=0, eval__end_ckpt=0, eval__enable_bpd=False

@@ -59,6 +59,7 @@ def marginal(sde, t):
 
 
 @pytest.mark.parametrize(("name", "predictor"), PREDICTORS)
+@pytest.mark.quick_cases(2)
 def test_mean_and_deviation_within_monte_carlo_error(name, predictor):
     """Samples have the moments that the steps imply, and those are the data's."""
     sde, count = SDES[name](500), 50_000
@@ -75,6 +76,7 @@ def test_mean_and_deviation_within_monte_carlo_error(name, predictor):
 
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("corrector", ("langevin", "langevin_per_sample", "ald"))
+@pytest.mark.quick_cases(4)
 def test_correctors_keep_the_distribution(name, corrector):
     sde, shape = SDES[name](300), (4_000, 8)
     if corrector == "langevin_per_sample":
@@ -106,6 +108,7 @@ def test_ode_sampler_maps_the_prior_to_the_data(name):
 
 
 @pytest.mark.parametrize(("name", "predictor"), PREDICTORS)
+@pytest.mark.quick_cases(3)
 def test_weak_convergence_is_of_first_order(name, predictor):
     """Doubling the steps halves the errors of mean and variance."""
     errors = []

@@ -53,6 +53,7 @@ def test_prior_density_is_that_of_its_samples(sde):
 
 
 @pytest.mark.parametrize("sde", (VPSDE(N=10_000), VESDE(N=10_000)), ids=repr)
+@pytest.mark.slow
 def test_chain_has_the_process_as_its_limit(sde):
     """With many steps the chain's variance of x_1 given x_0 = 0 is that of the process."""
     variance = torch.zeros((), dtype=torch.float64)

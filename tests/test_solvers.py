@@ -76,6 +76,7 @@ def test_any_step_is_exact_for_a_single_point(sde, name):
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 @pytest.mark.parametrize(("name", "settings"), (("dpmpp_sde", {}), ("heun", {"churn": 20.0})))
+@pytest.mark.quick_cases(2)
 def test_random_solvers_keep_the_distribution(sde, name, settings):
     """Mean and variance of Gaussian data, without Monte-Carlo error; it falls with the steps."""
     errors = []
@@ -196,6 +197,7 @@ def test_a_sample_is_a_function_of_seed_and_number(name):
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.quick_cases(1)
 def test_adaptive_steps_keep_the_distribution(sde):
     """Also with rejected steps: redrawn noise would make the standard deviation 17% too large."""
     torch.manual_seed(0)
@@ -274,6 +276,7 @@ def test_solvers_can_be_guided():
 
 @pytest.mark.parametrize("method", [*SOLVERS, "adaptive"])
 @pytest.mark.parametrize("experiment", ("ve/digits", "vp/digits", "subvp/digits"))
+@pytest.mark.quick_cases(9)
 def test_every_solver_is_a_sampling_method(method, experiment):
     config = small_config(experiment, sampling__method=method, sampling__num_steps=3)
     config.sampling.churn = 1.0

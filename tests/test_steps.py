@@ -66,6 +66,7 @@ def test_euler_maruyama_in_few_steps_falls_with_the_step():
 
 
 @pytest.mark.parametrize("name", SDES)
+@pytest.mark.quick_cases(1)
 def test_few_exact_steps_keep_a_gaussian(name):
     """Also with corrector steps in between, and on another grid."""
     sde = SDES[name]
@@ -140,6 +141,7 @@ class OwnStep(sampling.Predictor):
 
 @pytest.mark.parametrize("predictor", (PublishedStyle, OwnStep))
 @pytest.mark.parametrize("steps", (0, 200))
+@pytest.mark.quick_cases(2)
 def test_own_predictor_of_either_kind(predictor, steps):
     sde = SDES["vp"]
     x, evaluations = draw(sde, predictor, GaussianOracle(sde), shape=(4000, 4), steps=steps)

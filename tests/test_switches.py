@@ -11,7 +11,12 @@ import run_lib
 from models.precision import Compiled
 from score_lib.disk.checkpoints import read_checkpoint
 
-CHANGES = {"model__dropout": 0.0, "training__snapshot_sampling": False}
+CHANGES = {
+    "model__ch_mult": (1,),
+    "model__attn_resolutions": (),
+    "model__dropout": 0.0,
+    "training__snapshot_sampling": False,
+}
 
 
 def trained(folder, **changes):
@@ -56,6 +61,7 @@ def test_training_in_bfloat16_follows_float32(plain, tmp_path):
     ),
     ids=str,
 )
+@pytest.mark.quick_cases(1)
 def test_options_without_an_effect_on_the_numbers_of_training(switch, plain, tmp_path):
     tensors, log = trained(tmp_path, **switch)
     assert all(torch.equal(*pair) for pair in zip(tensors, plain[0], strict=True))

@@ -254,6 +254,7 @@ def two_classes(mu: Tensor, noise_std: Tensor) -> tuple[Tensor, Tensor]:
     return x_0 + batch_mul(noise_std, torch.randn_like(x_0)), labels
 
 
+@pytest.mark.slow
 def test_accuracy_comes_close_to_that_of_bayes_at_any_noise_level():
     torch.manual_seed(0)
     mu = 0.5 * torch.randn(1, 4, 4).sign()  # |mu| = 2

@@ -369,6 +369,7 @@ def test_options_of_the_likelihood_arrive():
     assert not np.allclose(gaussian["divergence"], exact["divergence"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_options_of_an_evaluation_arrive(tmp_path):
     """Passes, batches and parts of the data, seen from the files and from the network."""
     changes = {"eval__loss_num_repeats": 2, "eval__bpd_num_repeats": 3, "eval__batch_size": 150}

@@ -14,7 +14,7 @@ import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -113,11 +113,17 @@ def restore_checkpoint(
 
 
 def restore_latest(
-    path: str | os.PathLike, state: dict, device: torch.device | str, *, must_exist: bool = False
+    path: str | os.PathLike,
+    state: dict,
+    device: torch.device | str,
+    *,
+    must_exist: bool = False,
+    check: Callable[[pathlib.Path, dict], None] = lambda path, contents: None,
 ) -> dict:
     """`restore_checkpoint` from the latest undamaged file: the path itself or a kept predecessor.
 
-    Damaged files are skipped with a warning.  Of several processes, rank 0 chooses the file.
+    Damaged files are skipped with a warning.  Of several processes, rank 0 chooses the file, and
+    calls `check` with it and its contents before any state changes.
 
     Raises:
         FileNotFoundError: there is no file and `must_exist` is set.
@@ -128,6 +134,8 @@ def restore_latest(
     def choose() -> pathlib.Path:
         nonlocal contents
         chosen, contents = read_latest(path, device, mapped=True) or (pathlib.Path(path), None)
+        if contents is not None:
+            check(chosen, contents)
         return chosen
 
     chosen = on_main(choose)

@@ -29,6 +29,7 @@ def messages_to(path: str | os.PathLike) -> Iterator[None]:
     """
     handler = _MessageFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT.format(process="")))
+    handler.addFilter(_is_for_users)
     root = logging.getLogger()
     root.addHandler(handler)
     try:
@@ -62,14 +63,34 @@ class _MessageFile(logging.FileHandler):
             self.error = self.error or error
 
 
+def _is_for_users(record: logging.LogRecord) -> bool:
+    """Our own messages; of libraries, warnings and errors only."""
+    own = record.name == "root" or record.name.startswith("score_lib.")
+    return own or record.levelno >= logging.WARNING
+
+
+class _Console(logging.StreamHandler):
+    """The root logger's first handler, and the only one that writes to the console."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        root = logging.getLogger()
+        # Libraries may add a handler later: each message would be shown twice.
+        for other in root.handlers[1:]:
+            is_of_absl = hasattr(other, "python_handler")
+            if is_of_absl or getattr(other, "stream", None) in (sys.stdout, sys.stderr):
+                root.removeHandler(other)
+        return super().handle(record)
+
+
 def log_to_console(rank: int = 0) -> None:
-    """Show messages from level INFO up on the console.
+    """Show messages from level INFO up on the console, and of libraries from WARNING up.
 
     Of several processes, those other than the main one show warnings and errors, and their rank.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Console(sys.stderr)
     process = f"[process {rank}] " if rank else ""
     handler.setFormatter(logging.Formatter(_FORMAT.format(process=process), datefmt="%H:%M:%S"))
+    handler.addFilter(_is_for_users)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING if rank else logging.INFO)
@@ -127,7 +148,7 @@ class MetricsLog:
             return
         # Undecodable bytes are not a record.
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
+        kept = [line for line in lines if step_of(line) <= step]
         write_text(self.path, "".join(line + "\n" for line in kept))
 
 
@@ -141,7 +162,7 @@ class SilentLog:
         """Show nothing."""
 
 
-def _step_of(line: str) -> float:
+def step_of(line: str) -> float:
     """The step of a record; infinity for an invalid one, such as a line cut short by a kill."""
     try:
         step = json.loads(line)["step"]
@@ -189,12 +210,10 @@ class Rate:
     """Images per second between two looks."""
 
     def __init__(self, batch_size: int):
-        self.batch_size, self.step, self.time = batch_size, None, 0.0
+        self.batch_size, self.last = batch_size, None
 
-    def at(self, step: int) -> float:
-        """Images per second since the last call; nan at the first."""
-        now = time.perf_counter()
-        done = 0 if self.step is None else (step - self.step) * self.batch_size
-        rate = done / (now - self.time) if done else math.nan
-        self.step, self.time = step, now
-        return rate
+    def at(self, step: int) -> float | None:
+        """Images per second since the last call; None at the first, which start-up would slow."""
+        now, last = time.perf_counter(), self.last
+        self.last = step, now
+        return None if last is None else (step - last[0]) * self.batch_size / (now - last[1])

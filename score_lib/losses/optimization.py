@@ -28,6 +28,35 @@ def get_optimizer(config, params: Iterable[nn.Parameter]) -> torch.optim.Optimiz
     )
 
 
+def apply_settings(config, state: dict) -> dict[str, list]:
+    """Put the config's settings into a restored optimiser and average, which came with their own.
+
+    Where amsgrad is switched on, its largest second moments begin at the next step.
+
+    Args:
+        state: "optimizer" and "ema"; changed in place.
+    Returns:
+        the options that differed: dotted name -> [old, new].
+    """
+    config = complete(config)
+    optim, optimizer, ema = config.optim, state["optimizer"], state["ema"]
+    pairs = {"model.ema_rate": [ema.decay, config.model.ema_rate]}
+    ema.decay = config.model.ema_rate
+    for group in optimizer.param_groups:
+        beta1, beta2 = group["betas"]
+        pairs["optim.beta1"] = [beta1, optim.beta1]
+        group["betas"] = (optim.beta1, beta2)
+        for name in ("eps", "weight_decay", "amsgrad"):
+            pairs[f"optim.{name}"] = [group[name], optim[name]]
+            group[name] = optim[name]
+    for kept in optimizer.state.values():
+        if not optim.amsgrad:
+            kept.pop("max_exp_avg_sq", None)
+        elif "exp_avg_sq" in kept:
+            kept.setdefault("max_exp_avg_sq", torch.zeros_like(kept["exp_avg_sq"]))
+    return {key: [old, new] for key, (old, new) in pairs.items() if old != new}
+
+
 def optimization_manager(config) -> Callable:
     """Linear warm-up, clipping of the gradient's norm, and the optimiser's step.
 

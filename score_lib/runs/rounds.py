@@ -61,10 +61,10 @@ class Job:
 
     def rounds(self, count: int, make: Callable[[int], dict]) -> list[dict]:
         """[make(k) for k in range(count)], shared among processes; `make` calls `round`."""
-        for number in distributed.share(range(count)):
-            make(number)
+        found = {number: make(number) for number in distributed.share(range(count))}
         distributed.barrier()
-        return [make(number) for number in range(count)]
+        # Those of other processes are read from their files.
+        return [found[k] if k in found else make(k) for k in range(count)]
 
     def joint_round(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict:
         """The arrays of a round that all processes compute together, see `round`."""

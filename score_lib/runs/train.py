@@ -11,6 +11,7 @@ import os
 import pathlib
 
 import torch
+from ml_collections import ConfigDict
 from torch import Tensor
 
 from models.precision import matmul_precision
@@ -24,7 +25,8 @@ from score_lib.disk.files import locked, open_folder, remove_leftovers
 from score_lib.disk.logs import MetricsLog, Rate, SilentLog, messages_to, progress_bar
 from score_lib.disk.pictures import is_picture, make_grid
 from score_lib.disk.writer import CheckpointWriter
-from score_lib.losses.optimization import LossGuard
+from score_lib.losses.optimization import LossGuard, apply_settings
+from score_lib.runs.history import check_same_run, record_config, trained_config
 from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import META, Run, setup
 
@@ -35,9 +37,9 @@ def train(config, workdir: str | os.PathLike) -> None:
     """Train, from the last checkpoint in the folder where there is one.
 
     Files: `checkpoints-meta/checkpoint.pth` every `training.snapshot_freq_for_preemption` steps,
-    with `training.keep_meta_checkpoints` predecessors; `checkpoints/checkpoint_{k}.pth`, k =
-    step // snapshot_freq, and `samples/iter_{step}/` every `training.snapshot_freq` steps and at
-    the end; `metrics.jsonl`, `tensorboard/`, `stdout.txt` and `config.json`.
+    with `training.keep_meta_checkpoints` predecessors; in `checkpoints/` those of `snapshot_name`,
+    and `samples/iter_{step}/`, every `training.snapshot_freq` steps and at the end;
+    `metrics.jsonl`, `tensorboard/`, `stdout.txt`, `config.json` and `config_history.jsonl`.
 
     Args:
         workdir: folder of the run; made if need be.
@@ -53,11 +55,13 @@ def train(config, workdir: str | os.PathLike) -> None:
     with StopSignals() as stop, contextlib.ExitStack() as stack:
         # Last, so that a mistake in any of the above changes no file.
         distributed.on_main(lambda: stack.enter_context(locked(workdir)))
-        resume(run, workdir)
+        old = resume(run, workdir)
+        applied = apply_settings(run.config, run.state)
         log = SilentLog()
         if distributed.is_main():
             open_folder(workdir, run.config)
             stack.enter_context(messages_to(workdir / "stdout.txt"))
+            record_config(workdir, run.state["step"], run.config, old, applied)
             log = stack.enter_context(MetricsLog(workdir, run.state["step"]))
         writer = stack.enter_context(CheckpointWriter())
         stack.enter_context(matmul_precision(run.config.training.precision))
@@ -89,14 +93,28 @@ def _check_share(training) -> None:
         )
 
 
-def resume(run: Run, workdir: pathlib.Path) -> None:
-    """Load the last undamaged checkpoint of the run, if there is one."""
+def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
+    """Load the last undamaged checkpoint of the run, if there is one.
+
+    Returns:
+        in the main process, the config that it was trained with, if it is known.
+    Raises:
+        CheckpointError: it is of another network, process or data set.
+    """
     run.state |= {"position": 0, "snapshot_due": False}
-    path = workdir / META
-    restore_latest(path, run.state, run.device)
+    path, old = workdir / META, None
+
+    def check(chosen: pathlib.Path, contents: dict) -> None:
+        nonlocal old
+        old = trained_config(chosen, contents)
+        if old is not None:
+            check_same_run(chosen, old, run.config)
+
+    restore_latest(path, run.state, run.device, check=check)
     if distributed.is_main():
         checkpoints = path.parent, workdir / "checkpoints"
         remove_leftovers(workdir, *checkpoints, *workdir.glob("samples/iter_*"))
+    return old
 
 
 class Training:
@@ -174,7 +192,7 @@ class Training:
         if every(step, options.eval_freq):
             self._evaluate()
         if every(step, options.snapshot_freq) or last:
-            self._save(f"checkpoints/checkpoint_{step // options.snapshot_freq}.pth")
+            self._save(f"checkpoints/{snapshot_name(step, options.snapshot_freq)}")
             self._draw_samples()
         # Last: a run killed before this line repeats all of the above.
         stopping = self.stop_asked(self.stop.requested) and not last
@@ -193,11 +211,13 @@ class Training:
             "grad_norm": self.train_step.grad_norm.item(),
             "learning_rate": self.state["optimizer"].param_groups[0]["lr"],
         }
-        images_per_second = self.rate.at(step)
-        self.log.write(step, machine={"images_per_second": images_per_second}, **values)
+        rate = self.rate.at(step)
+        machine = {} if rate is None else {"images_per_second": rate}
+        self.log.write(step, machine=machine, **values)
         logging.info(
-            "step %d: training loss %.4e, gradient norm %.3g, %.0f images/s",
-            step, values["training_loss"], values["grad_norm"], images_per_second,
+            "step %d: training loss %.4e, gradient norm %.3g%s",
+            step, values["training_loss"], values["grad_norm"],
+            "" if rate is None else f", {rate:.0f} images/s",
         )  # fmt: skip
 
     def _evaluate(self) -> None:
@@ -241,6 +261,16 @@ class Training:
         if distributed.is_main():
             state = {**self.state, "config": self.run.config.to_json_best_effort()}
             self.writer.save(self.workdir / name, state, keep)
+
+
+def snapshot_name(step: int, frequency: int) -> str:
+    """File of the snapshot after a step: numbered by step // frequency, as the published ones.
+
+    The end of a run between two snapshots replaces no numbered one: it is `checkpoint_last.pth`.
+    """
+    number = step // frequency
+    label = "last" if number and step % frequency else number
+    return f"checkpoint_{label}.pth"
 
 
 def every(step: int, frequency: int) -> bool:

@@ -48,7 +48,8 @@ def trainings_differ(workdir: pathlib.Path, expected: pathlib.Path) -> list[str]
         ours, theirs = read_checkpoint(workdir / name), read_checkpoint(expected / name)
         if not same(ours, theirs):
             problems.append(f"{name} differs")
-    names = ["metrics.jsonl", *(f"samples/iter_{k * SNAPSHOTS}/sample.np" for k in numbers)]
+    names = ["metrics.jsonl", "config_history.jsonl"]
+    names += [f"samples/iter_{k * SNAPSHOTS}/sample.np" for k in numbers]
     for name in (*names, *(f"samples/iter_{k * SNAPSHOTS}/sample.png" for k in numbers)):
         if (workdir / name).read_bytes() != (expected / name).read_bytes():
             problems.append(f"{name} differs")

@@ -1,0 +1,149 @@
+"""The options that a run was trained with, `config_history.jsonl`, and those that may change.
+
+One JSON object a line: {"step": S, "config": {...}} at the start of a run, and {"step": S,
+"changed": {"optim.eps": [old, new]}} where it was resumed after S steps with other options.
+Options that change no weight are left out, so that only the training decides on the file.
+"""
+
+import json
+import logging
+import pathlib
+
+from ml_collections import ConfigDict
+
+from score_lib.disk.files import printable, write_text
+from score_lib.disk.fit import CheckpointError
+from score_lib.disk.logs import step_of
+from score_lib.options import complete, flatten
+
+_CHANGES_NO_WEIGHT = {
+    "device",
+    "data.num_workers",
+    "training.n_iters",
+    "training.log_freq",
+    "training.eval_freq",
+    "training.snapshot_freq",
+    "training.snapshot_freq_for_preemption",
+    "training.snapshot_sampling",
+    "training.keep_meta_checkpoints",
+    "training.n_jitted_steps",
+}
+_SECTIONS_OF_OTHER_MODES = ("sampling", "eval", "control")
+# The state of a run means something for these values only; so it does for those of `model`, which
+# describe the network and the process, apart from the three below.
+_OF_THE_STATE = {
+    "data.category",
+    "data.centered",
+    "data.dataset",
+    "training.continuous",
+    "training.objective",
+    "training.sde",
+}
+_FREE = {"model.checkpoint_activations", "model.dropout", "model.ema_rate"}
+
+Changes = dict[str, list]  # dotted name of an option -> [old, new]
+
+
+def trained_config(path: pathlib.Path, contents: dict) -> ConfigDict | None:
+    """The config inside a checkpoint, complete; None if there is none, as in published ones.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if not contents.get("config"):
+        return None
+    try:
+        return complete(ConfigDict(json.loads(contents["config"])))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = printable(str(error))
+        raise CheckpointError(f"{path} holds a config that cannot be read ({reason})") from error
+
+
+def check_same_run(path: pathlib.Path, old: ConfigDict, new: ConfigDict) -> None:
+    """Refuse to resume where the checkpoint's state means nothing with the config's options.
+
+    Raises:
+        CheckpointError: names those options.
+    """
+    found = [
+        f"{key} = {after!r} instead of {before!r}"
+        for key, (before, after) in _changes(_flat(old), _flat(new)).items()
+        if key in _OF_THE_STATE or (key.startswith("model.") and key not in _FREE)
+    ]
+    if found:
+        raise CheckpointError(
+            f"{path} cannot be resumed with {', '.join(found)}: set the old values, or choose "
+            "another --workdir; eval.checkpoint samples from and evaluates the file as it is"
+        )
+
+
+def record_config(
+    workdir: pathlib.Path, step: int, config: ConfigDict, old: ConfigDict | None, applied: Changes
+) -> None:
+    """Write the history of a run that starts or resumes, and log the options that changed.
+
+    Records from the present step on are replaced, so that a run that was stopped leaves the same
+    file as one that was not.
+
+    Args:
+        workdir: folder of the run.
+        step: steps made so far.
+        config: the present one.
+        old: the config that the present state was trained with, if it is known.
+        applied: options that differed in the restored state itself.
+    """
+    path = workdir / "config_history.jsonl"
+    records = _earlier(path, step) or [{"step": step, "config": _trained_by(old or config)}]
+    trained_with = flatten(ConfigDict(records[0]["config"]))
+    for record in records[1:]:
+        trained_with |= {key: after for key, (_, after) in record["changed"].items()}
+    if changed := applied | _changes(trained_with, _flat(config)):
+        records.append({"step": step, "changed": changed})
+    for key, (before, after) in changed.items():
+        logging.warning("from step %d on, %s = %r instead of %r", step, key, after, before)
+    write_text(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records))
+
+
+def _earlier(path: pathlib.Path, step: int) -> list[dict]:
+    """Records before a step; none where they do not begin with a config."""
+    if not path.exists():
+        return []
+    # Undecodable bytes are not a record.
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    first, *others = [json.loads(line) for line in lines if step_of(line) < step] or [{}]
+    if not _is_config(first.get("config")):
+        return []
+    return [first, *(record for record in others if _is_change(record.get("changed")))]
+
+
+def _is_config(value: object) -> bool:
+    try:
+        return isinstance(value, dict) and bool(ConfigDict(value))
+    except ValueError:  # a name with a dot
+        return False
+
+
+def _is_change(value: object) -> bool:
+    pairs = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+
+
+def _trained_by(config: ConfigDict) -> dict:
+    """The options that count, in their sections and of JSON's types."""
+    found = json.loads(config.to_json_best_effort())
+    for section in _SECTIONS_OF_OTHER_MODES:
+        del found[section]
+    for key in _CHANGES_NO_WEIGHT:
+        section, _, name = key.rpartition(".")
+        del (found[section] if section else found)[name]
+    return found
+
+
+def _flat(config: ConfigDict) -> dict[str, object]:
+    return flatten(ConfigDict(_trained_by(config)))
+
+
+def _changes(old: dict[str, object], new: dict[str, object]) -> Changes:
+    """The options that differ, by name."""
+    keys = sorted(old.keys() | new.keys())
+    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}

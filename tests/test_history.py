@@ -1,0 +1,190 @@
+"""Runs resumed with other options, and the names of their snapshots."""
+
+import json
+
+import pytest
+import torch
+from small_runs import small_config
+
+import run_lib
+from score_lib.disk.checkpoints import CheckpointError, read_checkpoint, save_checkpoint
+from score_lib.runs.setup import META
+from score_lib.runs.train import snapshot_name
+
+QUIET = {"training__snapshot_sampling": False, "training__eval_freq": 50}
+CHANGED = {
+    "optim__eps": 1e-4,
+    "optim__beta1": 0.5,
+    "optim__weight_decay": 0.25,
+    "model__ema_rate": 0.5,
+}
+
+
+def train(folder, until, **changes):
+    run_lib.train(small_config(**QUIET, training__n_iters=until, **changes), folder)
+    return read_checkpoint(folder / META)
+
+
+def history(folder):
+    return [json.loads(line) for line in (folder / "config_history.jsonl").open()]
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """The folder of a run that made three steps."""
+    folder = tmp_path_factory.mktemp("started")
+    train(folder, 3)
+    return folder
+
+
+@pytest.fixture
+def workdir(started, tmp_path):
+    for path in (META, "config.json", "config_history.jsonl"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes((started / path).read_bytes())
+    return tmp_path
+
+
+def test_changed_options_hold_from_the_resume_on(workdir, caplog):
+    first = read_checkpoint(workdir / META)
+    second = train(workdir, 4, **CHANGED)
+    (group,) = second["optimizer"]["param_groups"]
+    assert group["betas"] == (0.5, 0.999)
+    assert (group["eps"], group["weight_decay"]) == (1e-4, 0.25)
+    # The average's decay after n updates is the smaller of its own and (1 + n) / (10 + n).
+    names = [key for key in second["model"] if key in first["model"]]
+    assert second["ema"]["decay"] == 0.5 and len(names) == len(first["model"])
+    assert "optim.eps = 0.0001 instead of 1e-08" in caplog.text
+    assert "model.ema_rate = 0.5 instead of 0.998" in caplog.text
+
+
+def test_a_step_after_a_change_is_that_of_adam_with_the_new_settings(workdir):
+    """m = beta1 m + (1 - beta1) g with the new beta1: g, recovered from it, gives v."""
+    old = read_checkpoint(workdir / META)["optimizer"]["state"]
+    new = train(workdir, 4, optim__beta1=0.5)["optimizer"]["state"]
+    for number in (0, 5):
+        gradient = 2 * new[number]["exp_avg"] - old[number]["exp_avg"]
+        expected = 0.999 * old[number]["exp_avg_sq"] + 0.001 * gradient**2
+        torch.testing.assert_close(new[number]["exp_avg_sq"], expected, rtol=1e-4, atol=1e-12)
+
+
+def test_the_average_follows_the_new_rate(workdir):
+    old = read_checkpoint(workdir / META)["ema"]["shadow_params"]
+    new = train(workdir, 4, model__ema_rate=0.125)
+    weights = new["model"]["all_modules.0.weight"]
+    shape = weights.shape
+    (k,) = [k for k, value in enumerate(old) if value.shape == shape][:1]
+    expected = 0.125 * old[k] + 0.875 * weights
+    torch.testing.assert_close(new["ema"]["shadow_params"][k], expected)
+
+
+def test_amsgrad_may_be_switched_on_and_off(workdir):
+    on = train(workdir, 4, optim__amsgrad=True)["optimizer"]["state"][0]
+    assert torch.equal(on["max_exp_avg_sq"], on["exp_avg_sq"])
+    off = train(workdir, 5)["optimizer"]
+    assert "max_exp_avg_sq" not in off["state"][0] and not off["param_groups"][0]["amsgrad"]
+
+
+def test_history_has_the_start_and_each_change(workdir):
+    (start,) = history(workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    assert start["step"] == 0 and start["config"]["optim"] == config["optim"]
+    # Options that change no weight do not count.
+    assert not {"device", "eval", "sampling"} & start["config"].keys()
+    train(workdir, 4, device="cpu", training__log_freq=2, sampling__num_samples=8)
+    assert history(workdir) == [start]
+    train(workdir, 5, optim__eps=1e-6, optim__lr=1e-3)
+    changed = {"optim.eps": [1e-8, 1e-6], "optim.lr": [4e-3, 1e-3]}
+    assert history(workdir) == [start, {"step": 4, "changed": changed}]
+    train(workdir, 6, optim__eps=1e-6)
+    back = {"step": 5, "changed": {"optim.lr": [1e-3, 4e-3]}}
+    assert history(workdir) == [start, {"step": 4, "changed": changed}, back]
+
+
+def test_history_past_the_resumed_step_is_dropped(workdir):
+    train(workdir, 6, optim__eps=1e-6)
+    expected = history(workdir)
+    # As a kill leaves it: lines of steps that will be repeated, and one that was cut short.
+    with (workdir / "config_history.jsonl").open("a") as file:
+        file.write('{"step": 6, "changed": {"optim.lr": [1, 2]}}\n{"step": 7, "ch')
+    train(workdir, 6, optim__eps=1e-6)
+    assert history(workdir) == expected
+
+
+def test_a_start_without_a_checkpoint_begins_the_history(workdir):
+    (workdir / META).unlink()
+    train(workdir, 1, optim__eps=1e-6)
+    (record,) = history(workdir)
+    assert record["step"] == 0 and record["config"]["optim"]["eps"] == 1e-6
+
+
+def test_a_damaged_history_begins_anew_with_the_config_of_the_checkpoint(workdir):
+    lines = "[]", '{"step": 0}', '{"step": 0, "config": 1}\xff', '{"step": 0, "config": {"a.b": 1}}'
+    for line in ("", *lines, "[" * 10**6, "\0" * 1000):
+        (workdir / "config_history.jsonl").write_text(line + "\n")
+        train(workdir, 3, optim__eps=1e-6)
+        first, second = history(workdir)
+        assert first["step"] == 3 and first["config"]["optim"]["eps"] == 1e-8
+        assert second == {"step": 3, "changed": {"optim.eps": [1e-8, 1e-6]}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    (
+        {"training__sde": "subvpsde"},
+        {"training__continuous": False, "model__num_scales": 40},
+        {"model__beta_max": 10.0},
+        {"model__name": "ddpm"},
+        {"model__nonlinearity": "relu"},
+        {"data__dataset": "COLOR_DIGITS", "data__num_channels": 3},
+        {"data__centered": False},
+    ),
+    ids=str,
+)
+def test_options_that_the_state_was_made_for_are_refused(changes, workdir):
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="--workdir") as error:
+        train(workdir, 4, **changes)
+    shown = {key.replace("__", ".") for key in changes} - {"data.num_channels"}
+    assert all(f"{key} = " in str(error.value) for key in shown)
+    after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    after.pop(workdir / ".lock")
+    assert after == before
+
+
+def test_a_config_that_cannot_be_read_is_refused(workdir):
+    contents = read_checkpoint(workdir / META)
+    save_checkpoint(workdir / META, {**contents, "config": "{"})
+    with pytest.raises(CheckpointError, match="config that cannot be read"):
+        train(workdir, 4)
+
+
+def test_a_checkpoint_without_a_config_is_resumed(workdir, caplog):
+    """As published ones are: the settings of their optimiser are compared."""
+    contents = read_checkpoint(workdir / META)
+    del contents["config"]
+    save_checkpoint(workdir / META, contents)
+    (workdir / "config_history.jsonl").unlink()
+    train(workdir, 4, optim__eps=1e-6)
+    assert "optim.eps = 1e-06 instead of 1e-08" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    ((10, "0"), (20, "1"), (35, "last"), (40, "2"), (41, "last")),
+)
+def test_names_of_snapshots(step, name):
+    assert snapshot_name(step, 20) == f"checkpoint_{name}.pth"
+
+
+def test_the_end_of_a_run_replaces_no_numbered_checkpoint(tmp_path):
+    config = small_config(
+        **QUIET, training__n_iters=7, training__snapshot_freq=4,
+        eval__enable_bpd=False, eval__enable_sampling=False,
+        eval__checkpoint=str(tmp_path / "checkpoints/checkpoint_last.pth"),
+    )  # fmt: skip
+    run_lib.train(config, tmp_path)
+    steps = {p.name: read_checkpoint(p)["step"] for p in (tmp_path / "checkpoints").iterdir()}
+    assert steps == {"checkpoint_1.pth": 4, "checkpoint_last.pth": 7}
+    (record,) = run_lib.evaluate(config, tmp_path)
+    assert (record["checkpoint"], record["step"]) == ("last", 7)

@@ -1,0 +1,68 @@
+"""Messages of a run: each once, those of libraries from warnings up, and no nan."""
+
+import logging
+import math
+import re
+import sys
+
+import pytest
+from absl import logging as absl_logging
+from small_runs import command, run_forked, small_config
+
+import run_lib
+from score_lib.disk.logs import Rate, log_to_console, messages_to
+from score_lib.runs.rounds import Job
+
+
+@pytest.fixture(autouse=True)
+def _root_stays():
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = before, level
+
+
+def test_messages_appear_once_whoever_adds_handlers(capsys, tmp_path):
+    with messages_to(tmp_path / "stdout.txt"):
+        pass
+    log_to_console()
+    with messages_to(tmp_path / "stdout.txt"):
+        root = logging.getLogger()
+        root.addHandler(absl_logging.get_absl_handler())
+        root.addHandler(logging.StreamHandler(sys.stderr))
+        for number in range(2):
+            logging.info("message %d", number)
+    for text in (capsys.readouterr().err, (tmp_path / "stdout.txt").read_text()):
+        assert re.findall("message .", text) == ["message 0", "message 1"]
+
+
+def test_messages_of_libraries_below_warnings_are_dropped(capsys, tmp_path):
+    log_to_console()
+    with messages_to(tmp_path / "stdout.txt"):
+        library = logging.getLogger("matplotlib.font_manager")
+        library.info("generated new fontManager")
+        library.warning("no such font")
+        logging.info("ours")
+    for text in (capsys.readouterr().err, (tmp_path / "stdout.txt").read_text()):
+        assert "generated" not in text and "no such font" in text and "ours" in text
+
+
+def test_the_first_rate_is_left_out(tmp_path):
+    rate = Rate(10)
+    assert rate.at(5) is None
+    assert 0 < rate.at(6) < math.inf
+    arguments = command(workdir=tmp_path, training__n_iters=3, training__snapshot_sampling=False)
+    code, output = run_forked(arguments[2:])
+    assert code == 0
+    first, second, third = re.findall("step .: training loss .*", output)
+    assert "images/s" not in first and "images/s" in second and "images/s" in third
+    assert "nan" not in output
+    lines = re.sub(r"^\S+ ", "", output, flags=re.MULTILINE).splitlines()
+    assert len(lines) == len(set(lines))
+
+
+def test_each_round_is_made_and_logged_once(tmp_path):
+    made = []
+    job = Job(run_lib.setup(small_config()), tmp_path, "1", "")
+    assert job.rounds(3, lambda k: made.append(k) or {"number": k})[2] == {"number": 2}
+    assert made == [0, 1, 2]
