@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import image_shape
-from score_lib.data.images import ImageFiles, OneFile, decode, open_images
+from score_lib.data.files import OneFile
+from score_lib.data.images import ImageFiles, open_images, opened
 from score_lib.data.loading import get_dataset
+from score_lib.data.pixels import Pixels, is_deep, to_bytes
 from score_lib.data.sources import DataError, Subset
 from score_lib.data.stream import ImageStream
 from score_lib.options import complete
@@ -43,8 +45,15 @@ def read_inputs(config, path: str, count: int, split: str = "test") -> Inputs:
     if count < 1:
         raise DataError(f"{count} images were asked for: at least 1 is needed")
     if path:
-        shape, on_error = image_shape(config), config.data.on_error
-        source = open_images(path, shape, on_error, name="images to edit")
+        data = config.data
+        source = open_images(
+            path,
+            image_shape(config),
+            data.on_error,
+            name="images to edit",
+            range=data.range,
+            background=data.background,
+        )
         # data.levels describes the data set.  Only files like those of IMAGES share its grey
         # levels; all others have 256.
         if config.data.dataset == "IMAGES":
@@ -107,7 +116,9 @@ def _mask_array(file: pathlib.Path) -> np.ndarray:
 
 def _mask_pixels(file: pathlib.Path) -> np.ndarray:
     """The pixels of a gray image, (1, h, w) uint8."""
-    *colors, opacity = decode(OneFile(file), file.name, channels=4)[0].numpy()
+    with opened(OneFile(file), file.name) as (image, where):
+        pixels = Pixels(range=(0, 65535)) if is_deep(image) else Pixels()
+        *colors, opacity = to_bytes(image, where, 4, pixels)[0].numpy()
     if any((color != colors[0]).any() for color in colors) or (opacity != 255).any():
         raise DataError(
             f"the mask {file} is coloured or transparent: use white for known and black for open"

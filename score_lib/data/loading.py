@@ -45,6 +45,11 @@ class DatasetInfo:
         return self.sources["train"].shape
 
     @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Name of a class -> its label; empty where classes have no names."""
+        return dict(self.sources["train"].class_to_idx)
+
+    @property
     def levels(self) -> int:
         """Number of grey values, for dequantization and bits/dim."""
         return self.sources["train"].levels

@@ -2,8 +2,10 @@
 
 import abc
 import functools
+import logging
 import os
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,12 @@ class DataError(ValueError):
         super().__init__(printable(message, limit=1000))
 
 
+@functools.cache
+def log_once(message: str) -> None:
+    """Log how data are read; a run opens them several times."""
+    logging.info("%s", message)
+
+
 class Source(abc.ABC):
     """A fixed, numbered set of examples.
 
@@ -42,12 +50,14 @@ class Source(abc.ABC):
         shape: (C, H, W) of every image.
         levels: number of grey values; images hold 0 ... levels - 1.
         num_classes: labels are 0 ... num_classes - 1; 1 where there are no labels.
+        class_to_idx: name of a class -> its label; empty where classes have no names.
         start_method: how worker processes must be started ("spawn", ...); None: any way.
     """
 
     shape: tuple[int, int, int]
     levels: int = 256
     num_classes: int = 1
+    class_to_idx: Mapping[str, int] = types.MappingProxyType({})
     start_method: str | None = None
 
     @abc.abstractmethod
@@ -99,7 +109,7 @@ class View(Source):
     def __init__(self, source: Source):
         self._source = source
         self.shape, self.levels, self.num_classes = source.shape, source.levels, source.num_classes
-        self.start_method = source.start_method
+        self.start_method, self.class_to_idx = source.start_method, source.class_to_idx
 
     def __len__(self) -> int:
         return len(self._source)
