@@ -8,7 +8,8 @@ from score_lib.data.loading import (
     DatasetInfo,
     get_data_inverse_scaler,
     get_data_scaler,
-    get_dataset,
+    get_streams,
 )
+from score_lib.data.published import central_crop, crop_resize, get_dataset, resize_small
 from score_lib.data.sources import DataError, MemorySource, Source, Subset, register_dataset
 from score_lib.data.stream import ImageStream

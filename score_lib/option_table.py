@@ -112,10 +112,10 @@ side = Check(
 )
 ends = Check(
     "two different numbers, such as (0, 4095), or ()",
-    lambda v: v == () or (_all(number, v) and len(v) == 2 and v[0] != v[1]),
+    lambda v: _all(number, v) and (not v or (len(v) == 2 and v[0] != v[1])),
 )
 classes = Check(
-    "several numbers or names, such as ('cat', 'dog')",
+    "several whole numbers or names, such as ('cat', 'dog')",
     lambda v: isinstance(v, list | tuple) and all(whole.accepts(x) or text.accepts(x) for x in v),
 )
 split = Check(

@@ -17,7 +17,7 @@ from score_lib.data import preprocess
 
 
 def open_images(path, **options):
-    return datasets.get_dataset(make_config("IMAGES", path=str(path), **options), evaluation=True)
+    return datasets.get_streams(make_config("IMAGES", path=str(path), **options), evaluation=True)
 
 
 @pytest.mark.parametrize("layout", ["channels last", "channels first", "gray", "gray last"])

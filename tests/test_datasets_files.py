@@ -18,7 +18,7 @@ from score_lib.data import files as image_files
 
 
 def open_images(path, **options):
-    return datasets.get_dataset(make_config("IMAGES", path=str(path), **options), evaluation=True)
+    return datasets.get_streams(make_config("IMAGES", path=str(path), **options), evaluation=True)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from small_runs import command, run, small_config
 
 import run_lib
-from datasets import get_dataset
+from datasets import get_streams
 from evaluation import load_statistics
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.reports import mean_and_error
@@ -23,7 +23,7 @@ from score_lib.runs.evaluate import find_checkpoints
 def options(tmp_path_factory):
     """Evaluation data: 400 digits, 40 of them held out, as a user's own images."""
     folder = tmp_path_factory.mktemp("data")
-    _, _, info = get_dataset(small_config(), evaluation=True)
+    _, _, info = get_streams(small_config(), evaluation=True)
     np.save(folder / "digits.npy", info.sources["train"].read(np.arange(400))[0].numpy())
     options = {
         "optim__lr": 1e-3,  # a network as rough as after few long steps would be hard to integrate

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import evaluation
 from assets.train_digits_classifier import examples
 from configs.data import digits_defaults
-from datasets import get_dataset
+from datasets import get_streams
 from score_lib.disk.pictures import declare_box_operators
 from score_lib.metrics import inception
 from score_lib.metrics.digits import DigitsExtractor
@@ -44,7 +44,7 @@ def as_bytes(images):
 def digits():
     """The classifier, and (images (N, 1, 8, 8), labels) of the training and held-out splits."""
     config = digits_defaults()
-    info = get_dataset(config, evaluation=True)[2]
+    info = get_streams(config, evaluation=True)[2]
     parts = [examples(info.sources[split]) for split in ("train", "test")]
     return evaluation.get_extractor(config, "cpu"), *parts
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from score_lib.base.tensors import image_shape
 from score_lib.data.files import OneFile
 from score_lib.data.images import ImageFiles, open_images, opened
-from score_lib.data.loading import get_dataset
+from score_lib.data.loading import get_streams
 from score_lib.data.pixels import Pixels, is_deep, to_bytes
 from score_lib.data.sources import DataError, Subset
 from score_lib.data.stream import ImageStream
@@ -59,7 +59,7 @@ def read_inputs(config, path: str, count: int, split: str = "test") -> Inputs:
         if config.data.dataset == "IMAGES":
             source.levels = config.data.levels or source.levels
     elif split in ("train", "test"):
-        source = get_dataset(config, evaluation=True)[2].sources[split]
+        source = get_streams(config, evaluation=True)[2].sources[split]
     else:
         raise DataError(f"the data set has no split {split!r}: known are 'train' and 'test'")
     numbers = np.arange(min(count, len(source)))

@@ -1,14 +1,14 @@
 """From a config to the streams, sources and scalers of a data set."""
 
 import dataclasses
+import types
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from score_lib.base.tensors import derive_seed, image_shape
 from score_lib.data import digits, images, public, tfrecords  # noqa: F401  (they register)
-from score_lib.data.sources import DATASETS, DataError, Source
+from score_lib.data.sources import DATASETS, DataError, Source, log_once, named
 from score_lib.data.stream import ImageStream
 from score_lib.options import complete
 
@@ -50,6 +50,13 @@ class DatasetInfo:
         return dict(self.sources["train"].class_to_idx)
 
     @property
+    def info(self) -> types.SimpleNamespace:
+        """As in a builder of tensorflow-datasets: `info.splits["train"].num_examples`."""
+        counts = self.num_examples.items()
+        splits = {split: types.SimpleNamespace(num_examples=count) for split, count in counts}
+        return types.SimpleNamespace(name=self.name, splits=splits)
+
+    @property
     def levels(self) -> int:
         """Number of grey values, for dequantization and bits/dim."""
         return self.sources["train"].levels
@@ -60,14 +67,13 @@ class DatasetInfo:
         return max(source.num_classes for source in self.sources.values())
 
 
-def get_dataset(
+def get_streams(
     config,
     uniform_dequantization: bool = False,
     evaluation: bool = False,
     *,
-    device: torch.device | str | None = None,
-    rank: int = 0,
-    world: int = 1,
+    num_workers: int | None = None,
+    **stream,
 ) -> tuple[ImageStream, ImageStream, DatasetInfo]:
     """Training stream, held-out stream and description of the configured data set.
 
@@ -77,7 +83,8 @@ def get_dataset(
         evaluation: one ordered pass over each split in batches of `eval.batch_size`, no flips;
             otherwise both streams are endless and shuffled, in batches of `training.batch_size`,
             and the training stream flips images if `data.random_flip` is set.
-        device, rank, world: see `ImageStream`.
+        num_workers: default: `data.num_workers`.
+        stream: further arguments of `ImageStream`, such as `device`, `rank` and `world`.
     Raises:
         ValueError: unknown data set or options out of range, or a `DataError`.
     """
@@ -94,14 +101,14 @@ def get_dataset(
         "batch_size": config.eval.batch_size if evaluation else config.training.batch_size,
         "evaluation": evaluation,
         "dequantize": uniform_dequantization,
-        "num_workers": config.data.num_workers,
-        "device": device,
-        "rank": rank,
-        "world": world,
+        "num_workers": config.data.num_workers if num_workers is None else num_workers,
+        **stream,
     }
     flip = config.data.random_flip and not evaluation
     # Different seeds: otherwise the n-th draws of both streams would be equal.
     train_stream = ImageStream(train, seed=config.seed, random_flip=flip, **options)
     test_stream = ImageStream(test, seed=derive_seed(config.seed, "held out"), **options)
     info = DatasetInfo(config.data.dataset, {"train": train, "test": test})
+    if info.class_to_idx:
+        log_once(f"{info.name}: classes and their labels: {named(info.class_to_idx)}")
     return train_stream, test_stream, info

@@ -93,7 +93,7 @@ def need_range(where: str, dtype: np.dtype, largest: float) -> Unsuited:
     high = f"{largest:.6g}" if np.issubdtype(dtype, np.floating) else str(int(largest))
     return Unsuited(
         f"{where} holds {dtype.name} with values up to {high}, and which are black and white is "
-        f"not known: set data.range to these two, as in data.range=0,{high}"
+        f"not known: set data.range to these two, as in data.range=0,{high if largest > 0 else 255}"
     )
 
 

@@ -20,8 +20,8 @@ from score_lib.data.sources import (
     PerProcess,
     Remembered,
     Source,
+    log_once,
     register_dataset,
-    require_shape,
 )
 from score_lib.data.tfrecords import RecordFiles
 
@@ -29,19 +29,20 @@ log = logging.getLogger(__name__)
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 Shape = tuple[int, int, int]
+SMALL_SIDE = 32
 FOLDER = {"folder": "data.data_dir"}
 
 
 @register_dataset(name="CIFAR10", options=FOLDER)
 def cifar10(shape: Shape, folder: str) -> tuple[Source, Source]:
-    """50,000 + 10,000 images of 32 x 32 in 10 classes, unchanged."""
-    return _as_stored("CIFAR10", "cifar10", shape, folder)
+    """50,000 + 10,000 images of 32 x 32 in 10 classes; unchanged at 32 px."""
+    return _small("CIFAR10", "cifar10", shape, folder)
 
 
 @register_dataset(name="SVHN", options=FOLDER)
 def svhn(shape: Shape, folder: str) -> tuple[Source, Source]:
-    """73,257 + 26,032 house numbers of 32 x 32 in 10 classes, unchanged."""
-    return _as_stored("SVHN", "svhn_cropped", shape, folder)
+    """73,257 + 26,032 house numbers of 32 x 32 in 10 classes; unchanged at 32 px."""
+    return _small("SVHN", "svhn_cropped", shape, folder)
 
 
 @register_dataset(name="CELEBA", options=FOLDER)
@@ -56,9 +57,25 @@ def lsun(shape: Shape, folder: str, category: str) -> tuple[Source, Source]:
     return _resized(f"lsun/{category}", shape, folder, preprocess.lsun)
 
 
-def _as_stored(title: str, name: str, shape: Shape, folder: str) -> tuple[Source, Source]:
-    require_shape(title, shape, (3, 32, 32))
-    train, test = (TfdsSource(name, s, folder, shape, num_classes=10) for s in ("train", "test"))
+def _small(title: str, name: str, shape: Shape, folder: str) -> tuple[Source, Source]:
+    """A data set of images of 32 x 32 with labels; other sides are resized, as published."""
+    channels, height, width = shape
+    if channels != 3 or height != width:
+        raise DataError(
+            f"{title} has square RGB images, but the config asks for {shape}: set "
+            f"data.num_channels=3 and one number as data.image_size, best 32"
+        )
+    prepare = None
+    if height != SMALL_SIDE:
+        log_once(f"{title}: images of {SMALL_SIDE} px are resized to {height} px, antialiased")
+        prepare = functools.partial(preprocess.resized, size=height)
+    train, test = (
+        TfdsSource(name, split, folder, shape, prepare=prepare, num_classes=10)
+        for split in ("train", "test")
+    )
+    names = _builder(name, folder).info.features["label"].names
+    for source in (train, test):
+        source.class_to_idx = {title: label for label, title in enumerate(names)}
     return Remembered(train), Remembered(test)
 
 

@@ -40,6 +40,12 @@ def log_once(message: str) -> None:
     logging.info("%s", message)
 
 
+def named(class_to_idx: Mapping[str, int]) -> str:
+    """Classes and their labels for a message: cat = 0, dog = 1."""
+    shown = [f"{printable(name)} = {label}" for name, label in [*class_to_idx.items()][:100]]
+    return ", ".join(shown) + (", ..." if len(class_to_idx) > 100 else "")
+
+
 class Source(abc.ABC):
     """A fixed, numbered set of examples.
 

@@ -60,6 +60,8 @@ def _evaluate_one(run: Run, path: pathlib.Path, folder: pathlib.Path, label: str
     restore_checkpoint(path, run.state, run.device, must_exist=True)
     job = Job(run, folder, label, fingerprint(run.config, path))
     record = {"checkpoint": label, "step": run.state["step"]}
+    if run.state["class_to_idx"]:
+        record["class_to_idx"] = run.state["class_to_idx"]
     weights = run.state["ema"].applied(run.state["model"].parameters())
     with weights, matmul_precision("float32"):
         for option, measure in MEASURES.items():

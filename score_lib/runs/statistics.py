@@ -6,7 +6,7 @@ import pathlib
 import torch
 
 from score_lib.base import distributed
-from score_lib.data.loading import get_dataset
+from score_lib.data.loading import get_streams
 from score_lib.metrics.configured import get_extractor, stats_path
 from score_lib.metrics.noise_scales import fitting_num_scales, largest_pairwise_distance
 from score_lib.metrics.stats import compute_statistics, save_statistics
@@ -26,7 +26,7 @@ def fid_stats(config) -> pathlib.Path:
     run = setup(config)
     config = run.config
     extractor = get_extractor(config, run.device)
-    _, _, info = get_dataset(config, evaluation=True)
+    _, _, info = get_streams(config, evaluation=True)
     batches = DataBytes(config, info.sources["train"])
     stats = compute_statistics(extractor, batches.share(), progress=True, dataset=info.name)
     path = stats_path(config)

@@ -17,7 +17,8 @@ from models.precision import matmul_precision
 from score_lib.base import distributed
 from score_lib.base.preemption import Preempted, StopSignals
 from score_lib.base.tensors import derive_seed
-from score_lib.data.loading import get_dataset
+from score_lib.data.loading import get_streams
+from score_lib.data.sources import named
 from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import restore_latest
 from score_lib.disk.files import locked, open_folder, remove_leftovers
@@ -59,6 +60,7 @@ def train(config, workdir: str | os.PathLike) -> None:
         if distributed.is_main():
             open_folder(workdir, run.config)
             stack.enter_context(messages_to(workdir / "stdout.txt"))
+            logging.info("labels: %s", named(run.state["class_to_idx"]) or "none, or numbers")
             log = stack.enter_context(MetricsLog(workdir, run.state["step"]))
         writer = stack.enter_context(CheckpointWriter())
         stack.enter_context(matmul_precision(run.config.training.precision))
@@ -72,7 +74,7 @@ def training_streams(run: Run) -> Streams:
         ValueError: the data or their labels do not fit, or a batch cannot be split evenly.
     """
     _check_share(run.config.training)
-    train_ds, eval_ds, info = get_dataset(
+    train_ds, eval_ds, info = get_streams(
         run.config,
         run.config.data.uniform_dequantization,
         device=run.device,
@@ -80,6 +82,7 @@ def training_streams(run: Run) -> Streams:
         world=distributed.world(),
     )
     run.check_labels(info)
+    run.state["class_to_idx"] = info.class_to_idx
     return train_ds, eval_ds
 
 
@@ -95,10 +98,16 @@ def _check_share(training) -> None:
 
 
 def resume(run: Run, workdir: pathlib.Path) -> None:
-    """Load the last undamaged checkpoint of the run, if there is one."""
+    """Load the last undamaged checkpoint of the run, if there is one.
+
+    Raises:
+        ValueError: a classifier was trained with other labels than the data have now.
+    """
     run.state |= {"position": 0, "snapshot_due": False}
-    path = workdir / META
+    path, classes = workdir / META, run.state["class_to_idx"]
     restore_latest(path, run.state, run.device)
+    run.check_classes(classes)
+    run.state["class_to_idx"] = classes
     if distributed.is_main():
         checkpoints = path.parent, workdir / "checkpoints"
         remove_leftovers(workdir, *checkpoints, *workdir.glob("samples/iter_*"))
