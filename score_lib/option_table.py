@@ -312,7 +312,11 @@ _EVAL = {
     "num_samples": (50000, count, "samples to compare"),
     "extractor": ("", extractors, 'features of images; "": as suits the data set'),
     "extractor_weights": ("", text, 'file of its weights; "": where it keeps them'),
-    "stats": ("", text, 'file of the data set\'s statistics; "": in assets/stats'),
+    "stats": (
+        "",
+        text,
+        'file of the data\'s statistics; "": in stats/ of the run, or assets/stats',
+    ),
     "suggest_noise_scales": (False, flag, "`--mode fid_stats`: find noise levels for the data"),
     "enable_accuracy": (False, flag, "measure the accuracy of a classifier"),
     "accuracy_num_levels": (11, at_least(2), "noise levels of the accuracy"),

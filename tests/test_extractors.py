@@ -268,6 +268,18 @@ def test_get_inception_model_returns_the_hub_model(tfgan, tmp_path, monkeypatch)
     monkeypatch.setattr(inception, "TFGAN_URL", saved_model(tmp_path / "model", "inside"))
     outputs = evaluation.get_inception_model()(tf.ones((2, 32, 32, 3)))
     assert outputs["pool_3"].shape == (2, 1, 1, 4) and outputs["logits"].shape == (2, 2)
+    images = torch.randint(256, (5, 16, 16, 3), dtype=torch.uint8)
+    config = extractor_config(extractor="inception_tfgan")
+    expected = evaluation.get_extractor(config)(images)
+    for parts in (1, 2):
+        model = evaluation.get_inception_model()
+        found = evaluation.run_inception_distributed(images, model, num_batches=parts)
+        torch.testing.assert_close(found, expected)
+    large = evaluation.run_inception_distributed(
+        images, lambda x: tf.reduce_mean(x, axis=(1, 2)), inceptionv3=True
+    )
+    torch.testing.assert_close(large["pool_3"], images.double().div(255).mean((1, 2)).float())
+    assert large["logits"] is None
     for missing in (str(tmp_path / "none"), "http://127.0.0.1:9/model/1"):
         with pytest.raises(OSError, match=r"cannot be loaded from .*extractor_weights") as caught:
             inception.TFGANInception(missing)

@@ -1,5 +1,7 @@
 """CIFAR10, SVHN, CELEBA and LSUN through tensorflow-datasets, without importing TensorFlow."""
 
+import contextlib
+import contextvars
 import functools
 import http.client
 import logging
@@ -8,7 +10,7 @@ import pathlib
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 Shape = tuple[int, int, int]
 SMALL_SIDE = 32
+_MAY_PREPARE = contextvars.ContextVar("may_prepare", default=True)
 FOLDER = {"folder": "data.data_dir"}
 
 
@@ -178,8 +181,20 @@ class _PreparedRecords(RecordFiles):
         return self._features.deserialize_example_np(super().__getitem__(number))
 
 
+@contextlib.contextmanager
+def only_prepared() -> Iterator[None]:
+    """Context in which a data set that is not on this machine is an error and not prepared."""
+    token = _MAY_PREPARE.set(False)
+    try:
+        yield
+    finally:
+        _MAY_PREPARE.reset(token)
+
+
 def _prepare(builder, name: str, folder: str) -> None:
     """Download and prepare a data set in a separate process, because this imports TensorFlow."""
+    if not _MAY_PREPARE.get():
+        raise DataError(f"{name} is not in {builder.data_dir}")
     place = [os.path.abspath(os.path.expanduser(folder))] if folder else []
     command = ["-m", "score_lib.data.prepare", name, *place]
     advice = f"run `python {' '.join(command)}` in the project's folder on a machine with a network"

@@ -60,7 +60,7 @@ def train(config, workdir: str | os.PathLike) -> None:
         if distributed.is_main():
             open_folder(workdir, run.config)
             stack.enter_context(messages_to(workdir / "stdout.txt"))
-            logging.info("labels: %s", named(run.state["class_to_idx"]) or "none, or numbers")
+            logging.info("labels: %s", named(run.state["class_to_idx"]) or "no names")
             log = stack.enter_context(MetricsLog(workdir, run.state["step"]))
         writer = stack.enter_context(CheckpointWriter())
         stack.enter_context(matmul_precision(run.config.training.precision))
