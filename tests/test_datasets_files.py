@@ -121,6 +121,11 @@ def test_unclear_folders_of_a_split_are_refused(tmp_path):
         save_image(tmp_path, f"{folder}/1.png", random_images(8, 8, 3))
     with pytest.raises(DataError, match=r"Testing, test .* data.split=train:Testing"):
         open_images(tmp_path)
+    for folder in ("b/images", "b/valid"):
+        save_image(tmp_path, f"{folder}/1.png", random_images(8, 8, 3))
+    with pytest.raises(DataError, match=r"folder valid, .* data.split=images:valid"):
+        open_images(tmp_path / "b")
+    assert open_images(tmp_path / "b", split="tenths")[2].num_classes == 2
     np.save(tmp_path / "a.npy", random_images(12, 8, 8, 3))
     with pytest.raises(DataError, match=r"data.split='a:b' names folders"):
         open_images(tmp_path / "a.npy", split="a:b")
@@ -186,6 +191,17 @@ def test_bad_links_are_named_when_the_data_are_opened(folder, name, target, said
     with caplog.at_level(logging.WARNING):
         assert sum(open_images(path, on_error="skip")[2].num_examples.values()) == 12
     assert f"1 left out because they are each {said}: {name}" in caplog.text
+
+
+def test_links_in_zip_files_are_named(folder):
+    path = zipped(folder[0])
+    with zipfile.ZipFile(path, "a") as archive:
+        link = zipfile.ZipInfo("data/linked.png")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "00.png")
+    with pytest.raises(DataError, match=r"data/linked.png in .*zip is a link"):
+        open_images(path)
+    assert sum(open_images(path, on_error="skip")[2].num_examples.values()) == 12
 
 
 def test_links_inside_the_folder_are_read(folder):

@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import pathlib
+import stat
 import zipfile
 from collections.abc import Collection
 
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 MAX_BYTES = 1 << 29
 # Links that are not followed.
 BROKEN, TO_FOLDER = "a broken link", "a link to a folder, which is not followed"
-OUTSIDE = "a link that leads out of the folder"
+OUTSIDE, IN_ZIP = "a link that leads out of the folder", "a link, which is not followed in a zip"
 
 
 class Folder:
@@ -82,7 +83,8 @@ class Zip:
             raise DataError(f"{path} is not a readable zip file: {error}") from error
 
     def bad_link(self, name: str) -> str:
-        return ""
+        """See `Folder`."""
+        return IN_ZIP if stat.S_ISLNK(self._zip().getinfo(name).external_attr >> 16) else ""
 
     def read(self, name: str) -> bytes:
         member = self._zip().getinfo(name)

@@ -13,11 +13,18 @@ import torch
 from torch import Tensor
 
 from score_lib.data.arrays import open_array
-from score_lib.data.files import BROKEN, OUTSIDE, Folder, OneFile, Zip, hidden, report
+from score_lib.data.files import BROKEN, IN_ZIP, OUTSIDE, Folder, OneFile, Zip, hidden, report
 from score_lib.data.pixels import MODES, Pixels, Unsuited, to_bytes
 from score_lib.data.preprocess import MAX_PIXELS, fit
 from score_lib.data.sources import DataError, Source, Subset, log_once, register_dataset
-from score_lib.data.splits import Parts, below_root, classes, counts, find_split
+from score_lib.data.splits import (
+    Parts,
+    below_root,
+    classes,
+    counts,
+    find_split,
+    refuse_lonely_held_out,
+)
 from score_lib.disk.files import printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -54,6 +61,8 @@ def images(
         return _split_folders(source)
     if split not in ("", "tenths"):
         raise DataError(f"data.split={split!r} names folders, and {path} holds none")
+    if isinstance(source, ImageFiles) and not split:
+        refuse_lonely_held_out(source.parts.values(), path)
     return _split_tenths(source, path)
 
 
@@ -195,7 +204,8 @@ def _without_bad_links(files: Folder | Zip, on_error: str) -> set[str]:
     hurt = [
         name
         for name, kind in bad.items()
-        if not hidden(name) and (kind == BROKEN or (kind == OUTSIDE and _named_image(name)))
+        if (kind == BROKEN and not hidden(name))
+        or (kind in (OUTSIDE, IN_ZIP) and _named_image(name))
     ]
     if hurt and on_error == "raise":
         raise DataError(

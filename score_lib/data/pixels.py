@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_lib.data.sources import DataError
+from score_lib.data.sources import DataError, log_once
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -142,6 +142,7 @@ def _scaled(image, where: str, pixels: Pixels) -> np.ndarray:
     if not pixels.range:
         raise need_range(where, values.dtype, values.max())
     pixels.check_values(where, values)
+    log_once("images of more than 8 bits are rounded to 256 grey levels")
     return pixels.scale(values)
 
 

@@ -85,6 +85,21 @@ def _usual(folders: set[str]) -> tuple[str, str] | None:
     return train[0], held_out[0]
 
 
+def refuse_lonely_held_out(parts: Iterable[Parts], place: str) -> None:
+    """Refuse to train on a folder whose name says that it is held out.
+
+    Raises:
+        DataError: names the folder, and the options.
+    """
+    folders = {part[0] for part in parts if len(part) > 1}
+    if found := sorted(name for name in folders if name.lower() in itertools.chain(*HELD_OUT)):
+        others = sorted(folders - set(found)) or ["TRAIN"]
+        raise DataError(
+            f"{place} has a folder {found[0]}, as if to hold out, but none called train: set "
+            f"data.split={others[0]}:{found[0]}, or data.split=tenths where it is a class"
+        )
+
+
 def natural(name: str) -> tuple[list, str]:
     """A key that sorts names with numbers in them by the numbers: 2 before 10."""
     parts = re.split(r"([0-9]+)", name)

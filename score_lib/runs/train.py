@@ -18,11 +18,17 @@ from score_lib.base import distributed
 from score_lib.base.preemption import Preempted, StopSignals
 from score_lib.base.tensors import derive_seed
 from score_lib.data.loading import get_streams
-from score_lib.data.sources import named
 from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import restore_latest
 from score_lib.disk.files import locked, open_folder, remove_leftovers
-from score_lib.disk.logs import MetricsLog, Rate, SilentLog, messages_to, progress_bar
+from score_lib.disk.logs import (
+    MetricsLog,
+    Rate,
+    SilentLog,
+    kept_messages,
+    messages_to,
+    progress_bar,
+)
 from score_lib.disk.pictures import is_picture, make_grid
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.losses.optimization import LossGuard
@@ -51,7 +57,8 @@ def train(config, workdir: str | os.PathLike) -> None:
     """
     run, workdir = setup(config), pathlib.Path(workdir)
     run.add_optimizer()
-    streams = training_streams(run)
+    with kept_messages() as said:  # how the data are read
+        streams = training_streams(run)
     with StopSignals() as stop, contextlib.ExitStack() as stack:
         # Last, so that a mistake in any of the above changes no file.
         distributed.on_main(lambda: stack.enter_context(locked(workdir)))
@@ -59,8 +66,7 @@ def train(config, workdir: str | os.PathLike) -> None:
         log = SilentLog()
         if distributed.is_main():
             open_folder(workdir, run.config)
-            stack.enter_context(messages_to(workdir / "stdout.txt"))
-            logging.info("labels: %s", named(run.state["class_to_idx"]) or "no names")
+            stack.enter_context(messages_to(workdir / "stdout.txt", said))
             log = stack.enter_context(MetricsLog(workdir, run.state["step"]))
         writer = stack.enter_context(CheckpointWriter())
         stack.enter_context(matmul_precision(run.config.training.precision))
