@@ -233,7 +233,7 @@ DATA = {
     "empty folder": (empty, ("no image in", "images", ".png")),
     "whole numbers": (
         lambda folder: save(folder, (4, 8, 8), np.int64),
-        ("int64", "data.range=0,255"),
+        ("int64", "data.range=0,1"),
     ),
     "colour": (lambda folder: save(folder, (4, 8, 8, 3)), ("3 channels", "data.num_channels=1")),
     "no images": (lambda folder: save(folder, (0, 8, 8)), ("no images",)),

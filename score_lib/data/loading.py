@@ -110,6 +110,6 @@ def get_streams(
     test_stream = ImageStream(test, seed=derive_seed(config.seed, "held out"), **options)
     info = DatasetInfo(config.data.dataset, {"train": train, "test": test})
     if info.class_to_idx:
-        place = config.data.path or info.name
+        place = f"{info.name} {config.data.path}".rstrip()
         log_once(f"{place}: classes and their labels: {named(info.class_to_idx)}")
     return train_stream, test_stream, info

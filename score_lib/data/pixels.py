@@ -90,10 +90,13 @@ class Pixels(NamedTuple):
 
 def need_range(where: str, dtype: np.dtype, largest: float) -> Unsuited:
     """The error for values whose black and white are not known."""
-    high = f"{largest:.6g}" if np.issubdtype(dtype, np.floating) else str(int(largest))
+    if np.issubdtype(dtype, np.floating):
+        high = white = f"{largest:.6g}"
+    else:  # white is often the largest number of as many bits
+        high, white = int(largest), max(1, (1 << int(largest).bit_length()) - 1)
     return Unsuited(
         f"{where} holds {dtype.name} with values up to {high}, and which are black and white is "
-        f"not known: set data.range to these two, as in data.range=0,{high if largest > 0 else 255}"
+        f"not known: set data.range to these two, for instance data.range=0,{white}"
     )
 
 
