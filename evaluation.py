@@ -14,7 +14,7 @@ from score_lib.metrics.distances import (
     squared_mmd,
 )
 from score_lib.metrics.extractors import Extractor, register_extractor
-from score_lib.metrics.inception import get_inception_model
+from score_lib.metrics.inception import get_inception_model, run_inception_distributed
 from score_lib.metrics.noise_scales import fitting_num_scales, largest_pairwise_distance
 from score_lib.metrics.stats import (
     Statistics,

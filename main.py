@@ -102,7 +102,7 @@ def run_mode() -> None:
         "eval": lambda: run_lib.evaluate(FLAGS.config, FLAGS.workdir, FLAGS.eval_folder),
         "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir),
         "control": lambda: run_lib.control(FLAGS.config, FLAGS.workdir),
-        "fid_stats": lambda: run_lib.fid_stats(FLAGS.config),
+        "fid_stats": lambda: run_lib.fid_stats(FLAGS.config, FLAGS.workdir),
         "check": lambda: _check(run_lib),
     }
     if resolve_device(complete(FLAGS.config).device).type == "cpu":

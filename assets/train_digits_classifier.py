@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.data import digits_defaults
-from datasets import Source, get_dataset
+from datasets import Source, get_streams
 from evaluation import DigitsClassifier
 from score_lib.disk.arrays import save_arrays
 from score_lib.disk.pictures import to_uint8
@@ -26,7 +26,7 @@ def main() -> None:
     # One thread, since the order of summation depends on the number of threads.
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    info = get_dataset(digits_defaults(), evaluation=True)[2]
+    info = get_streams(digits_defaults(), evaluation=True)[2]
     train, held_out = (examples(info.sources[split]) for split in ("train", "test"))
     network = fit(DigitsClassifier(), *train)
     for name, (images, labels) in {"training": train, "held-out": held_out}.items():

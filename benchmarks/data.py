@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.measure import show
 from configs.data import digits_defaults, images_defaults
-from datasets import ImageStream, get_dataset
+from datasets import ImageStream, get_streams
 from score_lib.base.devices import resolve_device
 
 SIDES = (32, 256)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 config = configs[name]
                 config.training.batch_size, config.data.num_workers = given.batch_size, count
                 dequantize = config.data.uniform_dequantization
-                stream, *_ = get_dataset(config, dequantize, device=device)
+                stream, *_ = get_streams(config, dequantize, device=device)
                 times.append(delivery(stream, given.batches))
     records = []
     for (name, count), times in taken.items():

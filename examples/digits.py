@@ -17,7 +17,7 @@ from torch import Tensor
 
 import run_lib
 from configs.vp.digits import get_config
-from datasets import get_dataset
+from datasets import get_streams
 from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
 from score_lib.base.memory import keep_freed_memory
 from score_lib.base.tensors import SampleNoise
@@ -54,7 +54,7 @@ def main() -> None:
 
 def compare(run: run_lib.Run, samples: Tensor, picture: pathlib.Path) -> str:
     """Draw samples (N, H, W, C) beside held-out digits; a table of figures of both and of noise."""
-    _, _, info = get_dataset(run.config, evaluation=True)
+    _, _, info = get_streams(run.config, evaluation=True)
     held_out = torch.cat(list(DataBytes(run.config, info.sources["test"])))
     rows = [torch.cat([samples[i : i + 8], held_out[i : i + 8]]) for i in range(0, 64, 8)]
     save_grid(picture, torch.cat(rows).movedim(-1, 1) / 255, columns=16)

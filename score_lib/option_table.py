@@ -5,6 +5,7 @@ beyond the published ones has a default that leaves every published experiment a
 """
 
 import enum
+import re
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -90,6 +91,11 @@ def _all(check: Check, values: object) -> bool:
     return isinstance(values, list | tuple) and all(map(check.accepts, values))
 
 
+def _two_names(value: str) -> bool:
+    names = value.split(":")
+    return len(names) == 2 and all(names) and names[0] != names[1]
+
+
 flag = Check("True or False", lambda value: isinstance(value, bool))
 whole = Check("a whole number", lambda v: isinstance(v, Integral) and not isinstance(v, bool))
 number = Check("a number", lambda v: isinstance(v, Real) and not isinstance(v, bool))
@@ -104,6 +110,22 @@ counts = Check(
 side = Check(
     "a whole number, at least 1, or two of them",
     lambda value: count.accepts(value) or (_all(count, value) and len(value) == 2),
+)
+ends = Check(
+    "two different numbers, such as (0, 4095), or ()",
+    lambda v: _all(number, v) and (not v or (len(v) == 2 and v[0] != v[1])),
+)
+classes = Check(
+    "several whole numbers or names, such as ('cat', 'dog')",
+    lambda v: isinstance(v, list | tuple) and all(whole.accepts(x) or text.accepts(x) for x in v),
+)
+split = Check(
+    "'', 'tenths' or 'TRAIN:HELDOUT', two names of folders",
+    lambda value: text.accepts(value) and (value in ("", "tenths") or _two_names(value)),
+)
+color = Check(
+    "'', the name of a colour or '#rrggbb'",
+    lambda v: text.accepts(v) and bool(re.fullmatch("|[A-Za-z]+|#[0-9A-Fa-f]{6}", v)),
 )
 decay = _within(0.0, " from 0 to below 1", lambda value: 0 <= value < 1)
 # A torch.device has a text, and this module needs no torch.
@@ -142,6 +164,9 @@ _DATA = {
     "uniform_dequantization": (False, flag, "spread grey levels by uniform noise"),
     "category": ("", text, 'category of LSUN, such as "bedroom"'),
     "path": ("", text, "your own images: a folder, .zip, .npy or .npz"),
+    "split": ("", split, 'held-out part of `path`; "": a folder such as test/, else every tenth'),
+    "range": ((), ends, "stored values of black and white; (): 0 and 255, or 0 and 1 for floats"),
+    "background": ("", color, 'colour behind transparent pixels; "": they are refused'),
     "data_dir": ("", text, 'folder of tensorflow-datasets; "": its own choice'),
     "tfrecords_path": ("", text, "TFRecord files of FFHQ and CelebA-HQ"),
     "num_classes": (0, at_least(0), "classes that a classifier tells apart"),
@@ -259,7 +284,7 @@ _CONTROL = {
     "data_std": (0.3, above(0.0), 'method "pigdm": standard deviation of pixels in [0, 1]'),
     "iterations": (5, count, 'methods "pigdm" and "tweedie": conjugate-gradient iterations'),
     "classifier": ("", text, 'task "class": checkpoint of a noise-conditional classifier'),
-    "labels": ((), numbers, 'task "class": classes to draw; (): all'),
+    "labels": ((), classes, 'task "class": classes to draw, by number or name; (): all'),
     "guidance_scale": (1.0, at_least(0.0), 'task "class": guidance scale'),
     "guidance_until": (1.0, above(0.0), 'task "class": last time with guidance'),
     "start_time": (0.5, above(0.0), 'task "edit": time that an image is noised to'),
@@ -288,7 +313,11 @@ _EVAL = {
     "num_samples": (50000, count, "samples to compare"),
     "extractor": ("", extractors, 'features of images; "": as suits the data set'),
     "extractor_weights": ("", text, 'file of its weights; "": where it keeps them'),
-    "stats": ("", text, 'file of the data set\'s statistics; "": in assets/stats'),
+    "stats": (
+        "",
+        text,
+        'file of the data\'s statistics; "": in stats/ of the run, or assets/stats',
+    ),
     "suggest_noise_scales": (False, flag, "`--mode fid_stats`: find noise levels for the data"),
     "enable_accuracy": (False, flag, "measure the accuracy of a classifier"),
     "accuracy_num_levels": (11, at_least(2), "noise levels of the accuracy"),

@@ -346,6 +346,11 @@ def test_foreign_and_damaged_files_are_refused(state, tmp_path):
     torch.save({"model": Malicious(), "ema": {}, "step": 0}, tmp_path / "malicious.pth")
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_checkpoint(tmp_path / "malicious.pth")
+    for classes in ([], {"cat": "0"}):
+        contents = {"model": {}, "ema": {}, "step": 0, "class_to_idx": classes}
+        torch.save(contents, tmp_path / "classes.pth")
+        with pytest.raises(CheckpointError, match="class_to_idx"):
+            read_checkpoint(tmp_path / "classes.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="not list"):
         read_checkpoint(tmp_path / "list.pth")

@@ -1,15 +1,19 @@
 """Runs of a noise-conditional classifier: its accuracy at each noise level, and its limits."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from control_runs import Runs
+from dataset_helpers import save_image
 from small_runs import ROOT, small_config
 
 import run_lib
 from configs.defaults import load
 from datasets import read_inputs
 from score_lib.disk.arrays import load_arrays
+from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.runs.measures import evaluate_accuracy
 from score_lib.runs.rounds import Job
 
@@ -118,3 +122,29 @@ def test_digits_classifiers_fit_their_score_networks():
         assert score.training.sde == classifier.training.sde
         assert score.data.centered == classifier.data.centered
     assert (ROOT / "configs" / "ve" / "cifar10_classifier.py").exists()
+
+
+def test_classes_are_recorded_and_others_refused(tmp_path, caplog):
+    """A class folder that is added later would give all classes after it other labels."""
+    for number in range(24):
+        pixels = np.full((8, 8), 10 * number, np.uint8)
+        save_image(tmp_path / "data", f"{('cat', 'dog')[number % 2]}/{number}.png", pixels)
+    options = {"data__dataset": "IMAGES", "data__path": str(tmp_path / "data")}
+    options |= {"data__num_classes": 3, "eval__enable_accuracy": True}
+    config = small_config("vp/digits_classifier", **options, data__levels=0)
+    config.eval.checkpoint = str(tmp_path / "run/checkpoints-meta/checkpoint.pth")
+    caplog.set_level("INFO")
+    run_lib.train(config, tmp_path / "run")
+    classes = {"cat": 0, "dog": 1}
+    assert "cat = 0, dog = 1" in (tmp_path / "run/stdout.txt").read_text()
+    assert read_checkpoint(config.eval.checkpoint)["class_to_idx"] == classes
+    (record,) = run_lib.evaluate(config, tmp_path / "run")
+    (saved,) = json.loads((tmp_path / "run/eval/report.json").read_text())
+    assert record["class_to_idx"] == saved["class_to_idx"] == classes
+    assert "class_to_idx" not in (tmp_path / "run/eval/report.md").read_text()
+    save_image(tmp_path / "data", "bird/1.png", pixels)
+    said = "labels cat = 0, dog = 1, but the data have bird = 0"
+    with pytest.raises(ValueError, match=said):
+        run_lib.train(config, tmp_path / "run")
+    with pytest.raises(ValueError, match=said):
+        run_lib.evaluate(config, tmp_path / "run", "again")

@@ -124,6 +124,25 @@ def test_classes(runs):
     assert arrays["labels"].tolist() == list(range(10))
 
 
+def test_labels_may_be_names(runs, tmp_path):
+    """Names are those in the classifier's checkpoint, else those of the data."""
+    contents = torch.load(runs.checkpoint("classifier"), weights_only=True)
+    digits = ("zero", "one", "two", "three")
+    named = {**contents, "class_to_idx": {name: label for label, name in enumerate(digits)}}
+    torch.save(named, tmp_path / "named.pth")
+    options = {"classifier": str(tmp_path / "named.pth"), "num_results": 1}
+    for labels in (("three", 7, "one"), ("three,one",)):
+        arrays, _, _ = runs.control("class", labels=labels, **options)
+        assert arrays["labels"].tolist() == ([3, 7, 1] if 7 in labels else [3, 1])
+    with pytest.raises(ValueError, match=r"'four', but the classes are zero = 0, .*three = 3"):
+        runs.control("class", labels=("four",), **options)
+    del contents["class_to_idx"]
+    torch.save(contents, tmp_path / "old.pth")
+    options["classifier"] = str(tmp_path / "old.pth")
+    arrays, _, _ = runs.control("class", labels=("7",), **options)
+    assert arrays["labels"].tolist() == [7]
+
+
 def test_labels_and_guidance_matter(runs):
     """Both samples of a row have noise of their own; rows of one noise differ by their label."""
     options = {"classifier": runs.checkpoint("classifier"), "num_results": 1}

@@ -39,7 +39,7 @@ def test_digits_equal_those_of_scikit_learn():
     from sklearn.datasets import load_digits
 
     original = load_digits()
-    _, _, info = datasets.get_dataset(digits_config())
+    _, _, info = datasets.get_streams(digits_config())
     parts = [everything(source) for source in info.sources.values()]
     images = torch.cat([part[0] for part in parts]).flatten(1).numpy()
     labels = torch.cat([part[1] for part in parts]).numpy()
@@ -53,10 +53,11 @@ def test_digits_equal_those_of_scikit_learn():
 
 
 def test_held_out_digits_are_a_fixed_sixth_of_each_class():
-    _, _, info = datasets.get_dataset(digits_config())
-    _, _, other = datasets.get_dataset(digits_config(seed=7))
+    _, _, info = datasets.get_streams(digits_config())
+    _, _, other = datasets.get_streams(digits_config(seed=7))
     assert (info.name, info.shape, info.levels, info.num_classes) == ("DIGITS", (1, 8, 8), 17, 10)
     assert info.num_examples == {"train": 1501, "test": 296}
+    assert info.class_to_idx == {str(digit): digit for digit in range(10)}
     train, test = (everything(source) for source in info.sources.values())
     counts = torch.bincount(train[1]), torch.bincount(test[1])
     assert torch.equal(counts[1], (counts[0] + counts[1]) // 6)
@@ -64,8 +65,8 @@ def test_held_out_digits_are_a_fixed_sixth_of_each_class():
 
 
 def test_color_digits_are_the_digits_in_bright_colors():
-    _, _, gray = datasets.get_dataset(digits_config())
-    _, _, color = datasets.get_dataset(make_config("COLOR_DIGITS"))
+    _, _, gray = datasets.get_streams(digits_config())
+    _, _, color = datasets.get_streams(make_config("COLOR_DIGITS"))
     assert (color.shape, color.levels, color.num_classes) == ((3, 8, 8), 256, 10)
     for split, source in color.sources.items():
         (ink, expected_labels), (images, labels) = (
@@ -80,7 +81,7 @@ def test_color_digits_are_the_digits_in_bright_colors():
 
 
 def test_color_of_a_digit_is_independent_of_label_and_grey_value():
-    _, _, info = datasets.get_dataset(make_config("COLOR_DIGITS"))
+    _, _, info = datasets.get_streams(make_config("COLOR_DIGITS"))
     images, labels = info.sources["train"].read(np.arange(1501))
     tints = images.flatten(2).amax(2).double() / 255  # where there is most ink
     hues = torch.tensor([colorsys.rgb_to_hsv(*tint)[0] for tint in tints.tolist()])
@@ -95,7 +96,7 @@ def test_color_of_a_digit_is_independent_of_label_and_grey_value():
 def test_training_streams():
     config = digits_config(batch_size=32, random_flip=True)
     config.eval.batch_size = 5
-    train, test, _ = datasets.get_dataset(config)
+    train, test, _ = datasets.get_streams(config)
     batch, held_out = next(iter(train)), next(iter(test))
     for images, labels in (batch.values(), held_out.values()):
         assert images.shape == (32, 1, 8, 8) and images.dtype == torch.float32
@@ -107,7 +108,7 @@ def test_training_streams():
 def test_evaluation_streams():
     config = digits_config(random_flip=True)
     config.eval.batch_size = 100
-    train, test, info = datasets.get_dataset(config, evaluation=True)
+    train, test, info = datasets.get_streams(config, evaluation=True)
     assert [len(batch["label"]) for batch in test] == [100, 100, 96]
     images = together(list(train))["image"]
     assert torch.equal((images * 16).to(torch.uint8), info.sources["train"].images(range(1501)))
@@ -115,20 +116,20 @@ def test_evaluation_streams():
 
 def test_dequantization_and_shares():
     config = digits_config(batch_size=6)
-    train, _, _ = datasets.get_dataset(config, uniform_dequantization=True)
-    parts = [datasets.get_dataset(config, True, rank=r, world=2)[0] for r in range(2)]
+    train, _, _ = datasets.get_streams(config, uniform_dequantization=True)
+    parts = [datasets.get_streams(config, True, rank=r, world=2)[0] for r in range(2)]
     (whole,) = take(train, 1)
     assert (whole["image"] > 0).all() and (whole["image"] < 1).all()
     assert_same([together([next(iter(part)) for part in parts])], [whole])
 
 
 def test_levels_option_is_used_and_checked():
-    stream, _, info = datasets.get_dataset(digits_config(levels=20))
+    stream, _, info = datasets.get_streams(digits_config(levels=20))
     assert info.levels == 20
     assert next(iter(stream))["image"].max() <= 16 / 19
     for levels, message in [(10, "data.levels=10 allows 0 to 9"), (300, "data.levels=300")]:
         with pytest.raises(DataError, match=message):
-            next(iter(datasets.get_dataset(digits_config(levels=levels))[0]))
+            next(iter(datasets.get_streams(digits_config(levels=levels))[0]))
 
 
 @register_dataset(name="MINE", options={"size": "data.my_size"})
@@ -139,11 +140,11 @@ def mine(shape, size):
 
 
 def test_own_data_set_gets_the_shape_and_its_options():
-    train, test, info = datasets.get_dataset(make_config("MINE", my_size=12), evaluation=True)
+    train, test, info = datasets.get_streams(make_config("MINE", my_size=12), evaluation=True)
     assert info.num_examples == {"train": 12, "test": 12} and info.shape == (3, 8, 8)
     assert (len(train), len(test)) == (3, 3)
     with pytest.raises(ValueError, match=r"'MINE' needs the option config.data.my_size"):
-        datasets.get_dataset(make_config("MINE"))
+        datasets.get_streams(make_config("MINE"))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_own_data_set_gets_the_shape_and_its_options():
     ],
 )
 def test_shape_options(options, shape):
-    train, _, info = datasets.get_dataset(make_config("MINE", my_size=4, **options))
+    train, _, info = datasets.get_streams(make_config("MINE", my_size=4, **options))
     assert info.shape == shape and next(iter(train))["image"].shape == (4, *shape)
 
 
@@ -166,7 +167,7 @@ def test_random_flip_option(flip):
         return numbered_source(100), numbered_source(100)
 
     config = make_config("NUMBERED", image_size=4, random_flip=flip, batch_size=100)
-    for stream, flips in zip(datasets.get_dataset(config)[:2], (flip, False), strict=True):
+    for stream, flips in zip(datasets.get_streams(config)[:2], (flip, False), strict=True):
         (batch,) = take(stream, 1)
         stored = numbered_source(100).images(batch["label"].numpy()) / 255
         mirrored = (batch["image"] != stored).flatten(1).any(1)
@@ -192,16 +193,16 @@ def test_num_workers_option(workers):
         return Processes(), Processes()
 
     config = make_config("PROCESSES", num_workers=workers)
-    batch = next(iter(datasets.get_dataset(config, evaluation=True)[0]))
+    batch = next(iter(datasets.get_streams(config, evaluation=True)[0]))
     here = (batch["image"] * 255).round() == os.getpid() % 251
     assert here.all() if workers == 0 else not here.any()
 
 
 def test_seed_option():
     config = make_config("MINE", my_size=30, batch_size=30)
-    first, again = (take(datasets.get_dataset(config)[0], 2) for _ in range(2))
+    first, again = (take(datasets.get_streams(config)[0], 2) for _ in range(2))
     config.seed = 43
-    (other, _), (held_out, _) = (take(stream, 2) for stream in datasets.get_dataset(config)[:2])
+    (other, _), (held_out, _) = (take(stream, 2) for stream in datasets.get_streams(config)[:2])
     assert_same(first, again)
     assert not torch.equal(first[0]["label"], other["label"])
     assert not torch.equal(held_out["label"], other["label"])
@@ -211,25 +212,25 @@ def test_config_without_optional_options_is_completed():
     config = make_config("DIGITS", num_channels=1)
     del config.data.num_workers
     before = config.to_dict()
-    train, _, info = datasets.get_dataset(config)
+    train, _, info = datasets.get_streams(config)
     assert train.num_workers == 4 and info.levels == 17
     assert config.to_dict() == before
 
 
 def test_mistakes_in_the_config(monkeypatch):
     with pytest.raises(ValueError, match=r"unknown dataset 'DIGIT'.*did you mean 'DIGITS'"):
-        datasets.get_dataset(make_config("DIGIT"))
+        datasets.get_streams(make_config("DIGIT"))
     for size, channels in ((28, 1), (8, 3)):
         config = make_config("DIGITS", image_size=size, num_channels=channels)
         with pytest.raises(DataError, match=r"set data.image_size=8 and data.num_channels=1"):
-            datasets.get_dataset(config)
+            datasets.get_streams(config)
     for size, channels in ((28, 3), (8, 1)):
         config = make_config("COLOR_DIGITS", image_size=size, num_channels=channels)
         with pytest.raises(DataError, match=r"^COLOR_DIGITS has RGB.*data.num_channels=3$"):
-            datasets.get_dataset(config)
+            datasets.get_streams(config)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="pip install scikit-learn"):
-        datasets.get_dataset(digits_config())
+        datasets.get_streams(digits_config())
 
 
 @pytest.mark.slow
@@ -237,7 +238,7 @@ def test_digits_import_nothing_heavy():
     program = (
         "import sys; import datasets; before = set(sys.modules)\n"
         "from dataset_helpers import make_config\n"
-        "next(iter(datasets.get_dataset(make_config('DIGITS', num_channels=1))[0]))\n"
+        "next(iter(datasets.get_streams(make_config('DIGITS', num_channels=1))[0]))\n"
         "heavy = {'tensorflow', 'tensorflow_datasets', 'sklearn', 'PIL', 'torchvision', 'scipy'}\n"
         "print(heavy & set(sys.modules))"
     )

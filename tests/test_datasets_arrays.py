@@ -1,6 +1,7 @@
 """The user's own images in .npy and .npz files."""
 
 import io
+import logging
 import os
 import struct
 
@@ -16,7 +17,7 @@ from score_lib.data import preprocess
 
 
 def open_images(path, **options):
-    return datasets.get_dataset(make_config("IMAGES", path=str(path), **options), evaluation=True)
+    return datasets.get_streams(make_config("IMAGES", path=str(path), **options), evaluation=True)
 
 
 @pytest.mark.parametrize("layout", ["channels last", "channels first", "gray", "gray last"])
@@ -79,6 +80,50 @@ def test_floats_are_rounded_to_256_levels(tmp_path, kind):
     assert np.array_equal(found, images) and info.levels == 256
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, bool, np.float32, np.uint8])
+def test_values_are_scaled_by_the_range_and_integers_refused_without(tmp_path, kind):
+    high = 1 if kind is bool else 200
+    values = random_images(20, 8, 8) % (high + 1)
+    np.save(tmp_path / "a.npy", values.astype(kind))
+    if kind not in (np.uint8, np.float32):
+        said = f"a.npy holds {np.dtype(kind)} .* data.range=0,{1 if kind is bool else 255}"
+        with pytest.raises(DataError, match=said):
+            open_images(tmp_path / "a.npy", num_channels=1)
+    _, _, info = open_images(tmp_path / "a.npy", num_channels=1, range=(0, high))
+    found = everything(info.sources["train"])
+    expected = np.round(np.delete(values, [9, 19], axis=0) * 255.0 / high)
+    assert np.array_equal(found[0][:, 0].numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    "values, bad, options, said",
+    [
+        (np.zeros((40, 8, 8)), np.nan, {}, "holds nan"),
+        (np.zeros((40, 8, 8), np.float16), 1.5, {}, r"holds 1.5, .*data.range=-1,1"),
+        (np.zeros((40, 8, 8), np.uint16), 300, {"range": (0, 255)}, "holds 300, outside of data.r"),
+        (np.ones((40, 8, 8), np.float32), -0.5, {"range": (0, 1)}, "holds -0.5, outside"),
+        (np.zeros((40, 8, 8), np.uint8), 17, {"levels": 17}, "holds 17, but data.levels=17"),
+    ],
+)
+@pytest.mark.parametrize("size", ["npy", "npz"])
+def test_bad_row_is_named_at_once(tmp_path, monkeypatch, values, bad, options, said, size):
+    monkeypatch.setattr(array_files, "CHUNK", 3 * 64)  # rows 36 to 38 are one part
+    values = values.copy()
+    values[37, 5, 1] = bad
+    path = tmp_path / f"a.{size}"
+    np.save(path, values) if size == "npy" else np.savez(path, images=values)
+    with pytest.raises(DataError, match=rf"row 37 \(from 0\) of .*a.{size} {said}"):
+        open_images(path, num_channels=1, **options)
+
+
+def test_rounding_of_floats_is_said_once(tmp_path, caplog):
+    np.save(tmp_path / "a.npy", np.zeros((20, 8, 8)))
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            open_images(tmp_path / "a.npy", num_channels=1)
+    assert caplog.text.count("a.npy holds float64: values are rounded to 256 grey levels") == 1
+
+
 def test_arrays_are_resized_and_levels_kept(tmp_path):
     images = np.stack([smooth_image(20, 30, seed) for seed in range(3)])
     np.save(tmp_path / "a.npy", images)
@@ -98,14 +143,14 @@ def test_mistakes_with_arrays(tmp_path, monkeypatch):
 
     images = random_images(4, 8, 8, 3)
     for stored, message in [
-        (images.astype(np.int64), "holds int64"),
+        (images.astype(np.int64), r"holds int64 .*data.range=0,\d+"),
         (images[0], "data.num_channels=3"),
         (images[0, 0], r"shape \(8, 3\)"),
         (images[:0], "no images"),
         (images[..., :2], r"shape \(4, 8, 8, 2\)"),
         (images[..., :1], "1 channels, but data.num_channels=3"),
-        (images * 2.0 - 1, "floats outside"),
-        (images * np.nan, "floats outside"),
+        (images * 2.0 - 1, "row 0 .* floats outside"),
+        (images * np.nan, "row 0 .* holds nan, .*floats outside"),
         (np.array([Danger()], dtype=object), "not a readable array"),
     ]:
         np.save(tmp_path / "a.npy", stored, allow_pickle=True)

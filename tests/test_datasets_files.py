@@ -2,7 +2,9 @@
 
 import itertools
 import logging
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -12,11 +14,11 @@ from PIL import Image
 
 import datasets
 from datasets import DataError
-from score_lib.data import images as image_files
+from score_lib.data import files as image_files
 
 
 def open_images(path, **options):
-    return datasets.get_dataset(make_config("IMAGES", path=str(path), **options), evaluation=True)
+    return datasets.get_streams(make_config("IMAGES", path=str(path), **options), evaluation=True)
 
 
 @pytest.fixture
@@ -71,6 +73,75 @@ def test_class_folders_and_held_out_folders(tmp_path, kind):
     assert info.num_classes == 2
 
 
+@pytest.mark.parametrize(
+    "folders, train, held_out",
+    [
+        ("train valid", "train", "valid"),
+        ("Train Test", "Train", "Test"),
+        ("TRAINING VAL", "TRAINING", "VAL"),
+        ("training dev other", "training", "dev"),
+        ("train heldout", "train", "heldout"),
+        ("train valid test", "train", "test"),
+        ("train validation holdout", "train", "holdout"),
+    ],
+)
+@pytest.mark.parametrize("place", ["{split}/{kind}", "{kind}/{split}", "data/{split}/{kind}"])
+def test_usual_names_of_folders_split_the_data(tmp_path, folders, train, held_out, place, caplog):
+    for value, (folder, kind) in enumerate(itertools.product(folders.split(), ("cat", "dog"))):
+        name = place.format(split=folder, kind=kind)
+        save_image(tmp_path, f"{name}/1.png", np.full((8, 8, 3), value, np.uint8))
+    with caplog.at_level(logging.INFO):
+        _, _, info = open_images(tmp_path)
+    assert info.class_to_idx == {"cat": 0, "dog": 1} and info.num_classes == 2
+    for part, folder in (("train", train), ("test", held_out)):
+        found, labels = everything(info.sources[part])
+        first = 2 * folders.split().index(folder)
+        assert sorted(found[:, 0, 0, 0].tolist()) == [first, first + 1]
+        assert labels.tolist() == [0, 1]
+        assert f"{folder}/ (2 images)" in caplog.text
+    for folder in set(folders.split()) - {train, held_out}:
+        assert f"{folder}/ (2 images)" in caplog.text.partition("left out")[2]
+
+
+def test_split_option_names_folders_or_none(tmp_path, caplog):
+    for number, folder in enumerate(["a", "b", "test", "train"] * 5):
+        save_image(tmp_path, f"{folder}/{number}.png", random_images(8, 8, 3))
+    _, _, info = open_images(tmp_path, split="b:a")
+    assert info.num_examples == {"train": 5, "test": 5} and info.num_classes == 1
+    with caplog.at_level(logging.INFO):
+        _, _, info = open_images(tmp_path, split="tenths")
+    assert info.num_examples == {"train": 18, "test": 2} and info.num_classes == 4
+    assert "every tenth image is held out: 18" in caplog.text
+    with pytest.raises(DataError, match=r"data.split='b:c' .* a, b, test, train"):
+        open_images(tmp_path, split="b:c")
+
+
+def test_unclear_folders_of_a_split_are_refused(tmp_path):
+    for folder in ("train", "test", "Testing"):
+        save_image(tmp_path, f"{folder}/1.png", random_images(8, 8, 3))
+    with pytest.raises(DataError, match=r"Testing, test .* data.split=train:Testing"):
+        open_images(tmp_path)
+    for folder in ("b/images", "b/valid"):
+        save_image(tmp_path, f"{folder}/1.png", random_images(8, 8, 3))
+    with pytest.raises(DataError, match=r"folder valid, .* data.split=images:valid"):
+        open_images(tmp_path / "b")
+    assert open_images(tmp_path / "b", split="tenths")[2].num_classes == 2
+    np.save(tmp_path / "a.npy", random_images(12, 8, 8, 3))
+    with pytest.raises(DataError, match=r"data.split='a:b' names folders"):
+        open_images(tmp_path / "a.npy", split="a:b")
+
+
+def test_classes_are_numbered_in_natural_order(tmp_path):
+    names = [*map(str, range(12)), "a9", "a10", "b"]
+    for name in names:
+        save_image(tmp_path, f"{name}/x.png", np.full((8, 8, 3), names.index(name), np.uint8))
+    _, _, info = open_images(tmp_path)
+    assert info.class_to_idx == {name: label for label, name in enumerate(names)}
+    for source in info.sources.values():
+        found, labels = everything(source)
+        assert found[:, 0, 0, 0].tolist() == labels.tolist()
+
+
 def test_folders_are_labels_only_if_every_image_is_in_one(tmp_path):
     for name in ("b/x/1.png", "a/2.png", "c/3.png"):
         save_image(tmp_path, name, random_images(8, 8, 3))
@@ -79,7 +150,7 @@ def test_folders_are_labels_only_if_every_image_is_in_one(tmp_path):
     assert labels.tolist() == [0, 1, 2] and info.num_classes == 3  # a, b, c
     save_image(tmp_path, "4.png", random_images(8, 8, 3))
     _, _, info = open_images(tmp_path)
-    assert everything(info.sources["train"])[1].tolist() == [0, 0, 0, 0]
+    assert everything(info.sources["train"])[1].tolist() == [0, 0, 0, 0] and not info.class_to_idx
 
 
 def test_few_images_are_in_both_splits(tmp_path):
@@ -95,11 +166,48 @@ def test_files_that_are_left_out_are_counted_and_named(folder, caplog):
     with caplog.at_level(logging.WARNING):
         _, _, info = open_images(path)
     assert sum(info.num_examples.values()) == 12
-    assert "3 left out because they are not images: .hidden.png, linked, notes.txt" in caplog.text
+    assert "2 left out because they are not images: .hidden.png, notes.txt" in caplog.text
+    assert "1 left out because they are each a link to a folder" in caplog.text
     archive = zipped(path, **{"__MACOSX/data/._00.png": "x", "../../escape.png": "x"})
     with caplog.at_level(logging.WARNING):
         assert sum(open_images(archive)[2].num_examples.values()) == 12
     assert "../../escape.png" in caplog.text and "__MACOSX/data/._00.png" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name, target, said",
+    [
+        ("bad.png", "nowhere.png", "a broken link"),
+        ("cats", "../gone", "a broken link"),
+        ("bad.png", "../outside.png", "a link that leads out of the folder"),
+    ],
+)
+def test_bad_links_are_named_when_the_data_are_opened(folder, name, target, said, caplog):
+    path, _ = folder
+    save_image(path.parent, "outside.png", random_images(8, 8, 3))
+    (path / name).symlink_to(target)
+    with pytest.raises(DataError, match=f"{name} in .* is {said}.*data.on_error=skip"):
+        open_images(path)
+    with caplog.at_level(logging.WARNING):
+        assert sum(open_images(path, on_error="skip")[2].num_examples.values()) == 12
+    assert f"1 left out because they are each {said}: {name}" in caplog.text
+
+
+def test_links_in_zip_files_are_named(folder):
+    path = zipped(folder[0])
+    with zipfile.ZipFile(path, "a") as archive:
+        link = zipfile.ZipInfo("data/linked.png")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "00.png")
+    with pytest.raises(DataError, match=r"data/linked.png in .*zip is a link"):
+        open_images(path)
+    assert sum(open_images(path, on_error="skip")[2].num_examples.values()) == 12
+
+
+def test_links_inside_the_folder_are_read(folder):
+    path, _ = folder
+    (path / "linked.png").symlink_to("00.png")
+    assert sum(open_images(path)[2].num_examples.values()) == 13
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
@@ -120,25 +228,105 @@ def test_on_error_option_raises_or_skips_broken_images(folder, kind, caplog):
     assert torch.equal(torch.cat([batch["image"] for batch in train]), images[kept] / 255)
 
 
-def test_gray_colour_and_transparency(tmp_path):
-    rgba = random_images(8, 8, 4)
+def pixels(path, **options):
+    """The first image of a folder, (H, W, C)."""
+    source = open_images(path, **options)[2].sources["train"]
+    return source.images([0])[0].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("background, behind", [("white", 255), ("#000000", 0), ("Gray", 128)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_images_are_composited_over_the_background(
+    tmp_path, background, behind, channels
+):
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[..., :3] = 200  # the hidden colour where opacity is 0
+    rgba[:, 2:4, 3], rgba[:, 4:, 3] = 51, 255
     save_image(tmp_path, "1.png", rgba)
-    for channels, mode in ((1, "L"), (3, "RGB"), (4, "RGBA")):
-        _, _, info = open_images(tmp_path, num_channels=channels)
+    found = pixels(tmp_path, num_channels=channels, background=background).astype(int)
+    opacity = rgba[..., 3:] / 255
+    assert np.abs(found - (opacity * 200 + (1 - opacity) * behind)).max() <= 1
+    assert (found[:, :2] == behind).all() and (found[:, 4:] == 200).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "L"])
+def test_transparency_without_a_background_is_refused(tmp_path, mode):
+    image, options = Image.fromarray(random_images(8, 8, 4)).convert(mode), {}
+    if mode == "L":
+        options = {"transparency": image.getpixel((3, 3))}
+    image.save(tmp_path / ("1.tif" if mode == "PA" else "1.png"), **options)
+    for skipping in ("raise", "skip"):
+        with pytest.raises(DataError, match=r"1\.\w+ in .* data\.background=white.*num_channels=4"):
+            open_images(tmp_path, on_error=skipping)
+    assert pixels(tmp_path, background="red").shape == (8, 8, 3)
+
+
+def test_opaque_images_need_no_background_and_four_channels_keep_transparency(tmp_path):
+    rgba = random_images(8, 8, 4)
+    save_image(tmp_path / "a", "1.png", rgba)
+    assert np.array_equal(pixels(tmp_path / "a", num_channels=4), rgba)
+    rgba[..., 3] = 255
+    save_image(tmp_path / "b", "1.png", rgba)
+    for channels, mode in ((1, "L"), (3, "RGB")):
         expected = np.array(Image.fromarray(rgba).convert(mode)).reshape(8, 8, channels)
-        found = info.sources["train"].images([0])[0].permute(1, 2, 0)
-        assert np.array_equal(found.numpy(), expected)
-    palette = Image.fromarray(rgba).convert("P")
-    palette.save(tmp_path / "1.png", transparency=bytes(range(256)))
-    found = open_images(tmp_path)[2].sources["train"].images([0])[0].permute(1, 2, 0)
-    assert np.array_equal(found.numpy(), np.array(palette.convert("RGB")))
+        assert np.array_equal(pixels(tmp_path / "b", num_channels=channels), expected)
 
 
-def test_16_bit_images_are_scaled_not_clipped(tmp_path):
-    levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    Image.fromarray(levels).save(tmp_path / "deep.png")
-    found = open_images(tmp_path, num_channels=1)[2].sources["train"].images([0])[0, 0]
-    assert np.abs(found.numpy() - levels / 257.0).max() <= 0.5
+def test_palettes_and_bilevel_images_are_read_as_ever(tmp_path):
+    rgb = Image.fromarray(random_images(8, 8, 3))
+    for number, image in enumerate([rgb.convert("P"), rgb.convert("1"), rgb.convert("L")]):
+        image.save(tmp_path / f"{number}.png")
+    found = everything(open_images(tmp_path)[2].sources["train"])[0].permute(0, 2, 3, 1)
+    for number, image in enumerate(found):
+        expected = Image.open(tmp_path / f"{number}.png").convert("RGB")
+        assert np.array_equal(image.numpy(), np.array(expected))
+
+
+DEEP = {
+    "uint16": np.linspace(0, 4095, 64).reshape(8, 8).astype(np.uint16),
+    "int32": np.linspace(-3, 90000, 64).reshape(8, 8).astype(np.int32),
+    "float32": np.linspace(0, 0.5, 64).reshape(8, 8).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_images_are_scaled_by_the_range_and_refused_without(tmp_path, kind, channels):
+    values = DEEP[kind]
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    high = "0.5" if kind == "float32" else str(values.max())
+    white = {"uint16": "4095", "int32": "131071", "float32": "0.5"}[kind]
+    with pytest.raises(
+        DataError, match=rf"deep.tif in .* {kind} .* {high}, .* data.range=0,{white}"
+    ):
+        open_images(tmp_path, num_channels=channels)
+    low, high = values.min().item(), values.max().item()
+    found = pixels(tmp_path, num_channels=channels, range=(low, high))
+    expected = (values - low) / (high - low) * 255
+    assert np.abs(found - expected[..., None]).max() <= 0.51
+    assert np.array_equal(pixels(tmp_path, num_channels=channels, range=(high, low)), 255 - found)
+    with pytest.raises(DataError, match=rf"deep.tif in .* holds .* outside of data.range.*{kind}"):
+        open_images(tmp_path, range=(low, (low + high) / 2))
+
+
+def test_colour_of_16_bits_is_refused(tmp_path):
+    """Pillow reads only the upper half of each value."""
+    rows = b"".join(b"\0" + bytes([15, 255] * 24) for _ in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = (struct.pack(">I", len(data)) + kind + data for kind, data in parts)
+    checked = (chunk + struct.pack(">I", zlib.crc32(chunk[4:])) for chunk in chunks)
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(checked))
+    with pytest.raises(DataError, match=r"deep.png in .* more than 8 bits .* data.range"):
+        open_images(tmp_path)
+
+
+def test_range_applies_to_8_bits_as_well(tmp_path):
+    save_image(tmp_path, "1.png", np.arange(64, dtype=np.uint8).reshape(8, 8))
+    found = pixels(tmp_path, num_channels=1, range=(0, 63))
+    assert np.array_equal(found[..., 0], np.round(np.arange(64).reshape(8, 8) / 63 * 255))
+    with pytest.raises(DataError, match=r"1.png in .* uint8, but data.range=\(0, 4095\)"):
+        open_images(tmp_path, num_channels=1, range=(0, 4095))
 
 
 def test_exif_orientation_is_applied(tmp_path):
@@ -191,6 +379,9 @@ def test_mistakes_with_images(tmp_path, folder):
         ({"path": str(tmp_path / "b.zip")}, "b.zip is not a readable zip file"),
         ({"path": str(folder[0]), "num_channels": 2}, "data.num_channels=2"),
         ({"path": str(folder[0]), "on_error": "ignore"}, "data.on_error='ignore'"),
+        ({"path": str(folder[0]), "background": "whitish"}, "data.background='whitish'"),
+        ({"path": str(folder[0]), "background": "#fff0"}, "data.background='#fff0'"),
+        ({"path": str(folder[0]), "range": (3, 3)}, r"data.range=\(3, 3\)"),
     ]:
         with pytest.raises(DataError, match=message):
             open_images(**options)

@@ -36,7 +36,7 @@ def mocked(num_examples=6):
 def test_mocked_data_sets(name, size, data, classes):
     with mocked():
         config = make_config(name, image_size=size, **data)
-        train, test, info = datasets.get_dataset(config, evaluation=True)
+        train, test, info = datasets.get_streams(config, evaluation=True)
         assert info.num_examples == {"train": 6, "test": 6}
         assert (info.shape, info.levels, info.num_classes) == ((3, size, size), 256, classes)
         for stream in (train, test):
@@ -53,18 +53,48 @@ def test_mocked_images_equal_the_stored_ones():
         import tensorflow_datasets as tfds
 
         stored = tfds.builder("cifar10").as_data_source("train")[3]
-        source = datasets.get_dataset(make_config("CIFAR10", image_size=32))[2].sources["train"]
+        source = datasets.get_streams(make_config("CIFAR10", image_size=32))[2].sources["train"]
         for _ in range(2):  # decoded, then cached
             image, label = source.read(np.array([3]))
             assert np.array_equal(image[0].permute(1, 2, 0).numpy(), stored["image"])
             assert label.item() == stored["label"]
 
 
+@pytest.mark.parametrize("name", ["CIFAR10", "SVHN"])
+@pytest.mark.parametrize("size", [16, 48])
+def test_small_images_are_resized_with_a_note(name, size, caplog):
+    with mocked(), caplog.at_level("INFO"):
+        whole, resized = (
+            datasets.get_streams(make_config(name, image_size=side))[2].sources["train"]
+            for side in (32, size)
+        )
+        (stored, labels), (found, same) = (source.read(np.arange(6)) for source in (whole, resized))
+    assert found.shape == (6, 3, size, size) and torch.equal(labels, same)
+    assert f"{name}: images of 32 px are resized to {size} px, antialiased" in caplog.text
+    if size == 16:  # the triangle filter of a reduction by two: weights 1, 3, 3, 1
+        weights = torch.tensor([1.0, 3, 3, 1]) / 8
+        block = stored[:, :, 13:17, 7:11].float()
+        expected = torch.einsum("nchw,h,w->nc", block, weights, weights)
+        assert (found[:, :, 7, 4] - expected).abs().max() <= 0.51
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "SVHN"])
+def test_classes_have_the_names_that_the_data_set_records(name, monkeypatch):
+    with mocked():
+        from tensorflow_datasets.core.features import ClassLabel
+
+        info = datasets.get_streams(make_config(name, image_size=32))[2]
+        assert info.class_to_idx == {str(digit): digit for digit in range(10)}
+        monkeypatch.setattr(ClassLabel, "names", list("abcdefghij"))
+        info = datasets.get_streams(make_config(name, image_size=32))[2]
+        assert info.class_to_idx == {letter: k for k, letter in enumerate("abcdefghij")}
+
+
 @pytest.mark.parametrize(
     "config, message",
     [
-        (make_config("CIFAR10", image_size=64), "set data.image_size=32 and data.num_channels=3"),
-        (make_config("SVHN", image_size=32, num_channels=1), "set data.image_size=32"),
+        (make_config("CIFAR10", image_size=(32, 16)), "one number as data.image_size"),
+        (make_config("SVHN", image_size=32, num_channels=1), "set data.num_channels=3"),
         (make_config("CELEBA", image_size=(64, 32)), "square colour images"),
         (make_config("LSUN", image_size=64, num_channels=1, category="bridge"), "square"),
         (make_config("LSUN", image_size=64, category="bedrom"), "no 'lsun/bedrom'"),
@@ -72,7 +102,7 @@ def test_mocked_images_equal_the_stored_ones():
 )
 def test_mistakes_in_the_config(config, message):
     with mocked(), pytest.raises(DataError, match=message):
-        datasets.get_dataset(config)
+        datasets.get_streams(config)
 
 
 @pytest.mark.parametrize("name, part", [("CIFAR10", "cifar10"), ("LSUN", "lsun/bridge")])
@@ -88,7 +118,7 @@ def test_data_dir_and_category_options(name, part, monkeypatch):
     for folder, expected in (("~/data", "/home/me/data"), ("", None)):
         config = make_config(name, image_size=32, category="bridge", data_dir=folder)
         with pytest.raises(DataError, match=f"no '{part}'"):
-            datasets.get_dataset(config)
+            datasets.get_streams(config)
         assert asked.pop() == (part, expected)
 
 
@@ -156,7 +186,7 @@ def _write(path, file_format, records):
 
 def check_cifar10(folder, images, **data):
     config = make_config("CIFAR10", image_size=32, data_dir=str(folder), **data)
-    train, test, _ = datasets.get_dataset(config, evaluation=True)
+    train, test, _ = datasets.get_streams(config, evaluation=True)
     for stream, split in ((train, "train"), (test, "test")):
         batches = list(stream)
         seen = torch.cat([batch["image"] for batch in batches]).permute(0, 2, 3, 1)
@@ -188,10 +218,10 @@ def test_damaged_prepared_data_are_named(tmp_path):
     path.write_bytes(content)
     config = make_config("CIFAR10", image_size=32, data_dir=str(tmp_path))
     with pytest.raises(DataError, match=r"record 2 of .*cifar10-train.* fails its checksum"):
-        list(datasets.get_dataset(config, evaluation=True)[0])
+        list(datasets.get_streams(config, evaluation=True)[0])
     path.unlink()
     with pytest.raises(DataError, match=r"cifar10-train.* cannot be read: No such file"):
-        datasets.get_dataset(config)
+        datasets.get_streams(config)
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
@@ -201,7 +231,7 @@ def test_missing_split_is_named(tmp_path, file_format):
     info = json.loads(path.read_text())
     path.write_text(json.dumps({**info, "splits": info["splits"][:1]}))
     with pytest.raises(DataError, match=r"has the splits \['train'\], not 'test'"):
-        datasets.get_dataset(make_config("CIFAR10", image_size=32, data_dir=str(tmp_path)))
+        datasets.get_streams(make_config("CIFAR10", image_size=32, data_dir=str(tmp_path)))
 
 
 def unreachable(*args, **options):
@@ -221,7 +251,7 @@ def test_missing_data_without_a_network(tmp_path, monkeypatch):
         rf"`python -m score_lib.data.prepare cifar10 {tmp_path}` .* set data.data_dir"
     )
     with pytest.raises(DataError, match=expected):
-        datasets.get_dataset(config)
+        datasets.get_streams(config)
 
 
 @pytest.mark.slow
@@ -237,7 +267,7 @@ def test_missing_data_are_prepared_in_another_process(tmp_path, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", run)
     config = make_config("CIFAR10", image_size=32, data_dir=str(tmp_path))
-    datasets.get_dataset(config)
+    datasets.get_streams(config)
     check_cifar10(tmp_path, prepared)
 
 
@@ -250,13 +280,13 @@ def test_failed_preparation_names_the_command(tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"could not be prepared in .*python -m score_lib.data.prepare svhn"
     ):
-        datasets.get_dataset(config)
+        datasets.get_streams(config)
 
 
 def test_missing_tensorflow_datasets_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(DataError, match="pip install tensorflow-datasets"):
-        datasets.get_dataset(make_config("CIFAR10", image_size=32))
+        datasets.get_streams(make_config("CIFAR10", image_size=32))
 
 
 @pytest.mark.slow
@@ -278,11 +308,11 @@ import datasets
 from dataset_helpers import make_config
 for folder in ("a", "t"):
     config = make_config("CIFAR10", image_size=32, data_dir={str(tmp_path)!r} + "/" + folder)
-    print(len(list(datasets.get_dataset(config, evaluation=True)[0])))
+    print(len(list(datasets.get_streams(config, evaluation=True)[0])))
 with tfds.testing.mock_data(num_examples=2):
     for name, size, data, _ in {MOCKED!r}:
         config = make_config(name, image_size=size, **data)
-        print(next(iter(datasets.get_dataset(config)[0]))["image"].shape[1:])
+        print(next(iter(datasets.get_streams(config)[0]))["image"].shape[1:])
 """
     run = run_python(program)
     assert run.returncode == 0, run.stderr
@@ -309,7 +339,7 @@ def test_records_of_tensorflow_are_read(tf, tmp_path):
             example = tf.train.Example(features=tf.train.Features(feature=feature))
             writer.write(example.SerializeToString())
     config = make_config("CelebAHQ", image_size=8, tfrecords_path=path)
-    _, _, info = datasets.get_dataset(config)
+    _, _, info = datasets.get_streams(config)
     assert np.array_equal(info.sources["train"].images(range(3)).numpy(), images)
 
 

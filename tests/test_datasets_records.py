@@ -49,7 +49,7 @@ def records(tmp_path):
 def test_images_of_tfrecords(records, name, pattern):
     folder, images = records
     config = make_config(name, image_size=6, tfrecords_path=pattern.format(folder))
-    train, test, info = datasets.get_dataset(config, evaluation=True)
+    train, test, info = datasets.get_streams(config, evaluation=True)
     assert info.num_examples == {"train": 7, "test": 7} and info.levels == 256
     for stream in (train, test):
         seen = torch.cat([batch["image"] for batch in stream])
@@ -59,7 +59,7 @@ def test_images_of_tfrecords(records, name, pattern):
 def test_tfrecords_with_workers(records):
     folder, images = records
     config = make_config("FFHQ", image_size=6, tfrecords_path=f"{folder}/*", num_workers=2)
-    train, _, info = datasets.get_dataset(config, evaluation=True)
+    train, _, info = datasets.get_streams(config, evaluation=True)
     info.sources["train"].images([0, 6])  # opens the files before the workers start
     seen = torch.cat([batch["image"] for batch in train])
     torch.testing.assert_close(seen, torch.from_numpy(images) / 255)
@@ -117,9 +117,9 @@ def test_mistakes_with_tfrecords(records, tmp_path):
     ]:
         config = make_config("FFHQ", image_size=size, tfrecords_path=str(folder / path))
         with pytest.raises(DataError, match=message):
-            datasets.get_dataset(config)
+            datasets.get_streams(config)
     with pytest.raises(DataError, match="empty"):
-        datasets.get_dataset(make_config("FFHQ", tfrecords_path=""))
+        datasets.get_streams(make_config("FFHQ", tfrecords_path=""))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_records_without_an_image_are_refused(tmp_path, message, complaint):
         RecordWriter(file).write(message)
     config = make_config("FFHQ", image_size=6, tfrecords_path=str(tmp_path / "f"))
     with pytest.raises(DataError, match=f"record 0 of {tmp_path}/f.*{complaint}"):
-        datasets.get_dataset(config)
+        datasets.get_streams(config)
 
 
 def test_missing_checksum_package_is_named(records, monkeypatch):
@@ -146,4 +146,4 @@ def test_missing_checksum_package_is_named(records, monkeypatch):
     tfrecords.crc32c.cache_clear()
     config = make_config("FFHQ", image_size=6, tfrecords_path=f"{records[0]}/*")
     with pytest.raises(DataError, match="pip install google-crc32c"):
-        datasets.get_dataset(config)
+        datasets.get_streams(config)

@@ -14,7 +14,7 @@ from small_runs import small_config
 
 import losses
 import run_lib
-from datasets import get_dataset
+from datasets import get_streams
 from evaluation import load_statistics
 from losses import get_sde_loss_fn, get_step_fn, optimization_manager
 from models.ema import ExponentialMovingAverage
@@ -213,7 +213,7 @@ def test_a_mistake_found_by_the_main_process_ends_all():
 def options(tmp_path_factory):
     """Evaluation data: 40 digits held out of 400, as a user's own images, in batches of 16."""
     folder = tmp_path_factory.mktemp("data")
-    _, _, info = get_dataset(small_config(), evaluation=True)
+    _, _, info = get_streams(small_config(), evaluation=True)
     np.save(folder / "digits.npy", info.sources["train"].read(np.arange(400))[0].numpy())
     return {
         "optim__lr": 1e-3,

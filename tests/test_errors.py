@@ -231,13 +231,16 @@ DATA = {
         ("data.path", "none", "no file or folder"),
     ),
     "empty folder": (empty, ("no image in", "images", ".png")),
-    "whole numbers": (lambda folder: save(folder, (4, 8, 8), np.int64), ("int64", "uint8")),
+    "whole numbers": (
+        lambda folder: save(folder, (4, 8, 8), np.int64),
+        ("int64", "data.range=0,1"),
+    ),
     "colour": (lambda folder: save(folder, (4, 8, 8, 3)), ("3 channels", "data.num_channels=1")),
     "no images": (lambda folder: save(folder, (0, 8, 8)), ("no images",)),
     "one long list": (lambda folder: save(folder, (64,)), ("(64,)", "(N, H, W)")),
     "nan": (
         lambda folder: save(folder, (4, 8, 8), np.float32, np.nan),
-        ("images.npy", "outside [0, 1]", "uint8"),
+        ("row 0", "images.npy", "nan", "outside [0, 1]", "data.range"),
     ),
 }
 

@@ -11,19 +11,20 @@ import torch
 from small_runs import command, run, small_config
 
 import run_lib
-from datasets import get_dataset
+from datasets import MemorySource, get_streams
 from evaluation import load_statistics
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.reports import mean_and_error
 from score_lib.runs import rounds
 from score_lib.runs.evaluate import find_checkpoints
+from score_lib.runs.statistics import pixel_hash
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     """Evaluation data: 400 digits, 40 of them held out, as a user's own images."""
     folder = tmp_path_factory.mktemp("data")
-    _, _, info = get_dataset(small_config(), evaluation=True)
+    _, _, info = get_streams(small_config(), evaluation=True)
     np.save(folder / "digits.npy", info.sources["train"].read(np.arange(400))[0].numpy())
     options = {
         # A small network that is still near its start is easy to integrate.
@@ -251,6 +252,64 @@ def test_statistics_of_a_folder_with_broken_files(tmp_path, caplog):
     assert "broken.png" in caplog.text and "cut.png" in caplog.text
     # One in ten of the readable images is held out.
     assert load_statistics(tmp_path / "stats.npz").count == count - count // 10
+
+
+def own_images(folder, changed=0):
+    """Options of an evaluation of 20 gray images, and their array."""
+    images = np.random.default_rng(changed).integers(0, 17, (20, 8, 8), dtype=np.uint8)
+    np.save(folder / "mine.npy", images)
+    return {
+        "data__dataset": "IMAGES",
+        "data__path": str(folder / "mine.npy"),
+        "eval__extractor": "digits",
+        "eval__enable_loss": False,
+        "eval__enable_bpd": False,
+        "eval__enable_sampling": True,
+        "eval__num_samples": 4,
+        "eval__begin_ckpt": 1,
+        "eval__end_ckpt": 1,
+    }
+
+
+def test_statistics_of_own_images_belong_to_a_run(tmp_path):
+    config = small_config(**own_images(tmp_path))
+    with pytest.raises(ValueError, match=r"give --workdir, or a file as --config.eval.stats"):
+        run_lib.fid_stats(config)
+    path = run_lib.fid_stats(config, tmp_path / "run")
+    assert path.parent == tmp_path / "run/stats" and load_statistics(path).count == 18
+    found = load_statistics(path)
+    assert (found.place, found.shape, found.dataset) == ("mine.npy", "8 x 8 x 1", "IMAGES")
+    config.eval.stats = str(tmp_path / "named.npz")
+    assert run_lib.fid_stats(config, tmp_path / "run") == tmp_path / "named.npz"
+
+
+def test_statistics_of_other_images_are_refused(tmp_path, caplog):
+    """Images that were replaced since, or are now more; an evaluation of the same ones goes on."""
+    caplog.set_level("INFO")
+    config, run = small_config(**own_images(tmp_path)), tmp_path / "run"
+    run_lib.train(config, run)
+    run_lib.fid_stats(config, run)
+    (record,) = run_lib.evaluate(config, run)
+    assert record["fid"] > 0 and "18 images of IMAGES (mine.npy), 8 x 8 x 1" in caplog.text
+    own_images(tmp_path, changed=1)
+    with pytest.raises(ValueError, match=r"images_.* are of 18 images .* other pixels.*fid_stats"):
+        run_lib.evaluate(config, run, "again")
+    np.save(tmp_path / "mine.npy", np.load(tmp_path / "mine.npy")[:15])
+    with pytest.raises(ValueError, match="now has 14 images"):
+        run_lib.evaluate(config, run, "fewer")
+    (tmp_path / "mine.npy").unlink()
+    run_lib.evaluate(config, run, "gone")
+    assert "were not compared with the data: data.path: there is no file" in caplog.text
+
+
+def test_pixels_are_hashed_at_evenly_spaced_images():
+    images = torch.zeros(2500, 1, 2, 2, dtype=torch.uint8)
+    whole = pixel_hash(MemorySource(images))
+    assert whole == pixel_hash(MemorySource(images)) != pixel_hash(MemorySource(images, levels=17))
+    for number, seen in ((0, True), (2, True), (1, False), (2497, True)):
+        changed = images.clone()
+        changed[number, 0, 1, 1] = 1
+        assert (pixel_hash(MemorySource(changed)) != whole) == seen
 
 
 def test_mean_and_error():

@@ -149,7 +149,9 @@ def test_names_of_statistics_files(tmp_path):
         return evaluation.stats_path(ConfigDict({"data": data, "eval": {}})).name
 
     assert name("CIFAR10") == "cifar10_stats.npz"
+    assert name("CIFAR10", 16) == "cifar10_16_stats.npz"
     assert name("CELEBA", 64) == "celeba_stats.npz"
+    assert name("CELEBA", 128) == "celeba_128_stats.npz"
     assert name("LSUN", 256, category="bedroom") == "lsun_bedroom_256_stats.npz"
     assert name("FFHQ", 1024) == "ffhq_1024_stats.npz"
     own = [name("IMAGES", (32, 48), path=f"{tmp_path}/{folder}/cats") for folder in "ab"]
@@ -160,7 +162,7 @@ def test_names_of_statistics_files(tmp_path):
 
 def test_statistics_of_the_configured_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(configured, "STATS_FOLDER", tmp_path)
-    config = ConfigDict({"data": {"dataset": "CIFAR10"}, "eval": {}})
+    config = ConfigDict({"data": {"dataset": "CIFAR10", "image_size": 32}, "eval": {}})
     with pytest.raises(
         FileNotFoundError, match=r"CIFAR10 at .*--mode fid_stats.*--config.eval.stats"
     ):
@@ -170,3 +172,58 @@ def test_statistics_of_the_configured_data_set(tmp_path, monkeypatch):
     assert evaluation.load_dataset_stats(config).dataset == "usual"
     config.eval.stats = str(tmp_path / "mine.npz")
     assert evaluation.load_dataset_stats(config).dataset == "mine"
+
+
+def test_statistics_are_found_in_the_run_before_the_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(configured, "STATS_FOLDER", tmp_path / "assets")
+    config = ConfigDict({"data": {"dataset": "CIFAR10", "image_size": 32}, "eval": {}})
+    run = tmp_path / "run"
+    with pytest.raises(FileNotFoundError, match=r"run/stats/cifar10_.* or .*assets/cifar10_"):
+        evaluation.load_dataset_stats(config, run)
+    places = {"assets": tmp_path / "assets", "run": run / "stats"}
+    for place, folder in places.items():
+        evaluation.save_statistics(folder / "cifar10_stats.npz", some_statistics(dataset=place))
+        assert evaluation.load_dataset_stats(config, run).dataset == place
+    assert evaluation.load_dataset_stats(config).dataset == "assets"
+
+
+def test_statistics_of_another_size_are_refused(tmp_path, caplog):
+    path = str(tmp_path / "s.npz")
+    config = ConfigDict({"data": {"dataset": "CELEBA", "image_size": 64}, "eval": {"stats": path}})
+    caplog.set_level("INFO")
+    evaluation.save_statistics(path, some_statistics(shape="64 x 64 x 3", dataset="CELEBA"))
+    evaluation.load_dataset_stats(config)
+    assert "s.npz: 40 images of CELEBA, 64 x 64 x 3, features by 'digits'" in caplog.text
+    config.data.image_size = 128
+    with pytest.raises(ValueError, match=r"of 64 x 64 x 3, .* 128 x 128 x 3 .*--mode fid_stats"):
+        evaluation.load_dataset_stats(config)
+
+
+def test_unknown_facts_of_published_statistics_are_said(tmp_path, caplog):
+    caplog.set_level("INFO")
+    np.savez(tmp_path / "s.npz", pool_3=features(40, 6, 1))
+    data, stats = {"dataset": "CIFAR10", "image_size": 32}, {"stats": str(tmp_path / "s.npz")}
+    evaluation.load_dataset_stats(ConfigDict({"data": data, "eval": stats}))
+    (line,) = [r.getMessage() for r in caplog.records if "s.npz" in r.getMessage()]
+    assert "40 images of unknown data, of unknown size, features by an unknown network" in line
+
+
+def test_hash_of_older_files_is_unchanged(tmp_path):
+    """Files without a record of their images keep their hash."""
+    assert some_statistics().hash() != some_statistics(shape="8 x 8 x 1").hash()
+    evaluation.save_statistics(tmp_path / "s.npz", some_statistics())
+    arrays = dict(np.load(tmp_path / "s.npz"))
+    older = {k: v for k, v in arrays.items() if k not in ("place", "shape", "pixels")}
+    np.savez(tmp_path / "older.npz", **older)
+    assert evaluation.load_statistics(tmp_path / "older.npz").hash() == str(arrays["hash"])
+
+
+@pytest.mark.parametrize("num_batches", [1, 3])
+def test_published_call_for_features(num_batches):
+    images = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
+    for values in (images, torch.from_numpy(images)):
+        found = evaluation.run_inception_distributed(values, MeanColour(), num_batches)
+        expected = torch.from_numpy(images).float().mean(dim=(1, 2))
+        assert torch.equal(found["pool_3"], expected) and found["logits"] is None
+    with pytest.raises(ValueError, match="uint8"):
+        evaluation.run_inception_distributed(images / 255, MeanColour())

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import evaluation
 from assets.train_digits_classifier import examples
 from configs.data import digits_defaults
-from datasets import get_dataset
+from datasets import get_streams
 from score_lib.disk.pictures import declare_box_operators
 from score_lib.metrics import inception
 from score_lib.metrics.digits import DigitsExtractor
@@ -44,7 +44,7 @@ def as_bytes(images):
 def digits():
     """The classifier, and (images (N, 1, 8, 8), labels) of the training and held-out splits."""
     config = digits_defaults()
-    info = get_dataset(config, evaluation=True)[2]
+    info = get_streams(config, evaluation=True)[2]
     parts = [examples(info.sources[split]) for split in ("train", "test")]
     return evaluation.get_extractor(config, "cpu"), *parts
 
@@ -268,6 +268,18 @@ def test_get_inception_model_returns_the_hub_model(tfgan, tmp_path, monkeypatch)
     monkeypatch.setattr(inception, "TFGAN_URL", saved_model(tmp_path / "model", "inside"))
     outputs = evaluation.get_inception_model()(tf.ones((2, 32, 32, 3)))
     assert outputs["pool_3"].shape == (2, 1, 1, 4) and outputs["logits"].shape == (2, 2)
+    images = torch.randint(256, (5, 16, 16, 3), dtype=torch.uint8)
+    config = extractor_config(extractor="inception_tfgan")
+    expected = evaluation.get_extractor(config)(images)
+    for parts in (1, 2):
+        model = evaluation.get_inception_model()
+        found = evaluation.run_inception_distributed(images, model, num_batches=parts)
+        torch.testing.assert_close(found, expected)
+    large = evaluation.run_inception_distributed(
+        images, lambda x: tf.reduce_mean(x, axis=(1, 2)), inceptionv3=True
+    )
+    torch.testing.assert_close(large["pool_3"], images.double().div(255).mean((1, 2)).float())
+    assert large["logits"] is None
     for missing in (str(tmp_path / "none"), "http://127.0.0.1:9/model/1"):
         with pytest.raises(OSError, match=r"cannot be loaded from .*extractor_weights") as caught:
             inception.TFGANInception(missing)

@@ -30,7 +30,7 @@ def test_first_examples_of_a_split_in_its_order(split, size):
         "DIGITS", num_channels=1, random_flip=True, uniform_dequantization=True, seed=7
     )
     images, labels, names = read_inputs(config, "", 20, split)
-    source = datasets.get_dataset(config)[2].sources[split]
+    source = datasets.get_streams(config)[2].sources[split]
     expected, classes = source.read(np.arange(20))
     assert images.dtype == torch.float32 and labels.dtype == torch.int64
     assert torch.equal(images * 16, expected.float()) and torch.equal(labels, classes)

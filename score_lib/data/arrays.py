@@ -1,6 +1,7 @@
 """Images in an .npy file, which is memory-mapped, or in an .npz file, which is loaded."""
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable
 
@@ -9,16 +10,19 @@ import torch
 from torch import Tensor
 
 from score_lib.base.memory import total_memory
+from score_lib.data.pixels import Pixels, need_range
 from score_lib.data.preprocess import MAX_PIXELS, fit
-from score_lib.data.sources import DataError, PerProcess, Source
+from score_lib.data.sources import DataError, PerProcess, Source, log_once
 from score_lib.disk.arrays import array_sizes, load_arrays
 
 CHANNELS = (1, 3, 4)
 MAX_CLASSES = 1 << 24
+# Values that are checked at once.
+CHUNK = 1 << 24
 
 
 class ArrayImages(Source):
-    """An array of images: uint8, or floats in [0, 1], which are rounded to 256 levels.
+    """An array of images: uint8, or others that are rounded to 256 levels.
 
     `array` returns it in the process that calls it: (N, h, w), (N, C, h, w) or, if
     `channels_last`, (N, h, w, C), with any h and w.
@@ -26,13 +30,14 @@ class ArrayImages(Source):
 
     def __init__(
         self,
-        name: str,
         array: Callable[[], np.ndarray],
         channels_last: bool,
         labels: Tensor | None,
         shape: tuple[int, int, int],
+        pixels: Pixels,
     ):
-        self._name, self._array, self._channels_last = name, array, channels_last
+        self._array, self._channels_last = array, channels_last
+        self._pixels = pixels
         self._labels, self.shape = labels, shape
         self.num_classes = 1 if labels is None else int(labels.max()) + 1
 
@@ -41,11 +46,9 @@ class ArrayImages(Source):
 
     def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
         rows = np.asarray(self._array()[numbers])
-        if rows.dtype != np.uint8:
-            if not (rows.min() >= 0 and rows.max() <= 1):
-                raise DataError(
-                    f"{self._name} holds floats outside [0, 1]: rescale them, or store uint8"
-                )
+        if self._pixels.range:
+            rows = self._pixels.scale(rows)
+        elif rows.dtype != np.uint8:
             rows = np.round(rows * 255).astype(np.uint8)
         images = torch.from_numpy(rows)
         if images.dim() == 3:
@@ -56,11 +59,14 @@ class ArrayImages(Source):
         return images, None if self._labels is None else self._labels[numbers]
 
 
-def open_array(path: pathlib.Path, shape: tuple[int, int, int]) -> ArrayImages:
+def open_array(path: pathlib.Path, shape: tuple[int, int, int], pixels: Pixels) -> ArrayImages:
     """The images (N, H, W), (N, H, W, C) or (N, C, H, W) of a file, and the labels of an .npz.
 
+    Unless the values are uint8 and all of them allowed, they are checked: one pass over the file.
+
     Raises:
-        DataError: not an array that NumPy reads without pickle, or not an array of images.
+        DataError: not an array that NumPy reads without pickle, not an array of images, or with
+            values that are out of bounds; names the row.
     """
     try:
         if path.suffix.lower() == ".npz":
@@ -75,8 +81,8 @@ def open_array(path: pathlib.Path, shape: tuple[int, int, int]) -> ArrayImages:
     except Exception as error:  # damaged files make NumPy raise errors of nearly any type
         reason = error.__cause__ or error  # the cause does not repeat the path
         raise DataError(f"{path} is not a readable array: {reason}") from error
-    if kind != np.uint8 and not np.issubdtype(kind, np.floating):
-        raise DataError(f"{path} holds {kind}: images are uint8, or floats in [0, 1]")
+    if kind.kind not in "buif":
+        raise DataError(f"{path} holds {kind}: images are numbers, best of all uint8")
     channels_last = _channels_last(path, stored, shape)
     if labels is not None:
         one_integer_each = labels.shape == stored[:1] and labels.dtype.kind in "iu"
@@ -86,7 +92,27 @@ def open_array(path: pathlib.Path, shape: tuple[int, int, int]) -> ArrayImages:
                 f"{path}: labels must be one integer from 0 to {MAX_CLASSES - 1} for each image"
             )
         labels = torch.from_numpy(labels.astype(np.int64))
-    return ArrayImages(str(path), array, channels_last, labels, shape)
+    _check_values(path, array(), pixels)
+    return ArrayImages(array, channels_last, labels, shape, pixels)
+
+
+def _check_values(path: pathlib.Path, array: np.ndarray, pixels: Pixels) -> None:
+    """Refuse values that are out of bounds, in parts that need little memory."""
+    kind, floats = array.dtype, array.dtype.kind == "f"
+    if kind == np.uint8 and not pixels.range and not pixels.levels:
+        return
+    size = max(1, CHUNK // math.prod(array.shape[1:]))
+    parts = ((first, array[first : first + size]) for first in range(0, len(array), size))
+    if kind != np.uint8 and not floats and not pixels.range:
+        raise need_range(str(path), kind, max(part.max() for _, part in parts))
+    for first, part in parts:
+        try:
+            pixels.check_values(str(path), part)
+        except DataError:
+            for row, image in enumerate(part, start=first):
+                pixels.check_values(f"row {row} (from 0) of {path}", image)
+    if kind != np.uint8:
+        log_once(f"{path} holds {kind.name}: values are rounded to 256 grey levels")
 
 
 def _load_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -70,6 +70,7 @@ def _split(source: MemorySource) -> tuple[Source, Source]:
     The split does not depend on the seed, and class frequencies are equal in both parts.
     """
     labels = source.read(np.arange(len(source)))[1].numpy()
+    source.class_to_idx = {str(label): label for label in range(source.num_classes)}
     held_out = np.zeros(len(source), dtype=bool)
     for label in range(source.num_classes):
         held_out[np.flatnonzero(labels == label)[5::6]] = True

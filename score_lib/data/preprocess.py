@@ -30,6 +30,11 @@ def lsun(images: Tensor, size: int) -> Tensor:
     return resize(center_crop(images, side, side), size, size, "bicubic").byte()
 
 
+def resized(images: Tensor, size: int) -> Tensor:
+    """CIFAR-10 and SVHN at another size: (n, 3, h, w) -> (n, 3, size, size)."""
+    return resize(images, size, size, "bilinear").round().byte()
+
+
 def fit(images: Tensor, height: int, width: int) -> Tensor:
     """Centre crop to the wanted aspect ratio, then bicubic resizing.
 

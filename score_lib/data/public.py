@@ -1,5 +1,7 @@
 """CIFAR10, SVHN, CELEBA and LSUN through tensorflow-datasets, without importing TensorFlow."""
 
+import contextlib
+import contextvars
 import functools
 import http.client
 import logging
@@ -8,7 +10,7 @@ import pathlib
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,11 +19,12 @@ from torch import Tensor
 from score_lib.data import preprocess
 from score_lib.data.sources import (
     DataError,
+    MissingDataError,
     PerProcess,
     Remembered,
     Source,
+    log_once,
     register_dataset,
-    require_shape,
 )
 from score_lib.data.tfrecords import RecordFiles
 
@@ -29,19 +32,21 @@ log = logging.getLogger(__name__)
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 Shape = tuple[int, int, int]
+SMALL_SIDE = 32
+_MAY_PREPARE = contextvars.ContextVar("may_prepare", default=True)
 FOLDER = {"folder": "data.data_dir"}
 
 
 @register_dataset(name="CIFAR10", options=FOLDER)
 def cifar10(shape: Shape, folder: str) -> tuple[Source, Source]:
-    """50,000 + 10,000 images of 32 x 32 in 10 classes, unchanged."""
-    return _as_stored("CIFAR10", "cifar10", shape, folder)
+    """50,000 + 10,000 images of 32 x 32 in 10 classes; unchanged at 32 px."""
+    return _small("CIFAR10", "cifar10", shape, folder)
 
 
 @register_dataset(name="SVHN", options=FOLDER)
 def svhn(shape: Shape, folder: str) -> tuple[Source, Source]:
-    """73,257 + 26,032 house numbers of 32 x 32 in 10 classes, unchanged."""
-    return _as_stored("SVHN", "svhn_cropped", shape, folder)
+    """73,257 + 26,032 house numbers of 32 x 32 in 10 classes; unchanged at 32 px."""
+    return _small("SVHN", "svhn_cropped", shape, folder)
 
 
 @register_dataset(name="CELEBA", options=FOLDER)
@@ -56,16 +61,25 @@ def lsun(shape: Shape, folder: str, category: str) -> tuple[Source, Source]:
     return _resized(f"lsun/{category}", shape, folder, preprocess.lsun)
 
 
-def is_prepared(dataset: str, folder: str, category: str) -> bool | None:
-    """Whether a public data set is on this machine; None for other data sets."""
-    names = {"CIFAR10": "cifar10", "SVHN": "svhn_cropped", "CELEBA": "celeb_a"}
-    names["LSUN"] = f"lsun/{category}"
-    return _builder(names[dataset], folder).is_prepared() if dataset in names else None
-
-
-def _as_stored(title: str, name: str, shape: Shape, folder: str) -> tuple[Source, Source]:
-    require_shape(title, shape, (3, 32, 32))
-    train, test = (TfdsSource(name, s, folder, shape, num_classes=10) for s in ("train", "test"))
+def _small(title: str, name: str, shape: Shape, folder: str) -> tuple[Source, Source]:
+    """A data set of images of 32 x 32 with labels; other sides are resized, as published."""
+    channels, height, width = shape
+    if channels != 3 or height != width:
+        raise DataError(
+            f"{title} has square RGB images, but the config asks for {shape}: set "
+            f"data.num_channels=3 and one number as data.image_size, best 32"
+        )
+    prepare = None
+    if height != SMALL_SIDE:
+        log_once(f"{title}: images of {SMALL_SIDE} px are resized to {height} px, antialiased")
+        prepare = functools.partial(preprocess.resized, size=height)
+    train, test = (
+        TfdsSource(name, split, folder, shape, prepare=prepare, num_classes=10)
+        for split in ("train", "test")
+    )
+    names = _builder(name, folder).info.features["label"].names
+    for source in (train, test):
+        source.class_to_idx = {title: label for label, title in enumerate(names)}
     return Remembered(train), Remembered(test)
 
 
@@ -165,8 +179,20 @@ class _PreparedRecords(RecordFiles):
         return self._features.deserialize_example_np(super().__getitem__(number))
 
 
+@contextlib.contextmanager
+def only_prepared() -> Iterator[None]:
+    """Context in which a data set that is not on this machine is an error and not prepared."""
+    token = _MAY_PREPARE.set(False)
+    try:
+        yield
+    finally:
+        _MAY_PREPARE.reset(token)
+
+
 def _prepare(builder, name: str, folder: str) -> None:
     """Download and prepare a data set in a separate process, because this imports TensorFlow."""
+    if not _MAY_PREPARE.get():
+        raise MissingDataError(f"{name} is not in {builder.data_dir}")
     place = [os.path.abspath(os.path.expanduser(folder))] if folder else []
     command = ["-m", "score_lib.data.prepare", name, *place]
     advice = f"run `python {' '.join(command)}` in the project's folder on a machine with a network"

@@ -2,8 +2,10 @@
 
 import abc
 import functools
+import logging
 import os
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,22 @@ class DataError(ValueError):
         super().__init__(printable(message, limit=1000))
 
 
+@functools.cache
+def log_once(message: str) -> None:
+    """Log how data are read; a run opens them several times."""
+    logging.info("%s", message)
+
+
+def named(class_to_idx: Mapping[str, int]) -> str:
+    """Classes and their labels for a message: cat = 0, dog = 1."""
+    shown = [f"{printable(name)} = {label}" for name, label in [*class_to_idx.items()][:100]]
+    return ", ".join(shown) + (", ..." if len(class_to_idx) > 100 else "")
+
+
+class MissingDataError(DataError):
+    """A published data set is not on this machine."""
+
+
 class Source(abc.ABC):
     """A fixed, numbered set of examples.
 
@@ -41,12 +59,14 @@ class Source(abc.ABC):
         shape: (C, H, W) of every image.
         levels: number of grey values; images hold 0 ... levels - 1.
         num_classes: labels are 0 ... num_classes - 1; 1 where there are no labels.
+        class_to_idx: name of a class -> its label; empty where classes have no names.
         start_method: how worker processes must be started ("spawn", ...); None: any way.
     """
 
     shape: tuple[int, int, int]
     levels: int = 256
     num_classes: int = 1
+    class_to_idx: Mapping[str, int] = types.MappingProxyType({})
     start_method: str | None = None
 
     @abc.abstractmethod
@@ -98,7 +118,7 @@ class View(Source):
     def __init__(self, source: Source):
         self._source = source
         self.shape, self.levels, self.num_classes = source.shape, source.levels, source.num_classes
-        self.start_method = source.start_method
+        self.start_method, self.class_to_idx = source.start_method, source.class_to_idx
 
     def __len__(self) -> int:
         return len(self._source)

@@ -36,6 +36,8 @@ class ImageStream:
         as_uint8: unscaled uint8 images in 0 ... 255, for feature statistics.
         num_workers: processes that decode, at most one per core (ranks on one machine divide its
             cores); 0 decodes in this process.
+        worker_init: called in each of them; by default they ignore signals to stop, since they
+            end with this process, which may need them for its last step.
         device: of the batches; None is the CPU.
         rank, world: rank of this process and number of ranks.  Rank r gets the r-th contiguous
             share of each batch; empty shares of a last evaluation batch are left out.
@@ -56,6 +58,7 @@ class ImageStream:
         dequantize: bool = False,
         as_uint8: bool = False,
         num_workers: int = 0,
+        worker_init: Callable[[int], None] | None = leave_signals_to_parent,
         device: torch.device | str | None = None,
         rank: int = 0,
         world: int = 1,
@@ -71,7 +74,8 @@ class ImageStream:
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.evaluation, self.random_flip = evaluation, random_flip
         self.dequantize, self.as_uint8 = dequantize, as_uint8
-        self.num_workers, self.rank, self.world = num_workers, rank, world
+        self.num_workers, self.worker_init = num_workers, worker_init
+        self.rank, self.world = rank, world
         self.position = 0
         self.to(device)
 
@@ -103,7 +107,7 @@ class ImageStream:
             _Reader(self.source),
             sampler=self._numbers(start),
             batch_size=None,  # the sampler gives the numbers of a whole batch
-            worker_init_fn=leave_signals_to_parent,
+            worker_init_fn=self.worker_init,
             num_workers=min(self.num_workers, max(1, (os.cpu_count() or 1) // local_world())),
             multiprocessing_context=self.source.start_method if self.num_workers else None,
             pin_memory=self.device is not None and self.device.type == "cuda",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_lib.data.sources import DataError, Source, register_dataset
+from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
 
 # A record: length (uint64), masked CRC of the length (uint32), payload, masked CRC of the payload.
 _HEADER, _FOOTER = 12, 4
@@ -34,7 +34,7 @@ def tfrecord_images(shape: tuple[int, int, int], paths: str) -> tuple[Source, So
         part = os.path.expanduser(part)
         found = sorted(filter(os.path.isfile, [part] if os.path.exists(part) else glob.glob(part)))
         if not found:
-            raise DataError(f"data.tfrecords_path: there is no file {part!r}")
+            raise MissingDataError(f"data.tfrecords_path: there is no file {part!r}")
         files += found
     if not files:
         raise DataError("data.tfrecords_path is empty: set it to the TFRecord file or files")

@@ -283,6 +283,9 @@ def read_checkpoint(
         )
     if not isinstance(loaded.get("config", ""), str):
         raise CheckpointError(f"{path} holds a config that is not text")
+    classes = loaded.get("class_to_idx", {})
+    if not isinstance(classes, dict) or not all(isinstance(v, int) for v in classes.values()):
+        raise CheckpointError(f"{path} holds a class_to_idx that is no table of names and labels")
     return loaded
 
 

@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from logging.handlers import BufferingHandler
 
 from torch import Tensor
 
@@ -21,9 +22,24 @@ _FORMAT = "%(asctime)s %(levelname).1s {process}%(message)s"
 
 
 @contextlib.contextmanager
-def messages_to(path: str | os.PathLike) -> Iterator[None]:
+def kept_messages() -> Iterator[list[logging.LogRecord]]:
+    """Context that gives the list of its log messages, for a file that is not there yet."""
+    keeper, root = BufferingHandler(10_000), logging.getLogger()
+    root.addHandler(keeper)
+    try:
+        yield keeper.buffer
+    finally:
+        root.removeHandler(keeper)
+
+
+@contextlib.contextmanager
+def messages_to(
+    path: str | os.PathLike, earlier: Iterable[logging.LogRecord] = ()
+) -> Iterator[None]:
     """Context in which log messages go to a file as well as to the console.
 
+    Args:
+        earlier: messages for the file alone.
     Raises:
         OSError: at the end, if messages could not be written.
     """
@@ -31,6 +47,8 @@ def messages_to(path: str | os.PathLike) -> Iterator[None]:
     handler.setFormatter(logging.Formatter(_FORMAT.format(process="")))
     handler.addFilter(_is_for_users)
     root = logging.getLogger()
+    for record in earlier:
+        handler.handle(record)
     root.addHandler(handler)
     try:
         yield

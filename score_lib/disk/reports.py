@@ -25,9 +25,9 @@ def write_report(folder: str | os.PathLike, records: list[dict]) -> None:
 
 def markdown_table(records: list[dict]) -> str:
     """Rows as a Markdown table that can also be read as it is; a value with a standard error is
-    written as value ± error."""
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    columns = [c for c in columns if not c.endswith(_ERROR)]
+    written as value ± error, and tables inside the table are left out."""
+    values = {key: value for record in records for key, value in record.items()}
+    columns = [c for c in values if not c.endswith(_ERROR) and not isinstance(values[c], dict)]
     rows = [[_cell(record, column) for column in columns] for record in records]
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     lines = [columns, ["-" * width for width in widths], *rows]

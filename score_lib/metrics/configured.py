@@ -1,5 +1,7 @@
 """The feature extractor and the data statistics that a config selects."""
 
+import logging
+import os
 import pathlib
 
 import torch
@@ -11,6 +13,9 @@ from score_lib.metrics.stats import Statistics, load_statistics
 from score_lib.options import complete
 
 STATS_FOLDER = pathlib.Path(__file__).parents[2] / "assets" / "stats"
+# Data sets whose published file does not name its size.
+PUBLISHED_SIDES = {"cifar10": 32, "celeba": 64}
+ADVICE = "compute them with --mode fid_stats, or name another file with --config.eval.stats=FILE"
 
 
 def get_extractor(config, device: torch.device | str | None = None) -> Extractor:
@@ -26,34 +31,65 @@ def get_extractor(config, device: torch.device | str | None = None) -> Extractor
     return EXTRACTORS.build(config.eval.extractor or default, config, device=torch.device(device))
 
 
-def stats_path(config) -> pathlib.Path:
-    """File of the data set's statistics: `eval.stats`, or by default one in `STATS_FOLDER`.
+def stats_path(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
+    """File that statistics are written to: `eval.stats`, or in a run's `stats/`, or `STATS_FOLDER`.
 
-    The published names are `cifar10_stats.npz`, `celeba_stats.npz` and
+    The published names are `cifar10_stats.npz`, `celeba_stats.npz` (64 px) and
     `lsun_{category}_{size}_stats.npz`.  Other names contain the size, and those of the user's own
     images a hash of their location.
     """
     config = complete(config)
     if config.eval.stats:
         return pathlib.Path(config.eval.stats)
+    folder = STATS_FOLDER if workdir is None else pathlib.Path(workdir) / "stats"
     parts = [config.data.dataset.lower()]
-    if parts[0] not in ("cifar10", "celeba"):
-        channels, height, width = image_shape(config)
+    channels, height, width = image_shape(config)
+    if height != width or PUBLISHED_SIDES.get(parts[0]) != height:
         parts.append(config.data.category)
         parts.append(f"{height}" if height == width else f"{height}x{width}")
         if config.data.path:
             place = pathlib.Path(config.data.path).resolve()
             identity = derive_seed("statistics", str(place), channels) % 16**8
             parts[1:1] = [place.stem, f"{identity:08x}"]
-    return STATS_FOLDER / ("_".join(filter(None, [*parts, "stats"])) + ".npz")
+    return folder / ("_".join(filter(None, [*parts, "stats"])) + ".npz")
 
 
-def load_dataset_stats(config) -> Statistics:
-    """Statistics of the configured data set, from `stats_path`; see `load_statistics`."""
-    path = stats_path(config)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there are no statistics of {config.data.dataset} at {path}: compute them with "
-            "--mode fid_stats, or name a file with --config.eval.stats=FILE"
+def find_statistics(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
+    """File that statistics are read from: `eval.stats`, or in a run's `stats/` or `STATS_FOLDER`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    paths = [stats_path(config, folder) for folder in dict.fromkeys((workdir, None))]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"there are no statistics of {config.data.dataset} at "
+        f"{' or '.join(map(str, dict.fromkeys(paths)))}: compute them with --mode fid_stats, or "
+        "name a file with --config.eval.stats=FILE"
+    )
+
+
+def load_dataset_stats(config, workdir: str | os.PathLike | None = None) -> Statistics:
+    """Statistics of the configured data set, from `find_statistics`; see `load_statistics`.
+
+    Raises:
+        ValueError: they are of images of another size.
+    """
+    path = find_statistics(config, workdir)
+    stats = load_statistics(path)
+    logging.info("statistics in %s: %s", path, stats.describe())
+    channels, height, width = image_shape(complete(config))
+    wanted = shape_text(channels, height, width)
+    if stats.shape and stats.shape != wanted:
+        raise ValueError(
+            f"the statistics in {path} are of images of {stats.shape}, and those of the config are "
+            f"{wanted} (height x width x channels): {ADVICE}"
         )
-    return load_statistics(path)
+    return stats
+
+
+def shape_text(channels: int, height: int, width: int) -> str:
+    """The shape of images as statistics record it."""
+    return f"{height} x {width} x {channels}"

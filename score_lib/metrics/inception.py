@@ -5,13 +5,15 @@ compared with statistics of the other.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,6 +147,39 @@ def get_inception_model(inceptionv3: bool = False):
     """
     _tensorflow()
     return _hub_model(INCEPTION_V3_URL if inceptionv3 else TFGAN_URL)
+
+
+def run_inception_distributed(
+    input_tensor, inception_model, num_batches: int = 1, inceptionv3: bool = False
+) -> dict[str, Tensor | None]:
+    """Features and class scores of uint8 images, by the published call.
+
+    Args:
+        input_tensor: (B, H, W, C) uint8; a tensor or an array.
+        inception_model: an `Extractor`, or the network of `get_inception_model`.
+        num_batches: parts that are processed one after the other.
+        inceptionv3: whether that network is the one for large images, without class scores.
+    Returns:
+        "pool_3" (B, F), and "logits" (B, K) or None, float32 on the CPU.
+    """
+    images = torch.as_tensor(np.asarray(input_tensor))
+    compute = inception_model
+    if not isinstance(inception_model, Extractor):
+        compute = functools.partial(_hub_outputs, inception_model, inceptionv3)
+    parts = [compute(part) for part in images.tensor_split(num_batches) if len(part)]
+    pool_3, logits = ([part[name] for part in parts] for name in ("pool_3", "logits"))
+    has_logits = not inceptionv3 and logits[0] is not None
+    return {"pool_3": torch.cat(pool_3), "logits": torch.cat(logits) if has_logits else None}
+
+
+def _hub_outputs(model: Callable, inceptionv3: bool, images: Tensor) -> dict[str, Tensor | None]:
+    if images.dtype != torch.uint8:
+        raise ValueError(f"features are computed from uint8 images, not from {images.dtype}")
+    x = _tensorflow().cast(images.numpy(), _tensorflow().float32)
+    outputs = model(x / 255) if inceptionv3 else model((x - 127.5) / 127.5)
+    named = {"pool_3": outputs} if inceptionv3 else outputs
+    found = {name: torch.from_numpy(values.numpy()).flatten(1) for name, values in named.items()}
+    return {"pool_3": found["pool_3"], "logits": found.get("logits")}
 
 
 def _hub_model(handle: str):

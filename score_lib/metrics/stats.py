@@ -1,8 +1,9 @@
 """Statistics of a set of images: their features, and a record of the network that computed them.
 
 Files are .npz without pickle.  Ours hold `pool_3` (N, F), optionally `logits` (N, K), and
-`extractor`, `resize`, `digest`, `dataset`, `count` and `hash`.  The common layouts are read too:
-`pool_3` alone, or `mu` (F,) and `sigma` (F, F), which suffice for the FID only.
+`extractor`, `resize`, `digest`, `dataset`, `place`, `shape`, `pixels`, `count` and `hash`.  The
+common layouts are read too: `pool_3` alone, or `mu` (F,) and `sigma` (F, F), which suffice for the
+FID only.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from score_lib.metrics.extractors import Extractor
 
 _ARRAYS = ("pool_3", "logits", "mu", "sigma")
 _RECORD = ("extractor", "resize", "digest", "dataset")
+_IMAGES = ("place", "shape", "pixels")  # not in older files
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +41,8 @@ class Statistics:
         logits: class scores (N, K), or None.
         extractor, resize, digest: of the network that computed them; "" if not recorded.
         dataset: a description of the images.
+        place, shape, pixels: of the images: last part of their path, "height x width x channels",
+            and a hash of pixels; "" if not recorded.
         count: number of images; 0 if not known.
     """
 
@@ -50,6 +54,9 @@ class Statistics:
     resize: str = ""
     digest: str = ""
     dataset: str = ""
+    place: str = ""
+    shape: str = ""
+    pixels: str = ""
     count: int = 0
 
     def __post_init__(self):
@@ -91,6 +98,7 @@ class Statistics:
     def hash(self) -> str:
         """A short hash of the arrays and their record."""
         record = [getattr(self, name) for name in _RECORD]
+        record += [value for name in _IMAGES if (value := getattr(self, name))]
         digest = hashlib.blake2b(repr(record).encode(), digest_size=8)
         for name in _ARRAYS:
             if getattr(self, name) is not None:
@@ -102,6 +110,15 @@ class Statistics:
         if not self.extractor:
             return ""
         return f"{self.extractor!r} (weights {self.digest}, resize: {self.resize})"
+
+    def describe(self) -> str:
+        """The images and the network, for a message; says what is not known."""
+        place = f" ({self.place})" if self.place else ""
+        return (
+            f"{self.count or 'an unknown number of'} images of {self.dataset or 'unknown data'}"
+            f"{place}, {self.shape or 'of unknown size'}, features by "
+            f"{self.made_by() or 'an unknown network'}"
+        )
 
 
 def _check_rows(name: str, values: np.ndarray, count: int) -> None:
@@ -169,7 +186,7 @@ def compute_statistics(
 def save_statistics(path: str | os.PathLike, stats: Statistics) -> None:
     """Write statistics as .npz, whole or not at all."""
     arrays = {name: getattr(stats, name) for name in _ARRAYS if getattr(stats, name) is not None}
-    record = {name: np.array(getattr(stats, name)) for name in (*_RECORD, "count")}
+    record = {name: np.array(getattr(stats, name)) for name in (*_RECORD, *_IMAGES, "count")}
     # The hash comes first: a damaged table of contents may lose the last entries.
     save_arrays(path, hash=np.array(stats.hash()), **arrays, **record)
 
@@ -184,7 +201,7 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
     try:
         stats = Statistics(
             **{name: arrays[name] for name in _ARRAYS if name in arrays},
-            **{name: str(arrays[name]) for name in _RECORD if name in arrays},
+            **{name: str(arrays[name]) for name in _RECORD + _IMAGES if name in arrays},
             count=int(arrays.get("count", 0)),
         )
     except (ValueError, TypeError, OverflowError) as error:

@@ -1,7 +1,6 @@
 """What a config will do, and how far its numbers can be trusted: `--mode check`."""
 
 import functools
-import glob
 import json
 import logging
 import os
@@ -9,6 +8,7 @@ import pathlib
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from models.utils import get_model
@@ -18,13 +18,15 @@ from score_lib.checks.likelihood import log_likelihood
 from score_lib.checks.network import cost
 from score_lib.checks.process import process
 from score_lib.checks.sampling import corrector, order, restoration, sampler
-from score_lib.data.loading import get_dataset
-from score_lib.data.public import is_prepared
+from score_lib.data.loading import DatasetInfo, get_streams
+from score_lib.data.public import only_prepared
+from score_lib.data.sources import MissingDataError, named
 from score_lib.disk.files import write_text
 from score_lib.inverse.restoration import build_restoration
-from score_lib.metrics.configured import load_dataset_stats, stats_path
+from score_lib.metrics.configured import find_statistics
 from score_lib.options import flatten
 from score_lib.runs.setup import Run, setup
+from score_lib.runs.statistics import data_statistics
 from score_lib.samplers.configured import get_sampling_fn
 from score_lib.samplers.steps import NoneCorrector, get_corrector
 
@@ -46,8 +48,9 @@ def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
     except (ValueError, NotImplementedError, FloatingPointError) as error:
         findings = [Finding("config", WRONG, str(error))]
     else:
-        parts = (_config, _network, _process, _samplers, _data, _statistics)
+        parts = (_config, _network, _process, _samplers, _data)
         findings = [finding for part in parts for finding in part(run)]
+        findings += _statistics(run, workdir)
     rows = [finding._asdict() for finding in findings]
     if workdir:
         write_text(pathlib.Path(workdir) / "check.json", json.dumps(rows, indent=2) + "\n")
@@ -173,47 +176,46 @@ def _samplers(run: Run) -> list[Finding]:
 
 def _data(run: Run) -> list[Finding]:
     """Counts, classes and values of the data, if they are on this machine."""
-    data, options = run.config.data, run.config.training
-    if not _is_here(data):
-        return [Finding("data", NOTE, f"{data.dataset} is not on this machine: not looked at")]
+    options = run.config.training
     try:
-        _, _, info = get_dataset(run.config, evaluation=True)
-        run.check_labels(info)
+        with only_prepared():
+            _, _, info = get_streams(run.config, evaluation=True)
+        if run.objective == "classifier":
+            run.check_labels(info)
         train, test = (info.sources[split] for split in ("train", "test"))
-        pixels = train.images(range(0, len(train), -(-len(train) // 256)))
+        numbers = range(0, len(train), -(-len(train) // 256))
+        pixels, labels = train.read(np.asarray(numbers))
+    except MissingDataError as error:
+        return [Finding("data", NOTE, f"not looked at: {error}")]
     except (ValueError, OSError, ImportError) as error:
         return [Finding("data", WRONG, str(error))]
     low, high, most = int(pixels.min()), int(pixels.max()), info.levels - 1
     epochs = options.n_iters * options.batch_size / len(train)
-    classes = f"{info.num_classes} classes" if info.num_classes > 1 else "no classes"
     text = (
-        f"{info.name}: {len(train)} images to train on, {len(test)} held out, {classes}; values "
-        f"{low} to {high} of {most} in a sample of {len(pixels)}; {epochs:.3g} epochs"
+        f"{info.name}: {len(train)} images to train on, {len(test)} held out, {_classes(info)}; "
+        f"values {low} to {high} of {most} in a sample of {len(pixels)}; {epochs:.3g} epochs"
     )
     dark = high < most / 2
     return [Finding("data", NOTE if dark else OK, text + ("; no bright pixels" if dark else ""))]
 
 
-def _is_here(data) -> bool:
-    """Whether a public data set is on this machine; data of the user's own should be."""
-    if data.tfrecords_path:
-        files = map(os.path.expanduser, data.tfrecords_path.split(","))
-        return all(glob.glob(file.strip()) for file in files)
-    return is_prepared(data.dataset, data.data_dir, data.category) is not False
+def _classes(info: DatasetInfo) -> str:
+    if info.num_classes < 2:
+        return "no classes"
+    names = f" ({named(info.class_to_idx)})" if info.class_to_idx else ""
+    return f"{info.num_classes} classes{names}"
 
 
-def _statistics(run: Run) -> list[Finding]:
+def _statistics(run: Run, workdir: str | os.PathLike) -> list[Finding]:
     """The statistics that samples would be compared with."""
     if run.objective != "score":
         return []
-    path = stats_path(run.config)
-    if not path.is_file():
-        text = f"there are none at {path}: --mode fid_stats makes them"
-        return [Finding("statistics", NOTE, text)]
     try:
-        stats = load_dataset_stats(run.config)
+        stats = data_statistics(run, workdir or None)
+        path = find_statistics(run.config, workdir or None)
+    except FileNotFoundError as error:
+        return [Finding("statistics", NOTE, str(error))]
     except ValueError as error:
         return [Finding("statistics", WRONG, str(error))]
-    made_by = stats.made_by() or "an unknown extractor"
-    text = f"{path}: {stats.count or 'an unknown number of'} images of {stats.dataset or '?'}"
-    return [Finding("statistics", OK if stats.made_by() else NOTE, f"{text}, by {made_by}")]
+    text = f"{path}: {stats.describe()}"
+    return [Finding("statistics", OK if stats.pixels and stats.made_by() else NOTE, text)]

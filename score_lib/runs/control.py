@@ -17,7 +17,9 @@ from torch import Tensor
 from score_lib.base import distributed
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import SampleNoise, derive_seed
-from score_lib.data.loading import read_inputs, read_mask
+from score_lib.data.inputs import read_inputs, read_mask
+from score_lib.data.loading import get_streams
+from score_lib.data.sources import named
 from score_lib.disk.arrays import save_arrays
 from score_lib.disk.files import open_folder
 from score_lib.disk.logs import messages_to
@@ -178,8 +180,8 @@ def conditional(run: Run) -> Outcome:
     options = run.config.control
     classifier = _classifier(run, options.classifier)
     classes = classifier.config.data.num_classes
-    labels = torch.tensor(tuple(options.labels) or range(classes))
-    if labels.is_floating_point() or not 0 <= labels.min() <= labels.max() < classes:
+    labels = torch.tensor(_labels(run, classifier) or range(classes))
+    if not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(
             f"control.labels = {tuple(options.labels)} should be classes of the classifier, whole "
             f"numbers from 0 to {classes - 1}"
@@ -193,6 +195,31 @@ def conditional(run: Run) -> Outcome:
         results = _draw(run, len(labels), guidance)
     figures = {"guidance_scale": float(scale), **_recognised(run, results, labels)}
     return Outcome({"result": results}, [figures], {"labels": labels})
+
+
+def _labels(run: Run, classifier: Run) -> list[int]:
+    """`control.labels` as numbers.
+
+    Raises:
+        ValueError: a name that neither the classifier's checkpoint nor the data know.
+    """
+    wanted, texts = run.config.control.labels, []
+    for label in wanted:  # a flag passes several names as one text
+        texts += [part.strip() for part in label.split(",")] if isinstance(label, str) else [label]
+    if not any(isinstance(label, str) for label in texts):
+        return texts
+    known = classifier.state["class_to_idx"]
+    known = known or get_streams(run.config, evaluation=True)[2].class_to_idx
+    if unknown := [label for label in texts if isinstance(label, str) and label not in known]:
+        raise ValueError(
+            f"control.labels = {tuple(wanted)} names {', '.join(map(repr, unknown))}, but the "
+            f"classes are {named(known) or 'numbers without names'}"
+        )
+    labels = [known.get(label, label) for label in texts]
+    logging.info(
+        "classes to draw: %s", ", ".join(f"{t} = {k}" for t, k in zip(texts, labels, strict=True))
+    )
+    return labels
 
 
 def _classifier(run: Run, path: str) -> Run:

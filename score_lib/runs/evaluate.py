@@ -32,9 +32,9 @@ def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> l
         OSError: checkpoints are missing (all of them are named), a folder cannot be written, or
             another evaluation is in it.
     """
-    run = setup(config)
-    checkpoints = distributed.on_main(lambda: find_checkpoints(run.config, pathlib.Path(workdir)))
-    folder = pathlib.Path(workdir) / eval_folder
+    run, workdir = setup(config), pathlib.Path(workdir)
+    checkpoints = distributed.on_main(lambda: find_checkpoints(run.config, workdir))
+    folder = workdir / eval_folder
     distributed.on_main(lambda: check_folder(run.config, folder))
     with contextlib.ExitStack() as stack:
         distributed.on_main(lambda: _enter(folder, stack))
@@ -43,7 +43,7 @@ def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> l
             stack.enter_context(messages_to(folder / "stdout.txt"))
         records = []
         for label, path in checkpoints.items():
-            records.append(_evaluate_one(run, path, folder, label))
+            records.append(_evaluate_one(run, path, folder, label, workdir))
             distributed.on_main(lambda: write_report(folder, records))
     return records
 
@@ -54,10 +54,14 @@ def _enter(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
     remove_leftovers(folder, *folder.glob("ckpt_*/"))
 
 
-def _evaluate_one(run: Run, path: pathlib.Path, folder: pathlib.Path, label: str) -> dict:
+def _evaluate_one(
+    run: Run, path: pathlib.Path, folder: pathlib.Path, label: str, workdir: pathlib.Path
+) -> dict:
     load_trained(run, path)
-    job = Job(run, folder, label, fingerprint(run.config, path))
+    job = Job(run, folder, label, fingerprint(run.config, path), workdir)
     record = {"checkpoint": label, "step": run.state["step"]}
+    if run.state["class_to_idx"]:
+        record["class_to_idx"] = run.state["class_to_idx"]
     weights = run.state["ema"].applied(run.state["model"].parameters())
     with weights, matmul_precision("float32"):
         for option, measure in MEASURES.items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base import distributed
-from score_lib.data.loading import get_dataset
+from score_lib.data.loading import get_streams
 from score_lib.data.sources import Source
 from score_lib.data.stream import ImageStream
 from score_lib.runs.setup import Run
@@ -48,7 +48,7 @@ class HeldOut:
     """
 
     def __init__(self, run: Run, split: str, dequantize: bool, seed: int | None = None):
-        train, test, info = get_dataset(run.config, dequantize, evaluation=True, device=run.device)
+        train, test, info = get_streams(run.config, dequantize, evaluation=True, device=run.device)
         self.stream = {"train": train, "test": test}[split]
         self.info, self.levels, self.scaler = info, info.levels, run.scaler
         self.stream.seed = self.stream.seed if seed is None else seed

@@ -20,11 +20,12 @@ from score_lib.disk.pictures import save_grid, to_uint8
 from score_lib.disk.reports import markdown_table, mean_and_error, save_histogram
 from score_lib.likelihood import bits_per_dim, get_log_likelihood_fn, offsets
 from score_lib.losses.objectives import ClassifierLoss, Draws, NoisyLoss
-from score_lib.metrics.configured import get_extractor, load_dataset_stats
+from score_lib.metrics.configured import get_extractor
 from score_lib.metrics.stats import Statistics, metrics
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.rounds import Job
 from score_lib.runs.setup import Run, in_batches
+from score_lib.runs.statistics import data_statistics
 
 
 def evaluate_loss(job: Job) -> dict[str, float]:
@@ -181,7 +182,7 @@ def evaluate_samples(job: Job) -> dict[str, float | None]:
     They are drawn in rounds of `eval.batch_size` and compared with the data set's statistics.
     """
     run, options = job.run, job.run.config.eval
-    real = load_dataset_stats(run.config)
+    real = data_statistics(run, job.workdir)
     extractor = get_extractor(run.config, run.device)
     folder = f"ckpt_{job.label}"
     parts = in_batches(range(options.num_samples), options.batch_size)

@@ -40,12 +40,14 @@ class Job:
         folder: of the results.
         label: number or name of the checkpoint, part of file names.
         fingerprint: of the checkpoint and the options; rounds with another one are not reused.
+        workdir: folder of the run, where statistics of the data may be.
     """
 
     run: Run
     folder: pathlib.Path
     label: str
     fingerprint: str
+    workdir: pathlib.Path | None = None
 
     def round(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict:
         """The arrays of a round: from its file, or computed and written there, by this process.

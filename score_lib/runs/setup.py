@@ -25,6 +25,7 @@ from score_lib.base import distributed
 from score_lib.base.devices import resolve_device
 from score_lib.base.tensors import SampleNoise, image_shape
 from score_lib.data.loading import DatasetInfo, get_data_inverse_scaler, get_data_scaler
+from score_lib.data.sources import named
 from score_lib.disk import checkpoints
 from score_lib.losses.objectives import NoisyLoss, get_loss_fn
 from score_lib.losses.optimization import get_optimizer, optimization_manager
@@ -57,12 +58,13 @@ class Run:
 
     @functools.cached_property
     def state(self) -> dict:
-        """ "model", "ema" and "step" (updates made), built when first used."""
+        """ "model", "ema", "step" (updates made) and "class_to_idx" (names of classes -> labels),
+        built when first used."""
         with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
             torch.manual_seed(self.config.seed)
             model = create_model(self.config, self.device)
         ema = ExponentialMovingAverage(model.parameters(), self.config.model.ema_rate)
-        return {"model": model, "ema": ema, "step": 0}
+        return {"model": model, "ema": ema, "step": 0, "class_to_idx": {}}
 
     def add_optimizer(self) -> None:
         """Put the "optimizer" into the state, for training."""
@@ -82,13 +84,27 @@ class Run:
         """Refuse data whose labels a classifier cannot learn.
 
         Raises:
-            ValueError: there are no labels, or more classes than the classifier has.
+            ValueError: there are no labels, more classes than the classifier has, or others.
         """
         classes = self.config.data.num_classes
         if self.objective == "classifier" and not 1 < info.num_classes <= classes:
             raise ValueError(
                 f"a classifier of data.num_classes = {classes} cannot learn the labels of "
                 f"{info.name}, which has {info.num_classes if info.num_classes > 1 else 0} classes"
+            )
+        self.check_classes(info.class_to_idx)
+
+    def check_classes(self, found: dict[str, int]) -> None:
+        """Refuse classes of the data that a classifier has not learned.
+
+        Raises:
+            ValueError: its checkpoint records other labels for them.
+        """
+        learned = self.state["class_to_idx"]
+        if self.objective == "classifier" and learned and found and learned != found:
+            raise ValueError(
+                f"the classifier was trained with the labels {named(learned)}, but the data have "
+                f"{named(found)}: give it data with the same folders of classes"
             )
 
     def loss_fn(self, train: bool) -> NoisyLoss:

@@ -1,40 +1,110 @@
 """Statistics of a data set, for FID and other distances: `--mode fid_stats`."""
 
+import dataclasses
+import hashlib
 import logging
+import os
 import pathlib
 
+import numpy as np
 import torch
 
 from score_lib.base import distributed
-from score_lib.data.loading import get_dataset
-from score_lib.metrics.configured import get_extractor, stats_path
+from score_lib.data.loading import get_streams
+from score_lib.data.public import only_prepared
+from score_lib.data.sources import DataError, Source
+from score_lib.metrics.configured import (
+    ADVICE,
+    find_statistics,
+    get_extractor,
+    load_dataset_stats,
+    shape_text,
+    stats_path,
+)
 from score_lib.metrics.noise_scales import fitting_num_scales, largest_pairwise_distance
-from score_lib.metrics.stats import compute_statistics, save_statistics
+from score_lib.metrics.stats import Statistics, compute_statistics, save_statistics
 from score_lib.runs.heldout import DataBytes
-from score_lib.runs.setup import setup
+from score_lib.runs.setup import Run, setup
+
+HASHED_IMAGES = 1000
 
 
-def fid_stats(config) -> pathlib.Path:
+def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
     """Write the statistics of the configured data set's training part.
 
     Images are uint8, without flips or dequantisation, and none is left out.  With
     `eval.suggest_noise_scales`, also log which `model.sigma_max` and `model.num_scales` fit.
 
     Returns:
-        the file: `eval.stats`, or its place in `assets/stats/`.
+        the file: `eval.stats`, or in the run's `stats/`, or without a run in `assets/stats/`.
+    Raises:
+        ValueError: there is no place for statistics of the user's own images.
     """
     run = setup(config)
     config = run.config
+    if workdir is None and not config.eval.stats and config.data.dataset.upper() == "IMAGES":
+        raise ValueError(
+            "statistics of your own images belong to a run: give --workdir, or a file as "
+            "--config.eval.stats=FILE"
+        )
     extractor = get_extractor(config, run.device)
-    _, _, info = get_dataset(config, evaluation=True)
-    batches = DataBytes(config, info.sources["train"])
+    _, _, info = get_streams(config, evaluation=True)
+    source = info.sources["train"]
+    batches = DataBytes(config, source)
     stats = compute_statistics(extractor, batches.share(), progress=True, dataset=info.name)
-    path = stats_path(config)
-    distributed.on_main(lambda: save_statistics(path, stats))
+    path = stats_path(config, workdir)
+
+    def save() -> None:
+        place = pathlib.Path(config.data.path).resolve().name if config.data.path else ""
+        record = {"shape": shape_text(*source.shape), "pixels": pixel_hash(source)}
+        save_statistics(path, dataclasses.replace(stats, place=place, **record))
+
+    distributed.on_main(save)
     logging.info("statistics of %d images are in %s", stats.count, path)
     if config.eval.suggest_noise_scales:
         distributed.on_main(lambda: _suggest_noise_scales(config, batches))
     return path
+
+
+def pixel_hash(source: Source) -> str:
+    """A short hash of up to 1,000 images, evenly spaced, and of the number of grey levels."""
+    count = min(len(source), HASHED_IMAGES)
+    numbers = np.arange(count) * len(source) // count
+    digest = hashlib.blake2b(f"{source.levels}".encode(), digest_size=8)
+    for part in np.array_split(numbers, -(-count // 32)):
+        digest.update(source.images(part).contiguous().numpy())
+    return digest.hexdigest()
+
+
+def data_statistics(run: Run, workdir: str | os.PathLike | None) -> Statistics:
+    """Statistics of the configured data set, if they are of these data.
+
+    Data that are not on this machine, and files that do not record their images, are not compared.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: they are of other images.
+    """
+    stats = load_dataset_stats(run.config, workdir)
+    if stats.pixels:
+        distributed.on_main(lambda: _compare(stats, run.config, workdir))
+    return stats
+
+
+def _compare(stats: Statistics, config, workdir: str | os.PathLike | None) -> None:
+    try:
+        with only_prepared():
+            source = get_streams(config, evaluation=True)[2].sources["train"]
+            found = len(source), pixel_hash(source)
+    except (DataError, OSError, ImportError) as error:
+        logging.info("the statistics were not compared with the data: %s", error)
+        return
+    if found != (stats.count, stats.pixels):
+        differ = f"{found[0]} images" if found[0] != stats.count else "other pixels"
+        raise ValueError(
+            f"the statistics in {find_statistics(config, workdir)} are of {stats.describe()}; the "
+            f"training part of {config.data.dataset} now has {differ}: {ADVICE}"
+        )
 
 
 def _suggest_noise_scales(config, batches: DataBytes) -> None:

@@ -18,11 +18,18 @@ from models.precision import matmul_precision
 from score_lib.base import distributed
 from score_lib.base.preemption import Preempted, StopSignals
 from score_lib.base.tensors import derive_seed
-from score_lib.data.loading import get_dataset
+from score_lib.data.loading import get_streams
 from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import restore_latest
 from score_lib.disk.files import locked, open_folder, remove_leftovers
-from score_lib.disk.logs import MetricsLog, Rate, SilentLog, messages_to, progress_bar
+from score_lib.disk.logs import (
+    MetricsLog,
+    Rate,
+    SilentLog,
+    kept_messages,
+    messages_to,
+    progress_bar,
+)
 from score_lib.disk.pictures import is_picture, make_grid
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.losses.optimization import LossGuard, apply_settings
@@ -51,7 +58,8 @@ def train(config, workdir: str | os.PathLike) -> None:
     """
     run, workdir = setup(config), pathlib.Path(workdir)
     run.add_optimizer()
-    streams = training_streams(run)
+    with kept_messages() as said:  # how the data are read
+        streams = training_streams(run)
     with StopSignals() as stop, contextlib.ExitStack() as stack:
         # Last, so that a mistake in any of the above changes no file.
         distributed.on_main(lambda: stack.enter_context(locked(workdir)))
@@ -60,7 +68,7 @@ def train(config, workdir: str | os.PathLike) -> None:
         log = SilentLog()
         if distributed.is_main():
             open_folder(workdir, run.config)
-            stack.enter_context(messages_to(workdir / "stdout.txt"))
+            stack.enter_context(messages_to(workdir / "stdout.txt", said))
             record_config(workdir, run.state["step"], run.config, old, applied)
             log = stack.enter_context(MetricsLog(workdir, run.state["step"]))
         writer = stack.enter_context(CheckpointWriter())
@@ -77,8 +85,9 @@ def training_streams(run: Run) -> Streams:
     _check_share(run.config.training)
     dequantize, device = run.config.data.uniform_dequantization, run.device
     ranks = {"rank": distributed.rank(), "world": distributed.world()}
-    train_ds, eval_ds, info = get_dataset(run.config, dequantize, device=device, **ranks)
+    train_ds, eval_ds, info = get_streams(run.config, dequantize, device=device, **ranks)
     run.check_labels(info)
+    run.state["class_to_idx"] = info.class_to_idx
     return train_ds, eval_ds
 
 
@@ -100,9 +109,10 @@ def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
         in the main process, the config that it was trained with, if it is known.
     Raises:
         CheckpointError: it is of another network, process or data set.
+        ValueError: a classifier was trained with other labels than the data have now.
     """
     run.state |= {"position": 0, "snapshot_due": False}
-    path, old = workdir / META, None
+    path, old, classes = workdir / META, None, run.state["class_to_idx"]
 
     def check(chosen: pathlib.Path, contents: dict) -> None:
         nonlocal old
@@ -111,6 +121,8 @@ def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
             check_same_run(chosen, old, run.config)
 
     restore_latest(path, run.state, run.device, check=check)
+    run.check_classes(classes)
+    run.state["class_to_idx"] = classes
     if distributed.is_main():
         checkpoints = path.parent, workdir / "checkpoints"
         remove_leftovers(workdir, *checkpoints, *workdir.glob("samples/iter_*"))

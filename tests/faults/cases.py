@@ -130,7 +130,7 @@ def read_images(path: pathlib.Path) -> str:
 
 def read_training_images(path: pathlib.Path) -> str:
     """All images at a path, as training reads them."""
-    _, _, info = datasets.get_dataset(make_config(path=str(path)), evaluation=True)
+    _, _, info = datasets.get_streams(make_config(path=str(path)), evaluation=True)
     parts = [info.sources[part].read(np.arange(n)) for part, n in info.num_examples.items()]
     assert all(images.shape[1:] == (3, SIDE, SIDE) for images, _ in parts)
     return digest(*(value for part in parts for value in part))
@@ -146,7 +146,7 @@ def read_mask(path: pathlib.Path) -> str:
 def read_records(path: pathlib.Path) -> str:
     """All images of a TFRecord file."""
     config = make_config(dataset="FFHQ", tfrecords_path=str(path))
-    _, _, info = datasets.get_dataset(config, evaluation=True)
+    _, _, info = datasets.get_streams(config, evaluation=True)
     images = info.sources["train"].images(range(info.num_examples["train"]))
     assert images.shape[1:] == (3, SIDE, SIDE)
     return digest(images)

@@ -63,9 +63,9 @@ class Bench:
         self._make_data()
 
     def _make_data(self) -> None:
-        from datasets import get_dataset
+        from datasets import get_streams
 
-        _, _, info = get_dataset(small_config(), evaluation=True)
+        _, _, info = get_streams(small_config(), evaluation=True)
         images = info.sources["train"].read(np.arange(320))[0]
         np.save(self.folder / "digits.npy", images.numpy())
         self.options = {

@@ -1,0 +1,115 @@
+"""Folders and zip files: the names in them, and their contents."""
+
+import functools
+import logging
+import os
+import pathlib
+import stat
+import zipfile
+from collections.abc import Collection
+
+from score_lib.data.sources import DataError, PerProcess
+from score_lib.disk.arrays import open_member
+from score_lib.disk.files import printable
+
+log = logging.getLogger(__name__)
+
+# Limit on an encoded file, above the size of any image within MAX_PIXELS.
+MAX_BYTES = 1 << 29
+# Links that are not followed.
+BROKEN, TO_FOLDER = "a broken link", "a link to a folder, which is not followed"
+OUTSIDE, IN_ZIP = "a link that leads out of the folder", "a link, which is not followed in a zip"
+
+
+class Folder:
+    """Names of the files below a folder, and their contents.
+
+    Links to folders are not followed, nor are links to files outside the folder.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.names = []
+        try:
+            for folder, folders, files in os.walk(path, onerror=_cannot_list):
+                linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+                inside = pathlib.Path(folder).relative_to(path)
+                self.names += [(inside / name).as_posix() for name in files + linked]
+        except RecursionError as error:
+            raise DataError(f"{path} has folders inside folders that are too deep") from error
+
+    def bad_link(self, name: str) -> str:
+        """Why a name cannot be read if it is a link; "" if it can."""
+        file = self.path / name
+        if not file.is_symlink():
+            return ""
+        if not os.path.exists(file):
+            return BROKEN
+        if os.path.isdir(file):
+            return TO_FOLDER
+        return "" if file.resolve().is_relative_to(self.path.resolve()) else OUTSIDE
+
+    def read(self, name: str) -> bytes:
+        if reason := self.bad_link(name):
+            raise OSError(f"it is {reason}")
+        return self._contents(self.path / name)
+
+    def _contents(self, file: pathlib.Path) -> bytes:
+        if not file.is_file():  # reading a pipe or device may never end
+            raise OSError("it is not a regular file")
+        _check_size(file.stat().st_size)
+        return file.read_bytes()
+
+
+class OneFile(Folder):
+    """A single file as a folder with one name.  It may be a link to anywhere."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self.names = path.parent, [path.name]
+
+    def bad_link(self, name: str) -> str:
+        return ""
+
+
+class Zip:
+    """Names of the files in a zip file, and their contents, read without unpacking it."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self._zip = PerProcess(functools.partial(zipfile.ZipFile, path))
+        try:
+            self.names = sorted({name for name in self._zip().namelist() if name[-1:] != "/"})
+        except Exception as error:  # damaged files make it raise errors of nearly any type
+            raise DataError(f"{path} is not a readable zip file: {error}") from error
+
+    def bad_link(self, name: str) -> str:
+        """See `Folder`."""
+        return IN_ZIP if stat.S_ISLNK(self._zip().getinfo(name).external_attr >> 16) else ""
+
+    def read(self, name: str) -> bytes:
+        member = self._zip().getinfo(name)
+        _check_size(member.file_size)
+        with open_member(self._zip(), member) as file:
+            return file.read(member.file_size)
+
+
+def _cannot_list(error: OSError) -> None:
+    raise DataError(f"the folder {error.filename} cannot be listed: {error.strerror}")
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise OSError(f"{size} bytes are too many for an image")
+
+
+def hidden(name: str) -> bool:
+    """Whether a name, or a folder that it is in, is not meant to be seen."""
+    parts = pathlib.PurePosixPath(name).parts
+    return any(part == "__MACOSX" or part[0] == "." for part in parts)
+
+
+def report(files: Folder | Zip, names: Collection[str], why: str) -> None:
+    """Log how many files are left out, with the first names."""
+    if names:
+        shown = ", ".join(map(printable, sorted(names)[:20])) + (", ..." if len(names) > 20 else "")
+        log.warning("%s: %d left out because they %s: %s", files.path, len(names), why, shown)
