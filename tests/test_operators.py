@@ -260,7 +260,9 @@ def test_options(name):
 
 
 def test_options_cover_every_name():
-    assert set(OPTIONS) == set(REGISTERED)
+    """Other tests register more."""
+    ours = {name for name in REGISTERED if get_operator(name).__module__.startswith("score_lib.")}
+    assert set(OPTIONS) == ours
 
 
 class Doubled(LinearOperator):
@@ -299,7 +301,7 @@ def test_own_operator_with_singular_values():
 # --- Mistakes -----------------------------------------------------------------------------------
 
 MISTAKES = {
-    "name": (lambda: get_operator("blurr"), r"known are blur, box, gray.*did you mean 'blur'"),
+    "name": (lambda: get_operator("blurr"), r"known are blur, box, .*gray.*did you mean 'blur'"),
     "factor": (lambda: SuperResolution((3, 8, 6), 4), r"factor 4 .*\(8, 6\)"),
     "no factor": (lambda: SuperResolution((3, 8, 6), 0), "factor 0"),
     "std": (lambda: GaussianBlur((3, 8), 0.0), "above 0 pixels, not 0.0"),
