@@ -71,7 +71,7 @@ def test_a_step_after_a_change_is_that_of_adam_with_the_new_settings(workdir):
 def test_the_average_follows_the_new_rate(workdir):
     old = read_checkpoint(workdir / META)["ema"]["shadow_params"]
     new = train(workdir, 4, model__ema_rate=0.125)
-    weights = new["model"]["all_modules.0.weight"]
+    weights = new["model"]["module.all_modules.0.weight"]
     shape = weights.shape
     (k,) = [k for k, value in enumerate(old) if value.shape == shape][:1]
     expected = 0.125 * old[k] + 0.875 * weights
