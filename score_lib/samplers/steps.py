@@ -206,9 +206,9 @@ class NoneCorrector(Corrector):
     """Leaves x as it is."""
 
     def __init__(
-        self, sde: SDE, score_fn: Callable | None = None, snr: float = 0.0, n_steps: int = 0
+        self, sde: SDE | None, score_fn: Callable | None = None, snr: float = 0.0, n_steps: int = 0
     ):
-        super().__init__(sde, score_fn, snr, n_steps)
+        self.sde, self.score_fn, self.snr, self.n_steps = sde, score_fn, snr, n_steps
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
