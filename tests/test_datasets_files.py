@@ -121,6 +121,8 @@ def test_unclear_folders_of_a_split_are_refused(tmp_path):
         save_image(tmp_path, f"{folder}/1.png", random_images(8, 8, 3))
     with pytest.raises(DataError, match=r"Testing, test .* data.split=train:Testing"):
         open_images(tmp_path)
+    found = datasets.read_inputs(make_config("DIGITS"), str(tmp_path), 3)
+    assert len(found.images) == 3 and found.labels is None  # these need no split
     for folder in ("b/images", "b/valid"):
         save_image(tmp_path, f"{folder}/1.png", random_images(8, 8, 3))
     with pytest.raises(DataError, match=r"folder valid, .* data.split=images:valid"):

@@ -5,7 +5,8 @@ The images may be a folder, a zip, an .npy or an .npz:
     python main.py --config configs/vp/images.py --config.data.path=PATH --mode train --workdir RUN
 
 Change any other option in the same way, or copy this file:
-- `--config.data.num_channels=1` for gray images;
+- `--config.data.num_channels=1` for gray images, `--config.data.range=0,4095` for 12 bits,
+  `--config.data.background=white` where pixels are transparent;
 - `--config.data.image_size=64` for another size, with `--config.data.image_width=48` for images
   that are not square;
 - from 64 px on, a coarser level for every doubling, such as `ch_mult=(1, 1, 2, 2, 2)`, and half

@@ -39,15 +39,16 @@ class Folder:
             raise DataError(f"{path} has folders inside folders that are too deep") from error
 
     def bad_link(self, name: str) -> str:
-        """Why a name cannot be read if it is a link; "" if it can."""
-        file = self.path / name
-        if not file.is_symlink():
+        """The kind of link that a name is, if it cannot be followed; otherwise ""."""
+        file = os.path.join(self.path, name)
+        if not os.path.islink(file):
             return ""
         if not os.path.exists(file):
             return BROKEN
         if os.path.isdir(file):
             return TO_FOLDER
-        return "" if file.resolve().is_relative_to(self.path.resolve()) else OUTSIDE
+        inside = pathlib.Path(file).resolve().is_relative_to(self.path.resolve())
+        return "" if inside else OUTSIDE
 
     def read(self, name: str) -> bytes:
         if reason := self.bad_link(name):

@@ -72,7 +72,7 @@ def open_images(
     on_error: str = "raise",
     *,
     name: str = "images",
-    split: str = "",
+    split: str | None = None,
     **pixels,
 ) -> Source:
     """All images at a path, in the order of names (or of the array), resized to `shape`.
@@ -180,7 +180,7 @@ def opened(files: Folder | Zip, name: str) -> Iterator[tuple]:
 
 
 def _image_files(
-    files: Folder | Zip, shape, on_error: str, split: str, pixels: Pixels
+    files: Folder | Zip, shape, on_error: str, split: str | None, pixels: Pixels
 ) -> ImageFiles:
     """All images of a folder or zip file."""
     names = _without_bad_links(files, on_error)

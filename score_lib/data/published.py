@@ -10,6 +10,8 @@ from score_lib.data.loading import DatasetInfo, get_streams
 from score_lib.data.preprocess import center_crop, resize, shrink
 from score_lib.data.stream import ImageStream
 
+Image = np.ndarray | Tensor
+
 
 def get_dataset(
     config,
@@ -59,9 +61,6 @@ class Array(np.ndarray):
 
 def _array(values: Tensor) -> Array:
     return values.numpy().view(Array)
-
-
-Image = np.ndarray | Tensor
 
 
 def crop_resize(image: Image, resolution: int) -> Image:

@@ -45,12 +45,14 @@ def below_root(names: Iterable[str]) -> dict[str, Parts]:
     return {name: part[common:] for name, part in parts.items()}
 
 
-def find_split(parts: Mapping[str, Parts], wanted: str) -> Split | None:
+def find_split(parts: Mapping[str, Parts], wanted: str | None) -> Split | None:
     """The folders of the split, or None where every tenth image is held out.
 
     Args:
         wanted: `data.split`: "" for folders of the usual names, in any case; "tenths" for none;
-            "TRAIN:HELDOUT" for folders of these names.
+            "TRAIN:HELDOUT" for folders of these names.  None is "" where no split is needed.
+    Raises:
+        DataError: there are no such folders, or several of the usual names.
     """
     if wanted == "tenths":
         return None
@@ -60,7 +62,7 @@ def find_split(parts: Mapping[str, Parts], wanted: str) -> Split | None:
             train, _, held_out = wanted.partition(":")
             if {train, held_out} <= folders:
                 return Split(level, train, held_out)
-        elif found := _usual(folders):
+        elif found := _usual(folders, strict=wanted is not None):
             return Split(level, *found)
     if wanted:
         known = sorted({part[0] for part in parts.values() if len(part) > 1})
@@ -71,18 +73,18 @@ def find_split(parts: Mapping[str, Parts], wanted: str) -> Split | None:
     return None
 
 
-def _usual(folders: set[str]) -> tuple[str, str] | None:
+def _usual(folders: set[str], strict: bool) -> tuple[str, str] | None:
     train = [name for name in folders if name.lower() in TRAINING]
     kinds = [[name for name in folders if name.lower() in kind] for kind in HELD_OUT]
     held_out = next(filter(None, kinds), [])
     if not train or not held_out:
         return None
-    if len(several := max(train, held_out, key=len)) > 1:
+    if strict and len(several := max(train, held_out, key=len)) > 1:
         raise DataError(
             f"the folders {', '.join(sorted(several))} all have names of one part of the data: "
             f"choose two folders, as in data.split={min(train)}:{min(held_out)}"
         )
-    return train[0], held_out[0]
+    return min(train), min(held_out)
 
 
 def refuse_lonely_held_out(parts: Iterable[Parts], place: str) -> None:

@@ -1,7 +1,7 @@
 """Statistics of a set of images: their features, and a record of the network that computed them.
 
 Files are .npz without pickle.  Ours hold `pool_3` (N, F), optionally `logits` (N, K), and
-`extractor`, `resize`, `digest`, `dataset`, `place`, `shape`, `pixels`, `count` and `hash`.  The
+`extractor`, `resize`, `digest`, `dataset`, `place`, `shape`, `means`, `count` and `hash`.  The
 common layouts are read too: `pool_3` alone, or `mu` (F,) and `sigma` (F, F), which suffice for the
 FID only.
 """
@@ -27,9 +27,9 @@ from score_lib.disk.logs import progress_bar
 from score_lib.metrics import distances
 from score_lib.metrics.extractors import Extractor
 
-_ARRAYS = ("pool_3", "logits", "mu", "sigma")
+_ARRAYS = ("pool_3", "logits", "mu", "sigma", "means")
 _RECORD = ("extractor", "resize", "digest", "dataset")
-_IMAGES = ("place", "shape", "pixels")  # not in older files
+_IMAGES = ("place", "shape")  # not in older files
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,8 +41,10 @@ class Statistics:
         logits: class scores (N, K), or None.
         extractor, resize, digest: of the network that computed them; "" if not recorded.
         dataset: a description of the images.
-        place, shape, pixels: of the images: last part of their path, "height x width x channels",
-            and a hash of pixels; "" if not recorded.
+        place, shape: last part of the path of the images, and "height x width x channels"; "" if
+            not recorded.
+        means: grey level of some of the images by channel (n, C), to tell whether images are the
+            same; None if not recorded.
         count: number of images; 0 if not known.
     """
 
@@ -56,7 +58,7 @@ class Statistics:
     dataset: str = ""
     place: str = ""
     shape: str = ""
-    pixels: str = ""
+    means: np.ndarray | None = None
     count: int = 0
 
     def __post_init__(self):
