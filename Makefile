@@ -1,6 +1,6 @@
 # make demo    train, sample and evaluate digits: a few minutes on two CPU cores
-# make test    style, then every test
-# make quick   style, then every test that takes seconds
+# make test    style, then every test: up to 10 minutes on two idle CPU cores
+# make quick   style, then every test that takes seconds: up to 2 minutes
 # make faults  kill runs, damage files, fill disks: 20 minutes, not part of `make test`
 # make style   check the style
 # make format  format the source

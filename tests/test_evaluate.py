@@ -127,7 +127,7 @@ def test_killed_processes(workdir, options):
     rng, folder = np.random.default_rng(0), workdir / "signals"
     arguments = [*command(workdir=workdir, mode="eval", **options), "--eval_folder=signals"]
     kills = 0
-    for target in np.sort(rng.integers(0, 20, size=4)):
+    for target in np.sort(rng.integers(0, 20, size=3)):
         process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
         while process.poll() is None:
             if len(list(folder.rglob("*.npz"))) >= target and (folder / "config.json").exists():
