@@ -386,6 +386,6 @@ def test_a_checkpoint_is_not_read_by_options_of_another_meaning(option, value, t
     """Both give samples without an error, and wrong ones."""
     run_lib.train(small_config(training__n_iters=1, training__snapshot_freq=1), tmp_path)
     config = small_config(**{option: value})
-    with pytest.raises(ValueError, match=f"trained with {option.replace('__', '.')} = "):
+    with pytest.raises(ValueError, match=f"read wrongly with {option.replace('__', '.')} = "):
         run_lib.sample(config, tmp_path)
     assert not (tmp_path / "samples" / "step_1").exists()

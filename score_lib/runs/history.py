@@ -7,6 +7,7 @@ Options that change no weight are left out, so that only the training decides on
 
 import json
 import logging
+import os
 import pathlib
 
 from ml_collections import ConfigDict
@@ -29,22 +30,16 @@ _CHANGES_NO_WEIGHT = {
     "training.n_jitted_steps",
 }
 _SECTIONS_OF_OTHER_MODES = ("sampling", "eval", "control")
-# The state of a run means something for these values only; so it does for those of `model`, which
+# A network's output means something for these values only; so it does for those of `model`, which
 # describe the network and the process, apart from the three below.
-_OF_THE_STATE = {
-    "data.category",
-    "data.centered",
-    "data.dataset",
-    "training.continuous",
-    "training.objective",
-    "training.sde",
-}
+_OF_THE_OUTPUT = {"data.centered", "training.continuous", "training.objective", "training.sde"}
+_OF_THE_STATE = _OF_THE_OUTPUT | {"data.category", "data.dataset"}
 _FREE = {"model.checkpoint_activations", "model.dropout", "model.ema_rate"}
 
 Changes = dict[str, list]  # dotted name of an option -> [old, new]
 
 
-def trained_config(path: pathlib.Path, contents: dict) -> ConfigDict | None:
+def trained_config(path: str | os.PathLike, contents: dict) -> ConfigDict | None:
     """The config inside a checkpoint, complete; None if there is none, as in published ones.
 
     Raises:
@@ -65,16 +60,35 @@ def check_same_run(path: pathlib.Path, old: ConfigDict, new: ConfigDict) -> None
     Raises:
         CheckpointError: names those options.
     """
-    found = [
-        f"{key} = {after!r} instead of {before!r}"
-        for key, (before, after) in _changes(_flat(old), _flat(new)).items()
-        if key in _OF_THE_STATE or (key.startswith("model.") and key not in _FREE)
-    ]
-    if found:
+    if found := _differing(old, new, _OF_THE_STATE, _FREE):
         raise CheckpointError(
-            f"{path} cannot be resumed with {', '.join(found)}: set the old values, or choose "
+            f"{path} cannot be resumed with {found}: set the old values, or choose "
             "another --workdir; eval.checkpoint samples from and evaluates the file as it is"
         )
+
+
+def check_same_output(path: str | os.PathLike, old: ConfigDict, new: ConfigDict) -> None:
+    """Refuse to sample or evaluate where the network's output would be read wrongly.
+
+    Raises:
+        CheckpointError: names the options.
+    """
+    # The chain of a process is free to change where the network knows all times.
+    free = _FREE | {"model.num_scales"} if new.training.continuous else _FREE
+    if found := _differing(old, new, _OF_THE_OUTPUT, free):
+        raise CheckpointError(
+            f"{path} was trained with other options, and its output would be read wrongly with "
+            f"{found}: use the config that it was trained with"
+        )
+
+
+def _differing(old: ConfigDict, new: ConfigDict, named: set[str], free: set[str]) -> str:
+    """The options of a set and of the model, but for the free ones, that differ; "" if none."""
+    return ", ".join(
+        f"{key} = {after!r} instead of {before!r}"
+        for key, (before, after) in _changes(_flat(old), _flat(new)).items()
+        if key in named or (key.startswith("model.") and key not in free)
+    )
 
 
 def record_config(

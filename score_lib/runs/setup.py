@@ -30,7 +30,8 @@ from score_lib.disk import checkpoints
 from score_lib.losses.objectives import NoisyLoss, get_loss_fn
 from score_lib.losses.optimization import get_optimizer, optimization_manager
 from score_lib.losses.steps import get_step_fn
-from score_lib.options import checked, complete, flatten
+from score_lib.options import checked
+from score_lib.runs.history import check_same_output, trained_config
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
 from score_lib.sdes.process import SDE
 from score_lib.sdes.published import create_sde
@@ -246,30 +247,9 @@ def load_trained(run: Run, path: str | os.PathLike) -> None:
     latest = pathlib.Path(path).parts[-2:] == META.parts
     restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
     restore(path, run.state, run.device, must_exist=True)
-    if text := run.state.pop("config"):  # published files have none
-        _check_meaning(run.config, path, text)
-
-
-def _check_meaning(config: ConfigDict, path: str | os.PathLike, trained: str) -> None:
-    """Refuse options that give the output of a trained network another meaning."""
-    ours, theirs = (
-        flatten(complete(json.loads(text))) for text in (config.to_json_best_effort(), trained)
-    )
-    free = ("ema_rate", "dropout", "checkpoint_activations")
-    if config.training.continuous:
-        free += ("num_scales",)
-    options = [f"training.{name}" for name in ("sde", "continuous", "objective")]
-    options += [key for key in theirs if key.startswith("model.") and key[6:] not in free]
-    differing = [
-        f"{key} = {theirs[key]!r}, not {ours.get(key)!r}"
-        for key in (*options, "data.centered")
-        if theirs[key] != ours.get(key) and key in ours
-    ]
-    if differing:
-        raise checkpoints.CheckpointError(
-            f"{path} was trained with {'; '.join(differing)}: its output would be read wrongly. "
-            "Use the config that it was trained with"
-        )
+    trained = trained_config(path, {"config": run.state.pop("config")})
+    if trained is not None:
+        check_same_output(path, trained, run.config)
 
 
 def from_checkpoint(path: str | os.PathLike, device: torch.device) -> Run:
