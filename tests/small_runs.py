@@ -67,13 +67,19 @@ def run_forked(arguments, cwd=".", prepare=lambda: None):
     `prepare` is called in the fork first.
     """
     with tempfile.TemporaryFile("w+") as output:
-        process = multiprocessing.get_context("fork").Process(
-            target=_main, args=([str(ROOT / "main.py"), *arguments], cwd, output, prepare)
-        )
-        process.start()
+        process = start_forked(arguments, output, cwd, prepare)
         process.join()
         output.seek(0)
         return process.exitcode, output.read()
+
+
+def start_forked(arguments, output, cwd=".", prepare=lambda: None):
+    """The process of `run_forked`, under way; its output goes to a file."""
+    process = multiprocessing.get_context("fork").Process(
+        target=_main, args=([str(ROOT / "main.py"), *arguments], cwd, output, prepare)
+    )
+    process.start()
+    return process
 
 
 def _main(argv, cwd, output, prepare):

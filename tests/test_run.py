@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from small_runs import SMALL, command, run, small_config
+from small_runs import SMALL, command, run, run_forked, small_config, start_forked
 
 import run_lib
 from models.ema import ExponentialMovingAverage
@@ -132,20 +132,21 @@ def test_killed_processes(undisturbed, tmp_path):
     """SIGKILL at random moments after random steps, until the run gets through."""
     rng = np.random.default_rng(0)
     log, kills = tmp_path / "metrics.jsonl", 0
-    for target in sorted(rng.integers(1, 15, size=3)):
-        with (tmp_path / "stderr").open("w") as stderr:
-            process = subprocess.Popen(command(workdir=tmp_path), stderr=stderr)
-            while process.poll() is None:
+    arguments = command(workdir=tmp_path)[2:]
+    for target in sorted(rng.integers(1, 15, size=5)):
+        with (tmp_path / "output").open("w+") as output:
+            process = start_forked(arguments, output)
+            while process.is_alive():
                 if log.exists() and len(log.read_text().splitlines()) >= target:
                     time.sleep(0.1 * rng.random())
-                    process.send_signal(signal.SIGKILL)
+                    process.kill()
                     kills += 1
                     break
                 time.sleep(0.001)
-            process.wait()
-        assert process.returncode in (0, -signal.SIGKILL), (tmp_path / "stderr").read_text()
-    result = run(command(workdir=tmp_path))
-    assert result.returncode == 0, result.stderr
+            process.join()
+        assert process.exitcode in (0, -signal.SIGKILL), (tmp_path / "output").read_text()
+    code, said = run_forked(arguments)
+    assert code == 0, said
     assert kills > 1
     assert_same_run(tmp_path, undisturbed)
 
@@ -154,19 +155,21 @@ def test_killed_processes(undisturbed, tmp_path):
 def test_killed_while_a_checkpoint_is_written(undisturbed, tmp_path):
     """The kill comes as soon as the temporary file of a checkpoint appears."""
     kills = 0
-    for _ in range(2):
-        process = subprocess.Popen(command(workdir=tmp_path), stderr=subprocess.DEVNULL)
-        while process.poll() is None:
-            if any(tmp_path.glob("checkpoints*/.checkpoint*.tmp")):
-                process.kill()
-                kills += 1
-                break
-            time.sleep(0.0005)
-        process.wait()
+    arguments = command(workdir=tmp_path)[2:]
+    for _ in range(4):
+        with (tmp_path / "output").open("w") as output:
+            process = start_forked(arguments, output)
+            while process.is_alive():
+                if any(tmp_path.glob("checkpoints*/.checkpoint*.tmp")):
+                    process.kill()
+                    kills += 1
+                    break
+                time.sleep(0.0005)
+            process.join()
         for leftover in tmp_path.glob("checkpoints*/.checkpoint*.tmp"):
             leftover.unlink()
-    result = run(command(workdir=tmp_path))
-    assert result.returncode == 0, result.stderr
+    code, said = run_forked(arguments)
+    assert code == 0, said
     assert kills > 0
     assert_same_run(tmp_path, undisturbed)
 
