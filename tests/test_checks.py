@@ -4,12 +4,15 @@ import json
 import math
 
 import foreign_sde
+import numpy as np
 import pytest
 import torch
+from dataset_helpers import random_images, save_image
 from small_runs import command, run_forked, small_config
 from torch import Tensor
 
 import checks
+import evaluation
 import run_lib
 import sampling
 from score_lib.samplers.steps import Corrector
@@ -243,3 +246,55 @@ def test_a_process_of_the_published_code_is_checked():
         findings = [*checks.process(sde), *checks.log_likelihood(sde)]
         findings += checks.sampler(pc(sampling.ReverseDiffusionPredictor), sde)
         assert "wrong" not in states(findings).values(), findings
+
+
+def images_of(folder, names, side=8):
+    images = random_images(len(names), side, side, 3)
+    for name, image in zip(names, images, strict=True):
+        save_image(folder / name, "image.png", image)
+    return folder
+
+
+def own_images(path, **changes):
+    options = {
+        "data__dataset": "IMAGES",
+        "data__path": str(path),
+        "data__num_channels": 3,
+        "model__num_scales": 1000,
+        "sampling__num_steps": 100,
+        "eval__extractor": "tiny",
+    }
+    return small_config(**{**options, **changes})
+
+
+def test_folders_of_a_split_and_classes_are_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    names = [f"{part}/{k}/{n}" for part in ("Train", "valid") for k in ("10", "2") for n in "abc"]
+    folder = images_of(tmp_path / "data", names)
+    found = [f for f in run_lib.check(own_images(folder), tmp_path / "run") if f.subject == "data"]
+    texts = " ".join(finding.text for finding in found)
+    assert "held out: valid/ (6 images)" in texts and "2 = 0, 10 = 1" in texts, texts
+
+
+def test_statistics_of_other_images_are_found(tmp_path):
+    @evaluation.register_extractor(name="tiny")
+    class Tiny(evaluation.Extractor):
+        """Mean colours."""
+
+        name, resize, digest = "tiny", "none", "0"
+
+        def __init__(self, weights, device):
+            pass
+
+        def features(self, images):
+            return images.float().mean((1, 2)), None
+
+    names = [f"{k}" for k in range(20)]
+    folder = images_of(tmp_path / "data", names)
+    config = own_images(folder)
+    run_lib.fid_stats(config, tmp_path / "run")
+    assert states(run_lib.check(config, tmp_path / "run"))["statistics"] == "ok"
+    for name in names:
+        save_image(folder / name, "image.png", np.zeros((8, 8, 3), np.uint8))
+    found = run_lib.check(config, tmp_path / "run")
+    assert states(found)["statistics"] == "wrong", found

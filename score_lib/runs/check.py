@@ -22,6 +22,7 @@ from score_lib.data.loading import DatasetInfo, get_streams
 from score_lib.data.public import only_prepared
 from score_lib.data.sources import MissingDataError, named
 from score_lib.disk.files import write_text
+from score_lib.disk.logs import kept_messages
 from score_lib.inverse.restoration import build_restoration
 from score_lib.metrics.configured import find_statistics
 from score_lib.options import flatten
@@ -178,7 +179,7 @@ def _data(run: Run) -> list[Finding]:
     """Counts, classes and values of the data, if they are on this machine."""
     options = run.config.training
     try:
-        with only_prepared():
+        with only_prepared(), kept_messages() as messages:
             _, _, info = get_streams(run.config, evaluation=True)
         if run.objective == "classifier":
             run.check_labels(info)
@@ -196,7 +197,12 @@ def _data(run: Run) -> list[Finding]:
         f"values {low} to {high} of {most} in a sample of {len(pixels)}; {epochs:.3g} epochs"
     )
     dark = high < most / 2
-    return [Finding("data", NOTE if dark else OK, text + ("; no bright pixels" if dark else ""))]
+    said = [
+        Finding("data", NOTE if message.levelno > logging.INFO else OK, message.getMessage())
+        for message in messages
+    ]
+    text += "; no bright pixels" if dark else ""
+    return [Finding("data", NOTE if dark else OK, text), *said]
 
 
 def _classes(info: DatasetInfo) -> str:
