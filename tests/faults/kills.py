@@ -139,11 +139,10 @@ class Attempt:
         return found
 
     def _wrong_code(self) -> list[str]:
-        allowed = {-self.number} if not self._is_under_way() else set()
-        if self.number == signal.SIGKILL:
-            allowed = {-self.number}
-        elif self._is_under_way() or self.mode == "eval":
-            allowed |= {EXIT_CODE}
+        allowed = {-self.number}
+        if self.number != signal.SIGKILL:
+            # While it starts, it may not listen yet.
+            allowed = {EXIT_CODE} if self._is_under_way() else {EXIT_CODE, -self.number}
         if self._has_ended():
             allowed |= {0, -self.number}
         return [] if self.code in allowed else [f"it ends with {self.code}, not {allowed}"]
