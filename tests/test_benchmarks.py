@@ -145,7 +145,7 @@ def test_operations_are_those_of_the_plain_step(capsys):
         train.main([*SMALL, "--rounds", "1", "--set", changes, "--variants"])
         counts.append(report(capsys)["gflop_per_step"])
     assert counts[0] == counts[1] == counts[2]
-    sampling.main([*SMALL, "--rounds", "1", "--variants", "--steps", "1"])
+    sampling.main([*SMALL, "--rounds", "1", "--variants", "--steps", "20"])
     # One forward pass, and twice as much backwards, without the gradient of the images.
     assert 2.9 < counts[0] / report(capsys)["gflop_per_evaluation"] < 3
 

@@ -260,6 +260,7 @@ def own_images(path, **changes):
         "data__dataset": "IMAGES",
         "data__path": str(path),
         "data__num_channels": 3,
+        "data__levels": 0,
         "model__num_scales": 1000,
         "sampling__num_steps": 100,
         "eval__extractor": "tiny",

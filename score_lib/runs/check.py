@@ -224,4 +224,6 @@ def _statistics(run: Run, workdir: str | os.PathLike) -> list[Finding]:
     except ValueError as error:
         return [Finding("statistics", WRONG, str(error))]
     text = f"{path}: {stats.describe()}"
-    return [Finding("statistics", OK if stats.pixels and stats.made_by() else NOTE, text)]
+    return [
+        Finding("statistics", OK if stats.means is not None and stats.made_by() else NOTE, text)
+    ]
