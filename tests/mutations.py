@@ -18,6 +18,8 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parents[1]
 WIRING = ("tests/test_wiring.py",)
 STEPS = ("tests/test_steps.py",)
+FIELD = ("tests/test_field_sampling.py",)
+HISTORY = ("tests/test_history.py",)
 
 
 class Mutation(NamedTuple):
@@ -200,18 +202,125 @@ MUTATIONS = [
         "progress=progress, callback=None)",
         STEPS,
     ),
+    Mutation(
+        "too few steps are not refused",
+        PC,
+        "check_steps(sde, predictor, visited,",
+        "(lambda *given: None)(sde, predictor, visited,",
+        FIELD,
+    ),
+    Mutation(
+        "adaptive steps grow without limit",
+        "score_lib/samplers/adaptive.py",
+        "_GROW_MOST = 1.3",
+        "_GROW_MOST = 1e9",
+        FIELD,
+    ),
+    Mutation(
+        "the ODE ends without Tweedie's formula",
+        "score_lib/samplers/adaptive.py",
+        "x = sde.denoised(x, t, score_fn(x, t))\n        return x",
+        "x = x + 0\n        return x",
+        FIELD,
+    ),
+    Mutation(
+        "networks are called in the dtype of the data",
+        "score_lib/scores.py",
+        "if dtype in (None, x.dtype)",
+        "if True",
+        FIELD,
+    ),
+    Mutation(
+        "samples that are not finite become pictures",
+        "score_lib/disk/pictures.py",
+        "if not finite.all():",
+        "if False:",
+        FIELD,
+    ),
+    Mutation(
+        "a resumed average keeps its rate",
+        OPTIMIZATION,
+        "    ema.decay = config.model.ema_rate\n",
+        "",
+        HISTORY,
+    ),
+    Mutation(
+        "a resumed optimiser keeps its settings",
+        OPTIMIZATION,
+        "            group[name] = optim[name]\n",
+        "",
+        HISTORY,
+    ),
+    Mutation(
+        "checkpoints are written without the prefix",
+        "score_lib/disk/checkpoints.py",
+        'as_published(contents["model"])',
+        'contents["model"]',
+        ("tests/test_checkpoints.py",),
+    ),
+    Mutation(
+        "classes are in the order of letters",
+        "score_lib/data/splits.py",
+        "sorted(titles, key=natural)",
+        "sorted(titles)",
+        ("tests/test_datasets_files.py",),
+    ),
+    Mutation(
+        "a folder Train is a class",
+        "score_lib/data/splits.py",
+        "name.lower() in TRAINING",
+        "name in TRAINING",
+        ("tests/test_datasets_files.py",),
+    ),
+    Mutation(
+        "statistics are not compared with the data",
+        "score_lib/runs/statistics.py",
+        "if stats.means is not None:",
+        "if False:",
+        ("tests/test_checks.py",),
+    ),
+    Mutation(
+        "a checkpoint is read by any options",
+        SETUP,
+        "        check_same_output(path, trained, run.config)\n",
+        "        pass\n",
+        ("tests/test_errors.py",),
+    ),
+    Mutation(
+        "a drift that does not fit is not found",
+        "score_lib/checks/process.py",
+        "((slope - expected).abs() / (expected.abs() + g**2)).max().item()",
+        "0.0",
+        ("tests/test_checks.py",),
+    ),
 ]
 
 
-def is_caught(mutation: Mutation, folder: pathlib.Path) -> bool:
-    """Whether the tests fail in a copy of the project with the mutation."""
+def copied(folder: pathlib.Path) -> pathlib.Path:
+    """A copy of the project's files."""
     copy = folder / "project"
+    shutil.rmtree(copy, ignore_errors=True)
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     ).stdout.splitlines()
     for file in filter(lambda name: (ROOT / name).is_file(), files):
         (copy / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / file, copy / file)
+    return copy
+
+
+def passes(copy: pathlib.Path, tests: tuple[str, ...]) -> bool:
+    """Whether tests pass in a copy."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    result = subprocess.run([*command, *tests], cwd=copy, capture_output=True, text=True)
+    if result.returncode not in (0, 1):
+        raise RuntimeError(f"{tests}: pytest ended with {result.returncode}\n{result.stdout}")
+    return result.returncode == 0
+
+
+def is_caught(mutation: Mutation, folder: pathlib.Path) -> bool:
+    """Whether the tests fail in a copy of the project with the mutation."""
+    copy = copied(folder)
     path = copy / mutation.file
     text = path.read_text(encoding="utf-8")
     if text.count(mutation.old) != 1:
@@ -219,14 +328,7 @@ def is_caught(mutation: Mutation, folder: pathlib.Path) -> bool:
             f"{mutation.name}: {mutation.old!r} occurs {text.count(mutation.old)} times"
         )
     path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    result = subprocess.run([*command, *mutation.tests], cwd=copy, capture_output=True, text=True)
-    shutil.rmtree(copy)
-    if result.returncode not in (0, 1):
-        raise RuntimeError(
-            f"{mutation.name}: pytest ended with {result.returncode}\n{result.stdout}"
-        )
-    return result.returncode == 1
+    return not passes(copy, mutation.tests)
 
 
 def main() -> None:
@@ -234,9 +336,13 @@ def main() -> None:
     words = sys.argv[1:]
     chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
     missed = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for tests in dict.fromkeys(mutation.tests for mutation in chosen):
+            if not passes(copied(folder), tests):
+                sys.exit(f"{' '.join(tests)} fail without any mutation")
         for mutation in chosen:
-            caught = is_caught(mutation, pathlib.Path(folder))
+            caught = is_caught(mutation, folder)
             print(f"{'caught' if caught else 'MISSED'}: {mutation.name}", flush=True)
             if not caught:
                 missed.append(mutation.name)
