@@ -135,8 +135,8 @@ MUTATIONS = [
     Mutation(
         "a named checkpoint is ignored",
         SETUP,
-        "if path := run.config.eval.checkpoint:",
-        'if path := "":',
+        "run.config.eval.checkpoint or pathlib",
+        "pathlib",
     ),
     Mutation("warm-up is ignored", OPTIMIZATION, "warmup=optim.warmup", "warmup=0"),
     Mutation(
@@ -145,7 +145,7 @@ MUTATIONS = [
         "grad_clip=optim.grad_clip",
         "grad_clip=-1.0",
     ),
-    Mutation("beta1 is ignored", OPTIMIZATION, "optim.beta1", "0.9"),
+    Mutation("beta1 is ignored", OPTIMIZATION, "betas=(optim.beta1,", "betas=(0.9,"),
     Mutation("weight decay is ignored", OPTIMIZATION, "optim.weight_decay", "0.0"),
     Mutation(
         "accumulation is ignored", SETUP, "accumulation=options.grad_accumulation", "accumulation=1"
