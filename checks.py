@@ -9,4 +9,4 @@ from score_lib.checks.exact import binary, gaussian, told_by_time
 from score_lib.checks.finding import Finding, worst
 from score_lib.checks.likelihood import log_likelihood
 from score_lib.checks.process import process
-from score_lib.checks.sampling import corrector, order, restoration, sampler
+from score_lib.checks.sampling import corrector, order, order_of_steps, restoration, sampler

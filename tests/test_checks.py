@@ -77,6 +77,22 @@ def test_orders_of_convergence_are_measured(solver, order):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "predictor"),
+    (
+        (VESDE, "reverse_diffusion"),
+        (VPSDE, "euler_maruyama"),
+        (VPSDE, "ancestral_sampling"),
+        (subVPSDE, "euler_maruyama"),
+        (subVPSDE, "reverse_diffusion"),
+    ),
+)
+def test_steps_of_predictors_are_of_first_order(kind, predictor):
+    (finding,) = checks.order_of_steps(sampling.get_predictor(predictor), kind(), 400)
+    order = float(finding.text.split()[1].rstrip(";"))
+    assert finding.state == "ok" and order == pytest.approx(1, abs=0.3), finding
+
+
 # --- Wrong ones -----------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import likelihood
 import losses
 import sampling
 from score_lib.disk.pictures import to_uint8
-from score_lib.samplers.accuracy import MOST_ERROR, point_error
+from score_lib.samplers.accuracy import MOST_ERROR, final_std
 from sde_lib import SDE, VESDE, VPSDE, subVPSDE
 
 SDES = {"ve": VESDE, "vp": VPSDE, "subvp": subVPSDE}
@@ -73,9 +73,7 @@ def test_binary_data_stay_binary_in_few_steps_or_are_refused(name, predictor, st
     x, evaluations = sampler(BinaryOracle(sde))
     error = (x.abs() - 1).square().mean().sqrt()
     assert evaluations == steps and error <= MOST_ERROR
-    expected = point_error(
-        sde, predictor, sampling.visited_times(sde, sde.sampling_eps, steps=steps)
-    )
+    expected = final_std(sde, predictor, sampling.visited_times(sde, sde.sampling_eps, steps=steps))
     assert error == pytest.approx(expected, rel=0.15, abs=1e-3)
 
 

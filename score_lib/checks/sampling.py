@@ -14,9 +14,10 @@ from score_lib.checks.exact import binary, gaussian, told_by_time
 from score_lib.checks.finding import NOTE, OK, WRONG, Finding, graded
 from score_lib.checks.process import DATA_STD
 from score_lib.inverse.measurements import Mask
-from score_lib.samplers.accuracy import MOST_ERROR
+from score_lib.samplers.accuracy import MOST_ERROR, PUBLISHED, final_std
+from score_lib.samplers.grids import visited_times
 from score_lib.samplers.loop import Constraint
-from score_lib.samplers.steps import Corrector
+from score_lib.samplers.steps import Corrector, Predictor
 from score_lib.sdes.process import SDE
 
 MEAN = 0.2
@@ -89,6 +90,34 @@ def order(
     found = torch.tensor(errors[0] / errors[1]).log2().item()
     text = f"order {found:.1f}; {steps} steps are within {errors[0]:.1e} of the limit"
     return [Finding("order", OK if found > 0.7 else NOTE, text)]
+
+
+def order_of_steps(
+    predictor: type[Predictor],
+    sde: SDE,
+    steps: int,
+    probability_flow: bool = False,
+    shape: tuple[int, ...] = (1, 2, 2),
+) -> list[Finding]:
+    """The order in 1 / steps of the spread of a published predictor's samples, without sampling.
+
+    Other predictors need not be linear, and are left out.
+    """
+    if predictor not in PUBLISHED:
+        return []
+    sde, eps, errors = told_by_time(sde), sde.sampling_eps, []
+    m, s = map(float, sde.scale_and_std(torch.tensor([eps]), len(shape)))
+    expected = math.hypot(m * DATA_STD, s)
+    for n in (steps, 2 * steps):
+        times = visited_times(sde, eps, steps=n + 1)[:-1]  # to eps, not to the data
+        options = {"data_std": DATA_STD, "denoise": False}
+        found = final_std(sde, predictor, times, probability_flow, len(shape), **options)
+        errors.append(abs(found / expected - 1))
+    text = f"spread off by {errors[0]:.1e} in {steps} steps between times"
+    if min(errors) < 1e-9:
+        return [Finding("order of steps", OK, f"{text}: exact")]
+    found = math.log2(errors[0] / errors[1])
+    return [Finding("order of steps", OK if found > 0.7 else NOTE, f"order {found:.1f}; {text}")]
 
 
 def corrector(

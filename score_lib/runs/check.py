@@ -17,7 +17,7 @@ from score_lib.checks.finding import NOTE, OK, WRONG, Finding, worst
 from score_lib.checks.likelihood import log_likelihood
 from score_lib.checks.network import cost
 from score_lib.checks.process import process
-from score_lib.checks.sampling import corrector, order, restoration, sampler
+from score_lib.checks.sampling import corrector, order, order_of_steps, restoration, sampler
 from score_lib.data.loading import DatasetInfo, get_streams
 from score_lib.data.public import only_prepared
 from score_lib.data.sources import MissingDataError, named
@@ -29,7 +29,7 @@ from score_lib.options import flatten
 from score_lib.runs.setup import Run, setup
 from score_lib.runs.statistics import data_statistics
 from score_lib.samplers.configured import get_sampling_fn
-from score_lib.samplers.steps import NoneCorrector, get_corrector
+from score_lib.samplers.steps import NoneCorrector, get_corrector, get_predictor
 
 # Data that stand for images in checks of processes and samplers.
 SMALL = (1, 2, 2)
@@ -156,13 +156,17 @@ def _samplers(run: Run) -> list[Finding]:
         return get_sampling_fn(config, sde, shape, lambda x: x, eps, **keywords)
 
     findings = sampler(build, run.sde, SMALL)
+    steps = options.num_steps or run.sde.N
+    if options.method == "pc":
+        predictor = get_predictor(options.predictor)
+        findings += order_of_steps(predictor, run.sde, steps, options.probability_flow, SMALL)
     if options.method == "pc" and get_corrector(options.corrector) is not NoneCorrector:
         findings += corrector(get_corrector(options.corrector), run.sde, options.snr, SMALL)
     if options.method in DETERMINISTIC and options.churn == 0:
         findings += order(
             lambda steps: build(exact, (64, *SMALL), steps=steps, denoise=False),
             run.sde,
-            options.num_steps or run.sde.N,
+            steps,
         )
     name = config.control.method
 

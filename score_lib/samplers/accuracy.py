@@ -18,38 +18,49 @@ from score_lib.sdes.process import SDE
 # Largest error of a run of few steps, in the network's range.
 MOST_ERROR = 0.05
 
-_OURS = (EulerMaruyamaPredictor, ReverseDiffusionPredictor, AncestralSamplingPredictor)
+PUBLISHED = (EulerMaruyamaPredictor, ReverseDiffusionPredictor, AncestralSamplingPredictor)
 
 
-def point_error(
+def final_std(
     sde: SDE,
     predictor: type[Predictor],
     times: Tensor,
     probability_flow: bool = False,
     dimensions: int = 1,
+    *,
+    data_std: float = 0.0,
+    denoise: bool = True,
 ) -> float:
-    """Root mean square of denoised samples when all data are the point 0, whose samples are 0.
+    """Standard deviation of a predictor's samples of data ~ N(0, data_std^2 I).
 
-    Steps are linear in x and in the noise there, so that this is exact, without sampling.  Images
-    behave alike near the data: their pixels are as far apart as their range is wide.
+    Steps are linear in x and in the noise there, so that this is exact, without sampling.  With
+    data at the point 0 it is the error of the samples.  Images behave alike near the data: their
+    pixels are as far apart as their range is wide.
 
     Args:
         times: those visited, and the end of the last step, (N + 1,).
         dimensions: of D; a user's process may broadcast for one shape only.
+        denoise: without the noise of the last step.
     """
     t, s = times[:-1].double(), times[1:].double()
 
+    def variance_at(t: Tensor) -> Tensor:
+        m, std = sde.scale_and_std(t, dimensions)
+        return (m * data_std) ** 2 + std**2
+
     def score_fn(x: Tensor, t: Tensor) -> Tensor:
-        return batch_mul(-(sde.scale_and_std(t, dimensions)[1] ** -2), x)
+        return batch_mul(-1 / variance_at(t), x)
 
     built = predictor(sde, score_fn, probability_flow)
     built.noise = torch.ones_like
     x, x_mean = built.step(t.new_ones(len(t), *(1,) * dimensions), t, s)
     gains, noises = x_mean.flatten().tolist(), (x - x_mean).flatten().tolist()
-    variance = float(sde.scale_and_std(t[:1], dimensions)[1]) ** 2
-    for gain, noise in zip(gains[:-1], noises[:-1], strict=True):
+    if denoise:
+        noises[-1] = 0.0
+    variance = float(variance_at(t[:1]))
+    for gain, noise in zip(gains, noises, strict=True):
         variance = gain**2 * variance + noise**2
-    return abs(gains[-1]) * math.sqrt(variance)
+    return math.sqrt(variance)
 
 
 def check_steps(
@@ -71,9 +82,9 @@ def check_steps(
     """
 
     def error(number: int) -> float:
-        return point_error(sde, predictor, visited(number), probability_flow, dimensions)
+        return final_std(sde, predictor, visited(number), probability_flow, dimensions)
 
-    if predictor not in _OURS or (found := error(steps)) <= MOST_ERROR:
+    if predictor not in PUBLISHED or (found := error(steps)) <= MOST_ERROR:
         return
     enough = next((n for k in range(1, 8) if error(n := steps << k) <= MOST_ERROR), None)
     hint = f"{enough} steps are enough" if enough else "no number of steps helps"
