@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 import torch
 
+import sampling
 from score_lib.base.tensors import batch_mul
 from sde_lib import VESDE, VPSDE, LinearSDE, subVPSDE
 
@@ -128,3 +129,9 @@ def assert_close_to_largest(actual, expected, tolerance=2e-4):
         return
     error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max()
     assert error <= tolerance, f"off by {error:.2e} of the largest value"
+
+
+def exact_pc(sde, shape, predictor, corrector=None, **options):
+    """Predictor-corrector sampling in the network's range, for networks that know all times."""
+    options = {"continuous": True, "eps": sde.sampling_eps, **options}
+    return sampling.get_pc_sampler(sde, shape, predictor, corrector, lambda x: x, 0.16, **options)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dataset_helpers import random_images, save_image
+from oracles import exact_pc
 from small_runs import command, run_forked, small_config
 from torch import Tensor
 
@@ -24,20 +25,7 @@ def states(findings):
 
 
 def pc(predictor, corrector=None, **options):
-    def build(sde, shape):
-        return sampling.get_pc_sampler(
-            sde,
-            shape,
-            predictor,
-            corrector,
-            lambda x: x,
-            0.16,
-            continuous=True,
-            eps=sde.sampling_eps,
-            **options,
-        )
-
-    return build
+    return lambda sde, shape: exact_pc(sde, shape, predictor, corrector, **options)
 
 
 # --- Right ones -----------------------------------------------------------------------------------

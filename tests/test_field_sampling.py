@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from oracles import GaussianOracle
+from oracles import GaussianOracle, exact_pc
 
 import controllable_generation
 import likelihood
@@ -41,20 +41,6 @@ def is_ve(sde):
     return sde.sampling_eps == VESDE.sampling_eps
 
 
-def pc(sde, shape, predictor, corrector=None, **options):
-    return sampling.get_pc_sampler(
-        sde,
-        shape,
-        predictor,
-        corrector,
-        lambda x: x,
-        0.16,
-        continuous=True,
-        eps=sde.sampling_eps,
-        **options,
-    )
-
-
 # --- Few steps ------------------------------------------------------------------------------------
 
 
@@ -64,7 +50,7 @@ def pc(sde, shape, predictor, corrector=None, **options):
 def test_binary_data_stay_binary_in_few_steps_or_are_refused(name, predictor, steps):
     sde, predictor = SDES[name](N=1000), sampling.get_predictor(predictor)
     try:
-        sampler = pc(sde, (500, 4), predictor, steps=steps)
+        sampler = exact_pc(sde, (500, 4), predictor, steps=steps)
     except ValueError as refusal:
         assert name == "subvp" and steps <= 50
         assert "100 steps are enough" in str(refusal) and "dpmpp_2m" in str(refusal)
@@ -91,7 +77,7 @@ def test_the_refusal_names_a_solver_that_does_it(name):
 
 def test_a_process_built_with_few_steps_is_its_own_chain():
     sde = subVPSDE(N=50)
-    _, evaluations = pc(sde, (4, 4), sampling.EulerMaruyamaPredictor)(BinaryOracle(sde))
+    _, evaluations = exact_pc(sde, (4, 4), sampling.EulerMaruyamaPredictor)(BinaryOracle(sde))
     assert evaluations == 50
 
 
@@ -105,7 +91,7 @@ def test_steps_set_on_a_process_are_its_chain(name):
     sde.N = 100
     oracle = GaussianOracle(sde, mu=0.0, s0=0.3)
     torch.manual_seed(0)
-    x, evaluations = pc(sde, (4000, 4), sampling.ReverseDiffusionPredictor)(oracle)
+    x, evaluations = exact_pc(sde, (4000, 4), sampling.ReverseDiffusionPredictor)(oracle)
     assert evaluations == 100 and x.std() == pytest.approx(0.3, rel=0.07)
 
 
@@ -174,7 +160,7 @@ def test_adaptive_steps_are_unbiased_in_few_dimensions(dimensions):
 # --- Any dtype, any rank, the ends of time --------------------------------------------------------
 
 SAMPLERS = {
-    "pc": lambda sde, shape: pc(sde, shape, sampling.ReverseDiffusionPredictor),
+    "pc": lambda sde, shape: exact_pc(sde, shape, sampling.ReverseDiffusionPredictor),
     "ode": lambda sde, shape: sampling.get_ode_sampler(sde, shape, lambda x: x),
     "adaptive": lambda sde, shape: sampling.get_adaptive_sampler(sde, shape, lambda x: x),
     "heun": lambda sde, shape: sampling.get_solver_sampler(
@@ -234,7 +220,7 @@ def test_complex_numbers_and_integers_are_refused(dtype):
     oracle = GaussianOracle(sde)
     calls = [
         lambda: sampling.get_ode_sampler(sde, x.shape, lambda x: x)(oracle, x),
-        lambda: pc(sde, x.shape, sampling.ReverseDiffusionPredictor)(oracle, x),
+        lambda: exact_pc(sde, x.shape, sampling.ReverseDiffusionPredictor)(oracle, x),
         lambda: likelihood.get_likelihood_fn(sde, lambda x: x)(oracle, x),
         lambda: losses.get_sde_loss_fn(sde, train=False)(oracle, x),
         lambda: losses.get_ddpm_loss_fn(sde, train=False)(oracle, x),
@@ -270,7 +256,7 @@ def test_time_zero_is_refused_where_there_is_no_noise(name):
     for method in (sampling.get_ode_sampler, sampling.get_adaptive_sampler):
         with pytest.raises(ValueError, match=r"no noise at eps = 0.*stop at 0.001"):
             method(sde, (2, 3), lambda x: x, eps=0.0)
-    assert pc(VESDE(N=10), (2, 3), None)  # the VE process has noise at 0
+    assert exact_pc(VESDE(N=10), (2, 3), None)  # the VE process has noise at 0
 
 
 @pytest.mark.parametrize(
@@ -298,7 +284,7 @@ def test_a_users_process_of_one_shape_is_checked_in_that_shape():
         def prior_logp(self, z):
             return z.flatten(1).sum(1)
 
-    sampler = pc(Mine(N=20), (2, 1, 2, 2), sampling.EulerMaruyamaPredictor, steps=10)
+    sampler = exact_pc(Mine(N=20), (2, 1, 2, 2), sampling.EulerMaruyamaPredictor, steps=10)
     assert sampler(lambda x, labels: x * 0)[1] == 10
 
 

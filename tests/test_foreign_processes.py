@@ -43,8 +43,8 @@ def pair(kind):
     return getattr(foreign_sde, kind)(*KINDS[kind]), getattr(sde_lib, kind)(*KINDS[kind])
 
 
-def agree(kind, compute, continuous=True):
-    """Whether `compute(sde, model)` gives the same bits for both processes."""
+def assert_agree(kind, compute, continuous=True):
+    """`compute(sde, model)` gives the same bits for both processes."""
     theirs, ours = pair(kind)
     model = GaussianOracle(ours, continuous or kind == "subVPSDE")
     results = []
@@ -58,7 +58,7 @@ def agree(kind, compute, continuous=True):
 def test_scores(kind, continuous):
     t = torch.linspace(0.01, 1, 7)
     x = torch.randn(7, 1, 4, 4)
-    agree(kind, lambda sde, m: get_score_fn(sde, m, continuous=continuous)(x, t), continuous)
+    assert_agree(kind, lambda sde, m: get_score_fn(sde, m, continuous=continuous)(x, t), continuous)
 
 
 @pytest.mark.parametrize("flow", (False, True))
@@ -74,7 +74,7 @@ def test_pc_samples(kind, continuous, predictor, corrector, flow):
         settings = {"probability_flow": flow, "continuous": continuous}
         return get_pc_sampler(sde, SHAPE, *classes, identity, 0.1, **settings)(model)[0]
 
-    agree(kind, samples, continuous)
+    assert_agree(kind, samples, continuous)
 
 
 def step_once(sde, model):
@@ -126,13 +126,13 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_results(kind, call):
-    agree(kind, CALLS[call])
+    assert_agree(kind, CALLS[call])
 
 
 @pytest.mark.parametrize("kind", ("VESDE", "VPSDE"))
 def test_discrete_losses(kind):
     loss = {"VESDE": get_smld_loss_fn, "VPSDE": get_ddpm_loss_fn}[kind]
-    agree(kind, lambda sde, m: loss(sde, True)(m, torch.rand(SHAPE)), continuous=False)
+    assert_agree(kind, lambda sde, m: loss(sde, True)(m, torch.rand(SHAPE)), continuous=False)
 
 
 def test_processes_without_a_name_are_told_by_their_attributes():

@@ -52,7 +52,7 @@ scores = [m.utils.get_score_fn(sde, n, continuous=True) for m, n in
           zip((pkg.models, models), networks)]
 assert torch.equal(scores[0](x, t), scores[1](x, t))
 """
-    program(["-c", code], tmp_path)
+    assert program(["-c", code], tmp_path) == ""
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What a network costs, found without computing anything: on PyTorch's meta device."""
+"""The cost of a network, found without computing anything: on PyTorch's meta device."""
 
 import collections
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a config will do, and how far its numbers can be trusted: `--mode check`."""
+"""A config checked before a run, and how far its numbers can be trusted: `--mode check`."""
 
 import functools
 import json

@@ -53,14 +53,11 @@ def get_pc_sampler(
         others: see `sampler_of`, which also documents the returned `sample`.
     Raises:
         ValueError: no time lies between start_time and stop_time, or the network or the predictor
-            knows only the steps of the process's chain.
+            knows only the steps of the process's chain; a setting is out of range.
     """
     sde = as_process(sde)
     sde.check_times(eps, start_time, shape)
-    if not (0 <= snr < math.inf and n_steps >= 0 and steps >= 0):
-        raise ValueError(
-            f"a sampler's snr, n_steps and steps are at least 0, not {snr}, {n_steps} and {steps}"
-        )
+    _check_settings(snr, n_steps, steps)
     chain = steps in (0, sde.N) and grid in ("", "uniform")
     if not chain:
         sde = _other_steps(sde, predictor, continuous, steps, grid)
@@ -80,6 +77,13 @@ def get_pc_sampler(
 
     shared = continuous, device, constraints, differentiable
     return sampler_of(sde, shape, inverse_scaler, follow, times[0], *shared)
+
+
+def _check_settings(snr: float, n_steps: int, steps: int) -> None:
+    if not (0 <= snr < math.inf and n_steps >= 0 and steps >= 0):
+        raise ValueError(
+            f"a sampler's snr, n_steps and steps are at least 0, not {snr}, {n_steps} and {steps}"
+        )
 
 
 def _other_steps(
