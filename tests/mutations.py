@@ -127,12 +127,6 @@ MUTATIONS = [
         "SampleNoise(seed, range(len(indices))",
     ),
     Mutation(
-        "the ema rate is ignored",
-        SETUP,
-        "self.config.model.ema_rate)",
-        "0.999)",
-    ),
-    Mutation(
         "a named checkpoint is ignored",
         SETUP,
         "run.config.eval.checkpoint or pathlib",
