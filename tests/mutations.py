@@ -129,8 +129,8 @@ MUTATIONS = [
     Mutation(
         "a named checkpoint is ignored",
         SETUP,
-        "run.config.eval.checkpoint or pathlib",
-        "pathlib",
+        "chosen = run.config.eval.checkpoint",
+        "chosen = None",
     ),
     Mutation("warm-up is ignored", OPTIMIZATION, "warmup=optim.warmup", "warmup=0"),
     Mutation(

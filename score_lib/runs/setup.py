@@ -231,12 +231,13 @@ def restored(config, workdir: str | os.PathLike) -> Run:
         ValueError: the config or the checkpoint does not fit.
     """
     run = setup(config)
-    load_trained(run, run.config.eval.checkpoint or pathlib.Path(workdir) / META)
+    chosen = run.config.eval.checkpoint
+    load_trained(run, chosen or pathlib.Path(workdir) / META, latest=not chosen)
     return run
 
 
-def load_trained(run: Run, path: str | os.PathLike) -> None:
-    """Load trained weights: of a file or, for the latest state of a run, its kept predecessors.
+def load_trained(run: Run, path: str | os.PathLike, *, latest: bool = False) -> None:
+    """Load trained weights: of a file, or of the latest undamaged one among its predecessors.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -244,7 +245,6 @@ def load_trained(run: Run, path: str | os.PathLike) -> None:
             what its output means.
     """
     run.state["config"] = ""
-    latest = pathlib.Path(path).parts[-2:] == META.parts
     restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
     restore(path, run.state, run.device, must_exist=True)
     trained = trained_config(path, {"config": run.state.pop("config")})
