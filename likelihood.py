@@ -1,8 +1,9 @@
-"""Exact log-likelihoods and bits/dim by the probability-flow ODE.  [S21, section 4.3, D.2]
+"""Exact log-likelihoods and bits/dim by the probability-flow ODE, and a bound by the reverse SDE.
 
-Behind this door: `score_lib.likelihood`.
+[S21, section 4.3, appendix D.2]  Behind this door: `score_lib.likelihood` and `score_lib.elbo`.
 """
 
+from score_lib.elbo import Elbo, get_elbo_fn
 from score_lib.likelihood import (
     LogLikelihood,
     bits_per_dim,

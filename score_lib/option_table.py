@@ -306,6 +306,8 @@ _EVAL = {
     "bpd_dataset": ("test", one_of("train", "test"), "part of the data for bits/dim"),
     "dataset": ("", one_of("", "train", "test"), 'other name of `bpd_dataset`; "": unused'),
     "bpd_num_repeats": (5, count, "passes for bits/dim, dequantised anew"),
+    "enable_elbo": (False, flag, "bound bits/dim by the ELBO of the reverse SDE"),
+    "elbo_num_times": (100, at_least(2), "times at which the bound is estimated for an image"),
     "num_probes": (1, count, "Hutchinson probes of a divergence"),
     "hutchinson_type": ("Rademacher", probes, 'probes; "exact": the whole trace'),
     "per_sample_error": (False, flag, "bits/dim: solver steps for each image alone"),

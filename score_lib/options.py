@@ -203,7 +203,12 @@ def _conflicts(flat: Options) -> Iterator[str]:
     if flat["training.objective"] == "classifier":
         if (classes := flat["data.num_classes"]) < 2:
             yield f"data.num_classes = {classes} should be at least 2 for a classifier"
-        for key in ("training.snapshot_sampling", "eval.enable_bpd", "eval.enable_sampling"):
+        for key in (
+            "training.snapshot_sampling",
+            "eval.enable_bpd",
+            "eval.enable_elbo",
+            "eval.enable_sampling",
+        ):
             if flat[key]:
                 yield f"{key} = True needs a score network, and training.objective = 'classifier'"
     parts, batch_size = flat["training.grad_accumulation"], flat["training.batch_size"]

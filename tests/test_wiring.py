@@ -16,9 +16,12 @@ from small_runs import small_config
 import losses
 import run_lib
 import sampling
+from likelihood import bits_per_dim, get_elbo_fn
 from sampling import SampleNoise
+from score_lib.base.tensors import derive_seed
 from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.runs import measures
+from score_lib.runs.heldout import HeldOut
 from sde_lib import VESDE, VPSDE, create_sde, subVPSDE
 
 
@@ -367,6 +370,28 @@ def test_options_of_the_likelihood_arrive():
     # A multiple of x has the same divergence along every Rademacher probe, but not Gaussian ones.
     np.testing.assert_allclose(one["divergence"], exact["divergence"], rtol=1e-5)
     assert not np.allclose(gaussian["divergence"], exact["divergence"], rtol=1e-3)
+
+
+def test_options_of_the_bound_arrive(tmp_path):
+    """The averaged weights, the times, the examples and the seed: by hand, the same figure."""
+    options = {"eval__end_ckpt": 1, "eval__begin_ckpt": 1, "eval__enable_loss": False}
+    options |= {"eval__enable_elbo": True, "eval__elbo_num_times": 3, "eval__batch_size": 200}
+    config = recording(training__snapshot_sampling=False, **options)
+    run_lib.train(config, tmp_path)
+    (record,) = run_lib.evaluate(config, tmp_path)
+    config.eval.checkpoint = str(tmp_path / "checkpoints" / "checkpoint_1.pth")
+    run, seed, bpd = run_lib.restored(config, tmp_path), derive_seed(42, "elbo", 0), []
+    data = HeldOut(run, "test", True, seed)
+    with run.state["ema"].applied(run.state["model"].parameters()):
+        for number in range(2):
+            noise = SampleNoise(seed, data.indices(number))
+            bound = get_elbo_fn(run.sde, num_times=3)
+            total = bound(run.state["model"], data.read(number)[0], noise=noise).total
+            bpd.append(bits_per_dim(total, 64, run.inverse_scaler, 17))
+    values = torch.cat(bpd)
+    assert len(values) == 296 and record["elbo_bpd"] == pytest.approx(float(values.mean()))
+    expected = float(values.std() / len(values) ** 0.5)
+    assert record["elbo_bpd_standard_error"] == pytest.approx(expected)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from score_lib.disk.arrays import save_arrays
 from score_lib.disk.files import write_text
 from score_lib.disk.pictures import save_grid, to_uint8
 from score_lib.disk.reports import markdown_table, mean_and_error, save_histogram
+from score_lib.elbo import get_elbo_fn
 from score_lib.likelihood import bits_per_dim, get_log_likelihood_fn, offsets
 from score_lib.losses.objectives import ClassifierLoss, Draws, NoisyLoss
 from score_lib.metrics.configured import get_extractor
@@ -119,10 +120,30 @@ def evaluate_bpd(job: Job) -> dict[str, float]:
     `eval.bpd_num_repeats` passes over `eval.bpd_dataset`, each with noise of its own.  The error
     is that of the mean over examples, as others might have been drawn.
     """
+    bpd = _passes(job, "bpd", job.run.config.eval.bpd_num_repeats, likelihood_terms)
+    path = job.folder / f"ckpt_{job.label}_bpd.png"
+    distributed.on_main(lambda: save_histogram(path, bpd, "bits/dim"))
+    return mean_and_error("bpd", bpd)
+
+
+def evaluate_elbo(job: Job) -> dict[str, float]:
+    """An upper bound of the mean bits/dim, by the variational bound of the reverse SDE.
+
+    One pass over `eval.bpd_dataset`, uniformly dequantised; see `elbo.get_elbo_fn`.
+    """
+    return mean_and_error("elbo_bpd", _passes(job, "elbo", 1, elbo_terms))
+
+
+def _passes(job: Job, kind: str, passes: int, terms: Callable) -> np.ndarray:
+    """Bits/dim of each example of `eval.bpd_dataset`, (N,): the mean over passes.
+
+    Args:
+        kind: names the files of rounds, and the seeds.
+        terms: `terms(run, images, levels, noise)` gives arrays, "bpd" among them.
+    """
     run, options = job.run, job.run.config.eval
     split = options.dataset or options.bpd_dataset
-    passes = options.bpd_num_repeats
-    seeds = [derive_seed(run.config.seed, "bpd", repeat) for repeat in range(passes)]
+    seeds = [derive_seed(run.config.seed, kind, repeat) for repeat in range(passes)]
     data = [HeldOut(run, split, True, seed) for seed in seeds]
     batches = len(data[0])
 
@@ -132,17 +153,27 @@ def evaluate_bpd(job: Job) -> dict[str, float]:
 
         def compute() -> dict[str, np.ndarray]:
             noise = SampleNoise(seeds[repeat], part.indices(number), run.device)
-            return likelihood_terms(run, part.read(number)[0], part.levels, noise)
+            return terms(run, part.read(number)[0], part.levels, noise)
 
-        found = job.round(f"{split}_ckpt_{job.label}_bpd_{k}.npz", compute)
-        logging.info("bits/dim, pass %d, batch %d: %.4f", repeat, number, found["bpd"].mean())
+        found = job.round(f"{split}_ckpt_{job.label}_{kind}_{k}.npz", compute)
+        mean = found["bpd"].mean()
+        logging.info("%s, pass %d, batch %d: %.4f bits/dim", kind, repeat, number, mean)
         return found
 
     values = np.concatenate([found["bpd"] for found in job.rounds(passes * batches, make)])
-    bpd = values.reshape(passes, -1).mean(axis=0)
-    path = job.folder / f"ckpt_{job.label}_bpd.png"
-    distributed.on_main(lambda: save_histogram(path, bpd, "bits/dim"))
-    return mean_and_error("bpd", bpd)
+    return values.reshape(passes, -1).mean(axis=0)
+
+
+def elbo_terms(run: Run, images: Tensor, levels: int, noise: Callable) -> dict[str, np.ndarray]:
+    """Bits/dim of images by the bound, and its standard error in nats; as `likelihood_terms`."""
+    elbo_fn = get_elbo_fn(
+        run.sde,
+        num_times=run.config.eval.elbo_num_times,
+        continuous=run.config.training.continuous,
+    )
+    bound = elbo_fn(run.state["model"], images, noise=noise)
+    bpd = bits_per_dim(bound.total, images[0].numel(), run.inverse_scaler, levels)
+    return {"bpd": bpd.cpu().numpy(), "standard_error": bound.standard_error.cpu().numpy()}
 
 
 def likelihood_terms(
@@ -229,5 +260,6 @@ MEASURES = {
     "enable_loss": evaluate_loss,
     "enable_accuracy": evaluate_accuracy,
     "enable_bpd": evaluate_bpd,
+    "enable_elbo": evaluate_elbo,
     "enable_sampling": evaluate_samples,
 }
