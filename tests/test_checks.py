@@ -81,6 +81,12 @@ def test_steps_of_predictors_are_of_first_order(kind, predictor):
     assert finding.state == "ok" and order == pytest.approx(1, abs=0.3), finding
 
 
+def test_a_prior_that_is_not_quite_the_end_of_the_process_is_noted():
+    """NCSN's largest noise level is 1: p_T of data of deviation 0.5 is wider than the prior."""
+    found = states(checks.process(VESDE(0.01, 1.0, N=10)) + checks.log_likelihood(VESDE(0.01, 1.0)))
+    assert found["prior"] == "note" and found["likelihood"] == "ok"
+
+
 # --- Wrong ones -----------------------------------------------------------------------------------
 
 
@@ -152,7 +158,7 @@ def test_a_wrong_process_is_found(kind, subject):
 
 
 def test_a_wrong_likelihood_is_found():
-    assert checks.worst(checks.log_likelihood(WrongDensity())) == "wrong"
+    assert checks.worst(checks.log_likelihood(WrongDiffusion())) == "wrong"
     assert checks.worst(checks.log_likelihood(VPSDE(), rtol=0.1, atol=0.1)) != "ok"
 
 

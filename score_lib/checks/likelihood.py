@@ -12,7 +12,10 @@ from score_lib.sdes.process import SDE
 
 
 def log_likelihood(sde: SDE, shape: tuple[int, ...] = (1, 2, 2), **options) -> list[Finding]:
-    """Log-likelihood of Gaussian data with the exact score, against N(0, m^2 std^2 + s^2) at eps.
+    """Log-likelihood of Gaussian data with the exact score, against its closed form.
+
+    The flow of a Gaussian multiplies x by the ratio of deviations at T and eps.  So a prior that is
+    not p_T counts in both; `process` checks it.
 
     Args:
         shape: D of data that the process can take.
@@ -22,11 +25,11 @@ def log_likelihood(sde: SDE, shape: tuple[int, ...] = (1, 2, 2), **options) -> l
     x = DATA_STD * torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
     exact = told_by_time(sde)
     found = get_log_likelihood_fn(exact, **options)(gaussian(sde, 0.0, DATA_STD), x).total
-    m, s = map(float, exact.scale_and_std(torch.tensor([options["eps"]]), len(shape)))
-    variance = (m * DATA_STD) ** 2 + s**2
+    times = torch.tensor([options["eps"], exact.T])
+    m, s = (c.double() for c in exact.scale_and_std(times, len(shape)))
+    first, last = torch.sqrt((m * DATA_STD) ** 2 + s**2)
     size = x[0].numel()
-    expected = -0.5 * (x.flatten(1).double().square().sum(1) / variance)
-    expected = expected - 0.5 * size * math.log(2 * math.pi * variance)
+    expected = exact.prior_logp(x.double() * (last / first)) + size * torch.log(last / first)
     error = (found - expected).abs().max().item() / size / math.log(2)
     text = f"off by at most {error:.1e} bits/dim from the closed form on a Gaussian"
     return [graded("likelihood", error, 0.005, 0.05, text)]

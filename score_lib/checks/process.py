@@ -70,7 +70,7 @@ def _prior(sde: SDE, shape: tuple[int, ...]) -> list[Finding]:
     difference = abs(log_p + entropy)
     left = f"prior std {found:.4g}, p_T of data of std {DATA_STD:g}: {expected:.4g}"
     return [
-        graded("prior", error, 0.04, 0.1, f"{left}; m(T) = {float(m):.2g}"),
+        graded("prior", error, 0.04, 0.2, f"{left}; m(T) = {float(m):.2g}"),
         graded(
             "density of the prior",
             difference,
