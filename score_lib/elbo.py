@@ -23,9 +23,7 @@ from score_lib.base.tensors import batch_mul, check_floats, rows
 from score_lib.likelihood import value_and_divergence
 from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE, LinearSDE
-
-# Cells of the density of times; the estimate is right for any number of them.
-CELLS = 4096
+from score_lib.sdes.times import TimeDensity
 
 
 class Elbo(NamedTuple):
@@ -35,27 +33,6 @@ class Elbo(NamedTuple):
     """The estimate of the bound."""
     standard_error: Tensor
     """Of `total`, from the differences between neighbouring times."""
-
-
-class TimeDensity:
-    """Times on [eps, T] with a density proportional to g^2 / std^2, constant within small cells."""
-
-    def __init__(self, sde: LinearSDE, eps: float):
-        ends = torch.logspace(math.log10(eps), math.log10(sde.T), CELLS + 1, dtype=torch.float64)
-        ends[0], ends[-1] = eps, sde.T
-        self.ends, middle = ends, (ends[1:] + ends[:-1]) / 2
-        width = ends[1:] - ends[:-1]
-        mass = width * sde.diffusion(middle) ** 2 / sde.marginal_coeffs(middle)[1] ** 2
-        self.density = mass / mass.sum() / width
-        self.cumulative = torch.cat([mass.new_zeros(1), (mass / mass.sum()).cumsum(0)])
-
-    def at(self, quantile: Tensor) -> tuple[Tensor, Tensor]:
-        """The times at these quantiles, numbers in [0, 1), (B,), and their density, (B,)."""
-        device, quantile = quantile.device, quantile.double().cpu()
-        cell = (torch.searchsorted(self.cumulative, quantile, right=True) - 1).clamp(0, CELLS - 1)
-        inside = (quantile - self.cumulative[cell]) / self.density[cell]
-        t = torch.minimum(self.ends[cell] + inside, self.ends[cell + 1])
-        return t.to(device), self.density[cell].to(device)
 
 
 def get_elbo_fn(

@@ -3,4 +3,5 @@
 - `process`: the interface, the time reversal, and processes with a linear drift
 - `published`: VE, VP and sub-VP; from a config to a process
 - `foreign`: processes written for the published code
+- `times`: a density of times for importance sampling
 """
