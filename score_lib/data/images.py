@@ -16,7 +16,14 @@ from score_lib.data.arrays import open_array
 from score_lib.data.files import BROKEN, IN_ZIP, OUTSIDE, Folder, OneFile, Zip, hidden, report
 from score_lib.data.pixels import MODES, Pixels, Unsuited, to_bytes
 from score_lib.data.preprocess import MAX_PIXELS, fit
-from score_lib.data.sources import DataError, Source, Subset, log_once, register_dataset
+from score_lib.data.sources import (
+    DataError,
+    MissingDataError,
+    Source,
+    Subset,
+    log_once,
+    register_dataset,
+)
 from score_lib.data.splits import (
     Parts,
     below_root,
@@ -53,7 +60,7 @@ def images(
     (or of the array) is held out, and fewer than ten images are all in both splits.
     """
     if not path:
-        raise DataError(
+        raise MissingDataError(
             "data.path is empty: data.dataset='IMAGES' reads a folder, a .zip, .npy or .npz there"
         )
     source = open_images(path, shape, on_error, name="data.path", split=split, **pixels)

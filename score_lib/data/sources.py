@@ -46,7 +46,7 @@ def named(class_to_idx: Mapping[str, int]) -> str:
 
 
 class MissingDataError(DataError):
-    """A published data set is not on this machine."""
+    """The data are not there yet: a published set not on this machine, or no path."""
 
 
 class Source(abc.ABC):
