@@ -11,6 +11,7 @@ import pytest
 import torch
 from absl import flags
 from ml_collections import config_flags
+from networks import fill_weights
 from oracles import GaussianOracle
 from small_runs import small_config
 from torch.distributed.run import get_args_parser
@@ -23,6 +24,8 @@ from configs.defaults import base, experiments, load
 from datasets import get_data_inverse_scaler
 from likelihood import get_log_likelihood_fn
 from losses import get_sde_loss_fn
+from models.adm import UNetModel
+from models.utils import get_model
 from score_lib.options import flatten
 from sde_lib import VPSDE, get_sde
 from utils import save_checkpoint
@@ -228,6 +231,28 @@ def test_every_example_compiles():
 def test_config_example_is_the_published_experiment():
     config = example("docs/experiments.md", "def get_config")["get_config"]()
     assert flatten(config) == flatten(load("ve/cifar10_ncsnpp_continuous"))
+
+
+def test_adm_config_example():
+    config = example("docs/experiments.md", "adm(config")["config"]
+    with torch.device("meta"):
+        assert len(get_model(config.model.name)(config).output_blocks) == 16
+
+
+def test_adm_checkpoint_example(tmp_path):
+    names = example("docs/experiments.md", "def adm_256")
+    with torch.device("meta"):
+        assert sum(p.numel() for p in names["adm_256"]().parameters()) == 553_838_086
+    small = UNetModel(8, 3, 32, 6, 1, (2,), channel_mult=(1, 1), num_classes=4)
+    torch.save(fill_weights(small).state_dict(), tmp_path / "a.pt")
+    other = UNetModel(8, 3, 32, 6, 1, (2,), channel_mult=(1, 1), num_classes=4)
+    names["load"].__globals__["adm_256"] = lambda: other
+    network, drawn = names["load"](tmp_path / "a.pt"), []
+    for kind in (1, 1, 2):
+        torch.manual_seed(0)
+        drawn.append(names["draw"](network, torch.tensor([kind]), VPSDE(N=25)))
+    assert drawn[0].shape == (1, 3, 8, 8) and 0 <= drawn[0].min() < drawn[0].max() <= 1
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
 def test_published_checkpoint_example(tmp_path, monkeypatch):
