@@ -98,12 +98,16 @@ class _Trunk(Network):
             h = features[0] if len(features) == 1 else torch.cat(features, dim=1)
             return stage(h, temb)
 
-        # Transforms of `torch.func` cannot recompute.
-        compiling = torch.compiler.is_compiling()
-        transformed = not compiling and torch._C._are_functorch_transforms_active()
-        if self.use_checkpoint and torch.is_grad_enabled() and not transformed:
+        if self._recomputes():
             return checkpoint(run, temb, *features, use_reentrant=False)
         return run(temb, *features)
+
+    def _recomputes(self) -> bool:
+        """Whether gradients will be taken, with activations computed a second time."""
+        if not self.use_checkpoint or not torch.is_grad_enabled():
+            return False
+        # Transforms of `torch.func` cannot recompute.
+        return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
 
     def convert_to_fp16(self) -> None:
         """Halve the convolutions of all blocks; embeddings, normalisation and the head stay."""
@@ -370,7 +374,7 @@ class ADM(UNetModel):
     Read are, of `model`: `nf`, `ch_mult`, `num_res_blocks`, `attn_resolutions` (heights in pixels),
     `dropout`, `resblock_type` ("biggan": residual blocks change the resolution; "ddpm": layers in
     between do, with a convolution if `resamp_with_conv`), `scale_shift_norm`, `num_heads`,
-    `num_head_channels` and `checkpoint_activations`.
+    `num_head_channels` and `checkpoint_activations` (which acts in training).
 
     Raises:
         ValueError: see `UNetModel`; the image size cannot be halved often enough, or the config
@@ -417,6 +421,9 @@ class ADM(UNetModel):
         """
         check_input(x, labels, self.in_channels)
         return super().forward(x if self.centered else 2 * x - 1, labels)
+
+    def _recomputes(self) -> bool:
+        return self.training and super()._recomputes()
 
 
 def _check_options(model) -> None:

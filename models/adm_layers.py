@@ -35,7 +35,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000) -
     timesteps = timesteps.to(torch.promote_types(timesteps.dtype, torch.float32))
     half = dim // 2
     steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    angles = timesteps[:, None] * torch.exp(steps * (-math.log(max_period) / half))
+    angles = timesteps[:, None] * torch.exp(steps * (-math.log(max_period) / max(half, 1)))
     embedding = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
     return F.pad(embedding, (0, 1)) if dim % 2 else embedding
 
