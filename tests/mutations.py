@@ -299,7 +299,7 @@ MUTATIONS = [
         "models/adm.py",
         "x if self.centered else 2 * x - 1",
         "x",
-        ADM,
+        ("tests/test_adm_config.py",),
     ),
     Mutation(
         "ADM converts the last layer",

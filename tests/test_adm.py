@@ -1,28 +1,20 @@
-"""ADM: recorded outputs, the layout of published checkpoints, and the network in runs."""
+"""ADM: recorded outputs, and the function of each option."""
 
-import copy
 import functools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from networks import DATA, build, fill_weights, load_json, tiny_config
-from small_runs import small_config
+from adm_helpers import POOLS, error, layout, small
+from networks import DATA, fill_weights, load_json
 from torch import nn
 
 import models.adm
-import run_lib
-from configs import data, parts
 from models.adm import EncoderUNetModel, SuperResModel, UNetModel
 from models.adm_layers import GroupNorm32, timestep_embedding
-from score_lib.options import checked
-from utils import restore_checkpoint
 
 CASES = load_json("golden_adm.json")
-SMALL = dict(image_size=8, in_channels=3, model_channels=32, out_channels=3, num_res_blocks=1)
-SMALL |= dict(attention_resolutions=(2,), channel_mult=(1, 2))
-POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 
 
 @functools.cache
@@ -54,21 +46,6 @@ def output_and_grad(model, case):
     return out.detach(), torch.autograd.grad((out * golden(case).cotangent).sum(), x)[0]
 
 
-def error(value, expected):
-    """Relative to the largest value."""
-    return ((value - expected).abs().max() / expected.abs().max()).item()
-
-
-def layout(model):
-    return [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
-
-
-def small(kind=UNetModel, **options):
-    if kind is EncoderUNetModel:
-        options.setdefault("num_head_channels", 16)
-    return fill_weights(kind(**{**SMALL, **options})).eval()
-
-
 # --- Recorded networks ---------------------------------------------------------------------------
 
 
@@ -81,160 +58,6 @@ def test_recorded_networks(case):
     out, grad = output_and_grad(model, case)
     assert out.dtype == torch.float32 and out.shape == golden(case).out.shape
     assert error(out, golden(case).out) < 2e-5 and error(grad, golden(case).grad_x) < 2e-5
-
-
-# --- Published checkpoints -----------------------------------------------------------------------
-
-# Side, channels in, model_channels, num_res_blocks, channel_mult, sides with attention, classes,
-# parameters.
-_256 = (1, 1, 2, 2, 4, 4)
-_512 = (0.5, 1, 1, 2, 2, 4, 4)
-PUBLISHED = {
-    "64x64": (64, 3, 192, 3, (1, 2, 3, 4), (32, 16, 8), 1000, 295_904_454),
-    "128x128": (128, 3, 256, 2, (1, 1, 2, 3, 4), (32, 16, 8), 1000, 421_529_606),
-    "256x256": (256, 3, 256, 2, _256, (32, 16, 8), 1000, 553_838_086),
-    "256x256_uncond": (256, 3, 256, 2, _256, (32, 16, 8), None, 552_814_086),
-    "512x512": (512, 3, 256, 2, _512, (32, 16, 8), 1000, 558_997_638),
-    "64_256_upsampler": (256, 6, 192, 2, _256, (32, 16, 8), 1000, 311_795_910),
-    "128_512_upsampler": (512, 6, 192, 2, (1, 1, 2, 2, 4, 4), (32, 16), 1000, 308_835_270),
-}
-CLASSIFIERS = {
-    64: (4, (1, 2, 3, 4), 65_438_568),
-    128: (2, (1, 1, 2, 3, 4), 42_568_040),
-    256: (2, _256, 54_096_360),
-    512: (2, _512, 54_448_360),
-}
-
-
-def described(arguments, resblock_updown=True, dims=2):
-    """Names and shapes up to the last layers, written down from the published description.
-
-    Args:
-        arguments: (channels in, model_channels, num_res_blocks, channel_mult, rates with attention,
-            classes, whether there is a way up).
-    """
-    in_ch, base, n, mult, rates, classes, has_decoder = arguments
-    found, temb = [], 4 * base
-
-    def layer(name, *shape):
-        found.extend([(f"{name}.weight", shape), (f"{name}.bias", shape[:1])])
-
-    def block(name, ch, out):
-        layer(f"{name}.in_layers.0", ch)
-        layer(f"{name}.in_layers.2", out, ch, *(3,) * dims)
-        layer(f"{name}.emb_layers.1", 2 * out, temb)
-        layer(f"{name}.out_layers.0", out)
-        layer(f"{name}.out_layers.3", out, out, *(3,) * dims)
-        if ch != out:
-            layer(f"{name}.skip_connection", out, ch, *(1,) * dims)
-
-    def attention(name, ch):
-        layer(f"{name}.norm", ch)
-        layer(f"{name}.qkv", 3 * ch, ch, 1)
-        layer(f"{name}.proj_out", ch, ch, 1)
-
-    layer("time_embed.0", temb, base)
-    layer("time_embed.2", temb, temb)
-    if classes is not None:
-        found.append(("label_emb.weight", (classes, temb)))
-    widths = [int(m * base) for m in mult]
-    ch, skips, k = widths[0], [widths[0]], 1
-    layer("input_blocks.0.0", ch, in_ch, *(3,) * dims)
-    for i, width in enumerate(widths):
-        for j in range(n + (i + 1 < len(widths))):
-            if j < n:
-                block(f"input_blocks.{k}.0", ch, width)
-                ch = width
-                if 2**i in rates:
-                    attention(f"input_blocks.{k}.1", ch)
-            elif resblock_updown:
-                block(f"input_blocks.{k}.0", ch, ch)
-            else:
-                layer(f"input_blocks.{k}.0.op", ch, ch, *(3,) * dims)
-            skips.append(ch)
-            k += 1
-    block("middle_block.0", ch, ch)
-    attention("middle_block.1", ch)
-    block("middle_block.2", ch, ch)
-    k = 0
-    for i in reversed(range(len(widths) if has_decoder else 0)):
-        for j in range(n + 1):
-            block(f"output_blocks.{k}.0", ch + skips.pop(), widths[i])
-            ch, inner = widths[i], 1
-            if 2**i in rates:
-                attention(f"output_blocks.{k}.1", ch)
-                inner = 2
-            if j == n and i > 0:
-                if resblock_updown:
-                    block(f"output_blocks.{k}.{inner}", ch, ch)
-                else:
-                    layer(f"output_blocks.{k}.{inner}.conv", ch, ch, *(3,) * dims)
-            k += 1
-    return found, ch, sum(skips) + ch
-
-
-def affine(name, *shape):
-    return [(f"{name}.weight", shape), (f"{name}.bias", shape[:1])]
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_layout_of_the_published_checkpoints(name):
-    side, in_ch, base, n, mult, sides, classes, parameters = PUBLISHED[name]
-    rates = [side // s for s in sides]
-    kind = SuperResModel if in_ch == 6 else UNetModel
-    with torch.device("meta"):
-        model = kind(
-            side, 3, base, 6, n, rates, channel_mult=mult, num_classes=classes,
-            num_head_channels=64, use_scale_shift_norm=True, resblock_updown=True,
-        )  # fmt: skip
-    expected, ch, _ = described((in_ch, base, n, mult, rates, classes, True))
-    expected += affine("out.0", ch) + affine("out.2", 6, ch, 3, 3)
-    assert layout(model) == expected
-    assert [key for key, _ in model.named_parameters()] == [key for key, _ in expected]
-    assert sum(p.numel() for p in model.parameters()) == parameters
-
-
-@pytest.mark.quick_cases(4)
-@pytest.mark.parametrize("pool", POOLS[::-1])
-@pytest.mark.parametrize("side", CLASSIFIERS)
-def test_layout_of_the_published_classifiers(side, pool):
-    n, mult, parameters = CLASSIFIERS[side]
-    rates = [side // s for s in (32, 16, 8)]
-    with torch.device("meta"):
-        model = EncoderUNetModel(
-            side, 3, 128, 1000, n, rates, channel_mult=mult, num_head_channels=64,
-            use_scale_shift_norm=True, resblock_updown=True, pool=pool,
-        )  # fmt: skip
-    expected, ch, features = described((3, 128, n, mult, rates, None, False))
-    tokens = (side // 2 ** (len(mult) - 1)) ** 2 + 1
-    expected += {
-        "adaptive": affine("out.0", ch) + affine("out.3", 1000, ch, 1, 1),
-        "attention": [
-            *affine("out.0", ch),
-            ("out.2.positional_embedding", (ch, tokens)),
-            *affine("out.2.qkv_proj", 3 * ch, ch, 1),
-            *affine("out.2.c_proj", 1000, ch, 1),
-        ],
-        "spatial": affine("out.0", 2048, features) + affine("out.2", 1000, 2048),
-        "spatial_v2": affine("out.0", 2048, features)
-        + affine("out.1", 2048)
-        + affine("out.3", 1000, 2048),
-    }[pool]
-    assert layout(model) == expected
-    if pool == "attention":
-        assert sum(p.numel() for p in model.parameters()) == parameters
-
-
-@pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize("conv_resample", [True, False])
-def test_layout_where_layers_resample(dims, conv_resample):
-    model = small(dims=dims, conv_resample=conv_resample, use_scale_shift_norm=True)
-    expected, ch, _ = described((3, 32, 1, (1, 2), (2,), None, True), False, dims)
-    expected += affine("out.0", ch) + affine("out.2", 3, ch, *(3,) * dims)
-    resampling = (".op.weight", ".op.bias", ".conv.weight", ".conv.bias")
-    if not conv_resample:
-        expected = [entry for entry in expected if not entry[0].endswith(resampling)]
-    assert layout(model) == expected
 
 
 # --- The function --------------------------------------------------------------------------------
@@ -348,16 +171,6 @@ def test_recomputing_changes_no_value(case):
     with torch.no_grad():
         call(recomputing, case)
     assert len(calls) == 3
-
-
-def test_configured_networks_recompute_in_training_only():
-    model = fill_weights(build(adm_config(checkpoint_activations=True)))
-    x, labels, calls = torch.rand(2, 3, 8, 8), torch.tensor([1, 2]), []
-    model.middle_block[0].register_forward_hook(lambda *_: calls.append(1))
-    for train, passes in ((True, 2), (False, 1)):
-        calls.clear()
-        model.train(train)(x, labels).sum().backward()
-        assert len(calls) == passes
 
 
 def test_dropout_acts_in_training_only():
@@ -484,99 +297,3 @@ def test_images_that_do_not_fit_are_refused():
             small(SuperResModel)(x, t, low_res=low_res)
     with pytest.raises(ValueError, match=r"16 positions, .*\(8, 8\)"):
         small(EncoderUNetModel, pool="attention")(torch.zeros(2, 3, 16, 16), t)
-
-
-# --- By config -----------------------------------------------------------------------------------
-
-
-def adm_config(**options):
-    return tiny_config("adm", **{"nf": 32, **options})
-
-
-def test_config_and_keywords_agree():
-    options = {"nf": 64, "num_head_channels": 16, "checkpoint_activations": True, "dropout": 0.2}
-    by_config = build(adm_config(**options, centered=True))
-    by_keywords = UNetModel(
-        8, 3, 64, 3, 1, (2,), 0.2, (1, 2), use_checkpoint=True, num_head_channels=16,
-        use_scale_shift_norm=True, resblock_updown=True,
-    )  # fmt: skip
-    assert repr(by_config).replace("ADM(", "UNetModel(", 1) == repr(by_keywords)
-    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 500])
-    by_keywords.load_state_dict(fill_weights(by_config).state_dict())
-    assert torch.equal(by_config.eval()(x, t), by_keywords.eval()(x, t))
-    assert by_config.use_checkpoint and by_config.middle_block[1].heads == 8
-
-
-def test_options_of_the_config_arrive():
-    names = [key for key, _ in layout(build(adm_config(resblock_type="ddpm")))]
-    assert "input_blocks.2.0.op.weight" in names and "output_blocks.1.2.conv.weight" in names
-    naive = build(adm_config(resblock_type="ddpm", resamp_with_conv=False)).state_dict()
-    assert not any(".op." in key or "conv" in key for key in naive)
-    added = build(adm_config(scale_shift_norm=False))
-    assert added.middle_block[0].emb_layers[1].out_features == 64
-    assert build(adm_config(num_heads=4)).middle_block[1].heads == 4
-    attending = build(adm_config(image_size=(16, 8), attn_resolutions=(16,), ch_mult=(1, 1, 1)))
-    assert len(attending.input_blocks[1]) == 2 and len(attending.input_blocks[3]) == 1
-
-
-def test_images_that_are_not_centred_are_centred_first():
-    raw, centred = (
-        fill_weights(build(adm_config(centered=centered))).eval() for centered in (False, True)
-    )
-    x, labels = torch.rand(2, 3, 8, 8), torch.tensor([1, 2])
-    torch.testing.assert_close(raw(x, labels), centred(2 * x - 1, labels))
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"nf": 8}, r"model.nf\) = 8 .*\(8, 16\).*multiple of 32"),
-        ({"num_heads": 3}, "num_heads = 3"),
-        ({"image_size": 9}, "9x9, which cannot be halved 1 times.*multiples of 2"),
-        ({"resblock_type": "resnet"}, "resblock_type is 'resnet'.*'biggan', 'ddpm'"),
-        ({"scale_by_sigma": True}, "scale_by_sigma = True should be False.*VP or sub-VP"),
-        ({"conditional": False}, "conditional = False should be True"),
-        ({"nonlinearity": "elu"}, "nonlinearity = 'elu' should be 'swish'"),
-        ({"normalization": "InstanceNorm"}, "should be 'GroupNorm'"),
-    ],
-)
-def test_wrong_options_of_a_config_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        build(adm_config(**options))
-
-
-def test_shapes_that_a_config_does_not_describe_are_refused(caplog):
-    model = build(adm_config(attn_resolutions=(4, 7)))
-    assert "no attention at 7:" in caplog.text
-    with pytest.raises(ValueError, match=r"num_channels = 3.*\(2, 1, 8, 8\)"):
-        model(torch.zeros(2, 1, 8, 8), torch.zeros(2))
-    with pytest.raises(ValueError, match="multiples of 2"):
-        model(torch.zeros(2, 3, 8, 7), torch.zeros(2))
-
-
-def test_the_part_of_configs_is_complete():
-    config = data.cifar10_defaults()
-    parts.vp_sde(config, continuous=True)
-    parts.adm(config, nf=64)
-    parts.pc_sampling(config, predictor="euler_maruyama")
-    config, unknown = checked(config)
-    with torch.device("meta"):
-        model = build(config)
-    assert unknown == [] and model.middle_block[1].heads == 2
-
-
-def test_a_run_trains_and_samples_digits(tmp_path):
-    config = small_config(
-        model__name="adm", model__nf=32, model__num_heads=2, training__n_iters=2,
-        training__snapshot_freq=2, training__log_freq=1, training__eval_freq=2,
-    )  # fmt: skip
-    run = run_lib.setup(config)
-    before = copy.deepcopy(run.state["model"].state_dict())
-    run_lib.train(config, tmp_path)
-    restore_checkpoint(tmp_path / "checkpoints" / "checkpoint_1.pth", run.state, "cpu")
-    after = run.state["model"].state_dict()
-    assert before.keys() == after.keys() and run.state["step"] == 2
-    assert not torch.equal(after["out.2.weight"], before["out.2.weight"])
-    assert (tmp_path / "samples" / "iter_2" / "sample.png").exists()
-    images = run.draw(range(2))
-    assert images.shape == (2, 1, 8, 8) and images.isfinite().all()
