@@ -110,6 +110,27 @@ def ddpm(config: ConfigDict, **options: object) -> None:
     config.model.update(options)
 
 
+def adm(config: ConfigDict, **options: object) -> None:
+    """The U-Net of ADM; `nf` times each of `ch_mult` must be a multiple of 32.
+
+    Args:
+        options: options of the network that differ from those below.
+    """
+    config.model.update(
+        name="adm",
+        nf=128,
+        ch_mult=(1, 2, 2, 2),
+        num_res_blocks=3,
+        attn_resolutions=(16, 8),
+        num_head_channels=64,
+        scale_shift_norm=True,
+        resblock_type="biggan",
+        resamp_with_conv=True,
+        ema_rate=0.9999,
+    )
+    config.model.update(options)
+
+
 def ncsn(config: ConfigDict, *, ema_rate: float) -> None:
     """NCSN, whose normalisation is told the noise level; `ema_rate` 0 means no average."""
     _refinenet(config, "ncsn", ema_rate, lr=1e-3)

@@ -128,7 +128,7 @@ class UNet(Network):
     def __init__(self, config, options: Options):
         super().__init__()
         self.channels, height, width = image_shape(config)
-        self.stride = _total_stride(height, width, config.model.ch_mult)
+        self.stride = total_stride(height, width, config.model.ch_mult)
         self.centered = config.data.centered
         self.scale_by_sigma = config.model.scale_by_sigma
         self.nf = config.model.nf
@@ -248,7 +248,12 @@ class UNet(Network):
         return batch_mul((1 / sigma).to(h.dtype), h)
 
 
-def _total_stride(height: int, width: int, ch_mult: Sequence[int]) -> int:
+def total_stride(height: int, width: int, ch_mult: Sequence[int]) -> int:
+    """The factor between the finest and the coarsest resolution.
+
+    Raises:
+        ValueError: the sides cannot be divided so.
+    """
     halvings = len(ch_mult) - 1
     stride = 2**halvings
     if height % stride or width % stride:
@@ -259,7 +264,7 @@ def _total_stride(height: int, width: int, ch_mult: Sequence[int]) -> int:
     return stride
 
 
-def _tell_unmatched(wanted: Sequence[int], heights: Sequence[int]) -> None:
+def tell_unmatched(wanted: Sequence[int], heights: Sequence[int]) -> None:
     """Warn of resolutions for attention that the network does not have."""
     if unmatched := [side for side in wanted if side not in heights]:
         logging.warning(
@@ -279,7 +284,7 @@ class _Builder:
         self.nf, self.num_res_blocks = model.nf, model.num_res_blocks
         self.temb_dim = 4 * model.nf
         heights = [height >> i for i in range(len(model.ch_mult))]
-        _tell_unmatched(model.attn_resolutions, heights)
+        tell_unmatched(model.attn_resolutions, heights)
         # Channels of each resolution, finest first, and whether there is attention.
         self.levels = [
             (model.nf * mult, side in model.attn_resolutions)

@@ -134,7 +134,7 @@ device = Check("'auto', 'cpu', 'cuda' or 'cuda:1'", lambda value: bool(str(value
 precision = one_of("float32", "tf32", "bfloat16")
 compiling = one_of("", "default", "reduce-overhead", "max-autotune")
 data_sets = name("CIFAR10 SVHN CELEBA LSUN FFHQ CelebAHQ IMAGES DIGITS COLOR_DIGITS")
-networks = name("ncsnpp ddpm ncsn ncsnv2_64 ncsnv2_128 ncsnv2_256 wideresnet_noise_conditional")
+networks = name("ncsnpp ddpm ncsn ncsnv2_64 ncsnv2_128 ncsnv2_256 adm wideresnet_noise_conditional")
 normalizations = name("GroupNorm InstanceNorm InstanceNorm++ VarianceNorm")
 samplers = name("pc ode adaptive ddim heun dpmpp_2m dpmpp_3m dpmpp_sde")
 predictors = name("euler_maruyama reverse_diffusion ancestral_sampling none")
@@ -207,6 +207,9 @@ _MODEL = {
     "fourier_scale": (NETWORK, number, "standard deviation of the Fourier frequencies"),
     "init_scale": (NETWORK, number, "scale of the last layer of a block at the start"),
     "interpolation": (NETWORK, name("bilinear bicubic nearest"), "NCSN, NCSNv2: upsampling"),
+    "num_heads": (1, count, "ADM: attention heads"),
+    "num_head_channels": (0, at_least(0), "ADM: features of a head; 0: see `num_heads`"),
+    "scale_shift_norm": (True, flag, "ADM: the time scales and shifts features, else it is added"),
     "blocks_per_group": (NETWORK, count, "wide ResNet: residual blocks of a group"),
     "channel_multiplier": (NETWORK, count, "wide ResNet: width"),
 }

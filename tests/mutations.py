@@ -20,6 +20,7 @@ WIRING = ("tests/test_wiring.py",)
 STEPS = ("tests/test_steps.py",)
 FIELD = ("tests/test_field_sampling.py",)
 HISTORY = ("tests/test_history.py",)
+ADM = ("tests/test_adm.py",)
 
 
 class Mutation(NamedTuple):
@@ -286,6 +287,41 @@ MUTATIONS = [
         "((slope - expected).abs() / (expected.abs() + g**2)).max().item()",
         "0.0",
         ("tests/test_checks.py",),
+    ),
+    Mutation(
+        "ADM centres no images",
+        "models/adm.py",
+        "x if self.centered else 2 * x - 1",
+        "x",
+        ("tests/test_adm_config.py",),
+    ),
+    Mutation(
+        "ADM converts the last layer",
+        "models/adm.py",
+        'name != "out" and isinstance(',
+        "isinstance(",
+        ADM,
+    ),
+    Mutation(
+        "ADM recomputes nothing",
+        "models/adm.py",
+        "if self._recomputes():",
+        "if False:",
+        ADM,
+    ),
+    Mutation(
+        "ADM has the same number of heads on the way up",
+        "models/adm_layers.py",
+        "a.num_heads if a.num_heads_upsample == -1 else a.num_heads_upsample",
+        "a.num_heads",
+        ADM,
+    ),
+    Mutation(
+        "ADM normalises as NCSN++",
+        "models/adm_layers.py",
+        "eps=1e-5",
+        "eps=1e-6",
+        ADM,
     ),
 ]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from absl import flags
 from ml_collections import config_flags
+from networks import fill_weights
 from oracles import GaussianOracle
 from small_runs import small_config
 from torch.distributed.run import get_args_parser
@@ -23,6 +24,9 @@ from configs.defaults import base, experiments, load
 from datasets import get_data_inverse_scaler
 from likelihood import get_log_likelihood_fn
 from losses import get_sde_loss_fn
+from models.adm import UNetModel
+from models.utils import get_model
+from score_lib.base.tensors import batch_mul
 from score_lib.options import flatten
 from sde_lib import VPSDE, get_sde
 from utils import save_checkpoint
@@ -228,6 +232,52 @@ def test_every_example_compiles():
 def test_config_example_is_the_published_experiment():
     config = example("docs/experiments.md", "def get_config")["get_config"]()
     assert flatten(config) == flatten(load("ve/cifar10_ncsnpp_continuous"))
+
+
+def test_adm_config_example():
+    config = example("docs/experiments.md", "adm(config")["config"]
+    with torch.device("meta"):
+        assert len(get_model(config.model.name)(config).output_blocks) == 16
+
+
+@pytest.mark.slow
+def test_adm_example_is_the_published_network():
+    with torch.device("meta"):
+        network = example("docs/experiments.md", "def adm_256")["adm_256"]()
+    assert sum(parameter.numel() for parameter in network.parameters()) == 553_838_086
+
+
+def test_adm_checkpoint_example(tmp_path):
+    """The example with small networks in place of the large one."""
+    names = example("docs/experiments.md", "def adm_256")
+    ours, theirs = (
+        UNetModel(8, 3, 32, 6, 1, (), channel_mult=(1,), num_classes=4) for _ in range(2)
+    )
+    torch.save(fill_weights(theirs).state_dict(), tmp_path / "a.pt")
+    names["load"].__globals__["adm_256"] = lambda: ours
+    loaded = names["load"](tmp_path / "a.pt")
+    assert not loaded.training
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(theirs.state_dict()))
+
+
+def test_adm_sampling_example():
+    """With the noise of images of one grey level per class, those images come out."""
+    sde, levels = VPSDE(N=200), torch.tensor([-0.5, 0.0, 0.5])
+
+    class Network:
+        image_size = 4
+
+        def __call__(self, x, labels, y):
+            scale, std = sde.discrete_coeffs(labels.long())
+            noise = batch_mul(1 / std, x - batch_mul(scale, batch_mul(levels[y], x**0)))
+            return torch.cat([noise, 100 * noise], dim=1)
+
+    images = example("docs/experiments.md", "def adm_256")["draw"](
+        Network(), torch.tensor([2, 0, 1]), sde
+    )
+    assert images.shape == (3, 3, 4, 4)
+    expected = torch.tensor([0.75, 0.25, 0.5])
+    torch.testing.assert_close(images.mean((1, 2, 3)), expected, atol=0.02, rtol=0)
 
 
 def test_published_checkpoint_example(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from models.ema import ExponentialMovingAverage
 NETWORKS = {
     "ncsnpp": {"embedding_type": "fourier"},
     "ncsnv2_64": {},
+    "adm": {"nf": 32},
     "wideresnet_noise_conditional": {"blocks_per_group": 1, "channel_multiplier": 1},
 }
 WRAPPERS = {

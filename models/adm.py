@@ -1,0 +1,441 @@
+"""ADM: the U-Net of guided diffusion, and its classifier.  [Dhariwal & Nichol 2021]
+
+Keywords, the names of weights and their order are those of the published code and checkpoints, also
+those of improved diffusion [Nichol & Dhariwal 2021], whose networks are a part of these.
+"""
+
+from collections.abc import Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from score_lib.base.tensors import image_shape
+from score_lib.options import complete
+
+from .adm_layers import (
+    Architecture,
+    AttentionPool,
+    Builder,
+    GroupNorm32,
+    Stage,
+    conv,
+    heads_of,
+    timestep_embedding,
+    zeroed,
+)
+from .layers import autocast_dtype, check_input, choose, in_full_precision
+from .network import Network
+from .unet import tell_unmatched, total_stride
+from .utils import register_model
+
+
+class _Trunk(Network):
+    """The way down and the middle, which the U-Net and the classifier share."""
+
+    def __init__(
+        self, builder: Builder, in_channels: int, num_classes: int | None, use_checkpoint: bool
+    ):
+        super().__init__()
+        architecture = builder.a
+        self.dims, self.model_channels = architecture.dims, architecture.model_channels
+        self.in_channels, self.num_classes = in_channels, num_classes
+        self.stride = 2 ** (len(architecture.channel_mult) - 1)
+        self.use_checkpoint = use_checkpoint
+        self.time_embed = builder.embedding()
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, builder.temb_dim)
+        self.input_blocks, self.skip_channels = builder.encoder(in_channels)
+        self.middle_block = builder.middle(self.skip_channels[-1])
+
+    def _encode(
+        self, x: Tensor, timesteps: Tensor, y: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The embedded time and class, (B, E), and the skips, finest first."""
+        self._check(x, timesteps, y)
+        first = self.time_embed[0].weight
+        temb = timestep_embedding(timesteps, self.model_channels).to(first.dtype)
+        temb = in_full_precision(self.time_embed, temb)
+        if y is not None:
+            temb = temb + self.label_emb(y)
+        stem, *stages = self.input_blocks
+        weight = stem[0].weight
+        h = in_full_precision(lambda x: stem(x.to(weight.dtype), temb), x)
+        skips = [h.to(autocast_dtype(h))]
+        for stage in stages:
+            skips.append(self._run(stage, temb, skips[-1]))
+        return temb, skips
+
+    def _check(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> None:
+        if x.dim() != self.dims + 2 or x.shape[1] != self.in_channels:
+            sides = ", ".join("DHW"[-self.dims :])
+            raise ValueError(
+                f"the network takes signals (B, {self.in_channels}, {sides}), but was given shape "
+                f"{tuple(x.shape)}"
+            )
+        if timesteps.shape != x.shape[:1]:
+            raise ValueError(
+                f"the network takes one time per signal, ({x.shape[0]},), but was given timesteps "
+                f"of shape {tuple(timesteps.shape)}"
+            )
+        if self.num_classes is None and y is not None:
+            raise ValueError(
+                "the network knows no classes, but was given y: leave y out, or build the network "
+                "with num_classes"
+            )
+        if self.num_classes is not None and (y is None or y.shape != x.shape[:1]):
+            given = "none" if y is None else f"shape {tuple(y.shape)}"
+            raise ValueError(
+                f"the network needs the class of each signal, y of shape ({x.shape[0]},) with "
+                f"numbers below {self.num_classes}, but was given {given}"
+            )
+
+    def _run(self, stage: Stage, temb: Tensor, *features: Tensor) -> Tensor:
+        """A stage's output for features (B, C_i, *S), concatenated along the channels."""
+
+        def run(temb, *features):
+            h = features[0] if len(features) == 1 else torch.cat(features, dim=1)
+            return stage(h, temb)
+
+        if self._recomputes():
+            return checkpoint(run, temb, *features, use_reentrant=False)
+        return run(temb, *features)
+
+    def _recomputes(self) -> bool:
+        """Whether gradients will be taken, with activations computed a second time."""
+        if not self.use_checkpoint or not torch.is_grad_enabled():
+            return False
+        # Transforms of `torch.func` cannot recompute.
+        return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
+
+    def convert_to_fp16(self) -> None:
+        """Halve the convolutions of all blocks; embeddings, normalisation and the head stay."""
+        self._convert(torch.float16)
+
+    def convert_to_bf16(self) -> None:
+        """As `convert_to_fp16`, in bfloat16."""
+        self._convert(torch.bfloat16)
+
+    def convert_to_fp32(self) -> None:
+        """Undo `convert_to_fp16`, as far as rounded weights can be."""
+        self._convert(torch.float32)
+
+    def _convert(self, dtype: torch.dtype) -> None:
+        for name, part in self.named_children():
+            for layer in part.modules():
+                if name != "out" and isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                    layer.to(dtype)
+
+
+class UNetModel(_Trunk):
+    """The U-Net of ADM: x_t and its time step -> predicted noise, perhaps with variances.
+
+    Args:
+        image_size: side of the images in pixels; the network runs at other sizes, too.
+        in_channels, out_channels: of the signals; twice as many out for learned variances.
+        model_channels: width that `channel_mult` multiplies at each resolution, finest first;
+            each width is a multiple of 32.
+        num_res_blocks: at each resolution on the way down; one more on the way up.
+        attention_resolutions: downsampling rates with attention, such as (4, 8): of 64 px, at 16
+            and 8 px.  There always is attention in the middle.
+        dropout: probability.
+        conv_resample: convolve where the resolution changes, unless `resblock_updown`.
+        dims: sides of a signal: 1, 2, or 3, the first of which (time) keeps its length.
+        num_classes: of a class-conditional network, which is then called with `y`.
+        use_checkpoint: keep only the input of each block for gradients, and recompute the rest.
+        use_fp16: taken for published calls; it is `convert_to_fp16` that converts.
+        num_heads: of attention; num_heads_upsample: on the way up (-1: the same).
+        num_head_channels: width of a head, in place of their number (-1: see `num_heads`).
+        use_scale_shift_norm: the time scales and shifts features, rather than being added.
+        resblock_updown: residual blocks change the resolution.
+        use_new_attention_order: order of the weights of attention, see `qkv_attention`.
+    Raises:
+        ValueError: a width is no multiple of 32 or cannot be split into heads, or other `dims`.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Collection[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[float] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        dims: int = 2,
+        num_classes: int | None = None,
+        use_checkpoint: bool = False,
+        use_fp16: bool = False,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+    ):
+        given = locals()
+        builder = Builder(Architecture(**{key: given[key] for key in Architecture._fields}))
+        super().__init__(builder, in_channels, num_classes, use_checkpoint)
+        self.image_size, self.out_channels = image_size, out_channels
+        self.output_blocks = builder.decoder(self.skip_channels)
+        ch = self.skip_channels[0]
+        self.out = nn.Sequential(GroupNorm32(ch), nn.SiLU(), zeroed(conv(dims, ch, out_channels)))
+
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """The network's output.
+
+        Args:
+            x: (B, in_channels, *S), in [-1, 1] plus noise; sides are multiples of `stride`.
+            timesteps: (B,), whole or fractional steps, from 0 to 999 in published networks.
+            y: classes, (B,), int64, if the network is class-conditional.
+        Returns:
+            (B, out_channels, *S), in the dtype of x.
+        Raises:
+            ValueError: other shapes; y is missing, or given to a network without classes.
+        """
+        temb, skips = self._encode(x, timesteps, y)
+        h = self._run(self.middle_block, temb, skips[-1])
+        for stage in self.output_blocks:
+            h = self._run(stage, temb, h, skips.pop())
+        return in_full_precision(self.out, h.to(self.out[0].weight.dtype)).to(x.dtype)
+
+    def get_feature_vectors(
+        self, x: Tensor, timesteps: Tensor, y: Tensor | None = None
+    ) -> dict[str, list[Tensor] | Tensor]:
+        """Features of every block in the dtype of x, by "down", "middle" and "up"."""
+        temb, skips = self._encode(x, timesteps, y)
+        down = [h.to(x.dtype) for h in skips]
+        h = middle = self._run(self.middle_block, temb, skips[-1])
+        up = []
+        for stage in self.output_blocks:
+            h = self._run(stage, temb, h, skips.pop())
+            up.append(h.to(x.dtype))
+        return {"down": down, "middle": middle.to(x.dtype), "up": up}
+
+    def _check(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> None:
+        super()._check(x, timesteps, y)
+        if any(side % self.stride for side in x.shape[-min(self.dims, 2) :]):
+            raise ValueError(
+                f"the network takes signals whose sides are multiples of {self.stride}, "
+                f"but was given shape {tuple(x.shape)}"
+            )
+
+
+class SuperResModel(UNetModel):
+    """The U-Net that enlarges images: it also sees the small image, enlarged bilinearly.
+
+    Args:
+        image_size, in_channels: of the large images.
+        others: see `UNetModel`; images have two sides.
+    """
+
+    def __init__(self, image_size: int, in_channels: int, *args, **kwargs):
+        super().__init__(image_size, 2 * in_channels, *args, **kwargs)
+        if self.dims != 2:
+            raise ValueError(f"SuperResModel enlarges images: dims is {self.dims}, but must be 2")
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, low_res: Tensor | None = None, **kwargs
+    ) -> Tensor:
+        """See `UNetModel.forward`.
+
+        Args:
+            low_res: images (B, in_channels, h, w), in [-1, 1].
+        Raises:
+            ValueError: low_res is missing or has another shape.
+        """
+        return super().forward(self._joined(x, low_res), timesteps, **kwargs)
+
+    def get_feature_vectors(
+        self, x: Tensor, timesteps: Tensor, low_res: Tensor | None = None, **kwargs
+    ) -> dict[str, list[Tensor] | Tensor]:
+        """See `UNetModel.get_feature_vectors`."""
+        return super().get_feature_vectors(self._joined(x, low_res), timesteps, **kwargs)
+
+    def _joined(self, x: Tensor, low_res: Tensor | None) -> Tensor:
+        wanted = (x.shape[0], self.in_channels // 2)
+        if low_res is None or low_res.dim() != 4 or low_res.shape[:2] != wanted:
+            given = "none" if low_res is None else f"shape {tuple(low_res.shape)}"
+            raise ValueError(
+                f"the network enlarges low_res, small images ({wanted[0]}, {wanted[1]}, h, w), but "
+                f"was given {given}"
+            )
+        large = F.interpolate(low_res, x.shape[2:], mode="bilinear")
+        return torch.cat([x, large.to(x.dtype)], dim=1)
+
+
+class EncoderUNetModel(_Trunk):
+    """The classifier of noisy images: the way down of a U-Net, and a pool.
+
+    Args:
+        out_channels: classes.
+        pool: how feature maps become logits: "adaptive" (their mean), "attention" (for images of
+            `image_size`, and with `num_head_channels`), "spatial" or "spatial_v2" (the means of all
+            resolutions).
+        num_heads_upsample: taken for published calls; there is no way up.
+        others: see `UNetModel`.
+    Raises:
+        ValueError: see `UNetModel`; an unknown pool.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Collection[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[float] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        dims: int = 2,
+        use_checkpoint: bool = False,
+        use_fp16: bool = False,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        pool: str = "adaptive",
+    ):
+        given = locals()
+        builder = Builder(Architecture(**{key: given[key] for key in Architecture._fields}))
+        super().__init__(builder, in_channels, None, use_checkpoint)
+        self.image_size, self.out_channels, self.pool = image_size, out_channels, pool
+        self.num_head_channels = num_head_channels
+        pools = {
+            "adaptive": (False, self._adaptive_pool),
+            "attention": (False, self._attention_pool),
+            "spatial": (True, self._spatial_pool),
+            "spatial_v2": (True, self._spatial_pool_v2),
+        }
+        self.of_all_levels, make = choose("pool", pool, pools)
+        self.out = make()
+
+    def _adaptive_pool(self) -> nn.Sequential:
+        ch, dims = self.skip_channels[-1], self.dims
+        kinds = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+        last = zeroed(conv(dims, ch, self.out_channels, kernel=1))
+        return nn.Sequential(GroupNorm32(ch), nn.SiLU(), kinds[dims](1), last, nn.Flatten())
+
+    def _attention_pool(self) -> nn.Sequential:
+        if self.dims != 2 or self.num_head_channels == -1:
+            raise ValueError(
+                f"pool 'attention' needs dims = 2 and num_head_channels, such as 64, but dims is "
+                f"{self.dims} and num_head_channels is {self.num_head_channels}"
+            )
+        ch = self.skip_channels[-1]
+        heads = heads_of(ch, 1, self.num_head_channels)
+        side = self.image_size // self.stride
+        pool = AttentionPool(side, ch, heads, self.out_channels)
+        return nn.Sequential(GroupNorm32(ch), nn.SiLU(), pool)
+
+    def _spatial_pool(self) -> nn.Sequential:
+        features = sum(self.skip_channels) + self.skip_channels[-1]
+        return nn.Sequential(
+            nn.Linear(features, 2048), nn.ReLU(), nn.Linear(2048, self.out_channels)
+        )
+
+    def _spatial_pool_v2(self) -> nn.Sequential:
+        features = sum(self.skip_channels) + self.skip_channels[-1]
+        first, last = nn.Linear(features, 2048), nn.Linear(2048, self.out_channels)
+        return nn.Sequential(first, GroupNorm32(2048), nn.SiLU(), last)
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        """Logits of the classes.
+
+        Args:
+            x: (B, in_channels, *S), in [-1, 1] plus noise.
+            timesteps: (B,), whole or fractional steps.
+        Returns:
+            (B, out_channels), in the dtype of x.
+        Raises:
+            ValueError: other shapes.
+        """
+        temb, maps = self._encode(x, timesteps)
+        maps.append(self._run(self.middle_block, temb, maps[-1]))
+        dtype = next(self.out.parameters()).dtype
+        if self.of_all_levels:
+            h = torch.cat([h.to(dtype).flatten(2).mean(dim=2) for h in maps], dim=1)
+        else:
+            h = maps[-1].to(dtype)
+        return in_full_precision(self.out, h).to(x.dtype)
+
+
+@register_model(name="adm")
+class ADM(UNetModel):
+    """The U-Net of ADM as a config describes it: not told classes, without learned variances.
+
+    Read are, of `model`: `nf`, `ch_mult`, `num_res_blocks`, `attn_resolutions` (heights in pixels),
+    `dropout`, `resblock_type` ("biggan": residual blocks change the resolution; "ddpm": layers in
+    between do, with a convolution if `resamp_with_conv`), `scale_shift_norm`, `num_heads`,
+    `num_head_channels` and `checkpoint_activations` (which acts in training).
+
+    Raises:
+        ValueError: see `UNetModel`; the image size cannot be halved often enough, or the config
+            asks for features that this network lacks.
+    """
+
+    def __init__(self, config):
+        config = complete(config)
+        model = config.model
+        _check_options(model)
+        channels, height, width = image_shape(config)
+        total_stride(height, width, model.ch_mult)
+        heights = [height >> i for i in range(len(model.ch_mult))]
+        tell_unmatched(model.attn_resolutions, heights)
+        kinds = {"biggan": True, "ddpm": False}
+        super().__init__(
+            image_size=height,
+            in_channels=channels,
+            model_channels=model.nf,
+            out_channels=channels,
+            num_res_blocks=model.num_res_blocks,
+            attention_resolutions=[height // s for s in heights if s in model.attn_resolutions],
+            dropout=model.dropout,
+            channel_mult=tuple(model.ch_mult),
+            conv_resample=model.resamp_with_conv,
+            use_checkpoint=model.checkpoint_activations,
+            num_heads=model.num_heads,
+            num_head_channels=model.num_head_channels or -1,
+            use_scale_shift_norm=model.scale_shift_norm,
+            resblock_updown=choose("model.resblock_type", model.resblock_type, kinds),
+        )
+        self.centered = config.data.centered
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The network's output; the process turns it into a score.
+
+        Args:
+            x: images in the network's range, (B, C, H, W); both sides multiples of `stride`.
+            labels: (B,), time steps, whole or not.
+        Returns:
+            (B, C, H, W), in the dtype of x.
+        Raises:
+            ValueError: other shapes.
+        """
+        check_input(x, labels, self.in_channels)
+        return super().forward(x if self.centered else 2 * x - 1, labels)
+
+    def _recomputes(self) -> bool:
+        return self.training and super()._recomputes()
+
+
+def _check_options(model) -> None:
+    """Refuse options that this network does not have, if they are set."""
+    for name, value, hint in (
+        ("normalization", "GroupNorm", ""),
+        ("nonlinearity", "swish", ""),
+        ("conditional", True, ""),
+        ("scale_by_sigma", False, ": choose a VP or sub-VP process"),
+    ):
+        if name in model and model[name] != value:
+            raise ValueError(
+                f"model.{name} = {model[name]!r} should be {value!r}, the only value for the "
+                f"network 'adm'{hint}"
+            )

@@ -1,0 +1,346 @@
+"""The layers of ADM, for signals of one to three sides, and their order.  [Dhariwal & Nichol 2021]
+
+Features are (B, C, *S), with S one to three sides; names inside a layer are those of published
+checkpoints.  Weights start as PyTorch draws them, and the last layer of a branch at 0.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import attention
+from .layers import choose, in_full_precision
+
+GROUPS = 32
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000) -> Tensor:
+    """Cosines, then sines of t at frequencies from 1 down to almost 1 / max_period.
+
+    DDPM's embedding has the sines first, and reaches 1 / max_period.
+
+    Args:
+        timesteps: (B,), whole or fractional steps.
+        dim: an odd one is filled up with a zero.
+    Returns:
+        (B, dim), at least float32.
+    """
+    timesteps = timesteps.to(torch.promote_types(timesteps.dtype, torch.float32))
+    half = dim // 2
+    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps[:, None] * torch.exp(steps * (-math.log(max_period) / max(half, 1)))
+    embedding = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
+    return F.pad(embedding, (0, 1)) if dim % 2 else embedding
+
+
+def conv(dims: int, in_ch: int, out_ch: int, kernel: int = 3, stride=1) -> nn.Module:
+    """Convolution over `dims` sides, which it keeps but for the stride.
+
+    Raises:
+        ValueError: dims is not 1, 2 or 3.
+    """
+    layer = choose("dims", dims, _CONVOLUTIONS)
+    return layer(in_ch, out_ch, kernel, stride, padding=kernel // 2)
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with all parameters 0."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def heads_of(channels: int, num_heads: int, num_head_channels: int) -> int:
+    """Attention heads: `num_heads`, unless `num_head_channels` says how wide each is (-1: not).
+
+    Raises:
+        ValueError: the channels cannot be split so.
+    """
+    option, value = "num_head_channels", num_head_channels
+    if num_head_channels == -1:
+        option, value = "num_heads", num_heads
+    if value < 1 or channels % value:
+        raise ValueError(
+            f"attention over {channels} channels cannot have {option} = {value}: it must be at "
+            f"least 1 and divide {channels}"
+        )
+    return num_heads if num_head_channels == -1 else channels // num_head_channels
+
+
+def qkv_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
+    """Attention with several heads, from queries, keys and values in one tensor.
+
+    Args:
+        qkv: (B, 3C, N).
+        new_order: whether the 3C rows are (query | key | value, head, C / heads), rather than
+            (head, query | key | value, C / heads).
+    Returns:
+        (B, C, N).
+    """
+    if new_order:
+        parts = qkv.unflatten(1, (3, heads, -1)).unbind(1)
+    else:
+        parts = qkv.unflatten(1, (heads, 3, -1)).unbind(2)
+    # Fast kernels want the channels of a token side by side.
+    query, key, value = (part.mT.contiguous() for part in parts)
+    return attention(query, key, value).mT.flatten(1, 2)
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Normalisation of 32 groups, computed at least in float32; the output has the input's dtype.
+
+    Raises:
+        ValueError: the channels are no multiple of 32.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(GROUPS, channels, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        affine = self.weight.to(wide), self.bias.to(wide)
+        normalise = lambda x: F.group_norm(x, self.num_groups, *affine, self.eps)  # noqa: E731
+        return in_full_precision(normalise, x.to(wide)).to(x.dtype)
+
+
+def _factors(dims: int) -> tuple[int, ...]:
+    # A sequence of images keeps its length.
+    return (1, 2, 2) if dims == 3 else (2,) * dims
+
+
+class Downsample(nn.Module):
+    """Halves the resolution: by a convolution of stride 2, or the mean of neighbours."""
+
+    def __init__(self, channels: int, dims: int, with_conv: bool):
+        super().__init__()
+        factors = _factors(dims)
+        self.op = (
+            conv(dims, channels, channels, stride=factors) if with_conv else _POOLS[dims](factors)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution by repetition, before a convolution if asked for."""
+
+    def __init__(self, channels: int, dims: int, with_conv: bool):
+        super().__init__()
+        self.factors = tuple(map(float, _factors(dims)))
+        self.conv = conv(dims, channels, channels) if with_conv else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=self.factors, mode="nearest"))
+
+
+class ResBlock(nn.Module):
+    """Residual block that is told the time, and may change the resolution.
+
+    Args:
+        in_ch, out_ch: channels.
+        temb_dim: size of the embedded time.
+        dropout: probability, before the second convolution.
+        dims: sides of a signal.
+        scale_shift: the time scales and shifts normalised features, rather than being added.
+        resample: applied to the input of both branches.
+    """
+
+    def __init__(
+        self,
+        in_ch: int,
+        out_ch: int,
+        temb_dim: int,
+        *,
+        dropout: float,
+        dims: int,
+        scale_shift: bool,
+        resample: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.resample = resample or nn.Identity()
+        self.in_layers = nn.Sequential(GroupNorm32(in_ch), nn.SiLU(), conv(dims, in_ch, out_ch))
+        of_time = nn.Linear(temb_dim, 2 * out_ch if scale_shift else out_ch)
+        self.emb_layers = nn.Sequential(nn.SiLU(), of_time)
+        last = zeroed(conv(dims, out_ch, out_ch))
+        self.out_layers = nn.Sequential(GroupNorm32(out_ch), nn.SiLU(), nn.Dropout(dropout), last)
+        same = in_ch == out_ch
+        self.skip_connection = nn.Identity() if same else conv(dims, in_ch, out_ch, kernel=1)
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        """x (B, in_ch, *S), temb (B, temb_dim) -> (B, out_ch, *S'), resampled."""
+        norm, act, convolve = self.in_layers
+        h = convolve(self.resample(act(norm(x))))
+        of_time = self.emb_layers(temb).to(h.dtype)
+        of_time = of_time.reshape(*of_time.shape, *(1,) * (h.dim() - 2))
+        norm, act, drop, convolve = self.out_layers
+        if self.scale_shift:
+            scale, shift = of_time.chunk(2, dim=1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + of_time)
+        h = convolve(drop(act(h)))
+        return self.skip_connection(self.resample(x)) + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all positions, added to its input; see `qkv_attention`."""
+
+    def __init__(self, channels: int, heads: int, new_order: bool):
+        super().__init__()
+        self.heads, self.new_order = heads, new_order
+        self.norm = GroupNorm32(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *S) -> (B, C, *S)."""
+        tokens = self.norm(x.flatten(2))
+        h = self.proj_out(qkv_attention(self.qkv(tokens), self.heads, self.new_order))
+        return x + h.reshape(x.shape)
+
+
+class AttentionPool(nn.Module):
+    """What the mean of a feature map attends to, in place of the mean.  [CLIP's pooling]
+
+    Args:
+        side: of the square feature map; every position has an embedding of its own.
+        channels, out_ch: channels.
+        heads: of the attention.
+    """
+
+    def __init__(self, side: int, channels: int, heads: int, out_ch: int):
+        super().__init__()
+        self.heads = heads
+        positions = torch.randn(channels, side**2 + 1) / math.sqrt(channels)
+        self.positional_embedding = nn.Parameter(positions)
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, out_ch, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, side, side) -> (B, out_ch).
+
+        Raises:
+            ValueError: another number of positions.
+        """
+        tokens, expected = x.flatten(2), self.positional_embedding.shape[1] - 1
+        if tokens.shape[2] != expected:
+            raise ValueError(
+                f"the pool attends to {expected} positions, but the images give feature maps of "
+                f"{tuple(x.shape[2:])}: pass images of the network's image_size"
+            )
+        tokens = torch.cat([tokens.mean(dim=2, keepdim=True), tokens], dim=2)
+        qkv = self.qkv_proj(tokens + self.positional_embedding)
+        return self.c_proj(qkv_attention(qkv, self.heads, new_order=True)[:, :, :1])[:, :, 0]
+
+
+class Stage(nn.Sequential):
+    """Layers in a row, of which residual blocks are told the time."""
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        """x (B, C, *S), temb (B, E) -> (B, C', *S')."""
+        for layer in self:
+            x = layer(x, temb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class Architecture(NamedTuple):
+    """Keywords that the U-Net and the classifier share."""
+
+    model_channels: int
+    num_res_blocks: int
+    attention_resolutions: Collection[int]
+    dropout: float
+    channel_mult: Sequence[float]
+    conv_resample: bool
+    dims: int
+    num_heads: int
+    num_head_channels: int
+    num_heads_upsample: int
+    use_scale_shift_norm: bool
+    resblock_updown: bool
+    use_new_attention_order: bool
+
+
+class Builder:
+    """Creates the layers of a network, in the order of the published checkpoints."""
+
+    def __init__(self, architecture: Architecture):
+        self.a = a = architecture
+        self.temb_dim = 4 * a.model_channels
+        widths = [int(mult * a.model_channels) for mult in a.channel_mult]
+        if not widths or any(width < 1 or width % GROUPS for width in widths):
+            raise ValueError(
+                f"model_channels (model.nf) = {a.model_channels} and channel_mult (model.ch_mult) "
+                f"= {tuple(a.channel_mult)} give the widths {tuple(widths)}, but each must be a "
+                f"multiple of {GROUPS}, the number of groups of the normalisation"
+            )
+        # Channels of each resolution, finest first, and whether there is attention.
+        self.levels = [(w, 2**i in a.attention_resolutions) for i, w in enumerate(widths)]
+        self.block = partial(
+            ResBlock,
+            temb_dim=self.temb_dim,
+            dropout=a.dropout,
+            dims=a.dims,
+            scale_shift=a.use_scale_shift_norm,
+        )
+
+    def embedding(self) -> nn.Sequential:
+        width = self.temb_dim
+        first = nn.Linear(self.a.model_channels, width)
+        return nn.Sequential(first, nn.SiLU(), nn.Linear(width, width))
+
+    def attention(self, ch: int, num_heads: int) -> AttentionBlock:
+        heads = heads_of(ch, num_heads, self.a.num_head_channels)
+        return AttentionBlock(ch, heads, self.a.use_new_attention_order)
+
+    def resample(self, kind: type[Downsample] | type[Upsample], ch: int) -> nn.Module:
+        """A layer or a block that changes the resolution."""
+        if self.a.resblock_updown:
+            return self.block(ch, ch, resample=kind(ch, self.a.dims, with_conv=False))
+        return kind(ch, self.a.dims, self.a.conv_resample)
+
+    def encoder(self, in_ch: int) -> tuple[nn.ModuleList, list[int]]:
+        """The way down, and the channels of each skip."""
+        ch = self.levels[0][0]
+        stages, skips = nn.ModuleList([Stage(conv(self.a.dims, in_ch, ch))]), [ch]
+        for i, (width, attends) in enumerate(self.levels):
+            for _ in range(self.a.num_res_blocks):
+                layers = [self.block(ch, width)]
+                if attends:
+                    layers.append(self.attention(width, self.a.num_heads))
+                stages.append(Stage(*layers))
+                ch = width
+                skips.append(ch)
+            if i + 1 < len(self.levels):
+                stages.append(Stage(self.resample(Downsample, ch)))
+                skips.append(ch)
+        return stages, skips
+
+    def middle(self, ch: int) -> Stage:
+        attention = partial(self.attention, ch, self.a.num_heads)
+        return Stage(self.block(ch, ch), attention(), self.block(ch, ch))
+
+    def decoder(self, skips: Sequence[int]) -> nn.ModuleList:
+        """The way up, given the channels of each skip."""
+        a, skips, stages = self.a, list(skips), nn.ModuleList()
+        num_heads = a.num_heads if a.num_heads_upsample == -1 else a.num_heads_upsample
+        ch = skips[-1]
+        for i, (width, attends) in reversed(list(enumerate(self.levels))):
+            for j in range(a.num_res_blocks + 1):
+                layers = [self.block(ch + skips.pop(), width)]
+                ch = width
+                if attends:
+                    layers.append(self.attention(ch, num_heads))
+                if i > 0 and j == a.num_res_blocks:
+                    layers.append(self.resample(Upsample, ch))
+                stages.append(Stage(*layers))
+        return stages

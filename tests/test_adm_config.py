@@ -1,0 +1,118 @@
+"""ADM by config, and in runs."""
+
+import copy
+
+import pytest
+import torch
+from adm_helpers import layout
+from networks import build, fill_weights, tiny_config
+from small_runs import small_config
+
+import run_lib
+from configs import data, parts
+from models.adm import UNetModel
+from score_lib.options import checked
+from utils import restore_checkpoint
+
+
+def adm_config(**options):
+    return tiny_config("adm", **{"nf": 32, **options})
+
+
+def test_config_and_keywords_agree():
+    options = {"nf": 64, "num_head_channels": 16, "checkpoint_activations": True, "dropout": 0.2}
+    by_config = build(adm_config(**options, centered=True))
+    by_keywords = UNetModel(
+        8, 3, 64, 3, 1, (2,), 0.2, (1, 2), use_checkpoint=True, num_head_channels=16,
+        use_scale_shift_norm=True, resblock_updown=True,
+    )  # fmt: skip
+    assert repr(by_config).replace("ADM(", "UNetModel(", 1) == repr(by_keywords)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 500])
+    by_keywords.load_state_dict(fill_weights(by_config).state_dict())
+    assert torch.equal(by_config.eval()(x, t), by_keywords.eval()(x, t))
+    assert by_config.use_checkpoint and by_config.middle_block[1].heads == 8
+
+
+def test_options_of_the_config_arrive():
+    names = [key for key, _ in layout(build(adm_config(resblock_type="ddpm")))]
+    assert "input_blocks.2.0.op.weight" in names and "output_blocks.1.2.conv.weight" in names
+    naive = build(adm_config(resblock_type="ddpm", resamp_with_conv=False)).state_dict()
+    assert not any(".op." in key or "conv" in key for key in naive)
+    added = build(adm_config(scale_shift_norm=False))
+    assert added.middle_block[0].emb_layers[1].out_features == 64
+    assert build(adm_config(num_heads=4)).middle_block[1].heads == 4
+    attending = build(adm_config(image_size=(16, 8), attn_resolutions=(16,), ch_mult=(1, 1, 1)))
+    assert len(attending.input_blocks[1]) == 2 and len(attending.input_blocks[3]) == 1
+
+
+def test_images_that_are_not_centred_are_centred_first():
+    raw, centred = (
+        fill_weights(build(adm_config(centered=centered))).eval() for centered in (False, True)
+    )
+    x, labels = torch.rand(2, 3, 8, 8), torch.tensor([1, 2])
+    torch.testing.assert_close(raw(x, labels), centred(2 * x - 1, labels))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"nf": 8}, r"model.nf\) = 8 .*\(8, 16\).*multiple of 32"),
+        ({"num_heads": 3}, "num_heads = 3"),
+        ({"image_size": 9}, "9x9, which cannot be halved 1 times.*multiples of 2"),
+        ({"resblock_type": "resnet"}, "resblock_type is 'resnet'.*'biggan', 'ddpm'"),
+        ({"scale_by_sigma": True}, "scale_by_sigma = True should be False.*VP or sub-VP"),
+        ({"conditional": False}, "conditional = False should be True"),
+        ({"nonlinearity": "elu"}, "nonlinearity = 'elu' should be 'swish'"),
+        ({"normalization": "InstanceNorm"}, "should be 'GroupNorm'"),
+    ],
+)
+def test_wrong_options_of_a_config_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(adm_config(**options))
+
+
+def test_shapes_that_a_config_does_not_describe_are_refused(caplog):
+    model = build(adm_config(attn_resolutions=(4, 7)))
+    assert "no attention at 7:" in caplog.text
+    with pytest.raises(ValueError, match=r"num_channels = 3.*\(2, 1, 8, 8\)"):
+        model(torch.zeros(2, 1, 8, 8), torch.zeros(2))
+    with pytest.raises(ValueError, match="multiples of 2"):
+        model(torch.zeros(2, 3, 8, 7), torch.zeros(2))
+
+
+def test_the_part_of_configs_is_complete():
+    config = data.cifar10_defaults()
+    parts.vp_sde(config, continuous=True)
+    parts.adm(config, nf=64)
+    parts.pc_sampling(config, predictor="euler_maruyama")
+    config, unknown = checked(config)
+    with torch.device("meta"):
+        model = build(config)
+    assert unknown == [] and model.middle_block[1].heads == 2
+
+
+def test_a_run_trains_and_samples_digits(tmp_path):
+    config = small_config(
+        model__name="adm", model__nf=32, model__num_heads=2, training__n_iters=2,
+        training__snapshot_freq=2, training__log_freq=1, training__eval_freq=2,
+    )  # fmt: skip
+    run = run_lib.setup(config)
+    before = copy.deepcopy(run.state["model"].state_dict())
+    run_lib.train(config, tmp_path)
+    restore_checkpoint(tmp_path / "checkpoints" / "checkpoint_1.pth", run.state, "cpu")
+    after = run.state["model"].state_dict()
+    assert before.keys() == after.keys() and run.state["step"] == 2
+    assert not torch.equal(after["out.2.weight"], before["out.2.weight"])
+    assert (tmp_path / "samples" / "iter_2" / "sample.png").exists()
+    images = run.draw(range(2))
+    assert images.shape == (2, 1, 8, 8) and images.isfinite().all()
+
+
+def test_configured_networks_recompute_in_training_only():
+    model = fill_weights(build(adm_config(checkpoint_activations=True)))
+    x, labels, calls = torch.rand(2, 3, 8, 8), torch.tensor([1, 2]), []
+    model.middle_block[0].register_forward_hook(lambda *_: calls.append(1))
+    for train, passes in ((True, 2), (False, 1)):
+        calls.clear()
+        model.train(train)(x, labels).sum().backward()
+        assert len(calls) == passes
