@@ -30,6 +30,7 @@ from score_lib.runs.setup import Run, setup
 from score_lib.runs.statistics import data_statistics
 from score_lib.samplers.configured import get_sampling_fn
 from score_lib.samplers.steps import NoneCorrector, get_corrector, get_predictor
+from score_lib.scores import label_at
 
 # Data that stand for images in checks of processes and samplers.
 SMALL = (1, 2, 2)
@@ -82,7 +83,8 @@ def _config(run: Run) -> list[Finding]:
 def _network(run: Run) -> list[Finding]:
     """Parameters, operations, attention; seconds a step, memory, and days for the whole run."""
     config, options = run.config, run.config.training
-    label = run.sde.noise_label(torch.full((1,), 0.5 * run.sde.T), options.continuous)
+    t = torch.full((1,), 0.5 * run.sde.T)
+    label = label_at(run.sde, t, **run.reading, dimensions=len(run.shape))
     build = functools.partial(get_model(config.model.name), config)
     found = cost(build, run.shape, label)
     attention = ", ".join(f"{n} at {side}" for side, n in found.attention.items()) or "none"
@@ -140,7 +142,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _process(run: Run) -> list[Finding]:
     shape = SMALL if len(run.shape) == 3 else run.shape
-    findings = process(run.sde, run.config.training.continuous, shape)
+    findings = process(run.sde, shape=shape, **run.reading)
     return findings + (log_likelihood(run.sde, shape) if run.objective == "score" else [])
 
 
@@ -152,7 +154,9 @@ def _samplers(run: Run) -> list[Finding]:
 
     def build(sde, shape, constraints=(), **keywords) -> Callable:
         eps = sde.sampling_eps
-        keywords = {"continuous": True, "constraints": constraints, **keywords}
+        # The exact network gives the score itself.
+        exactly = {"continuous": True, "parametrization": None}
+        keywords = {**exactly, "constraints": constraints, **keywords}
         return get_sampling_fn(config, sde, shape, lambda x: x, eps, **keywords)
 
     findings = sampler(build, run.sde, SMALL)
