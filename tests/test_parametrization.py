@@ -10,8 +10,10 @@ import foreign_sde
 import numpy as np
 import pytest
 import torch
+from small_runs import small_config
 
 import losses
+import run_lib
 import sampling
 from checks import process as check_process
 from controllable_generation import get_encoder
@@ -339,6 +341,22 @@ def test_likelihoods_and_codes_are_the_same_whatever_the_output_means(name):
 
     for ours, published in zip(found(name), found(""), strict=True):
         torch.testing.assert_close(ours, published, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("experiment", ("ve/digits", "vp/digits", "subvp/digits"))
+def test_published_networks_are_trained_and_sampled(experiment, name):
+    """The dry run of `setup`, a loss with gradients at drawn times, and a short sample."""
+    changes = {"model__scale_by_sigma": False, "sampling__method": "heun"}
+    if name == "edm":
+        changes["model__embedding_type"] = "positional"
+    run = run_lib.setup(small_config(experiment, model__parametrization=name, **changes))
+    torch.manual_seed(0)
+    loss = run.loss_fn(True)(run.state["model"], run.scaler(torch.rand(16, 1, 8, 8)))
+    loss.backward()
+    gradients = [p.grad for p in run.state["model"].parameters() if p.grad is not None]
+    assert len(gradients) > 10 and all(g.isfinite().all() for g in [loss, *gradients])
+    assert run.draw(range(2)).isfinite().all()
 
 
 # --- A user's own, and refusals -------------------------------------------------------------------
