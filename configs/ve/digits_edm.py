@@ -5,7 +5,7 @@ from configs import data, parts
 
 def get_config():
     config = data.digits_defaults()
-    parts.edm(config)
+    parts.edm(config, sigma_data=0.75)
     parts.ddpmpp(config, **parts.SMALL_UNET)
     parts.solver_sampling(config, method="heun", num_steps=18)
     return config

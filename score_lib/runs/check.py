@@ -25,7 +25,7 @@ from score_lib.disk.files import write_text
 from score_lib.disk.logs import kept_messages
 from score_lib.inverse.restoration import build_restoration
 from score_lib.metrics.configured import find_statistics
-from score_lib.options import flatten
+from score_lib.options import complete, flatten
 from score_lib.runs.setup import Run, setup
 from score_lib.runs.statistics import data_statistics
 from score_lib.samplers.configured import get_sampling_fn
@@ -150,13 +150,13 @@ def _samplers(run: Run) -> list[Finding]:
     """The configured sampler, corrector, solver and restoration method on exact scores."""
     if run.objective != "score":
         return []
-    config, options, exact = run.config, run.config.sampling, told_by_time(run.sde)
+    config, options, exact = complete(run.config), run.config.sampling, told_by_time(run.sde)
+    with config.unlocked():
+        config.model.parametrization = ""  # the exact network gives the score itself
 
     def build(sde, shape, constraints=(), **keywords) -> Callable:
         eps = sde.sampling_eps
-        # The exact network gives the score itself.
-        exactly = {"continuous": True, "parametrization": None}
-        keywords = {**exactly, "constraints": constraints, **keywords}
+        keywords = {"continuous": True, "constraints": constraints, **keywords}
         return get_sampling_fn(config, sde, shape, lambda x: x, eps, **keywords)
 
     findings = sampler(build, run.sde, SMALL)
