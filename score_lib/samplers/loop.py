@@ -120,12 +120,11 @@ def sampler_of(
         first_time: time of the start.
         shape: shape of a batch of samples, (B, *D).
         inverse_scaler: from the network's range to [0, 1].
-        continuous: whether the network was trained on all times.
+        continuous, parametrization: how the network is read, see `get_score_fn`.
         device: where to sample; None is the network's own.
         constraints: conditions on samples; the first is innermost.
         differentiable: keep the graph for a gradient of the samples: x at every step; scores are
             recomputed in the backward pass.
-        parametrization: what the network's output is, see `get_score_fn`.
     Returns:
         `sample(model, z=None, *, noise=None, progress=False, callback=None)`, which gives samples
         (B, *D) and the evaluations made; z is x at the first time, (B, *D), in place of a draw from
