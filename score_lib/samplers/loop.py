@@ -123,8 +123,7 @@ def sampler_of(
         continuous, parametrization: how the network is read, see `get_score_fn`.
         device: where to sample; None is the network's own.
         constraints: conditions on samples; the first is innermost.
-        differentiable: keep the graph for a gradient of the samples: x at every step; scores are
-            recomputed in the backward pass.
+        differentiable: keep the graph, with x at every step; the backward pass recomputes scores.
     Returns:
         `sample(model, z=None, *, noise=None, progress=False, callback=None)`, which gives samples
         (B, *D) and the evaluations made; z is x at the first time, (B, *D), in place of a draw from
