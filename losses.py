@@ -9,6 +9,7 @@ from score_lib.losses.objectives import (
     DenoisingLoss,
     DiscreteLevels,
     Draws,
+    LogNormalLevels,
     NoiseLevels,
     NoisyLoss,
     get_classifier_loss_fn,

@@ -57,10 +57,9 @@ def on_device(run: Run, tolerance: float, name: str) -> Work:
     """Drift and divergence from one pass, and a solver on the device."""
     (images, probe), variant = data_of(run), Variant.named(name)
     model = accelerated(run.state["model"], variant.precision, variant.compile)
-    continuous = run.config.training.continuous
 
     def call(tolerance=tolerance):
-        options = {"rtol": tolerance, "atol": tolerance, "continuous": continuous}
+        options = {"rtol": tolerance, "atol": tolerance, **run.reading}
         likelihood_fn = get_likelihood_fn(run.sde, run.inverse_scaler, **options)
         with matmul_precision(variant.precision):
             bpd, _, evaluations = likelihood_fn(model, images, noise=lambda _: probe)
@@ -74,7 +73,7 @@ def on_host(run: Run, tolerance: float) -> Work:
     from scipy.integrate import solve_ivp
 
     images, probe = data_of(run)
-    score_fn = get_score_fn(run.sde, run.state["model"], False, run.config.training.continuous)
+    score_fn = get_score_fn(run.sde, run.state["model"], **run.reading)
     flow = run.sde.reverse(score_fn, probability_flow=True)
     size = images.numel()
 

@@ -19,6 +19,7 @@ from benchmarks.measure import operations
 from benchmarks.variants import PLAIN, Variant, Work, drawn, living_run
 from models.precision import matmul_precision
 from run_lib import Run
+from score_lib.scores import label_at
 
 VARIANTS = ("tf32", "bfloat16", "float32+compile", "bfloat16+compile", "bfloat16+graphs")
 
@@ -57,7 +58,7 @@ def cost(run: Run) -> tuple[int, int]:
     """Evaluations of the network for a batch of samples, and operations of one evaluation."""
     network, images = run.state["model"].eval(), drawn(run)
     t = images.new_full((len(images),), 0.5 * run.sde.T)
-    labels = run.sde.noise_label(t, run.config.training.continuous)
+    labels = label_at(run.sde, t, **run.reading, dimensions=len(run.shape))
     with torch.no_grad(), matmul_precision(PLAIN):
         count = operations(lambda: network(images, labels))
     calls = []

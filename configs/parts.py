@@ -38,6 +38,20 @@ def subvp_sde(config: ConfigDict) -> None:
     config.training.sde = "subvpsde"
 
 
+def edm(config: ConfigDict, *, sigma_data: float = 0.5) -> None:
+    """The VE SDE, and training on it, as in Karras et al. 2022, for data in [-1, 1].
+
+    Its network needs a positional embedding: labels are log(sigma) / 4.
+
+    Args:
+        sigma_data: standard deviation of the data.
+    """
+    ve_sde(config, continuous=True, sigma_min=0.002, sigma_max=80.0)
+    config.data.centered = True
+    config.model.update(parametrization="edm", sigma_data=sigma_data, scale_by_sigma=False)
+    config.training.update(noise_levels="lognormal", weighting="output", reduce_mean=True)
+
+
 # --- Networks ----------------------------------------------------------------------------------
 
 
@@ -198,3 +212,9 @@ def pc_sampling(
     )
     if snr is not None:
         config.sampling.snr = snr
+
+
+def solver_sampling(config: ConfigDict, *, method: str, num_steps: int) -> None:
+    """A solver of few steps along the probability flow."""
+    pc_sampling(config, predictor="none")
+    config.sampling.update(method=method, num_steps=num_steps)

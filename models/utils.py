@@ -7,6 +7,12 @@ from torch import Tensor, nn
 from score_lib.base.devices import resolve_device
 from score_lib.base.registry import Registry
 from score_lib.options import complete
+from score_lib.parametrization import (  # noqa: F401  (published here)
+    Coefficients,
+    Parametrization,
+    get_parametrization,
+    register_parametrization,
+)
 from score_lib.scores import get_model_fn, get_score_fn  # noqa: F401  (published here)
 
 _MODELS = Registry("model")

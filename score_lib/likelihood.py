@@ -13,6 +13,7 @@ from torch import Tensor
 
 from score_lib.base.ode import integrate
 from score_lib.base.tensors import check_floats, rows
+from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
@@ -81,6 +82,7 @@ def get_log_likelihood_fn(
     eps: float = 1e-5,
     continuous: bool = True,
     per_sample: bool = False,
+    parametrization: Parametrization | str | None = None,
 ) -> Callable:
     """Log-likelihood of data under the probability flow, in nats.
 
@@ -93,6 +95,7 @@ def get_log_likelihood_fn(
         continuous: whether the network was trained on all times.
         per_sample: control each sample's steps by its own error, so that its result is
             independent of the rest of the batch.
+        parametrization: what the network's output is, see `get_score_fn`.
     Returns:
         `log_likelihood_fn(model, data, *, noise=None) -> LogLikelihood`, for data (B, *D) in the
         network's range; noise is called like `torch.randn_like` to make the probes.
@@ -101,12 +104,13 @@ def get_log_likelihood_fn(
     """
     sde = as_process(sde)
     kind = _kind_of_probe(hutchinson_type, num_probes)
+    chosen = get_parametrization(parametrization, continuous)
 
     def log_likelihood_fn(model, data, *, noise=None):
         check_floats("the data", data)
         sde.check_times(eps, shape=data.shape)
         probes = _basis(data) if kind == "exact" else _draw_probes(kind, num_probes, data, noise)
-        score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+        score_fn = get_score_fn(sde, model, False, continuous, parametrization=chosen)
         flow = sde.reverse(score_fn, probability_flow=True)
 
         def slope(t, state):

@@ -145,6 +145,7 @@ tasks = name(
 )
 operators = name("box half random_mask super_resolution blur gray projection", empty=True)
 probes = name("Rademacher Gaussian exact")
+parametrizations = name("score noise x0 v edm", empty=True)
 extractors = name("inception inception_tfgan digits", empty=True)
 
 # --- The table: name, default, kind, meaning ----------------------------------------------------
@@ -183,6 +184,12 @@ _MODEL = {
     "beta_min": (0.1, above(0.0), "beta(0) of the VP and sub-VP processes"),
     "beta_max": (20.0, above(0.0), "beta(1) of the VP and sub-VP processes"),
     "num_scales": (1000, count, "N: steps of the discrete process"),
+    "parametrization": (
+        "",
+        parametrizations,
+        'what the network\'s output is; "": as published with the process',
+    ),
+    "sigma_data": (0.5, above(0.0), "standard deviation of the data inside the network"),
     "dropout": (0.1, between(0.0, 1.0), "share of features dropped in training"),
     "embedding_type": ("fourier", name("fourier positional"), "embedding of the time"),
     "checkpoint_activations": (False, flag, "U-Nets: less memory in training, more time"),
@@ -219,6 +226,16 @@ _TRAINING = {
     "continuous": (NEEDED, flag, "train at all times, else at `model.num_scales` of them"),
     "reduce_mean": (NEEDED, flag, "average the loss over pixels, else half of their sum"),
     "likelihood_weighting": (False, flag, "weight the loss by g(t)^2"),
+    "noise_levels": (
+        "",
+        one_of("", "lognormal"),
+        'noise levels of training; "": times uniform on [1e-5, T]',
+    ),
+    "weighting": (
+        "",
+        one_of("", "output", "min_snr"),
+        'weight of the loss at each time; "": of the score, s(t)^2',
+    ),
     "objective": ("score", one_of("score", "classifier"), "what the network learns"),
     "batch_size": (128, count, "images in a batch, of all processes together"),
     "n_iters": (1300001, count, "optimisation steps"),

@@ -211,6 +211,7 @@ def _conflicts(flat: Options) -> Iterator[str]:
         ):
             if flat[key]:
                 yield f"{key} = True needs a score network, and training.objective = 'classifier'"
+    yield from _conflicts_of_parametrization(flat)
     parts, batch_size = flat["training.grad_accumulation"], flat["training.batch_size"]
     if parts > batch_size:
         yield (
@@ -238,6 +239,37 @@ def _conflicts(flat: Options) -> Iterator[str]:
             f"model.num_scales = {steps} steps are too few: the discrete process needs more than "
             f"model.beta_max = {beta_max} of them. Raise model.num_scales, or sample with the "
             "euler_maruyama predictor and no corrector"
+        )
+
+
+def _conflicts_of_parametrization(flat: Options) -> Iterator[str]:
+    chosen = flat["model.parametrization"]
+    ours = ("model.parametrization", "training.noise_levels", "training.weighting")
+    for key in ours:
+        if flat[key] and flat["training.objective"] == "classifier":
+            yield f"{key} = {flat[key]!r} should be '' for a classifier, which gives no score"
+        elif flat[key] and not flat["training.continuous"]:
+            yield f"{key} = {flat[key]!r} needs training.continuous = True, else set it to ''"
+    if flat["training.weighting"] and flat["training.likelihood_weighting"]:
+        yield (
+            f"training.weighting = {flat['training.weighting']!r} excludes "
+            "training.likelihood_weighting = True: set one of them"
+        )
+    if flat["training.weighting"] == "output" and not chosen:
+        yield (
+            "training.weighting = 'output' needs a model.parametrization, such as 'edm', which "
+            "says what the output's share of the score is"
+        )
+    if chosen.lower() not in ("", "score") and flat.get("model.scale_by_sigma"):
+        yield (
+            f"model.scale_by_sigma = True divides a score by the noise level: set it to False "
+            f"with model.parametrization = {chosen!r}"
+        )
+    fourier = flat["model.embedding_type"].lower() == "fourier"
+    if chosen.lower() == "edm" and fourier and flat["model.name"].lower() == "ncsnpp":
+        yield (
+            "model.embedding_type = 'fourier' takes the logarithm of the label, which is negative "
+            "with model.parametrization = 'edm': set model.embedding_type = 'positional'"
         )
 
 

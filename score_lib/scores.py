@@ -1,7 +1,8 @@
 """From a network's output to a score.
 
-Networks and processes are peers that do not know each other.  The process maps time to the
-network's label (`noise_label`) and its output to a score (`to_score`); here the two meet.
+Networks and processes are peers that do not know each other; here the two meet.  As published, the
+process maps time to the network's label (`noise_label`) and its output to a score (`to_score`);
+otherwise a `Parametrization` does.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from score_lib.base.distributed import unwrapped
+from score_lib.base.tensors import batch_mul
+from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.sdes.foreign import as_process
 
 _DTYPES = (torch.float32, torch.float64)
@@ -46,7 +49,14 @@ def dtype_of(model: Callable) -> torch.dtype | None:
     return first if first in _DTYPES else None
 
 
-def get_score_fn(sde, model: Callable, train: bool = False, continuous: bool = False) -> Callable:
+def get_score_fn(
+    sde,
+    model: Callable,
+    train: bool = False,
+    continuous: bool = False,
+    *,
+    parametrization: Parametrization | str | None = None,
+) -> Callable:
     """`score_fn(x, t)`: the score of p_t that a network estimates for a process.
 
     Args:
@@ -54,16 +64,44 @@ def get_score_fn(sde, model: Callable, train: bool = False, continuous: bool = F
         model: a network, or any function of (x, labels).
         train: whether dropout is on.
         continuous: whether the network was trained on all times of [0, T] or on a grid.
+        parametrization: what the output is, as an object or a registered name; None and "" are the
+            convention of the process.
     Returns:
         Function of x (B, *D) in the network's range and t (B,) in [0, T], giving (B, *D).
+    Raises:
+        ValueError: an unknown parametrisation, or one for a network of discrete noise levels.
     """
     sde = as_process(sde)
     model_fn = get_model_fn(model, train)
+    chosen = get_parametrization(parametrization, continuous)
 
-    def score_fn(x: Tensor, t: Tensor) -> Tensor:
+    def published(x: Tensor, t: Tensor) -> Tensor:
         return sde.to_score(model_fn(x, sde.noise_label(t, continuous)), t, continuous)
 
-    return score_fn
+    def parametrized(x: Tensor, t: Tensor) -> Tensor:
+        (skip, out, scale), label = chosen.at(sde, t, x.dim() - 1)
+        return batch_mul(skip, x) + batch_mul(out, model_fn(batch_mul(scale, x), label))
+
+    return published if chosen is None else parametrized
+
+
+def label_at(
+    sde,
+    t: Tensor,
+    continuous: bool,
+    parametrization: Parametrization | str | None = None,
+    dimensions: int = 3,
+) -> Tensor:
+    """The label (B,) that a network gets for time t (B,).
+
+    Args:
+        continuous, parametrization: see `get_score_fn`.
+        dimensions: of one sample, D.
+    """
+    chosen = get_parametrization(parametrization, continuous)
+    if chosen is None:
+        return as_process(sde).noise_label(t, continuous)
+    return chosen.at(as_process(sde), t, dimensions)[1]
 
 
 def get_classifier_grad_fn(classifier: Callable) -> Callable:

@@ -85,6 +85,30 @@ MUTATIONS = [
         '"reduce_mean": options.reduce_mean,',
         '"reduce_mean": True,',
     ),
+    Mutation(
+        "parametrization is dropped in sampling",
+        CONFIGURED,
+        'shared["parametrization"] = chosen',
+        "pass",
+    ),
+    Mutation(
+        "parametrization is dropped in training, likelihoods and codes",
+        SETUP,
+        '"parametrization": parametrization_of(self.config),',
+        '"parametrization": None,',
+    ),
+    Mutation(
+        "noise levels are dropped",
+        SETUP,
+        '"noise_levels": options.noise_levels,',
+        '"noise_levels": "",',
+    ),
+    Mutation(
+        "weighting is dropped",
+        SETUP,
+        '"weighting": options.weighting,',
+        '"weighting": "",',
+    ),
     Mutation("noise removal is ignored", CONFIGURED, "config.sampling.noise_removal", "True"),
     Mutation("snr is ignored", CONFIGURED, '"snr": "sampling.snr",', '"snr": "optim.lr",'),
     Mutation(

@@ -27,6 +27,7 @@ OWN = [
     "ve/cifar10_classifier",
     "ve/digits",
     "ve/digits_classifier",
+    "ve/digits_edm",
     "vp/color_digits",
     "vp/digits",
     "vp/digits_classifier",

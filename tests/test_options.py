@@ -258,6 +258,32 @@ FEW_STEPS = {"model__num_scales": 20, "sampling__num_steps": 0}
         ({"training__grad_accumulation": 200}, "at most training.batch_size"),
         ({"training__n_jitted_steps": 3}, "log_freq.*multiple of"),
         ({"sampling__method": "ode", "sampling__time_grid": "edm"}, "time_grid = 'edm'"),
+        ({"training__continuous": False, "model__parametrization": "v"}, "parametrization = 'v'"),
+        ({"training__continuous": False, "training__weighting": "min_snr"}, "weighting = 'min_"),
+        ({"training__weighting": "output"}, "needs a model.parametrization"),
+        (
+            {"training__weighting": "min_snr", "training__likelihood_weighting": True},
+            "excludes training.likelihood_weighting",
+        ),
+        (
+            {"model__parametrization": "v", "model__scale_by_sigma": True},
+            "scale_by_sigma = True divides",
+        ),
+        (
+            {"model__parametrization": "edm", "model__embedding_type": "fourier"},
+            "logarithm of the label",
+        ),
+        (
+            {
+                "training__objective": "classifier",
+                "data__num_classes": 10,
+                "training__snapshot_sampling": False,
+                "eval__enable_bpd": False,
+                "eval__enable_sampling": False,
+                "model__parametrization": "v",
+            },
+            "should be '' for a classifier",
+        ),
         ({**FEW_STEPS, "training__continuous": False}, "20 steps are too few"),
         ({**FEW_STEPS, "sampling__predictor": "reverse_diffusion"}, "20 steps are too few"),
         (

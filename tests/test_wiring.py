@@ -6,6 +6,7 @@ same draw by explicit arguments, and must differ from the draw without the optio
 
 import functools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from likelihood import bits_per_dim, get_elbo_fn
 from sampling import SampleNoise
 from score_lib.base.tensors import derive_seed
 from score_lib.disk.checkpoints import read_checkpoint
+from score_lib.parametrization import EDM
 from score_lib.runs import measures
 from score_lib.runs.heldout import HeldOut
 from sde_lib import VESDE, VPSDE, create_sde, subVPSDE
@@ -174,6 +176,58 @@ def test_options_of_the_loss_arrive(experiment, changes, loss):
     assert value(run.loss_fn(False)) != value(without)
 
 
+@pytest.mark.parametrize(
+    ("changes", "loss"),
+    (
+        ({"model__parametrization": "v"}, {"parametrization": "v"}),
+        ({"model__sigma_data": 0.3}, {"parametrization": EDM(0.3)}),
+        ({"training__noise_levels": "lognormal"}, {"noise_levels": "lognormal"}),
+        ({"training__weighting": "min_snr"}, {"weighting": "min_snr"}),
+        ({"training__weighting": "output"}, {"weighting": "output"}),
+    ),
+)
+def test_parametrization_levels_and_weighting_arrive(changes, loss):
+    """Each of them changes the loss of EDM's network as the factory's keyword does."""
+
+    def value(loss_fn):
+        torch.manual_seed(0)
+        return loss_fn(run.state["model"], torch.rand(64, 1, 8, 8))
+
+    run = run_lib.setup(recording(**edm(**changes)))
+    usual = {"likelihood_weighting": False, "parametrization": "edm"}
+    expected = losses.get_sde_loss_fn(run.sde, False, **(usual | loss))
+    without = losses.get_sde_loss_fn(run.sde, False, **usual)
+    torch.testing.assert_close(value(run.loss_fn(False)), value(expected), rtol=0, atol=0)
+    assert value(run.loss_fn(False)) != value(without)
+
+
+def edm(**changes):
+    return {"model__parametrization": "edm", **changes}
+
+
+def test_training_and_evaluation_with_edm_see_scaled_inputs_and_labels(tmp_path):
+    """Labels are log(sigma) / 4 with log(sigma) ~ N(-1.2, 1.2^2); inputs have unit variance."""
+    changes = edm(training__noise_levels="lognormal", training__weighting="output")
+    train(tmp_path, training__eval_freq=1, **changes)
+    calls = [call for call in Recorder.calls if len(call.x) > 1]
+    assert {call.training for call in calls} == {True, False}
+    for log_sigma, x in zip(
+        (4 * torch.cat([call.labels for call in part]) for part in _by_mode(calls)),
+        (torch.cat([call.x for call in part]) for part in _by_mode(calls)),
+        strict=True,
+    ):
+        assert -1.6 < log_sigma.mean() < -0.8 and 0.9 < log_sigma.std() < 1.5
+        noisy = x[log_sigma > 1].square().mean()  # nearly all noise
+        assert 0.7 < noisy < 1.4
+    # Of centred digits the mean square is about 0.7, of which EDM knows sigma_data^2 = 0.25.
+    clean = x[log_sigma < -3].square().mean()
+    assert 2 < clean < 4
+
+
+def _by_mode(calls):
+    return [[call for call in calls if call.training == mode] for mode in (True, False)]
+
+
 def test_discrete_training_tells_the_network_whole_levels(tmp_path):
     changes = {"training__continuous": False, "model__num_scales": 40}
     calls, _ = train(tmp_path, sampling__predictor="ancestral_sampling", **changes)
@@ -260,6 +314,16 @@ SAMPLING = {
     "noise_removal": ({"sampling__noise_removal": False}, pc(EM, denoise=False)),
     "num_steps": ({"sampling__num_steps": 24}, pc(EM, steps=24)),
     "time_grid": ({"sampling__time_grid": "edm"}, pc(EM, grid="edm")),
+    "parametrization": ({"model__parametrization": "v"}, pc(EM, parametrization="v")),
+    "sigma_data": (edm(model__sigma_data=0.3), pc(EM, parametrization=EDM(0.3))),
+    "ode with v": (
+        {"sampling__method": "ode", "model__parametrization": "v"},
+        few(sampling.get_ode_sampler, parametrization="v"),
+    ),
+    "heun with edm": (
+        edm(sampling__method="heun"),
+        few(sampling.get_solver_sampler, sampling.Heun, parametrization="edm"),
+    ),
     "ode": ({"sampling__method": "ode"}, few(sampling.get_ode_sampler)),
     "ddim": (
         {"sampling__method": "ddim", "sampling__num_steps": 6},
@@ -358,6 +422,16 @@ def likelihood_terms(**changes):
     run = run_lib.setup(recording(**changes))
     images = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8)
     return measures.likelihood_terms(run, images, 17, SampleNoise(0, range(2)))
+
+
+def test_parametrization_arrives_in_the_likelihood():
+    """The network is told log(sigma) / 4, up to sigma(1) = 152 of the VP process."""
+    published, ours = likelihood_terms(), likelihood_terms(**edm())
+    labels = torch.cat([call.labels for call in Recorder.calls])
+    assert abs(labels.max() - math.log(152.17) / 4) < 1e-3 and labels.min() < 0
+    assert not np.allclose(published["total"], ours["total"], rtol=1e-3)
+    other = likelihood_terms(**edm(model__sigma_data=0.3))
+    assert not np.allclose(other["total"], ours["total"], rtol=1e-3)
 
 
 def test_options_of_the_likelihood_arrive():

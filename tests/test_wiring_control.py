@@ -19,6 +19,7 @@ import sampling
 from models.utils import register_model
 from sampling import SampleNoise
 from score_lib.base.tensors import derive_seed
+from score_lib.disk.checkpoints import CheckpointError
 from score_lib.runs.control import TASKS
 
 AVERAGE = 0.25
@@ -35,9 +36,9 @@ class RecordingClassifier(Recorder):
         return super().forward(x, labels).flatten(1)[:, :10]
 
 
-def averaged(folder, experiment="vp/digits", name="recorder"):
+def averaged(folder, experiment="vp/digits", name="recorder", **changes):
     """Write a checkpoint whose average differs from its last weights, and return its path."""
-    run = run_lib.setup(small_config(experiment, model__name=name))
+    run = run_lib.setup(small_config(experiment, model__name=name, **changes))
     run.state["ema"].shadow_params[0].fill_(AVERAGE)
     return save(run, folder / f"{name}.pth")
 
@@ -131,6 +132,35 @@ def test_images_are_encoded_in_the_range_of_the_network(control):
     first = Recorder.calls[0]
     np.testing.assert_allclose(first.x, 2 * arrays["input"] - 1, atol=1e-6)
     assert first.labels.tolist() == pytest.approx([999 * run.sde.sampling_eps] * 2)
+
+
+@pytest.mark.parametrize("task", sorted(set(TASKS) - {"colorize"}))
+def test_parametrization_decides_on_labels_and_inputs(control, task, tmp_path):
+    """EDM's labels are log(sigma) / 4: not above 1.3 for VP; the published ones are 999 t."""
+    changes = {"model__parametrization": "edm", "model__sigma_data": 0.4}
+    checkpoint = averaged(tmp_path, **changes)
+    control(task, **changes, eval__checkpoint=checkpoint, control__other=checkpoint)
+    labels = torch.cat([call.labels for call in Recorder.calls])
+    assert -2 < labels.min() < 0 and labels.max() < 1.3
+    published = averaged(tmp_path / "published")
+    control(task, eval__checkpoint=published, control__other=published)
+    assert torch.cat([call.labels for call in Recorder.calls]).max() > 100
+
+
+def test_network_of_another_parametrization_is_refused(control):
+    with pytest.raises(CheckpointError, match="parametrization = 'v' instead of ''"):
+        control("edit", model__parametrization="v")
+
+
+def test_images_are_encoded_as_the_parametrization_scales_them(control, tmp_path):
+    changes = {"model__parametrization": "edm", "model__sigma_data": 0.4}
+    checkpoint = averaged(tmp_path, **changes)
+    arrays, run = control("reconstruct", **changes, eval__checkpoint=checkpoint)
+    first, eps = Recorder.calls[0], torch.tensor([run.sde.sampling_eps])
+    m, s = map(float, run.sde.marginal_coeffs(eps))
+    scaled = (2 * arrays["input"] - 1) / np.hypot(0.4 * m, s)
+    np.testing.assert_allclose(first.x, scaled, atol=1e-5)
+    assert first.labels.tolist() == pytest.approx([np.log(s / m) / 4] * 2, rel=1e-5)
 
 
 def test_batches_are_no_larger_than_in_training(control):

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from score_lib.base.tensors import rows
 from score_lib.checks.finding import NOTE, OK, WRONG, Finding, graded
+from score_lib.parametrization import Parametrization, get_parametrization
+from score_lib.scores import get_score_fn, label_at
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
@@ -14,16 +16,24 @@ from score_lib.sdes.process import SDE
 DATA_STD = 0.5
 
 
-def process(sde: SDE, continuous: bool = True, shape: tuple[int, ...] = (1, 2, 2)) -> list[Finding]:
+def process(
+    sde: SDE,
+    continuous: bool = True,
+    shape: tuple[int, ...] = (1, 2, 2),
+    *,
+    parametrization: Parametrization | str | None = None,
+) -> list[Finding]:
     """Compare the methods of a process with each other.
 
     Args:
         continuous: whether networks are told continuous times.
         shape: D of data that its methods can take.
+        parametrization: what the network's output is, see `get_score_fn`.
     """
     sde = as_process(sde)
+    convention = _convention(sde, continuous, shape, parametrization)
     findings = [*_marginals(sde, shape), *_prior(sde, shape), _chain(sde, shape)]
-    return [*findings, _convention(sde, continuous, shape), _ends(sde, len(shape))]
+    return [*findings, convention, _ends(sde, len(shape))]
 
 
 def _times(sde: SDE, count: int = 19) -> Tensor:
@@ -98,12 +108,20 @@ def _chain(sde: SDE, shape: tuple[int, ...]) -> Finding:
     return graded("chain", off, 0.2 + 20 / sde.N, 0.7 + 20 / sde.N, text)
 
 
-def _convention(sde: SDE, continuous: bool, shape: tuple[int, ...]) -> Finding:
-    """The label is told for each time, and the score is a multiple of the network's output."""
+def _convention(
+    sde: SDE,
+    continuous: bool,
+    shape: tuple[int, ...],
+    parametrization: Parametrization | str | None,
+) -> Finding:
+    """The label is told for each time, and the output has a finite share in the score."""
     t = _times(sde).float()
     ones = torch.ones(len(t), *shape)
-    label = sde.noise_label(t, continuous)
-    factor = rows(sde.to_score(ones, t, continuous))[:, 0]
+    chosen = get_parametrization(parametrization, continuous)
+    label = label_at(sde, t, continuous, chosen, len(shape))
+    # Of x = 0, which has no other share.
+    score_fn = get_score_fn(sde, lambda *_: ones, False, continuous, parametrization=chosen)
+    factor = rows(score_fn(torch.zeros_like(ones), t))[:, 0]
     std = sde.scale_and_std(t, len(shape))[1]
     finite = bool(label.isfinite().all() and factor.isfinite().all() and (factor != 0).all())
     moves = label.double().diff()
@@ -124,6 +142,8 @@ def _convention(sde: SDE, continuous: bool, shape: tuple[int, ...]) -> Finding:
         k for k, (value, one) in kinds.items() if torch.allclose(value, one + 0 * value, rtol=0.02)
     )
     predicted = next(names, "a multiple of the score")
+    if chosen is not None:
+        predicted = f"the output of {chosen!r}"
     text = f"labels {label[0]:.4g} to {label[-1]:.4g}; the network predicts {predicted}"
     return Finding("convention", OK, text)
 

@@ -62,8 +62,9 @@ def get_encoder(sde: SDE, scaler: Callable, *, eps: float | None = None, **optio
     Args:
         scaler: from [0, 1] to the network's range.
         eps: time at which the images are taken to be; None is `sde.sampling_eps`.
-        options: `rtol`, `atol`, `method`, `continuous`, `per_sample` and `differentiable`, which
-            `sampling.get_ode_sampler` documents.  Without `differentiable` there is no gradient.
+        options: `rtol`, `atol`, `method`, `continuous`, `parametrization`, `per_sample` and
+            `differentiable`, which `sampling.get_ode_sampler` documents.  Without `differentiable`
+            there is no gradient.
     Returns:
         `encode(model, images) -> (codes (B, *D), evaluations)`, on the network's device.
     Raises:

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from score_lib.base.distributed import share_of_batch
 from score_lib.base.tensors import batch_mul, check_floats, rows
+from score_lib.losses.weightings import weighting_of
+from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_model_fn, get_score_fn
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
+from score_lib.sdes.snr import time_at
 
 
 class NoiseLevels(abc.ABC):
@@ -52,6 +55,24 @@ class ContinuousLevels(NoiseLevels):
         return self.sde.marginal_prob(batch, level)
 
 
+class LogNormalLevels(ContinuousLevels):
+    """Times of [eps, T] at which log(s / m) is normal.  [Karras et al. 2022, table 1]
+
+    Noise levels outside of those times are drawn at the nearest one.
+
+    Args:
+        mean, std: of log(s / m).
+    """
+
+    def __init__(self, sde: SDE, eps: float = 1e-5, mean: float = -1.2, std: float = 1.2):
+        super().__init__(sde, eps)
+        self.mean, self.std = mean, std
+
+    def at(self, quantile):
+        log_sigma = self.mean + self.std * torch.special.ndtri(quantile.double())
+        return time_at(self.sde, -log_sigma).clamp(self.eps, self.sde.T).to(quantile)
+
+
 class DiscreteLevels(NoiseLevels):
     """Noise indices uniform on the N levels of a discrete chain."""
 
@@ -67,6 +88,10 @@ class DiscreteLevels(NoiseLevels):
     def marginal(self, batch, level):
         scale, std = self.sde.discrete_coeffs(level)
         return batch_mul(scale, batch), std
+
+
+# By `training.noise_levels`: what makes them of a process and the smallest time.
+_LEVELS = {"": ContinuousLevels, "lognormal": LogNormalLevels}
 
 
 class Draws(NamedTuple):
@@ -150,20 +175,19 @@ class DenoisingLoss(NoisyLoss):
 
 
 class _ContinuousLoss(DenoisingLoss):
-    """Weight 1 or g^2 / s^2.  [S21, equation 7]"""
+    """At times of [eps, T], weighted as `weighting_of` says."""
 
-    def __init__(self, sde, train, reduce_mean, continuous, likelihood_weighting, eps):
-        super().__init__(ContinuousLevels(sde, eps), train, reduce_mean)
-        self.continuous, self.likelihood_weighting = continuous, likelihood_weighting
+    def __init__(self, levels, train, reduce_mean, continuous, parametrization, weight):
+        super().__init__(levels, train, reduce_mean)
+        self.continuous, self.parametrization = continuous, parametrization
+        self.weight = weight
 
     def weighted_residual(self, model, batch, draws):
         t, z = draws
         x_t, std = self.noised(batch, draws)
-        score = get_score_fn(self.sde, model, self.train, self.continuous)(x_t, t)
-        weight = torch.ones_like(std)
-        if self.likelihood_weighting:
-            weight = (self.sde.sde(torch.zeros_like(batch), t)[1] / std) ** 2
-        return batch_mul(std, score) + z, weight
+        reading = {"continuous": self.continuous, "parametrization": self.parametrization}
+        score = get_score_fn(self.sde, model, self.train, **reading)(x_t, t)
+        return batch_mul(std, score) + z, self.weight(x_t, t, std)
 
 
 class _DiscreteLoss(DenoisingLoss):
@@ -186,6 +210,10 @@ def get_sde_loss_fn(
     continuous: bool = True,
     likelihood_weighting: bool = True,
     eps: float = 1e-5,
+    *,
+    parametrization: Parametrization | str | None = None,
+    noise_levels: str = "",
+    weighting: str = "",
 ) -> DenoisingLoss:
     """Loss over continuous time, t uniform on [eps, T].  [S21, equation 7]
 
@@ -196,10 +224,21 @@ def get_sde_loss_fn(
         likelihood_weighting: weight g(t)^2 of Song et al. 2021 (*Maximum Likelihood Training*),
             instead of s(t)^2.
         eps: smallest time.
+        parametrization: what the network's output is, see `get_score_fn`.
+        noise_levels: "", or "lognormal" for times as in `LogNormalLevels`.
+        weighting: in place of the weight s(t)^2, see `weighting_of`.
     Returns:
         `loss_fn(model, batch)`.
+    Raises:
+        ValueError: an unknown name, or options that exclude each other.
     """
-    return _ContinuousLoss(sde, train, reduce_mean, continuous, likelihood_weighting, eps)
+    if noise_levels not in _LEVELS:
+        names = ", ".join(map(repr, _LEVELS))
+        raise ValueError(f"unknown training.noise_levels {noise_levels!r}: known are {names}")
+    levels = _LEVELS[noise_levels](sde, eps)
+    chosen = get_parametrization(parametrization, continuous)
+    weight = weighting_of(weighting, levels.sde, likelihood_weighting, chosen)
+    return _ContinuousLoss(levels, train, reduce_mean, continuous, chosen, weight)
 
 
 def get_smld_loss_fn(vesde: SDE, train: bool, reduce_mean: bool = False) -> DenoisingLoss:
@@ -248,13 +287,18 @@ def get_loss_fn(
     continuous: bool,
     likelihood_weighting: bool,
     objective: str = "score",
+    *,
+    parametrization: Parametrization | str | None = None,
+    noise_levels: str = "",
+    weighting: str = "",
 ) -> NoisyLoss:
     """The loss that suits a config: over continuous time, or over the chain's own levels.
 
     Args:
         objective: "score", or "classifier" of the data's labels.
+        parametrization, noise_levels, weighting: of a score network, see `get_sde_loss_fn`.
     Raises:
-        ValueError: likelihood weighting with discrete levels, or an unknown objective.
+        ValueError: an option of continuous times with discrete levels, or an unknown objective.
     """
     if objective == "classifier":
         return get_classifier_loss_fn(sde, train, continuous)
@@ -263,7 +307,16 @@ def get_loss_fn(
             f"unknown training.objective {objective!r}: known are 'score' and 'classifier'"
         )
     if continuous:
-        return get_sde_loss_fn(sde, train, reduce_mean, likelihood_weighting=likelihood_weighting)
+        options = {"noise_levels": noise_levels, "weighting": weighting}
+        options |= {"parametrization": parametrization}
+        return get_sde_loss_fn(sde, train, reduce_mean, True, likelihood_weighting, **options)
+    get_parametrization(parametrization, continuous)  # refuses any but the process's own
+    if noise_levels or weighting:
+        raise ValueError(
+            f"training.noise_levels = {noise_levels!r} and training.weighting = {weighting!r} need "
+            "training.continuous = True: the losses of SMLD and DDPM have levels and weights of "
+            "their own, set both to ''"
+        )
     if likelihood_weighting:
         raise ValueError(
             "training.likelihood_weighting needs training.continuous = True: the losses of SMLD "

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from score_lib.base.distributed import average, draw_apart, replicated
 from score_lib.losses.objectives import Draws, get_loss_fn
+from score_lib.parametrization import Parametrization
 from score_lib.sdes.process import SDE
 
 
@@ -21,6 +22,9 @@ def get_step_fn(
     *,
     accumulation: int = 1,
     objective: str = "score",
+    parametrization: Parametrization | str | None = None,
+    noise_levels: str = "",
+    weighting: str = "",
     prepare: Callable[[nn.Module], nn.Module] = replicated,
 ) -> Callable:
     """One step of training, or one evaluation with the averaged weights.
@@ -35,6 +39,7 @@ def get_step_fn(
         accumulation: parts into which a training batch is split, to save memory.  Noise is drawn
             for the whole batch, and the step that is clipped sees the gradient of the whole batch.
         objective: "score", or "classifier": see `get_loss_fn`.
+        parametrization, noise_levels, weighting: see `get_sde_loss_fn`.
         prepare: returns the module to train in the network's place, which shares its parameters;
             default: averages gradients over processes.
     Returns:
@@ -43,7 +48,17 @@ def get_step_fn(
         "step" of updates made; training changes them in place and leaves the gradient's norm in
         `step_fn.grad_norm`.
     """
-    loss_fn = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting, objective)
+    loss_fn = get_loss_fn(
+        sde,
+        train,
+        reduce_mean,
+        continuous,
+        likelihood_weighting,
+        objective,
+        parametrization=parametrization,
+        noise_levels=noise_levels,
+        weighting=weighting,
+    )
     if train:
         return _TrainStep(loss_fn, optimize_fn, accumulation, prepare)
 

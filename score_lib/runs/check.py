@@ -25,11 +25,12 @@ from score_lib.disk.files import write_text
 from score_lib.disk.logs import kept_messages
 from score_lib.inverse.restoration import build_restoration
 from score_lib.metrics.configured import find_statistics
-from score_lib.options import flatten
+from score_lib.options import complete, flatten
 from score_lib.runs.setup import Run, setup
 from score_lib.runs.statistics import data_statistics
 from score_lib.samplers.configured import get_sampling_fn
 from score_lib.samplers.steps import NoneCorrector, get_corrector, get_predictor
+from score_lib.scores import label_at
 
 # Data that stand for images in checks of processes and samplers.
 SMALL = (1, 2, 2)
@@ -82,7 +83,8 @@ def _config(run: Run) -> list[Finding]:
 def _network(run: Run) -> list[Finding]:
     """Parameters, operations, attention; seconds a step, memory, and days for the whole run."""
     config, options = run.config, run.config.training
-    label = run.sde.noise_label(torch.full((1,), 0.5 * run.sde.T), options.continuous)
+    t = torch.full((1,), 0.5 * run.sde.T)
+    label = label_at(run.sde, t, **run.reading, dimensions=len(run.shape))
     build = functools.partial(get_model(config.model.name), config)
     found = cost(build, run.shape, label)
     attention = ", ".join(f"{n} at {side}" for side, n in found.attention.items()) or "none"
@@ -140,7 +142,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _process(run: Run) -> list[Finding]:
     shape = SMALL if len(run.shape) == 3 else run.shape
-    findings = process(run.sde, run.config.training.continuous, shape)
+    findings = process(run.sde, shape=shape, **run.reading)
     return findings + (log_likelihood(run.sde, shape) if run.objective == "score" else [])
 
 
@@ -148,7 +150,9 @@ def _samplers(run: Run) -> list[Finding]:
     """The configured sampler, corrector, solver and restoration method on exact scores."""
     if run.objective != "score":
         return []
-    config, options, exact = run.config, run.config.sampling, told_by_time(run.sde)
+    config, options, exact = complete(run.config), run.config.sampling, told_by_time(run.sde)
+    with config.unlocked():
+        config.model.parametrization = ""  # the exact network gives the score itself
 
     def build(sde, shape, constraints=(), **keywords) -> Callable:
         eps = sde.sampling_eps

@@ -377,7 +377,7 @@ def _decode(run: Run, codes: Tensor, tolerance: float) -> Tensor:
 
 def _follow(run: Run, direction: Callable, scaler: Callable, x: Tensor, tolerance: float) -> Tensor:
     """The flow from x in a direction, by the network as it samples, batch by batch."""
-    options = {"rtol": tolerance, "atol": tolerance, "continuous": run.config.training.continuous}
+    options = {"rtol": tolerance, "atol": tolerance, **run.reading}
     # per_sample: the code of an image does not depend on its batch.
     follow = direction(run.sde, scaler, per_sample=True, **options)
     with run.sampling_network() as model:

@@ -195,8 +195,8 @@ def likelihood_terms(
         run.sde,
         hutchinson_type=options.hutchinson_type,
         num_probes=options.num_probes,
-        continuous=run.config.training.continuous,
         per_sample=options.per_sample_error,
+        **run.reading,
     )
     terms = log_likelihood_fn(run.state["model"], images, noise=noise)._asdict()
     bpd = bits_per_dim(terms["total"], images[0].numel(), run.inverse_scaler, levels)

@@ -31,6 +31,7 @@ from score_lib.losses.objectives import NoisyLoss, get_loss_fn
 from score_lib.losses.optimization import get_optimizer, optimization_manager
 from score_lib.losses.steps import get_step_fn
 from score_lib.options import checked
+from score_lib.parametrization import parametrization_of
 from score_lib.runs.history import check_same_output, trained_config
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
 from score_lib.sdes.process import SDE
@@ -80,6 +81,14 @@ class Run:
     def levels(self) -> int:
         """Grey levels of the images that are written."""
         return self.config.data.levels or 256
+
+    @property
+    def reading(self) -> dict:
+        """Keywords that say how the network is read: `continuous` and `parametrization`."""
+        return {
+            "continuous": self.config.training.continuous,
+            "parametrization": parametrization_of(self.config),
+        }
 
     def check_labels(self, info: DatasetInfo) -> None:
         """Refuse data whose labels a classifier cannot learn.
@@ -135,9 +144,11 @@ class Run:
         options = self.config.training
         return {
             "reduce_mean": options.reduce_mean,
-            "continuous": options.continuous,
             "likelihood_weighting": options.likelihood_weighting,
             "objective": options.objective,
+            "noise_levels": options.noise_levels,
+            "weighting": options.weighting,
+            **self.reading,
         }
 
     @contextlib.contextmanager

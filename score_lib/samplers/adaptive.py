@@ -7,6 +7,7 @@ from torch import Tensor
 
 from score_lib.base.ode import integrate
 from score_lib.base.tensors import batch_mul, rows
+from score_lib.parametrization import Parametrization
 from score_lib.samplers.loop import Callback, Constraint, sampler_of, without_wraps
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
@@ -28,6 +29,7 @@ def get_ode_sampler(
     constraints: Sequence[Constraint] = (),
     start_time: float | None = None,
     differentiable: bool = False,
+    parametrization: Parametrization | str | None = None,
 ) -> Callable:
     """Sampling by integrating the probability-flow ODE.  [S21, section 4.3, appendix D.1]
 
@@ -64,7 +66,7 @@ def get_ode_sampler(
             x = sde.denoised(x, t, score_fn(x, t))
         return x
 
-    shared = continuous, device, constraints, differentiable
+    shared = continuous, device, constraints, differentiable, parametrization
     return sampler_of(sde, shape, inverse_scaler, follow, start_time, *shared)
 
 
@@ -94,6 +96,7 @@ def get_adaptive_sampler(
     constraints: Sequence[Constraint] = (),
     start_time: float | None = None,
     differentiable: bool = False,
+    parametrization: Parametrization | str | None = None,
 ) -> Callable:
     """The reverse SDE with steps as long as they can be.  [Jolicoeur-Martineau et al. 2021]
 
@@ -121,7 +124,7 @@ def get_adaptive_sampler(
         return sde.denoised(x, t, score_fn(x, t)) if denoise else x
 
     steps = {"rtol": rtol, "atol": atol, "first_step": first_step * sde.T}
-    shared = continuous, device, constraints, differentiable
+    shared = continuous, device, constraints, differentiable, parametrization
     return sampler_of(sde, shape, inverse_scaler, follow, start_time, *shared)
 
 

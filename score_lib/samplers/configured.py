@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from score_lib.base.registry import Registry
 from score_lib.options import complete
+from score_lib.parametrization import parametrization_of
 from score_lib.samplers import solvers
 from score_lib.samplers.adaptive import get_adaptive_sampler, get_ode_sampler
 from score_lib.samplers.pc import get_pc_sampler
@@ -83,6 +84,9 @@ def get_sampling_fn(
     """
     config = complete(config)
     shared = {"denoise": config.sampling.noise_removal, "continuous": config.training.continuous}
+    # Only where there is one, so that samplers registered without the keyword stay as they are.
+    if chosen := parametrization_of(config):
+        shared["parametrization"] = chosen
     keywords = {"eps": eps, **shared, **options}
     return _SAMPLERS.build(config.sampling.method, config, sde, shape, inverse_scaler, **keywords)
 

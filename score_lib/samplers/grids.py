@@ -6,28 +6,7 @@ import torch
 from torch import Tensor
 
 from score_lib.sdes.process import SDE
-
-
-def marginal_coeffs(sde: SDE, times: Tensor) -> tuple[Tensor, Tensor]:
-    """m and s at times (N,), each (N,)."""
-    return sde.marginal_prob(torch.ones_like(times), times)
-
-
-def log_snr(sde: SDE, times: Tensor) -> Tensor:
-    """lambda = log(m / s) at times (N,): (N,), falling with time."""
-    scale, std = marginal_coeffs(sde, times)
-    return torch.log(scale / std)
-
-
-def time_at(sde: SDE, wanted: Tensor) -> Tensor:
-    """The times in [0, T] at which lambda has the wanted values, (N,), by bisection."""
-    low, high = torch.zeros_like(wanted), torch.full_like(wanted, sde.T)
-    for _ in range(60):  # to the last bit of a double
-        middle = (low + high) / 2
-        too_early = log_snr(sde, middle) > wanted
-        low, high = torch.where(too_early, middle, low), torch.where(too_early, high, middle)
-    return (low + high) / 2
-
+from score_lib.sdes.snr import log_snr, marginal_coeffs, time_at  # noqa: F401  (known here)
 
 # The variables in which grids are uniform, as functions of lambda, and the inverse functions.
 _GRIDS = {

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from score_lib.base.devices import device_of, resolve_device
 from score_lib.base.tensors import check_floats
+from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import dtype_of, get_score_fn
 from score_lib.sdes.process import SDE
 
@@ -109,6 +110,7 @@ def sampler_of(
     device: torch.device | str | None,
     constraints: Sequence[Constraint],
     differentiable: bool,
+    parametrization: Parametrization | str | None = None,
 ) -> Callable:
     """The function that every factory returns: from a start at the first time to samples.
 
@@ -118,16 +120,17 @@ def sampler_of(
         first_time: time of the start.
         shape: shape of a batch of samples, (B, *D).
         inverse_scaler: from the network's range to [0, 1].
-        continuous: whether the network was trained on all times.
+        continuous, parametrization: how the network is read, see `get_score_fn`.
         device: where to sample; None is the network's own.
         constraints: conditions on samples; the first is innermost.
-        differentiable: keep the graph for a gradient of the samples: x at every step; scores are
-            recomputed in the backward pass.
+        differentiable: keep the graph, with x at every step; the backward pass recomputes scores.
     Returns:
         `sample(model, z=None, *, noise=None, progress=False, callback=None)`, which gives samples
         (B, *D) and the evaluations made; z is x at the first time, (B, *D), in place of a draw from
         the prior; see `run_steps` for the callback.
     """
+
+    chosen = get_parametrization(parametrization, continuous)
 
     @(lambda fn: fn) if differentiable else torch.no_grad()
     def sample(
@@ -139,7 +142,7 @@ def sampler_of(
         callback: Callback | None = None,
     ) -> tuple[Tensor, int]:
         where = device_of(model) if device is None else resolve_device(device)
-        score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+        score_fn = get_score_fn(sde, model, False, continuous, parametrization=chosen)
         if differentiable:
             score_fn = functools.partial(checkpoint, score_fn, use_reentrant=False)
         counted = score_fn = CountedScore(score_fn)

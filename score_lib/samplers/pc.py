@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from score_lib.parametrization import Parametrization
 from score_lib.samplers.accuracy import check_steps
 from score_lib.samplers.grids import visited_times
 from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of
@@ -36,6 +37,7 @@ def get_pc_sampler(
     start_time: float | None = None,
     stop_time: float | None = None,
     differentiable: bool = False,
+    parametrization: Parametrization | str | None = None,
 ) -> Callable:
     """Predictor-corrector sampling.  [S21, algorithm 1]
 
@@ -75,7 +77,7 @@ def get_pc_sampler(
         x, x_mean = run_steps(x, times.to(x), made, **watch)
         return x_mean if denoise else x
 
-    shared = continuous, device, constraints, differentiable
+    shared = continuous, device, constraints, differentiable, parametrization
     return sampler_of(sde, shape, inverse_scaler, follow, times[0], *shared)
 
 

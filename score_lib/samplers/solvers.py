@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
-from score_lib.samplers.grids import log_snr, marginal_coeffs, time_at, time_grid
+from score_lib.parametrization import Parametrization
+from score_lib.samplers.grids import time_grid
 from score_lib.samplers.loop import Constraint, Noise, run_steps, sampler_of, without_wraps
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
+from score_lib.sdes.snr import log_snr, marginal_coeffs, time_at
 
 
 class Solver(abc.ABC):
@@ -211,6 +213,7 @@ def get_solver_sampler(
     constraints: Sequence[Constraint] = (),
     start_time: float | None = None,
     differentiable: bool = False,
+    parametrization: Parametrization | str | None = None,
     **settings,
 ) -> Callable:
     """Sampling by a solver of few steps.
@@ -237,5 +240,5 @@ def get_solver_sampler(
         x, _ = run_steps(x, visited, [run.step], **watch)
         return run.denoised(x, visited[-1].expand(x.shape[0])) if denoise else x
 
-    shared = continuous, device, constraints, differentiable
+    shared = continuous, device, constraints, differentiable, parametrization
     return sampler_of(sde, shape, inverse_scaler, follow, times[0], *shared)

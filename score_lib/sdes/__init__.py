@@ -2,6 +2,7 @@
 
 - `process`: the interface, the time reversal, and processes with a linear drift
 - `published`: VE, VP and sub-VP; from a config to a process
+- `snr`: noise levels whatever the scale, and their times
 - `foreign`: processes written for the published code
 - `times`: a density of times for importance sampling
 """

@@ -1,0 +1,436 @@
+"""What a network's output means: coefficients, scores, losses, noise levels, refusals."""
+
+from __future__ import annotations
+
+import functools
+import math
+import pathlib
+
+import foreign_sde
+import numpy as np
+import pytest
+import torch
+from small_runs import small_config
+
+import losses
+import run_lib
+import sampling
+from checks import process as check_process
+from controllable_generation import get_encoder
+from likelihood import get_log_likelihood_fn
+from models.utils import Coefficients, Parametrization, get_parametrization, get_score_fn
+from score_lib.base.tensors import SampleNoise, batch_mul
+from score_lib.parametrization import EDM
+from score_lib.sdes.foreign import as_process
+from score_lib.sdes.snr import time_at
+from sde_lib import VESDE, VPSDE, LinearSDE, subVPSDE
+
+NAMES = ("score", "noise", "x0", "v", "edm")
+D = 0.5  # sigma_data
+
+
+class Cosine(LinearSDE):
+    """A user's process, with m = cos(pi t / 2) and s = 2 sin(pi t / 2)."""
+
+    T = 0.9
+
+    def drift_rate(self, t):
+        return -math.pi / 2 * torch.tan(math.pi / 2 * t)
+
+    def diffusion(self, t):
+        return 2 * torch.sqrt(math.pi * torch.tan(math.pi / 2 * t))
+
+    def marginal_coeffs(self, t):
+        return torch.cos(math.pi / 2 * t), 2 * torch.sin(math.pi / 2 * t)
+
+
+PROCESSES = {
+    "ve": VESDE(0.002, 80.0),
+    "vp": VPSDE(),
+    "subvp": subVPSDE(),
+    "user's": Cosine(),
+    "foreign": foreign_sde.Exploding(0.01, 10.0, 100),
+}
+
+
+@functools.cache
+def golden():
+    """Karras et al. 2022, table 1, in float64, by name."""
+    with np.load(pathlib.Path(__file__).parent / "data" / "golden_edm.npz") as arrays:
+        return {name: torch.from_numpy(arrays[name]).double() for name in arrays.files}
+
+
+def denoiser(x, t):
+    """Some function of noisy data and time."""
+    return torch.tanh(0.7 * x + 0.1) * batch_mul(1 + t, torch.ones_like(x))
+
+
+def written_for(name, x, m, s, denoised):
+    """Input, output and label of a network that knows a denoiser; None for the process's label.
+
+    By the definitions, with x_t = m x_0 + s z.
+    """
+    z, sigma = batch_mul(1 / s, x - batch_mul(m, denoised)), s / m
+    if name == "score":
+        return x, batch_mul(-1 / s, z), None
+    if name == "noise":
+        return x, z, None
+    if name == "x0":
+        return x, denoised, None
+    if name == "v":  # alpha z - sigma x_0 where alpha^2 + sigma^2 = 1
+        r = (m**2 + s**2).sqrt()
+        return batch_mul(1 / r, x), batch_mul(m / r, z) - batch_mul(s / r, denoised), None
+    y, total = batch_mul(1 / m, x), sigma**2 + D**2
+    target = denoised - batch_mul(D**2 / total, y)
+    return batch_mul(total**-0.5, y), batch_mul(total.sqrt() / (sigma * D), target), sigma.log() / 4
+
+
+# --- Scores ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parametrization_gives_the_score_of_its_denoiser(name, process):
+    sde = PROCESSES[process]
+    known = as_process(sde)
+    t = torch.linspace(0.02, 0.95, 7, dtype=torch.float64) * known.T
+    m, s = known.scale_and_std(t, 3)
+    x = torch.randn(7, 2, 3, 3, dtype=torch.float64) * 2
+    given, output, label = written_for(name, x, m, s, denoiser(x, t))
+    label = known.noise_label(t, True) if label is None else label
+
+    def network(scaled, told):
+        torch.testing.assert_close(scaled, given, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(told, label, rtol=1e-12, atol=1e-12)
+        return output
+
+    score = get_score_fn(sde, network, continuous=True, parametrization=name)(x, t)
+    expected = batch_mul(s**-2, batch_mul(m, denoiser(x, t)) - x)
+    torch.testing.assert_close(score, expected, rtol=1e-10, atol=1e-10)
+    same = get_score_fn(sde, network, False, True, parametrization=get_parametrization(name))(x, t)
+    assert torch.equal(same, score)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_without_a_parametrization_the_process_decides(process):
+    sde = PROCESSES[process]
+    known = as_process(sde)
+    x, t = torch.randn(5, 1, 2, 2), torch.rand(5) * 0.8 + 0.05
+
+    def network(x, labels):
+        return batch_mul(labels, x) + 1
+
+    expected = known.to_score(network(x, known.noise_label(t, True)), t, True)
+    for nothing in ({}, {"parametrization": None}, {"parametrization": ""}):
+        assert torch.equal(get_score_fn(sde, network, False, True, **nothing)(x, t), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "process"), (("noise", "vp"), ("noise", "subvp"), ("score", "ve"))
+)
+def test_published_conventions_are_among_them(name, process):
+    sde, x, t = PROCESSES[process], torch.randn(5, 1, 2, 2), torch.rand(5) * 0.8 + 0.05
+    score_fns = [
+        get_score_fn(sde, lambda x, labels: batch_mul(labels, x), False, True, parametrization=p)
+        for p in (name, "")
+    ]
+    assert torch.equal(*(score_fn(x, t) for score_fn in score_fns))
+
+
+# --- Karras et al. 2022, table 1 ------------------------------------------------------------------
+
+
+def at_golden_levels(case):
+    """A process, the times of recorded noise levels, and the recorded arrays by name."""
+    arrays = {k.partition("/")[2]: v for k, v in golden().items() if k.startswith(f"{case}/")}
+    if case == "vp":
+        return VPSDE(), time_at(VPSDE(), -arrays["sigma"].log()), arrays
+    return VESDE(0.002, 80.0), (arrays["sigma"] / 0.002).log() / math.log(40000), arrays
+
+
+def linear(x, labels):
+    """The network of the recorded figures."""
+    return 0.3 * x + batch_mul(0.05 * labels, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("case", ("edm", "edm_other_sigma_data"))
+@pytest.mark.parametrize("process", ("ve", "vp", "subvp"))
+def test_coefficients_of_edm_are_the_published_ones(case, process):
+    sde, arrays = PROCESSES[process], at_golden_levels(case)[2]
+    sigma, chosen = arrays["sigma"], EDM(float(arrays["sigma_data"]))
+    m = {"ve": torch.ones_like(sigma)}.get(process, (1 + sigma**2) ** -0.5)
+    skip, out, scale = chosen.coefficients(m, sigma * m)
+    # From those of the score of x to those of the denoised x of y = x / m.
+    found = {
+        "c_skip": 1 + skip * (sigma * m) ** 2,
+        "c_out": out * sigma**2 * m,
+        "c_in": scale * m,
+        "c_noise": chosen.label(sde, None, m, sigma * m),
+        "weight": (sigma * out * m * sigma) ** -2,
+    }
+    for name, value in found.items():
+        torch.testing.assert_close(value, arrays[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("case", ("edm", "edm_other_sigma_data", "vp"))
+def test_denoised_and_loss_are_the_published_ones(case):
+    sde, t, arrays = at_golden_levels(case)
+    edm = case != "vp"
+    chosen = EDM(float(arrays["sigma_data"])) if edm else "noise"
+    m, s = sde.marginal_coeffs(t)
+    x = batch_mul(m, arrays["y"]) + batch_mul(s, arrays["n"])
+    score = get_score_fn(sde, linear, False, True, parametrization=chosen)(x, t)
+    torch.testing.assert_close(sde.denoised(x, t, score), arrays["D"], rtol=1e-6, atol=1e-6)
+    options = {"parametrization": chosen, "weighting": "output", "likelihood_weighting": False}
+    loss_fn = losses.get_sde_loss_fn(sde, False, False, noise_levels="lognormal", **options)
+    found = 2 * loss_fn.per_sample(linear, arrays["y"], losses.Draws(t, arrays["n"]))
+    torch.testing.assert_close(found, arrays["loss_per_sample"], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("process", ("ve", "vp", "subvp"))
+def test_noise_levels_of_training_are_the_published_ones(process):
+    sde = PROCESSES[process]
+    z, expected = golden()["train/z"], golden()["train/sigma"]
+    m, s = sde.marginal_coeffs(losses.LogNormalLevels(sde, eps=0.0).at(torch.special.ndtr(z)))
+    torch.testing.assert_close(s / m, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("steps", (18, 40))
+def test_grid_of_edm_is_the_published_one(steps):
+    sde, expected = VESDE(0.002, 80.0), golden()[f"grid/edm_N{steps}"]
+    found = sde.sigma(sampling.time_grid(sde, steps - 1, 0.0, "edm"))
+    torch.testing.assert_close(found, expected[:-1], rtol=1e-6, atol=0)
+
+
+# --- Losses ---------------------------------------------------------------------------------------
+
+
+def loss_of(sde, batch, draws, network=linear, **options):
+    loss_fn = losses.get_sde_loss_fn(sde, False, True, likelihood_weighting=False, **options)
+    return loss_fn.per_sample(network, batch, draws)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("name", NAMES)
+def test_weighting_by_the_output_is_the_square_error_of_the_output(name, process):
+    sde = PROCESSES[process]
+    known = as_process(sde)
+    t = torch.linspace(0.05, 0.9, 6, dtype=torch.float64) * known.T
+    batch = torch.randn(6, 1, 2, 2, dtype=torch.float64)
+    z = torch.randn_like(batch)
+    m, s = known.scale_and_std(t, 3)
+    x = batch_mul(m, batch) + batch_mul(s, z)
+    given, target, label = written_for(name, x, m, s, batch)
+    output = linear(given, known.noise_label(t, True) if label is None else label)
+    expected = (output - target).square().flatten(1).mean(1)
+    found = loss_of(sde, batch, losses.Draws(t, z), parametrization=name, weighting="output")
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ("", "edm"))
+def test_min_snr_weights_denoised_data_by_at_most_five(name):
+    sde, t = VPSDE(), torch.linspace(0.05, 0.9, 6, dtype=torch.float64)
+    batch = torch.randn(6, 3, dtype=torch.float64)
+    z = torch.randn_like(batch)
+    m, s = sde.marginal_coeffs(t)
+    x = batch_mul(m, batch) + batch_mul(s, z)
+    score = get_score_fn(sde, linear, False, True, parametrization=name)(x, t)
+    error = (sde.denoised(x, t, score) - batch).square().mean(1)
+    expected = torch.minimum((m / s) ** 2, torch.tensor(5.0)) * error
+    assert ((m / s) ** 2 > 5).any() and ((m / s) ** 2 < 5).any()
+    options = {"parametrization": name, "weighting": "min_snr"}
+    torch.testing.assert_close(loss_of(sde, batch, losses.Draws(t, z), **options), expected)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_lognormal_levels_are_lognormal_between_the_ends_of_time(process):
+    sde = as_process(PROCESSES[process])
+    levels = losses.LogNormalLevels(sde)
+    quantiles = torch.tensor([0.0, 1e-9, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
+    t = levels.at(quantiles)
+    assert t[0] == levels.eps and abs(t[-1] - sde.T) < 1e-12 and (t.diff() >= 0).all()
+    m, s = sde.scale_and_std(t[2:5], 3)
+    z = torch.tensor([-0.6744897501960817, 0.0, 0.6744897501960817]).double()
+    torch.testing.assert_close((s / m).log(), -1.2 + 1.2 * z, rtol=1e-6, atol=1e-6)
+
+
+def test_lognormal_draws_of_a_sample_follow_its_own_noise():
+    loss_fn = losses.get_sde_loss_fn(
+        VPSDE(), False, likelihood_weighting=False, noise_levels="lognormal"
+    )
+    batch = torch.zeros(4, 1, 2, 2)
+    whole = loss_fn.draw(batch, SampleNoise(3, range(4)))
+    part = loss_fn.draw(batch[2:], SampleNoise(3, range(2, 4)))
+    assert torch.equal(whole.level[2:], part.level) and torch.equal(whole.z[2:], part.z)
+    torch.manual_seed(0)
+    log_sigma = -torch.tensor([1.2])
+    drawn = loss_fn.levels.draw(4000, torch.device("cpu"))
+    m, s = VPSDE().marginal_coeffs(drawn)
+    assert ((s / m).log().mean() - log_sigma).abs() < 0.08
+    assert ((s / m).log().std() - 1.2).abs() < 0.05
+
+
+# --- Wherever a network is read -------------------------------------------------------------------
+
+
+def exact(sde, name, mean=0.3, std=0.4):
+    """The network of a parametrisation that has learned data ~ N(mean, std^2)."""
+    chosen = get_parametrization(name)
+
+    def network(scaled, labels):
+        # Labels tell the time: at one time only one of the functions below is asked for.
+        t = times(labels)
+        m, s = sde.marginal_coeffs(t)
+        if chosen is None:
+            skip, out, scale = torch.zeros_like(s), -1 / s, torch.ones_like(s)
+        else:
+            skip, out, scale = chosen.coefficients(m, s)
+        x = batch_mul(1 / scale, scaled)
+        centred = x - batch_mul(m * mean, torch.ones_like(x))
+        score = batch_mul(-1 / ((m * std) ** 2 + s**2), centred)
+        return batch_mul(1 / out, score - batch_mul(skip, x))
+
+    def times(labels):
+        if name != "edm":
+            return labels / 999
+        # sigma^2 = exp(9.95 t^2 + 0.1 t) - 1 of the default VP process.
+        integral = torch.log1p(torch.exp(8 * labels))
+        return ((0.01 + 39.8 * integral).sqrt() - 0.1) / 19.9
+
+    return network
+
+
+EVERYWHERE = {
+    "pc": functools.partial(
+        sampling.get_pc_sampler,
+        predictor=sampling.ReverseDiffusionPredictor,
+        corrector=sampling.LangevinCorrector,
+        snr=0.1,
+    ),
+    "ode": sampling.get_ode_sampler,
+    "adaptive": functools.partial(sampling.get_adaptive_sampler, rtol=0.2),
+    "ddim": functools.partial(sampling.get_solver_sampler, solver=sampling.DDIM),
+    "heun": functools.partial(sampling.get_solver_sampler, solver=sampling.Heun),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", EVERYWHERE)
+def test_samplers_give_the_same_samples_whatever_the_output_means(method, name):
+    sde, z = VPSDE(N=30), torch.randn(4, 2, dtype=torch.float64)
+
+    def draw(name):
+        sampler = EVERYWHERE[method](
+            sde, (4, 2), inverse_scaler=lambda x: x, continuous=True, parametrization=name
+        )
+        noise = SampleNoise(1, range(4))
+        return sampler(exact(sde, name), z, noise=noise)[0]
+
+    torch.testing.assert_close(draw(name), draw(""), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_likelihoods_and_codes_are_the_same_whatever_the_output_means(name):
+    sde, data = VPSDE(), torch.randn(3, 2, dtype=torch.float64)
+
+    def found(name):
+        keywords = {"parametrization": name, "eps": 1e-3}
+        likelihood = get_log_likelihood_fn(sde, hutchinson_type="exact", **keywords)
+        codes, _ = get_encoder(sde, lambda x: x, **keywords)(exact(sde, name), data)
+        return likelihood(exact(sde, name), data).total, codes
+
+    for ours, published in zip(found(name), found(""), strict=True):
+        torch.testing.assert_close(ours, published, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("experiment", ("ve/digits", "vp/digits", "subvp/digits"))
+def test_published_networks_are_trained_and_sampled(experiment, name):
+    """The dry run of `setup`, a loss with gradients at drawn times, and a short sample."""
+    changes = {"model__scale_by_sigma": False, "sampling__method": "heun"}
+    if name == "edm":
+        changes["model__embedding_type"] = "positional"
+    run = run_lib.setup(small_config(experiment, model__parametrization=name, **changes))
+    torch.manual_seed(0)
+    loss = run.loss_fn(True)(run.state["model"], run.scaler(torch.rand(16, 1, 8, 8)))
+    loss.backward()
+    gradients = [p.grad for p in run.state["model"].parameters() if p.grad is not None]
+    assert len(gradients) > 10 and all(g.isfinite().all() for g in [loss, *gradients])
+    assert run.draw(range(2)).isfinite().all()
+
+
+# --- A user's own, and refusals -------------------------------------------------------------------
+
+
+def test_an_object_of_a_users_class_is_taken():
+    class Half(Parametrization):
+        def coefficients(self, m, s):
+            return Coefficients(-1 / s, 0.5 / s, 2 * m)
+
+        def label(self, sde, t, m, s):
+            return 7 * t
+
+    sde, x, t = VPSDE(), torch.randn(3, 2), torch.tensor([0.2, 0.5, 0.7])
+    m, s = sde.marginal_coeffs(t)
+    expected = batch_mul(-1 / s, x) + batch_mul(0.5 / s, linear(batch_mul(2 * m, x), 7 * t))
+    score = get_score_fn(sde, linear, continuous=True, parametrization=Half())(x, t)
+    torch.testing.assert_close(score, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checks_know_the_label_and_the_output(name):
+    findings = {f.subject: f for f in check_process(VPSDE(), parametrization=name)}
+    assert findings["convention"].state == "ok"
+    assert repr(get_parametrization(name)) in findings["convention"].text
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    (
+        (lambda: get_parametrization("edn"), "known are edm, noise, score, v, x0; did you mean"),
+        (lambda: get_parametrization("v", continuous=False), "needs training.continuous = True"),
+        (lambda: EDM(0.0), "above 0, not 0"),
+        (
+            lambda: losses.get_sde_loss_fn(VPSDE(), False, noise_levels="uniform"),
+            "known are '', 'lognormal'",
+        ),
+        (
+            lambda: losses.get_sde_loss_fn(
+                VPSDE(), False, likelihood_weighting=False, weighting="snr"
+            ),
+            "known are '', 'output', 'min_snr'",
+        ),
+        (
+            lambda: losses.get_sde_loss_fn(VPSDE(), False, weighting="min_snr"),
+            "training.likelihood_weighting = False",
+        ),
+        (
+            lambda: losses.get_sde_loss_fn(
+                VPSDE(), False, likelihood_weighting=False, weighting="output"
+            ),
+            "set model.parametrization",
+        ),
+        (
+            lambda: losses.get_loss_fn(VPSDE(), False, True, False, False, parametrization="v"),
+            "training.continuous = True",
+        ),
+        (
+            lambda: losses.get_loss_fn(
+                VPSDE(), False, True, False, False, noise_levels="lognormal"
+            ),
+            "training.continuous = True",
+        ),
+        (
+            lambda: sampling.get_ode_sampler(VPSDE(), (1, 2), lambda x: x, parametrization="vv"),
+            "unknown model.parametrization 'vv'",
+        ),
+        (
+            lambda: get_log_likelihood_fn(VPSDE(), parametrization="vv"),
+            "unknown model.parametrization 'vv'",
+        ),
+    ),
+)
+def test_mistakes_are_named(call, words):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert words in str(caught.value)
