@@ -21,6 +21,7 @@ from torch import Tensor
 
 from score_lib.base.tensors import batch_mul, check_floats, rows
 from score_lib.likelihood import value_and_divergence
+from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE, LinearSDE
 from score_lib.sdes.times import TimeDensity
@@ -41,6 +42,7 @@ def get_elbo_fn(
     num_times: int = 100,
     eps: float = 1e-5,
     continuous: bool = True,
+    parametrization: Parametrization | str | None = None,
 ) -> Callable:
     """A lower bound of the log-likelihood of data under the reverse SDE, in nats.
 
@@ -49,6 +51,7 @@ def get_elbo_fn(
             one backward pass each.
         eps: time at which the data is taken to be.
         continuous: whether the network was trained on all times.
+        parametrization: what the network's output is, see `get_score_fn`.
     Returns:
         `elbo_fn(model, data, *, noise=None) -> Elbo`, for data (B, *D) in the network's range;
         noise is called like `torch.randn_like`.
@@ -64,12 +67,12 @@ def get_elbo_fn(
             f"the bound needs at least two times and eps between 0 and {sde.T:g}, not "
             f"{num_times} and {eps:g}"
         )
-    density = TimeDensity(sde, eps)
+    density, chosen = TimeDensity(sde, eps), get_parametrization(parametrization, continuous)
 
     def elbo_fn(model, data, *, noise=None):
         check_floats("the data", data)
         draw = noise or torch.randn_like
-        score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+        score_fn = get_score_fn(sde, model, False, continuous, parametrization=chosen)
         size, start = data[0].numel(), data.new_full((len(data),), eps)
         # One stratum of quantiles for each time, shifted alike for all times of a sample.
         shift = torch.special.ndtr(draw(data.new_empty(len(data))))

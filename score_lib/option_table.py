@@ -228,7 +228,7 @@ _TRAINING = {
     "likelihood_weighting": (False, flag, "weight the loss by g(t)^2"),
     "noise_levels": (
         "",
-        one_of("", "lognormal"),
+        one_of("", "lognormal", "likelihood"),
         'noise levels of training; "": times uniform on [1e-5, T]',
     ),
     "weighting": (

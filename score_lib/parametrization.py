@@ -1,4 +1,4 @@
-"""What a network's output is, besides the convention that each process was published with.
+"""The meaning of a network's output, besides the convention that each process was published with.
 
 A parametrisation says how the score is made of a network F, for noisy data x = m x_0 + s z:
 

@@ -84,6 +84,20 @@ def test_bound_of_a_sample_is_a_function_of_its_noise():
     torch.testing.assert_close(whole[3:], part, rtol=1e-5, atol=1e-5)
 
 
+def test_bound_reads_the_network_as_it_is_parametrised():
+    sde, noise = VPSDE(), SampleNoise(0, range(4))
+    x, oracle = 0.5 * torch.randn(4, 3), GaussianOracle(VPSDE(), mu=0.0, s0=0.5)
+    expected = get_elbo_fn(sde, num_times=4)(oracle, x, noise=noise).total
+
+    def as_score(x, label):  # told 999 t, as the oracle is
+        s = sde.marginal_coeffs(label / 999)[1]
+        return -oracle(x, label) / s[:, None]
+
+    bound = get_elbo_fn(sde, num_times=4, parametrization="score")
+    found = bound(as_score, x, noise=SampleNoise(0, range(4))).total
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_bound_agrees_with_the_flow_on_a_gaussian():
     sde = VPSDE()
     torch.manual_seed(0)

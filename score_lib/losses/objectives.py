@@ -17,8 +17,9 @@ from score_lib.losses.weightings import weighting_of
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_model_fn, get_score_fn
 from score_lib.sdes.foreign import as_process
-from score_lib.sdes.process import SDE
+from score_lib.sdes.process import SDE, LinearSDE
 from score_lib.sdes.snr import time_at
+from score_lib.sdes.times import TimeDensity
 
 
 class NoiseLevels(abc.ABC):
@@ -53,6 +54,33 @@ class ContinuousLevels(NoiseLevels):
 
     def marginal(self, batch, level):
         return self.sde.marginal_prob(batch, level)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Factor (B,) of the loss at times (B,), for the density that they are drawn with."""
+        return torch.ones_like(t)
+
+
+class LikelihoodLevels(ContinuousLevels):
+    """Times of [eps, T] drawn in proportion to g^2 / s^2, with the mean loss of uniform times.
+
+    For the likelihood weighting, whose variance it lowers.  [Song et al. 2021, *Maximum Likelihood
+    Training*, section 5]
+    """
+
+    def __init__(self, sde: SDE, eps: float = 1e-5):
+        super().__init__(sde, eps)
+        if not isinstance(self.sde, LinearSDE) or eps == 0:
+            raise ValueError(
+                f"training.noise_levels = 'likelihood' needs a LinearSDE and times above 0, not "
+                f"{sde!r} from {eps:g} on"
+            )
+        self.density = TimeDensity(self.sde, eps)
+
+    def at(self, quantile):
+        return self.density.at(quantile)[0].to(quantile)
+
+    def weight(self, t):
+        return (1 / (self.density.of(t) * (self.sde.T - self.eps))).to(t)
 
 
 class LogNormalLevels(ContinuousLevels):
@@ -91,7 +119,7 @@ class DiscreteLevels(NoiseLevels):
 
 
 # By `training.noise_levels`: what makes them of a process and the smallest time.
-_LEVELS = {"": ContinuousLevels, "lognormal": LogNormalLevels}
+_LEVELS = {"": ContinuousLevels, "lognormal": LogNormalLevels, "likelihood": LikelihoodLevels}
 
 
 class Draws(NamedTuple):
@@ -187,7 +215,7 @@ class _ContinuousLoss(DenoisingLoss):
         x_t, std = self.noised(batch, draws)
         reading = {"continuous": self.continuous, "parametrization": self.parametrization}
         score = get_score_fn(self.sde, model, self.train, **reading)(x_t, t)
-        return batch_mul(std, score) + z, self.weight(x_t, t, std)
+        return batch_mul(std, score) + z, self.weight(x_t, t, std) * self.levels.weight(t)
 
 
 class _DiscreteLoss(DenoisingLoss):
@@ -225,7 +253,8 @@ def get_sde_loss_fn(
             instead of s(t)^2.
         eps: smallest time.
         parametrization: what the network's output is, see `get_score_fn`.
-        noise_levels: "", or "lognormal" for times as in `LogNormalLevels`.
+        noise_levels: "", "lognormal" for times as in `LogNormalLevels`, or "likelihood" as in
+            `LikelihoodLevels`.
         weighting: in place of the weight s(t)^2, see `weighting_of`.
     Returns:
         `loss_fn(model, batch)`.

@@ -166,11 +166,7 @@ def _passes(job: Job, kind: str, passes: int, terms: Callable) -> np.ndarray:
 
 def elbo_terms(run: Run, images: Tensor, levels: int, noise: Callable) -> dict[str, np.ndarray]:
     """Bits/dim of images by the bound, and its standard error in nats; as `likelihood_terms`."""
-    elbo_fn = get_elbo_fn(
-        run.sde,
-        num_times=run.config.eval.elbo_num_times,
-        continuous=run.config.training.continuous,
-    )
+    elbo_fn = get_elbo_fn(run.sde, num_times=run.config.eval.elbo_num_times, **run.reading)
     bound = elbo_fn(run.state["model"], images, noise=noise)
     bpd = bits_per_dim(bound.total, images[0].numel(), run.inverse_scaler, levels)
     return {"bpd": bpd.cpu().numpy(), "standard_error": bound.standard_error.cpu().numpy()}
