@@ -209,7 +209,7 @@ class AttentionBlock(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """What the mean of a feature map attends to, in place of the mean.  [CLIP's pooling]
+    """Attention of the mean of a feature map to all of it, in place of the mean.  [CLIP's pooling]
 
     Args:
         side: of the square feature map; every position has an embedding of its own.

@@ -16,7 +16,7 @@ import tempfile
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
-WIRING = ("tests/test_wiring.py",)
+WIRING = ("tests/test_wiring.py", "tests/test_wiring_evaluation.py")
 STEPS = ("tests/test_steps.py",)
 FIELD = ("tests/test_field_sampling.py",)
 HISTORY = ("tests/test_history.py",)

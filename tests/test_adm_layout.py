@@ -27,6 +27,25 @@ CLASSIFIERS = {
 }
 
 
+def describe_decoder(block, attention, layer, widths, skips, ch, n, rates, resblock_updown, dims):
+    """The way up, from the coarsest level on; the channels that come out."""
+    k = 0
+    for i in reversed(range(len(widths))):
+        for j in range(n + 1):
+            block(f"output_blocks.{k}.0", ch + skips.pop(), widths[i])
+            ch, inner = widths[i], 1
+            if 2**i in rates:
+                attention(f"output_blocks.{k}.1", ch)
+                inner = 2
+            if j == n and i > 0:
+                if resblock_updown:
+                    block(f"output_blocks.{k}.{inner}", ch, ch)
+                else:
+                    layer(f"output_blocks.{k}.{inner}.conv", ch, ch, *(3,) * dims)
+            k += 1
+    return ch
+
+
 def described(arguments, resblock_updown=True, dims=2):
     """Names and shapes up to the last layers, written down from the published description.
 
@@ -77,20 +96,9 @@ def described(arguments, resblock_updown=True, dims=2):
     block("middle_block.0", ch, ch)
     attention("middle_block.1", ch)
     block("middle_block.2", ch, ch)
-    k = 0
-    for i in reversed(range(len(widths) if has_decoder else 0)):
-        for j in range(n + 1):
-            block(f"output_blocks.{k}.0", ch + skips.pop(), widths[i])
-            ch, inner = widths[i], 1
-            if 2**i in rates:
-                attention(f"output_blocks.{k}.1", ch)
-                inner = 2
-            if j == n and i > 0:
-                if resblock_updown:
-                    block(f"output_blocks.{k}.{inner}", ch, ch)
-                else:
-                    layer(f"output_blocks.{k}.{inner}.conv", ch, ch, *(3,) * dims)
-            k += 1
+    if has_decoder:
+        given = widths, skips, ch, n, rates, resblock_updown, dims
+        ch = describe_decoder(block, attention, layer, *given)
     return found, ch, sum(skips) + ch
 
 

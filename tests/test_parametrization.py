@@ -1,4 +1,4 @@
-"""What a network's output means: coefficients, scores, losses, noise levels, refusals."""
+"""Meanings of a network's output: coefficients, scores, losses, noise levels, refusals."""
 
 from __future__ import annotations
 

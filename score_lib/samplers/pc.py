@@ -45,8 +45,7 @@ def get_pc_sampler(
         predictor, corrector: classes, or None.
         snr: signal-to-noise ratio of the corrector.
         n_steps: corrector steps at each time.
-        probability_flow: let the predictor follow the probability flow.
-        denoise: return the last step's mean, without its noise.
+        probability_flow: let the predictor follow the flow; denoise: return the last step's mean.
         eps: last visited time; the last step leads from there to the data.
         steps: predictor steps of a whole run.  0 or sde.N is the published chain of the process;
             with others each step is exactly as long as the distance between its two times.
@@ -54,8 +53,7 @@ def get_pc_sampler(
         start_time, stop_time: part of the run to make, see `visited_times`.
         others: see `sampler_of`, which also documents the returned `sample`.
     Raises:
-        ValueError: no time lies between start_time and stop_time, or the network or the predictor
-            knows only the steps of the process's chain; a setting is out of range.
+        ValueError: no time is left, a setting is out of range, or other steps are not known.
     """
     sde = as_process(sde)
     sde.check_times(eps, start_time, shape)
