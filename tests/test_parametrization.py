@@ -16,7 +16,7 @@ import losses
 import run_lib
 import sampling
 from checks import process as check_process
-from controllable_generation import get_encoder
+from controllable_generation import get_encoder, get_pc_inpainter
 from likelihood import get_log_likelihood_fn
 from models.utils import Coefficients, Parametrization, get_parametrization, get_score_fn
 from score_lib.base.tensors import SampleNoise, batch_mul
@@ -327,6 +327,29 @@ def test_samplers_give_the_same_samples_whatever_the_output_means(method, name):
         return sampler(exact(sde, name), z, noise=noise)[0]
 
     torch.testing.assert_close(draw(name), draw(""), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ("v", "edm"))
+def test_published_factories_take_a_parametrization(name):
+    sde, data = VPSDE(N=20), torch.randn(4, 2, dtype=torch.float64)
+    mask, t = torch.tensor([1.0, 0.0]).expand(4, 2), torch.full((4,), 0.4, dtype=torch.float64)
+
+    def found(name):
+        reading = {"continuous": True, "parametrization": name}
+        predictor, corrector = sampling.ReverseDiffusionPredictor, sampling.LangevinCorrector
+        inpainter = get_pc_inpainter(sde, predictor, corrector, lambda x: x, 0.1, **reading)
+        yield inpainter(exact(sde, name), data, mask, noise=SampleNoise(1, range(4)))
+        network = exact(sde, name)
+        keywords = {"sde": sde, "model": network, **reading}
+        yield sampling.shared_predictor_update_fn(
+            data, t, predictor=predictor, probability_flow=True, **keywords
+        )[0]
+        yield sampling.shared_corrector_update_fn(
+            data, t, corrector=sampling.NoneCorrector, snr=0.1, n_steps=1, **keywords
+        )[0]
+
+    for ours, published in zip(found(name), found(""), strict=True):
+        torch.testing.assert_close(ours, published, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

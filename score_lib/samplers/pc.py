@@ -148,13 +148,17 @@ def corrector_step(
     return lambda x, t, s: built.update_fn(x, t)
 
 
-def shared_predictor_update_fn(x, t, sde, model, predictor, probability_flow, continuous):
+def shared_predictor_update_fn(
+    x, t, sde, model, predictor, probability_flow, continuous, *, parametrization=None
+):
     """One predictor step of a network at (x, t): (x, x_mean)."""
-    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+    score_fn = get_score_fn(sde, model, False, continuous, parametrization=parametrization)
     return predictor_step(sde, score_fn, predictor, probability_flow)(x, t, None)
 
 
-def shared_corrector_update_fn(x, t, sde, model, corrector, continuous, snr, n_steps):
+def shared_corrector_update_fn(
+    x, t, sde, model, corrector, continuous, snr, n_steps, *, parametrization=None
+):
     """One round of corrector steps of a network at (x, t): (x, x_mean)."""
-    score_fn = get_score_fn(sde, model, train=False, continuous=continuous)
+    score_fn = get_score_fn(sde, model, False, continuous, parametrization=parametrization)
     return corrector_step(sde, score_fn, corrector, snr, n_steps)(x, t, None)
