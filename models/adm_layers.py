@@ -84,13 +84,15 @@ def qkv_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
     Returns:
         (B, C, N).
     """
+    # Fast kernels want the channels of a token side by side.  One copy, of all three: Inductor of
+    # PyTorch 2.13 gives another output where the copy of each is recomputed.
+    tokens = qkv.mT.contiguous()
     if new_order:
-        parts = qkv.unflatten(1, (3, heads, -1)).unbind(1)
+        parts = tokens.unflatten(2, (3, heads, -1)).unbind(2)
     else:
-        parts = qkv.unflatten(1, (heads, 3, -1)).unbind(2)
-    # Fast kernels want the channels of a token side by side.
-    query, key, value = (part.mT.contiguous() for part in parts)
-    return attention(query, key, value).mT.flatten(1, 2)
+        parts = tokens.unflatten(2, (heads, 3, -1)).unbind(3)
+    query, key, value = (part.transpose(1, 2) for part in parts)  # (B, heads, N, C / heads)
+    return attention(query, key, value).transpose(1, 2).flatten(2).mT
 
 
 class GroupNorm32(nn.GroupNorm):

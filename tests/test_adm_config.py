@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
-from adm_helpers import layout
+from adm_helpers import error, layout
 from networks import build, fill_weights, tiny_config
 from small_runs import small_config
 
 import run_lib
 from configs import data, parts
 from models.adm import UNetModel
+from models.precision import Compiled, InBfloat16, accelerated
 from score_lib.options import checked
 from utils import restore_checkpoint
 
@@ -116,3 +117,26 @@ def test_configured_networks_recompute_in_training_only():
         calls.clear()
         model.train(train)(x, labels).sum().backward()
         assert len(calls) == passes
+
+
+@pytest.mark.parametrize("recomputes", [True, False])
+def test_networks_that_recompute_are_not_compiled(recomputes, caplog):
+    """The compiled ones had another output."""
+    model = build(adm_config(checkpoint_activations=recomputes))
+    fast = accelerated(model, mode="default")
+    assert (fast is model) is recomputes and ("not compiled" in caplog.text) is recomputes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrap", [lambda model: model, InBfloat16])
+def test_the_network_is_one_graph_forward_and_backward(wrap):
+    model = wrap(fill_weights(build(adm_config(dropout=0.0))))
+    torch._dynamo.reset()
+    fast = Compiled(model, backend="aot_eager", fullgraph=True)
+    x, labels = torch.rand(2, 3, 8, 8), torch.tensor([3.0, 500.0])
+    found = []
+    for network in (model, fast):
+        given = x.clone().requires_grad_()
+        out = network(given, labels)
+        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), given)])
+    assert fast.works and all(error(*pair) < 1e-5 for pair in zip(*found, strict=True))
