@@ -43,8 +43,6 @@ class _Trunk(Network):
         self.in_channels, self.num_classes = in_channels, num_classes
         self.stride = 2 ** (len(architecture.channel_mult) - 1)
         self.use_checkpoint = use_checkpoint
-        # PyTorch 2.13's Inductor gives another output, on a CPU, where activations are recomputed.
-        self.compiles = not use_checkpoint
         self.time_embed = builder.embedding()
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, builder.temb_dim)
