@@ -125,6 +125,7 @@ def test_ratios_are_to_the_plain_network():
     assert rows["tf32"] == {"note": "fails"}
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16_and_with_checkpoints_takes_less_memory(capsys):
     train.main([*SMALL, "--variants", "bfloat16", "bfloat16+checkpoint", "tf32"])
     rows = report(capsys)["rows"]

@@ -40,6 +40,7 @@ def test_published_processes_are_ok(kind, continuous):
     assert checks.worst(findings) == "ok", findings
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", (VESDE, VPSDE, subVPSDE))
 def test_published_samplers_are_ok(kind):
     predictor = sampling.ReverseDiffusionPredictor

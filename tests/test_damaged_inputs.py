@@ -28,6 +28,7 @@ KINDS = sorted({case.kind for case in EVERY})
 FIRST = {case.kind: case for case in reversed(EVERY)}
 
 
+@pytest.mark.slow
 def test_cases_are_many_and_reproducible():
     again = list(damaged_inputs.all_cases())
     assert [(c.kind, c.name) for c in again] == [(c.kind, c.name) for c in EVERY]

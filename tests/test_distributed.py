@@ -63,6 +63,7 @@ def alone(tmp_path_factory):
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "world, parts", ((2, 1), pytest.param(4, 1, marks=SLOW), pytest.param(2, 4, marks=SLOW))
 )

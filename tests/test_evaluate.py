@@ -57,6 +57,7 @@ def report(folder):
     return json.loads((folder / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_files_and_report(workdir):
     folder = workdir / "eval"
     records = report(folder)

@@ -94,6 +94,7 @@ def pc_moments(sde, operator, method, noise_std, corrector=None, covariance=COVA
     return exact_moments(draw, D)
 
 
+@pytest.mark.quick_cases(1)
 @MOSTLY_SLOW
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 def test_tweedie_guidance_samples_the_posterior(sde, operator):
@@ -174,6 +175,7 @@ def test_projection_of_noisy_measurements_approaches_the_posterior(operator):
     assert cov[1] < 0.5 * cov[0] and cov[1] < 0.17
 
 
+@pytest.mark.slow
 @MOSTLY_SLOW
 def test_inpainting_without_a_corrector_is_biased(sde):
     """However many steps there are: the mean by 12% of the measurement's effect, and the

@@ -102,8 +102,8 @@ def test_networks_trained_on_a_grid_have_codes(sde):
     assert_close_to_largest(z, expected_codes(sde, images), tolerance=0.01)
 
 
-@SDES
 @pytest.mark.quick_cases(1)
+@SDES
 def test_gradients_pass_only_where_wanted(sde):
     """d images / d z = std_eps / (2 std_T), with the 1/2 of the inverse scaler."""
     z = sde.prior_std * draw_codes(3, 4)

@@ -266,6 +266,7 @@ def test_flipped_bits_of_the_contents_are_noticed(tmp_path):
     assert noticed > 30
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_the_predecessor_of_a_damaged_checkpoint(tmp_path):
     run_lib.train(small_config(), tmp_path / "whole")
     run_lib.train(small_config(training__n_iters=9), tmp_path / "run")
@@ -331,6 +332,7 @@ def test_training_works_outside_the_main_thread():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and not stop.requested
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("start_method", ("fork", "spawn"))
 def test_data_workers_ignore_signals_to_the_process_group(start_method):
     source = MemorySource(torch.zeros(64, 1, 2, 2, dtype=torch.uint8))

@@ -58,8 +58,8 @@ def marginal(sde, t):
     return scale * MU, (scale * S0) ** 2 + std**2
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("name", "predictor"), PREDICTORS)
-@pytest.mark.quick_cases(2)
 def test_mean_and_deviation_within_monte_carlo_error(name, predictor):
     """Samples have the moments that the steps imply, and those are the data's."""
     sde, count = SDES[name](500), 50_000

@@ -65,8 +65,8 @@ def test_euler_maruyama_in_few_steps_falls_with_the_step():
     assert all(1.6 < a / b < 2.6 for a, b in itertools.pairwise(found))
 
 
-@pytest.mark.parametrize("name", SDES)
 @pytest.mark.quick_cases(1)
+@pytest.mark.parametrize("name", SDES)
 def test_few_exact_steps_keep_a_gaussian(name):
     """Also with corrector steps in between, and on another grid."""
     sde = SDES[name]
