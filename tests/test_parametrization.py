@@ -10,13 +10,10 @@ import foreign_sde
 import numpy as np
 import pytest
 import torch
-from small_runs import small_config
 
 import losses
-import run_lib
 import sampling
 from checks import process as check_process
-from controllable_generation import get_encoder, get_pc_inpainter
 from likelihood import get_log_likelihood_fn
 from models.utils import Coefficients, Parametrization, get_parametrization, get_score_fn
 from score_lib.base.tensors import SampleNoise, batch_mul
@@ -268,118 +265,6 @@ def test_lognormal_draws_of_a_sample_follow_its_own_noise():
     m, s = VPSDE().marginal_coeffs(drawn)
     assert ((s / m).log().mean() - log_sigma).abs() < 0.08
     assert ((s / m).log().std() - 1.2).abs() < 0.05
-
-
-# --- Wherever a network is read -------------------------------------------------------------------
-
-
-def exact(sde, name, mean=0.3, std=0.4):
-    """The network of a parametrisation that has learned data ~ N(mean, std^2)."""
-    chosen = get_parametrization(name)
-
-    def network(scaled, labels):
-        # Labels tell the time: at one time only one of the functions below is asked for.
-        t = times(labels)
-        m, s = sde.marginal_coeffs(t)
-        if chosen is None:
-            skip, out, scale = torch.zeros_like(s), -1 / s, torch.ones_like(s)
-        else:
-            skip, out, scale = chosen.coefficients(m, s)
-        x = batch_mul(1 / scale, scaled)
-        centred = x - batch_mul(m * mean, torch.ones_like(x))
-        score = batch_mul(-1 / ((m * std) ** 2 + s**2), centred)
-        return batch_mul(1 / out, score - batch_mul(skip, x))
-
-    def times(labels):
-        if name != "edm":
-            return labels / 999
-        # sigma^2 = exp(9.95 t^2 + 0.1 t) - 1 of the default VP process.
-        integral = torch.log1p(torch.exp(8 * labels))
-        return ((0.01 + 39.8 * integral).sqrt() - 0.1) / 19.9
-
-    return network
-
-
-EVERYWHERE = {
-    "pc": functools.partial(
-        sampling.get_pc_sampler,
-        predictor=sampling.ReverseDiffusionPredictor,
-        corrector=sampling.LangevinCorrector,
-        snr=0.1,
-    ),
-    "ode": sampling.get_ode_sampler,
-    "adaptive": functools.partial(sampling.get_adaptive_sampler, rtol=0.2),
-    "ddim": functools.partial(sampling.get_solver_sampler, solver=sampling.DDIM),
-    "heun": functools.partial(sampling.get_solver_sampler, solver=sampling.Heun),
-}
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("method", EVERYWHERE)
-def test_samplers_give_the_same_samples_whatever_the_output_means(method, name):
-    sde, z = VPSDE(N=30), torch.randn(4, 2, dtype=torch.float64)
-
-    def draw(name):
-        sampler = EVERYWHERE[method](
-            sde, (4, 2), inverse_scaler=lambda x: x, continuous=True, parametrization=name
-        )
-        noise = SampleNoise(1, range(4))
-        return sampler(exact(sde, name), z, noise=noise)[0]
-
-    torch.testing.assert_close(draw(name), draw(""), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ("v", "edm"))
-def test_published_factories_take_a_parametrization(name):
-    sde, data = VPSDE(N=20), torch.randn(4, 2, dtype=torch.float64)
-    mask, t = torch.tensor([1.0, 0.0]).expand(4, 2), torch.full((4,), 0.4, dtype=torch.float64)
-
-    def found(name):
-        reading = {"continuous": True, "parametrization": name}
-        predictor, corrector = sampling.ReverseDiffusionPredictor, sampling.LangevinCorrector
-        inpainter = get_pc_inpainter(sde, predictor, corrector, lambda x: x, 0.1, **reading)
-        yield inpainter(exact(sde, name), data, mask, noise=SampleNoise(1, range(4)))
-        network = exact(sde, name)
-        keywords = {"sde": sde, "model": network, **reading}
-        yield sampling.shared_predictor_update_fn(
-            data, t, predictor=predictor, probability_flow=True, **keywords
-        )[0]
-        yield sampling.shared_corrector_update_fn(
-            data, t, corrector=sampling.NoneCorrector, snr=0.1, n_steps=1, **keywords
-        )[0]
-
-    for ours, published in zip(found(name), found(""), strict=True):
-        torch.testing.assert_close(ours, published, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_likelihoods_and_codes_are_the_same_whatever_the_output_means(name):
-    sde, data = VPSDE(), torch.randn(3, 2, dtype=torch.float64)
-
-    def found(name):
-        keywords = {"parametrization": name, "eps": 1e-3}
-        likelihood = get_log_likelihood_fn(sde, hutchinson_type="exact", **keywords)
-        codes, _ = get_encoder(sde, lambda x: x, **keywords)(exact(sde, name), data)
-        return likelihood(exact(sde, name), data).total, codes
-
-    for ours, published in zip(found(name), found(""), strict=True):
-        torch.testing.assert_close(ours, published, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("experiment", ("ve/digits", "vp/digits", "subvp/digits"))
-def test_published_networks_are_trained_and_sampled(experiment, name):
-    """The dry run of `setup`, a loss with gradients at drawn times, and a short sample."""
-    changes = {"model__scale_by_sigma": False, "sampling__method": "heun"}
-    if name == "edm":
-        changes["model__embedding_type"] = "positional"
-    run = run_lib.setup(small_config(experiment, model__parametrization=name, **changes))
-    torch.manual_seed(0)
-    loss = run.loss_fn(True)(run.state["model"], run.scaler(torch.rand(16, 1, 8, 8)))
-    loss.backward()
-    gradients = [p.grad for p in run.state["model"].parameters() if p.grad is not None]
-    assert len(gradients) > 10 and all(g.isfinite().all() for g in [loss, *gradients])
-    assert run.draw(range(2)).isfinite().all()
 
 
 # --- A user's own, and refusals -------------------------------------------------------------------
