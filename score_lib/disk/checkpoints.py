@@ -15,6 +15,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -181,14 +182,16 @@ def restore_contents(path: str | os.PathLike, loaded: dict, state: dict) -> dict
     check_fit(path, loaded, state)
     others = {key: v for key, v in state.items() if key not in ("model", "ema", "optimizer")}
     live = {key: value for key, value in others.items() if not isinstance(value, _PLAIN)}
-    with _one_thread(), _loaded(path, live, loaded):
+    with ThreadPoolExecutor(1) as other, _one_thread(), _loaded(path, live, loaded):
+        if "optimizer" in state:  # copied beside the rest
+            owned = other.submit(_owned_optimizer, loaded["optimizer"])
         try:
             state["ema"].load_state_dict(loaded["ema"])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} does not fit this network: {error}") from error
         unwrapped(state["model"]).load_state_dict(loaded["model"])
         if "optimizer" in state:
-            state["optimizer"].load_state_dict(_owned_optimizer(loaded["optimizer"]))
+            state["optimizer"].load_state_dict(owned.result())
     plain = (others.keys() - live.keys()) & loaded.keys()
     state |= {key: counters.get(key, loaded[key]) for key in plain}
     return state
