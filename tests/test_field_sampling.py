@@ -293,6 +293,7 @@ def test_samples_that_are_not_finite_become_no_pictures():
     images[1, 0, 0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match=r"1 of 3 samples.*not finite"):
         to_uint8(images)
+    assert to_uint8(torch.tensor([0.0, 0.5, 1.0])).tolist() == [0, 127, 255]  # scalars, (B,)
 
 
 def test_codes_are_never_denoised():

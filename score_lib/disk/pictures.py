@@ -6,6 +6,7 @@ import os
 import torch
 from torch import Tensor
 
+from score_lib.base.tensors import rows
 from score_lib.disk.files import atomic_write
 
 # Small images are enlarged to at least this height, so that a person can see them.
@@ -57,7 +58,7 @@ def to_uint8(images: Tensor, levels: int = 256) -> Tensor:
     Raises:
         FloatingPointError: a value is not finite, for which there is no grey level.
     """
-    finite = images.isfinite().flatten(1).all(1)
+    finite = rows(images.isfinite()).all(1)
     if not finite.all():
         raise FloatingPointError(
             f"{int((~finite).sum())} of {len(images)} samples hold values that are not finite "
