@@ -7,6 +7,8 @@ from torch import nn
 
 from score_lib.base.weights import without_wrapper
 
+from .conditioning import Takes
+
 
 class Network(nn.Module):
     """A network that also loads the state dicts of its wrappers.
@@ -14,9 +16,11 @@ class Network(nn.Module):
     Attributes:
         has_idle_parameters: whether some parameters, which published checkpoints hold, have no
             effect and no gradient.
+        takes: the conditions that it is called with, see `models.conditioning`.
     """
 
     has_idle_parameters = False
+    takes = Takes()
 
     def load_state_dict(self, state_dict: Mapping, strict: bool = True, assign: bool = False):
         """See `torch.nn.Module`; a prefix of all names, such as "module.", is dropped.

@@ -106,10 +106,10 @@ class InBfloat16(_Wrapper):
     sigma stay float32, and so does the output.
     """
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
         """x (B, *D), labels (B,) -> the network's output, in the dtype of x."""
         with torch.autocast(x.device.type, torch.bfloat16):
-            return self.module(x, labels).to(x.dtype)
+            return self.module(x, labels, **condition).to(x.dtype)
 
 
 class Compiled(_Wrapper):
@@ -121,7 +121,7 @@ class Compiled(_Wrapper):
     all of them.
 
     Args:
-        module: a network, called as `module(x, labels)`.
+        module: a network, called as `module(x, labels, **condition)`.
         options: of `torch.compile`.
     Attributes:
         works: False once compilation has failed.
@@ -133,24 +133,24 @@ class Compiled(_Wrapper):
         self.works = True
         self._fast: Callable | None = None  # made at the first call
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
         """x (B, *D), labels (B,) -> the network's output."""
         if not self.works:
-            return self.module(x, labels)
+            return self.module(x, labels, **condition)
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return self._call_fast(x, labels)
+            return self._call_fast(x, labels, condition)
         except TorchDynamoException as error:
             # The first line names the stage that failed, the second the reason.
             reason = " ".join(f"{type(error).__name__}: {error}".splitlines()[:2])
         # Wrong arguments raise here, and are no failure of the compiler.
-        output = self.module(x, labels)
+        output = self.module(x, labels, **condition)
         self.works = False
         logging.warning("the network cannot be compiled here and runs uncompiled (%s)", reason)
         return output
 
-    def _call_fast(self, x: Tensor, labels: Tensor) -> Tensor:
+    def _call_fast(self, x: Tensor, labels: Tensor, condition: dict[str, Tensor]) -> Tensor:
         import torch._functorch.config as functorch_config
 
         if self._fast is None:
@@ -158,17 +158,17 @@ class Compiled(_Wrapper):
         if self.options.get("mode") in _WITH_GRAPHS and not torch.is_grad_enabled():
             # A CUDA graph overwrites its previous output, and samplers keep some of them.
             torch.compiler.cudagraph_mark_step_begin()
-            return self._fast(self.module, x, labels).clone()
+            return self._fast(self.module, x, labels, condition).clone()
         # Training runs one backward pass, which may overwrite the saved tensors; the likelihood
         # runs several through the same forward pass.
         with functorch_config.patch(donated_buffer=self.training):
-            return self._fast(self.module, x, labels)
+            return self._fast(self.module, x, labels, condition)
 
     def __getstate__(self) -> dict:
         # Copies and pickles compile for themselves.
         return {**self.__dict__, "_fast": None}
 
 
-def _call(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+def _call(network: nn.Module, x: Tensor, labels: Tensor, condition: dict[str, Tensor]) -> Tensor:
     # With the network as an argument, the compiled function is not tied to one copy of it.
-    return network(x, labels)
+    return network(x, labels, **condition)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from score_lib.base.tensors import batch_mul, image_shape
 
+from .conditioning import Condition, ConditionLayers, taken_by
 from .layers import (
     autocast_dtype,
     check_input,
@@ -141,22 +142,40 @@ class UNet(Network):
         builder = _Builder(config, options, self.act)
         self.plan = builder.build()
         self.all_modules = builder.slots
+        self.takes = taken_by(config)
+        if self.takes.kinds:  # after the layers of published checkpoints, which lack these
+            _check_conditional(config.model)
+            self.condition_layers = ConditionLayers(self.takes, builder.temb_dim, self.nf)
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        *,
+        classes: Tensor | None = None,
+        image: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> Tensor:
         """The network's output; the process turns it into a score.
 
         Args:
             x: images in the network's range, (B, C, H, W); both sides multiples of `stride`.
             labels: (B,), whole numbers or not: noise levels sigma for Fourier features, otherwise
                 time steps (which index `sigmas` where the output is scaled by sigma).
+            classes: (B,), int64.
+            image: in the network's range, (B, C, h, w), of any sides.
+            features: (B, K).
         Returns:
             (B, C, H, W), in the dtype of x.
         Raises:
-            ValueError: other shapes.
+            ValueError: other shapes, or other conditions than `takes`.
         """
+        given = {"classes": classes, "image": image, "features": features}
+        condition = {kind: value for kind, value in given.items() if value is not None}
         images = self._prepare(x, labels)
-        temb = self._embed(labels, x.dtype)
-        skips = self._encode(images, temb)
+        self.takes.check(condition, x)
+        temb = self._embed(labels, x.dtype, condition)
+        skips = self._encode(images, temb, image)
         h = self._middle(skips[-1], temb)
         h = self._decode(h, skips, temb)
         return self._rescale(h.to(x.dtype), labels)
@@ -168,10 +187,14 @@ class UNet(Network):
                 f"the network takes images whose sides are multiples of {self.stride}, "
                 f"but was given shape {tuple(x.shape)}"
             )
+        return self._centred(x)
+
+    def _centred(self, x: Tensor) -> Tensor:
+        """From the network's range to [-1, 1]."""
         return x if self.centered else 2 * x - 1
 
-    def _embed(self, labels: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """labels (B,) -> temb (B, 4 nf)."""
+    def _embed(self, labels: Tensor, dtype: torch.dtype, condition: Condition) -> Tensor | None:
+        """labels (B,) and condition -> temb (B, 4 nf)."""
         layer, (fourier, dense_layers) = self.all_modules, self.plan.embedding
         if dense_layers is None:
             return None
@@ -180,14 +203,17 @@ class UNet(Network):
         else:
             temb = layer[fourier](torch.log(labels))
         first, second = dense_layers
-        return in_full_precision(
+        temb = in_full_precision(
             lambda temb: layer[second](self.act(layer[first](temb))), temb.to(dtype)
         )
+        return self.condition_layers.embed(temb, condition) if condition else temb
 
-    def _encode(self, x: Tensor, temb: Tensor | None) -> list[Tensor]:
-        """Images (B, C, H, W) -> one skip per decoder block, finest first."""
+    def _encode(self, x: Tensor, temb: Tensor | None, image: Tensor | None) -> list[Tensor]:
+        """Images (B, C, H, W), and one to join -> one skip per decoder block, finest first."""
         layer, pyramid = self.all_modules, x
         h = in_full_precision(layer[self.plan.stem], x)
+        if image is not None:
+            h = self.condition_layers.join(h, self._centred(image))
         skips = [h.to(autocast_dtype(h))]
         for level in self.plan.encoder:
             for block, attention in level.blocks:
@@ -246,6 +272,14 @@ class UNet(Network):
         by_sigma = self.plan.embedding.fourier is not None
         sigma = labels if by_sigma else self.sigmas[labels.long()]
         return batch_mul((1 / sigma).to(h.dtype), h)
+
+
+def _check_conditional(model) -> None:
+    if not model.conditional:
+        raise ValueError(
+            "a network that takes conditions needs model.conditional = True: they enter where the "
+            "time does"
+        )
 
 
 def total_stride(height: int, width: int, ch_mult: Sequence[int]) -> int:

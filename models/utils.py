@@ -1,9 +1,12 @@
 """Networks by name, and published helper functions."""
 
+import inspect
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.conditioning import conditions_of
 from score_lib.base.devices import resolve_device
 from score_lib.base.registry import Registry
 from score_lib.options import complete
@@ -60,7 +63,21 @@ def create_model(config, device: torch.device | str | None = None) -> nn.Module:
     """
     config = complete(config)
     model = get_model(config.model.name)(config)
+    _check_takes(model, config)
     return model.to(resolve_device(config.device if device is None else device))
+
+
+def _check_takes(model: nn.Module, config) -> None:
+    """Refuse a network whose `forward` does not take the conditions of the config."""
+    taken = inspect.signature(model.forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        return
+    if missing := [kind for kind in conditions_of(config) if kind not in taken]:
+        raise ValueError(
+            f"training.condition = {config.training.condition!r}, but the network "
+            f"{config.model.name!r} does not take {', '.join(missing)}: choose ncsnpp, ddpm or "
+            "adm, or add a keyword of that name to its forward"
+        )
 
 
 def to_flattened_numpy(x: Tensor) -> np.ndarray:

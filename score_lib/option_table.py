@@ -96,6 +96,15 @@ def _two_names(value: str) -> bool:
     return len(names) == 2 and all(names) and names[0] != names[1]
 
 
+def _known_conditions(value: str) -> bool:
+    names = value.split(",") if value else []
+    return set(names) <= {"classes", "image", "features"} and len(set(names)) == len(names)
+
+
+def _interval(values: object) -> bool:
+    return _all(number, values) and (not values or (len(values) == 2 and values[0] < values[1]))
+
+
 flag = Check("True or False", lambda value: isinstance(value, bool))
 whole = Check("a whole number", lambda v: isinstance(v, Integral) and not isinstance(v, bool))
 number = Check("a number", lambda v: isinstance(v, Real) and not isinstance(v, bool))
@@ -127,6 +136,11 @@ color = Check(
     "'', the name of a colour or '#rrggbb'",
     lambda v: text.accepts(v) and bool(re.fullmatch("|[A-Za-z]+|#[0-9A-Fa-f]{6}", v)),
 )
+conditions = Check(
+    "'', 'classes', 'image', 'features', or several of them, such as 'classes,image'",
+    lambda value: text.accepts(value) and _known_conditions(value),
+)
+interval = Check("two numbers, such as (0.1, 0.6), or ()", _interval)
 decay = _within(0.0, " from 0 to below 1", lambda value: 0 <= value < 1)
 # A torch.device has a text, and this module needs no torch.
 device = Check("'auto', 'cpu', 'cuda' or 'cuda:1'", lambda value: bool(str(value)))
@@ -143,7 +157,9 @@ time_grids = name("uniform log_snr edm arctan", empty=True)
 tasks = name(
     "inpaint colorize restore class edit reconstruct interpolate temperature compare_codes"
 )
-operators = name("box half random_mask super_resolution blur gray projection", empty=True)
+_OPERATORS = "box half random_mask super_resolution blur gray projection"
+operators, any_operator = name(_OPERATORS), name(_OPERATORS, empty=True)
+methods = name("pigdm dps projection tweedie none")
 probes = name("Rademacher Gaussian exact")
 parametrizations = name("score noise x0 v edm", empty=True)
 extractors = name("inception inception_tfgan digits", empty=True)
@@ -199,6 +215,7 @@ _MODEL = {
     "attn_resolutions": (NETWORK, numbers, "heights of feature maps with attention"),
     "attention_type": (NETWORK, name("ddpm"), "kind of attention"),
     "conditional": (NETWORK, flag, "whether the network is told the time"),
+    "num_features": (9, count, 'length of the vector of `training.condition = "features"`'),
     "scale_by_sigma": (NETWORK, flag, "divide the output by the noise level"),
     "normalization": (NETWORK, normalizations, 'normalization; the U-Nets have "GroupNorm"'),
     "nonlinearity": (NETWORK, name("swish elu relu lrelu"), "activation"),
@@ -237,6 +254,18 @@ _TRAINING = {
         'weight of the loss at each time; "": of the score, s(t)^2',
     ),
     "objective": ("score", one_of("score", "classifier"), "what the network learns"),
+    "condition": (
+        "",
+        conditions,
+        'what the network is told: "classes", "image", "features", or several, with commas',
+    ),
+    "condition_dropout": (0.0, between(0.0, 1.0), "how often the condition is dropped in training"),
+    "condition_operator": (
+        "super_resolution",
+        operators,
+        'measurement of a picture that is the condition "image"',
+    ),
+    "condition_factor": (2, count, 'operator "super_resolution": how much smaller a side is'),
     "batch_size": (128, count, "images in a batch, of all processes together"),
     "n_iters": (1300001, count, "optimisation steps"),
     "log_freq": (50, count, "steps between logs of the loss"),
@@ -270,6 +299,9 @@ _SAMPLING = {
     "n_steps_each": (1, at_least(0), "corrector steps at each time"),
     "probability_flow": (False, flag, "predictors follow the ODE"),
     "noise_removal": (True, flag, "return the last step without its noise"),
+    "classes": ((), classes, "classes that samples have in turn, by number or name; (): all"),
+    "guidance_scale": (1.0, at_least(0.0), "classifier-free guidance scale; 1: none"),
+    "guidance_interval": ((), interval, "first and last time with guidance; (): all"),
     "num_samples": (64, count, "samples that are drawn"),
     "num_steps": (0, at_least(0), "steps, if the network knows all times; 0: `model.num_scales`"),
     "time_grid": ("", time_grids, 'times that are visited; "": as suits the method'),
@@ -290,8 +322,8 @@ _CONTROL = {
     "path": ("", text, 'images to start from: a file or folder; "": held-out ones'),
     "num_images": (8, count, "images to start from"),
     "num_results": (4, count, "samples for each of them"),
-    "operator": ("", operators, 'measurement of an image; "": as suits the task'),
-    "method": ("pigdm", name("pigdm dps projection tweedie"), "how an image is restored"),
+    "operator": ("", any_operator, 'measurement of an image; "": as suits the task'),
+    "method": ("pigdm", methods, 'how an image is restored; "none": by the condition alone'),
     "noise_std": (0.0, at_least(0.0), "noise of a measurement, for images in [0, 1]"),
     "mask": ("", text, "file of a mask, white where pixels are known"),
     "box": ((), numbers, 'operator "box": (top, left, height, width); (): the centre'),

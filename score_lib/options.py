@@ -212,6 +212,7 @@ def _conflicts(flat: Options) -> Iterator[str]:
             if flat[key]:
                 yield f"{key} = True needs a score network, and training.objective = 'classifier'"
     yield from _conflicts_of_parametrization(flat)
+    yield from _conflicts_of_conditions(flat)
     parts, batch_size = flat["training.grad_accumulation"], flat["training.batch_size"]
     if parts > batch_size:
         yield (
@@ -270,6 +271,28 @@ def _conflicts_of_parametrization(flat: Options) -> Iterator[str]:
         yield (
             "model.embedding_type = 'fourier' takes the logarithm of the label, which is negative "
             "with model.parametrization = 'edm': set model.embedding_type = 'positional'"
+        )
+
+
+def _conflicts_of_conditions(flat: Options) -> Iterator[str]:
+    condition, dropout = flat["training.condition"], flat["training.condition_dropout"]
+    if condition and flat["training.objective"] == "classifier":
+        yield f"training.condition = {condition!r} should be '' for a classifier"
+    if "classes" in condition and (classes := flat["data.num_classes"]) < 2:
+        yield (
+            f"data.num_classes = {classes} should be the number of classes, at least 2, with "
+            f"training.condition = {condition!r}"
+        )
+    if dropout and not condition:
+        yield (
+            f"training.condition_dropout = {dropout} drops a condition, and there is none: set "
+            "training.condition, such as 'classes', or training.condition_dropout to 0"
+        )
+    if (scale := flat["sampling.guidance_scale"]) != 1 and not dropout:
+        yield (
+            f"sampling.guidance_scale = {scale} needs a network that also knows the unconditional "
+            "score: train with training.condition and with training.condition_dropout above 0, or "
+            "set the scale to 1"
         )
 
 

@@ -11,7 +11,7 @@ from models.utils import register_model
 
 
 class Call(NamedTuple):
-    """One forward pass: its input, the mode, and the network's weight at the time."""
+    """One forward pass: its input, the mode, the network's weight at the time, the condition."""
 
     x: torch.Tensor
     labels: torch.Tensor
@@ -19,6 +19,7 @@ class Call(NamedTuple):
     with_grad: bool
     autocast: bool
     weight: float
+    condition: dict[str, torch.Tensor]
 
 
 @register_model(name="recorder")
@@ -32,7 +33,7 @@ class Recorder(nn.Module):
         self.weight = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.full((), 0.1))
 
-    def forward(self, x, labels):
+    def forward(self, x, labels, **condition):
         autocast = torch.is_autocast_enabled(x.device.type)
         self.calls.append(
             Call(
@@ -42,6 +43,7 @@ class Recorder(nn.Module):
                 torch.is_grad_enabled() and self.weight.requires_grad,
                 autocast,
                 float(self.weight.detach()),
+                {kind: value.detach().clone() for kind, value in condition.items()},
             )
         )
         return self.weight * x + self.bias

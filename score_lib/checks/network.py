@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.conditioning import UNCONDITIONAL, Condition
 from models.layerspp import AttnBlockpp
 
 
@@ -24,12 +25,22 @@ class Cost(NamedTuple):
     """Blocks of attention by the shape of their feature maps, such as "16x16"."""
 
 
-def cost(build: Callable[[], nn.Module], shape: tuple[int, ...], label: Tensor) -> Cost:
-    """The cost of the network that `build` makes, for images (C, H, W) and a label (1,)."""
+def cost(
+    build: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    label: Tensor,
+    condition: Condition = UNCONDITIONAL,
+) -> Cost:
+    """The cost of the network that `build` makes, for images (C, H, W) and a label (1,).
+
+    Args:
+        condition: of one image.
+    """
     with torch.device("meta"):
         model = build()
     x = torch.empty(1, *shape, device="meta")
     label = torch.empty_like(label, device="meta")
+    condition = {kind: value.to("meta") for kind, value in condition.items()}
     found: dict[str, int] = collections.Counter()
 
     def seen(module: nn.Module, given: tuple) -> None:
@@ -47,13 +58,13 @@ def cost(build: Callable[[], nn.Module], shape: tuple[int, ...], label: Tensor) 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(x, label)
+        model(x, label, **condition)
     for handle in handles:
         handle.remove()
     # The counter knows plain products, but not all fused kernels of attention.
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        model(x, label)
+        model(x, label, **condition)
     parameters = sum(p.numel() for p in model.parameters())
     activations = sum(storage.nbytes() for storage in kept.values())
     return Cost(parameters, counter.get_total_flops(), activations, dict(found))

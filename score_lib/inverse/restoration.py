@@ -134,6 +134,9 @@ class PublishedGray(DataConsistency):
         return super().spread(along, std)
 
 
+# The network itself is told the measurement, as its condition.
+register_restoration(Measured, name="none", build=lambda *measured, bounds: Measured(*measured))
+
 register_restoration(
     DataConsistency,
     name="projection",

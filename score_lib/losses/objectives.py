@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.conditioning import NEVER, Condition, Dropping, Given
 from score_lib.base.distributed import share_of_batch
 from score_lib.base.tensors import batch_mul, check_floats, rows
 from score_lib.losses.weightings import weighting_of
@@ -123,10 +124,12 @@ _LEVELS = {"": ContinuousLevels, "lognormal": LogNormalLevels, "likelihood": Lik
 
 
 class Draws(NamedTuple):
-    """The random numbers of a loss: noise levels (times, or indices), (B,), and noise (B, *D)."""
+    """The random numbers of a loss: noise levels (times, or indices), (B,), noise (B, *D), and
+    whether the condition is dropped, (B,), or None where it never is."""
 
     level: Tensor
     z: Tensor
+    dropped: Tensor | None = None
 
 
 class NoisyLoss(abc.ABC):
@@ -138,16 +141,23 @@ class NoisyLoss(abc.ABC):
 
     Args:
         train: whether dropout is on.
+        dropping: of conditions in training.
     """
 
-    def __init__(self, levels: NoiseLevels, train: bool):
-        self.levels, self.train = levels, train
+    def __init__(self, levels: NoiseLevels, train: bool, dropping: Dropping = NEVER):
+        self.levels, self.train, self.dropping = levels, train, dropping
 
-    def __call__(self, model: Callable, batch: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.per_sample(model, batch, self.draw(batch), labels).mean()
+    def __call__(
+        self,
+        model: Callable,
+        batch: Tensor,
+        labels: Tensor | None = None,
+        condition: Condition | None = None,
+    ) -> Tensor:
+        return self.per_sample(model, batch, self.draw(batch), labels, condition).mean()
 
     def draw(self, batch: Tensor, noise: Callable | None = None) -> Draws:
-        """Noise levels and noise for a batch.
+        """Noise levels and noise for a batch, then whether its condition is dropped.
 
         They come from PyTorch's global generator, or from a source of standard normal noise that
         is called like `torch.randn_like`.  Each of several processes with equal generators gets
@@ -163,9 +173,17 @@ class NoisyLoss(abc.ABC):
             return Draws(
                 share_of_batch(lambda n: self.levels.draw(n, batch.device), count),
                 share_of_batch(lambda n: torch.randn(n, *batch.shape[1:], **row), count),
+                self._drop(lambda: share_of_batch(lambda n: torch.rand(n, **row), count)),
             )
-        uniform = torch.special.ndtr(noise(batch.new_empty(count)))
-        return Draws(self.levels.at(uniform), noise(batch))
+
+        def uniform() -> Tensor:
+            return torch.special.ndtr(noise(batch.new_empty(count)))
+
+        return Draws(self.levels.at(uniform()), noise(batch), self._drop(uniform))
+
+    def _drop(self, uniform: Callable[[], Tensor]) -> Tensor | None:
+        rate = self.dropping.rate if self.train else 0.0
+        return uniform() < rate if rate else None
 
     def noised(self, batch: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """x_t = m x_0 + s z, (B, *D), and s, (B,)."""
@@ -174,9 +192,19 @@ class NoisyLoss(abc.ABC):
 
     @abc.abstractmethod
     def per_sample(
-        self, model: Callable, batch: Tensor, draws: Draws, labels: Tensor | None = None
+        self,
+        model: Callable,
+        batch: Tensor,
+        draws: Draws,
+        labels: Tensor | None = None,
+        condition: Condition | None = None,
     ) -> Tensor:
-        """Loss of each sample, (B,), for given noise levels and noise."""
+        """Loss of each sample, (B,), for given draws.
+
+        Args:
+            labels: (B,), which a classifier needs.
+            condition: of a conditional score network, see `models.conditioning`.
+        """
 
 
 class DenoisingLoss(NoisyLoss):
@@ -184,18 +212,29 @@ class DenoisingLoss(NoisyLoss):
 
     Args:
         reduce_mean: average over dimensions; otherwise half the sum.
+        dropping: of conditions in training.
     """
 
-    def __init__(self, levels: NoiseLevels, train: bool, reduce_mean: bool):
-        super().__init__(levels, train)
+    def __init__(
+        self, levels: NoiseLevels, train: bool, reduce_mean: bool, dropping: Dropping = NEVER
+    ):
+        super().__init__(levels, train, dropping)
         self.sde, self.reduce_mean = levels.sde, reduce_mean
 
-    def per_sample(self, model, batch, draws, labels=None):
-        """Loss of each sample, (B,), for given noise levels and noise; labels are ignored."""
-        residual, weight = self.weighted_residual(model, batch, draws)
+    def per_sample(self, model, batch, draws, labels=None, condition=None):
+        """Loss of each sample, (B,), for given draws; labels are ignored."""
+        residual, weight = self.weighted_residual(
+            self._given(model, draws, condition), batch, draws
+        )
         square = rows(residual.square())
         losses = square.mean(1) if self.reduce_mean else 0.5 * square.sum(1)
         return losses * weight
+
+    def _given(self, model: Callable, draws: Draws, condition: Condition | None) -> Callable:
+        """The model of (x, labels) with its condition, dropped where the draws say so."""
+        if not condition:
+            return model
+        return Given(model, **self.dropping.apply(condition, draws.dropped))
 
     @abc.abstractmethod
     def weighted_residual(self, model, batch, draws) -> tuple[Tensor, Tensor]:
@@ -205,13 +244,13 @@ class DenoisingLoss(NoisyLoss):
 class _ContinuousLoss(DenoisingLoss):
     """At times of [eps, T], weighted as `weighting_of` says."""
 
-    def __init__(self, levels, train, reduce_mean, continuous, parametrization, weight):
-        super().__init__(levels, train, reduce_mean)
+    def __init__(self, levels, train, reduce_mean, continuous, parametrization, weight, dropping):
+        super().__init__(levels, train, reduce_mean, dropping)
         self.continuous, self.parametrization = continuous, parametrization
         self.weight = weight
 
     def weighted_residual(self, model, batch, draws):
-        t, z = draws
+        t, z, _ = draws
         x_t, std = self.noised(batch, draws)
         reading = {"continuous": self.continuous, "parametrization": self.parametrization}
         score = get_score_fn(self.sde, model, self.train, **reading)(x_t, t)
@@ -221,8 +260,8 @@ class _ContinuousLoss(DenoisingLoss):
 class _DiscreteLoss(DenoisingLoss):
     """Weight 1 at each of the N noise levels."""
 
-    def __init__(self, sde, train, reduce_mean):
-        super().__init__(DiscreteLevels(sde), train, reduce_mean)
+    def __init__(self, sde, train, reduce_mean, dropping=NEVER):
+        super().__init__(DiscreteLevels(sde), train, reduce_mean, dropping)
 
     def weighted_residual(self, model, batch, draws):
         x_t, std = self.noised(batch, draws)
@@ -242,6 +281,7 @@ def get_sde_loss_fn(
     parametrization: Parametrization | str | None = None,
     noise_levels: str = "",
     weighting: str = "",
+    dropping: Dropping = NEVER,
 ) -> DenoisingLoss:
     """Loss over continuous time, t uniform on [eps, T].  [S21, equation 7]
 
@@ -256,8 +296,9 @@ def get_sde_loss_fn(
         noise_levels: "", "lognormal" for times as in `LogNormalLevels`, or "likelihood" as in
             `LikelihoodLevels`.
         weighting: in place of the weight s(t)^2, see `weighting_of`.
+        dropping: of conditions in training.
     Returns:
-        `loss_fn(model, batch)`.
+        `loss_fn(model, batch, labels=None, condition=None)`; labels are ignored.
     Raises:
         ValueError: an unknown name, or options that exclude each other.
     """
@@ -267,7 +308,7 @@ def get_sde_loss_fn(
     levels = _LEVELS[noise_levels](sde, eps)
     chosen = get_parametrization(parametrization, continuous)
     weight = weighting_of(weighting, levels.sde, likelihood_weighting, chosen)
-    return _ContinuousLoss(levels, train, reduce_mean, continuous, chosen, weight)
+    return _ContinuousLoss(levels, train, reduce_mean, continuous, chosen, weight, dropping)
 
 
 def get_smld_loss_fn(vesde: SDE, train: bool, reduce_mean: bool = False) -> DenoisingLoss:
@@ -275,9 +316,11 @@ def get_smld_loss_fn(vesde: SDE, train: bool, reduce_mean: bool = False) -> Deno
     return _DiscreteLoss(vesde, train, reduce_mean)
 
 
-def get_ddpm_loss_fn(vpsde: SDE, train: bool, reduce_mean: bool = True) -> DenoisingLoss:
+def get_ddpm_loss_fn(
+    vpsde: SDE, train: bool, reduce_mean: bool = True, *, dropping: Dropping = NEVER
+) -> DenoisingLoss:
     """Loss over the steps of DDPM.  [S21, equation 3]"""
-    return _DiscreteLoss(vpsde, train, reduce_mean)
+    return _DiscreteLoss(vpsde, train, reduce_mean, dropping)
 
 
 class ClassifierLoss(NoisyLoss):
@@ -287,7 +330,7 @@ class ClassifierLoss(NoisyLoss):
     process, and gives logits (B, K).
     """
 
-    def per_sample(self, model, batch, draws, labels=None):
+    def per_sample(self, model, batch, draws, labels=None, condition=None):
         return nn.functional.cross_entropy(
             self.logits(model, batch, draws), labels, reduction="none"
         )
@@ -320,12 +363,14 @@ def get_loss_fn(
     parametrization: Parametrization | str | None = None,
     noise_levels: str = "",
     weighting: str = "",
+    dropping: Dropping = NEVER,
 ) -> NoisyLoss:
     """The loss that suits a config: over continuous time, or over the chain's own levels.
 
     Args:
         objective: "score", or "classifier" of the data's labels.
-        parametrization, noise_levels, weighting: of a score network, see `get_sde_loss_fn`.
+        parametrization, noise_levels, weighting, dropping: of a score network, see
+            `get_sde_loss_fn`.
     Raises:
         ValueError: an option of continuous times with discrete levels, or an unknown objective.
     """
@@ -337,7 +382,7 @@ def get_loss_fn(
         )
     if continuous:
         options = {"noise_levels": noise_levels, "weighting": weighting}
-        options |= {"parametrization": parametrization}
+        options |= {"parametrization": parametrization, "dropping": dropping}
         return get_sde_loss_fn(sde, train, reduce_mean, True, likelihood_weighting, **options)
     get_parametrization(parametrization, continuous)  # refuses any but the process's own
     if noise_levels or weighting:
@@ -351,4 +396,4 @@ def get_loss_fn(
             "training.likelihood_weighting needs training.continuous = True: the losses of SMLD "
             "and DDPM have weights of their own"
         )
-    return get_ddpm_loss_fn(sde, train, reduce_mean)
+    return get_ddpm_loss_fn(sde, train, reduce_mean, dropping=dropping)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from models.conditioning import NEVER, Condition, Dropping
 from score_lib.base.distributed import average, draw_apart, replicated
 from score_lib.losses.objectives import Draws, get_loss_fn
 from score_lib.parametrization import Parametrization
@@ -25,6 +26,7 @@ def get_step_fn(
     parametrization: Parametrization | str | None = None,
     noise_levels: str = "",
     weighting: str = "",
+    dropping: Dropping = NEVER,
     prepare: Callable[[nn.Module], nn.Module] = replicated,
 ) -> Callable:
     """One step of training, or one evaluation with the averaged weights.
@@ -39,14 +41,14 @@ def get_step_fn(
         accumulation: parts into which a training batch is split, to save memory.  Noise is drawn
             for the whole batch, and the step that is clipped sees the gradient of the whole batch.
         objective: "score", or "classifier": see `get_loss_fn`.
-        parametrization, noise_levels, weighting: see `get_sde_loss_fn`.
+        parametrization, noise_levels, weighting, dropping: see `get_sde_loss_fn`.
         prepare: returns the module to train in the network's place, which shares its parameters;
             default: averages gradients over processes.
     Returns:
-        `step_fn(state, batch, labels=None)`, giving the mean loss, a scalar on the device; only a
-        classifier needs labels.  `state` holds the live "model", "optimizer", "ema" and the number
-        "step" of updates made; training changes them in place and leaves the gradient's norm in
-        `step_fn.grad_norm`.
+        `step_fn(state, batch, labels=None, condition=None)`, giving the mean loss, a scalar on the
+        device; only a classifier needs labels, and a conditional network a condition.  `state`
+        holds the live "model", "optimizer", "ema" and the number "step" of updates made; training
+        changes them in place and leaves the gradient's norm in `step_fn.grad_norm`.
     """
     loss_fn = get_loss_fn(
         sde,
@@ -58,14 +60,15 @@ def get_step_fn(
         parametrization=parametrization,
         noise_levels=noise_levels,
         weighting=weighting,
+        dropping=dropping,
     )
     if train:
         return _TrainStep(loss_fn, optimize_fn, accumulation, prepare)
 
     @torch.no_grad()
-    def eval_step(state, batch, labels=None):
+    def eval_step(state, batch, labels=None, condition=None):
         with state["ema"].applied(state["model"].parameters()):
-            return average(loss_fn(state["model"], batch, labels))
+            return average(loss_fn(state["model"], batch, labels, condition))
 
     return eval_step
 
@@ -77,26 +80,37 @@ class _TrainStep:
         self.grad_norm: Tensor | None = None
         self._model: nn.Module | None = None
 
-    def __call__(self, state: dict, batch: Tensor, labels: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        state: dict,
+        batch: Tensor,
+        labels: Tensor | None = None,
+        condition: Condition | None = None,
+    ) -> Tensor:
         model, optimizer = state["model"], state["optimizer"]
         if self._model is not model:
             self._model, self._network = model, self.prepare(model)
         optimizer.zero_grad()
-        loss = self._backward(batch, labels)
+        loss = self._backward(batch, labels, condition or {})
         self.grad_norm = self.optimize_fn(optimizer, model.parameters(), step=state["step"])
         state["step"] += 1
         state["ema"].update(model.parameters())
         return loss
 
-    def _backward(self, batch, labels):
+    def _backward(self, batch, labels, condition):
         """Gradient of the batch's mean loss, part by part."""
         draws, total = self.loss_fn.draw(batch), 0.0
         draw_apart()
-        given = (batch, *draws) if labels is None else (batch, *draws, labels)
-        parts = zip(*(tensor.tensor_split(self.accumulation) for tensor in given), strict=True)
-        for number, (part, level, z, *label) in enumerate(parts, start=1):
-            with self._averaging(number == self.accumulation):
-                losses = self.loss_fn.per_sample(self._network, part, Draws(level, z), *label)
+        for number in range(self.accumulation):
+            part, level, z, dropped, label, *values = (
+                None if tensor is None else tensor.tensor_split(self.accumulation)[number]
+                for tensor in (batch, *draws, labels, *condition.values())
+            )
+            given = dict(zip(condition, values, strict=True))
+            with self._averaging(number + 1 == self.accumulation):
+                losses = self.loss_fn.per_sample(
+                    self._network, part, Draws(level, z, dropped), label, given
+                )
                 loss = losses.mean() * (len(part) / len(batch))
                 loss.backward()
             total = total + loss.detach()

@@ -86,7 +86,8 @@ def _network(run: Run) -> list[Finding]:
     t = torch.full((1,), 0.5 * run.sde.T)
     label = label_at(run.sde, t, **run.reading, dimensions=len(run.shape))
     build = functools.partial(get_model(config.model.name), config)
-    found = cost(build, run.shape, label)
+    condition = run.conditions.of_data(*_zeros(run, 1))
+    found = cost(build, run.shape, label, condition)
     attention = ", ".join(f"{n} at {side}" for side, n in found.attention.items()) or "none"
     facts = (
         f"{config.model.name}: {found.parameters / 1e6:.2f} M parameters, "
@@ -126,12 +127,18 @@ def _seconds_a_step(run: Run, operations: int) -> tuple[float, str]:
         return one * batch_size, "estimated from operations and the rate of a matrix product"
     run.add_optimizer()
     train_step, _ = run.step_fns()
-    x = run.scaler(torch.rand(images, *run.shape, device=run.device))
-    labels = torch.zeros(images, dtype=torch.int64, device=run.device)
-    step = functools.partial(train_step, run.state, x, labels)
+    x, labels = _zeros(run, images)
+    condition = run.conditions.of_data(x, labels)
+    step = functools.partial(train_step, run.state, run.scaler(x), labels, condition)
     times = [_seconds(lambda: float(step())) for _ in range(4)][1:]
     how = f"measured on three steps of {images}"
     return min(times) * batch_size / images, how
+
+
+def _zeros(run: Run, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Black images in [0, 1] and their labels."""
+    images = torch.zeros(count, *run.shape, device=run.device)
+    return images, torch.zeros(count, dtype=torch.int64, device=run.device)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -189,7 +196,7 @@ def _data(run: Run) -> list[Finding]:
     try:
         with only_prepared(), kept_messages() as messages:
             _, _, info = get_streams(run.config, evaluation=True)
-        if run.objective == "classifier":
+        if run.needs_labels:
             run.check_labels(info)
         train, test = (info.sources[split] for split in ("train", "test"))
         numbers = range(0, len(train), -(-len(train) // 256))

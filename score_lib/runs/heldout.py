@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.conditioning import Condition
 from score_lib.base import distributed
 from score_lib.data.loading import get_streams
 from score_lib.data.sources import Source
@@ -50,7 +51,7 @@ class HeldOut:
     def __init__(self, run: Run, split: str, dequantize: bool, seed: int | None = None):
         train, test, info = get_streams(run.config, dequantize, evaluation=True, device=run.device)
         self.stream = {"train": train, "test": test}[split]
-        self.info, self.levels, self.scaler = info, info.levels, run.scaler
+        self.run, self.info, self.levels = run, info, info.levels
         self.stream.seed = self.stream.seed if seed is None else seed
         self._batches, self._next = None, None
 
@@ -71,8 +72,8 @@ class HeldOut:
         values = torch.cat(mine).cpu().numpy() if mine else np.empty(0)
         return np.concatenate(distributed.gather(values))
 
-    def read(self, number: int) -> tuple[Tensor, Tensor]:
-        """A batch in the network's range, (B, C, H, W), and its labels (B,).
+    def read(self, number: int) -> tuple[Tensor, Tensor, Condition]:
+        """A batch in the network's range, (B, C, H, W), its labels (B,), and its condition.
 
         Reading in order is fastest.
         """
@@ -80,5 +81,4 @@ class HeldOut:
             self.stream.seek(number * self.stream.batch_size)
             self._batches = iter(self.stream)
         self._next = number + 1
-        batch = next(self._batches)
-        return self.scaler(batch["image"]), batch["label"]
+        return self.run.arguments(next(self._batches), self.stream.dequantize)

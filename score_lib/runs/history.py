@@ -32,7 +32,15 @@ _CHANGES_NO_WEIGHT = {
 _SECTIONS_OF_OTHER_MODES = ("sampling", "eval", "control")
 # A network's output means something for these values only; so it does for those of `model`, which
 # describe the network and the process, apart from the three below.
-_OF_THE_OUTPUT = {"data.centered", "training.continuous", "training.objective", "training.sde"}
+_OF_THE_OUTPUT = {
+    "data.centered",
+    "training.condition",
+    "training.condition_factor",
+    "training.condition_operator",
+    "training.continuous",
+    "training.objective",
+    "training.sde",
+}
 _OF_THE_STATE = _OF_THE_OUTPUT | {"data.category", "data.dataset"}
 _FREE = {"model.checkpoint_activations", "model.dropout", "model.ema_rate"}
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.conditioning import UNCONDITIONAL, Condition
 from score_lib.base import distributed
 from score_lib.base.tensors import SampleNoise, derive_seed
 from score_lib.disk.arrays import save_arrays
@@ -25,7 +26,7 @@ from score_lib.metrics.configured import get_extractor
 from score_lib.metrics.stats import Statistics, metrics
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.rounds import Job
-from score_lib.runs.setup import Run, in_batches
+from score_lib.runs.setup import Run, given, in_batches
 from score_lib.runs.statistics import data_statistics
 
 
@@ -54,9 +55,10 @@ def _losses(run: Run, loss_fn: NoisyLoss, seed: int) -> np.ndarray:
     data = HeldOut(run, "test", run.config.data.uniform_dequantization, seed)
 
     def of_batch(number: int) -> Tensor:
-        images, labels = data.read(number)
+        images, labels, condition = data.read(number)
         draws = loss_fn.draw(images, SampleNoise(seed, data.indices(number), run.device))
-        return loss_fn.per_sample(run.state["model"], images, draws, labels).double()
+        model = run.state["model"]
+        return loss_fn.per_sample(model, images, draws, labels, condition).double()
 
     return data.map(of_batch)
 
@@ -103,7 +105,7 @@ def correct_shares(run: Run, loss_fn: ClassifierLoss, level: Tensor) -> dict[str
     run.check_labels(data.info)
 
     def of_batch(number: int) -> Tensor:
-        images, labels = data.read(number)
+        images, labels, _ = data.read(number)
         noise = SampleNoise(seed, data.indices(number), run.device)
         right = torch.zeros(len(images), dtype=torch.int64, device=run.device)
         for _ in range(repeats):
@@ -139,7 +141,7 @@ def _passes(job: Job, kind: str, passes: int, terms: Callable) -> np.ndarray:
 
     Args:
         kind: names the files of rounds, and the seeds.
-        terms: `terms(run, images, levels, noise)` gives arrays, "bpd" among them.
+        terms: `terms(run, images, levels, noise, condition)` gives arrays, "bpd" among them.
     """
     run, options = job.run, job.run.config.eval
     split = options.dataset or options.bpd_dataset
@@ -153,7 +155,8 @@ def _passes(job: Job, kind: str, passes: int, terms: Callable) -> np.ndarray:
 
         def compute() -> dict[str, np.ndarray]:
             noise = SampleNoise(seeds[repeat], part.indices(number), run.device)
-            return terms(run, part.read(number)[0], part.levels, noise)
+            images, _, condition = part.read(number)
+            return terms(run, images, part.levels, noise, condition)
 
         found = job.round(f"{split}_ckpt_{job.label}_{kind}_{k}.npz", compute)
         mean = found["bpd"].mean()
@@ -164,16 +167,18 @@ def _passes(job: Job, kind: str, passes: int, terms: Callable) -> np.ndarray:
     return values.reshape(passes, -1).mean(axis=0)
 
 
-def elbo_terms(run: Run, images: Tensor, levels: int, noise: Callable) -> dict[str, np.ndarray]:
+def elbo_terms(
+    run: Run, images: Tensor, levels: int, noise: Callable, condition: Condition = UNCONDITIONAL
+) -> dict[str, np.ndarray]:
     """Bits/dim of images by the bound, and its standard error in nats; as `likelihood_terms`."""
     elbo_fn = get_elbo_fn(run.sde, num_times=run.config.eval.elbo_num_times, **run.reading)
-    bound = elbo_fn(run.state["model"], images, noise=noise)
+    bound = elbo_fn(given(run.state["model"], condition), images, noise=noise)
     bpd = bits_per_dim(bound.total, images[0].numel(), run.inverse_scaler, levels)
     return {"bpd": bpd.cpu().numpy(), "standard_error": bound.standard_error.cpu().numpy()}
 
 
 def likelihood_terms(
-    run: Run, images: Tensor, levels: int, noise: Callable
+    run: Run, images: Tensor, levels: int, noise: Callable, condition: Condition = UNCONDITIONAL
 ) -> dict[str, np.ndarray]:
     """Bits/dim of images, and their terms.
 
@@ -184,6 +189,7 @@ def likelihood_terms(
         run: its network's present weights are used.
         images: (B, C, H, W), dequantised, in the network's range.
         levels: grey levels of the data.
+        condition: of each image, of a conditional network.
         noise: for Hutchinson's probes, called like `torch.randn_like`.
     """
     options = run.config.eval
@@ -194,7 +200,8 @@ def likelihood_terms(
         per_sample=options.per_sample_error,
         **run.reading,
     )
-    terms = log_likelihood_fn(run.state["model"], images, noise=noise)._asdict()
+    model = given(run.state["model"], condition)
+    terms = log_likelihood_fn(model, images, noise=noise)._asdict()
     bpd = bits_per_dim(terms["total"], images[0].numel(), run.inverse_scaler, levels)
     del terms["z"]
     dequantisation, scaling = map(np.array, offsets(run.inverse_scaler, levels))

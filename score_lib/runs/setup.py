@@ -18,6 +18,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
+from models.conditioning import Condition, Dropping, Given, Guided, taken_by
 from models.ema import ExponentialMovingAverage
 from models.precision import accelerated, matmul_precision
 from models.utils import create_model
@@ -32,8 +33,10 @@ from score_lib.losses.optimization import get_optimizer, optimization_manager
 from score_lib.losses.steps import get_step_fn
 from score_lib.options import checked
 from score_lib.parametrization import parametrization_of
+from score_lib.runs.conditions import Conditions
 from score_lib.runs.history import check_same_output, trained_config
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
+from score_lib.scores import label_at
 from score_lib.sdes.process import SDE
 from score_lib.sdes.published import create_sde
 
@@ -90,30 +93,66 @@ class Run:
             "parametrization": parametrization_of(self.config),
         }
 
+    @functools.cached_property
+    def conditions(self) -> Conditions:
+        """The conditions of the network, by data and by the numbers of samples."""
+        return Conditions(self.config, self.shape, self.scaler, self.device)
+
+    def arguments(
+        self, batch: dict[str, Tensor], dequantized: bool | None = None
+    ) -> tuple[Tensor, Tensor, Condition]:
+        """A stream's batch as arguments of a step: in the network's range, labels, condition.
+
+        Args:
+            dequantized: whether its images are; default: `data.uniform_dequantization`.
+        """
+        images, labels, features = batch["image"], batch["label"], batch.get("features")
+        condition = self.conditions.of_data(images, labels, features, dequantized=dequantized)
+        return self.scaler(images), labels, condition
+
+    def conditioned(self, network: nn.Module, condition: Condition) -> nn.Module:
+        """The network with a condition, guided as `sampling.guidance_scale` says."""
+        options = self.config.sampling
+        if not condition or options.guidance_scale == 1:
+            return given(network, condition)
+        interval = None
+        if options.guidance_interval:
+            times = torch.tensor(options.guidance_interval, device=self.device)
+            size = len(self.shape)
+            ends = label_at(self.sde, times, **self.reading, dimensions=size).tolist()
+            interval = min(ends), max(ends)
+        null, scale = taken_by(self.config).null, options.guidance_scale
+        return Guided(network, condition, null, scale, interval=interval)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the network learns labels, or is told them."""
+        return self.objective == "classifier" or "classes" in self.conditions.kinds
+
     def check_labels(self, info: DatasetInfo) -> None:
-        """Refuse data whose labels a classifier cannot learn.
+        """Refuse data whose labels the network cannot learn.
 
         Raises:
-            ValueError: there are no labels, more classes than the classifier has, or others.
+            ValueError: there are no labels, more classes than the network has, or others.
         """
         classes = self.config.data.num_classes
-        if self.objective == "classifier" and not 1 < info.num_classes <= classes:
+        if self.needs_labels and not 1 < info.num_classes <= classes:
             raise ValueError(
-                f"a classifier of data.num_classes = {classes} cannot learn the labels of "
+                f"a network of data.num_classes = {classes} cannot learn the labels of "
                 f"{info.name}, which has {info.num_classes if info.num_classes > 1 else 0} classes"
             )
         self.check_classes(info.class_to_idx)
 
     def check_classes(self, found: dict[str, int]) -> None:
-        """Refuse classes of the data that a classifier has not learned.
+        """Refuse classes of the data that the network has not learned.
 
         Raises:
             ValueError: its checkpoint records other labels for them.
         """
         learned = self.state["class_to_idx"]
-        if self.objective == "classifier" and learned and found and learned != found:
+        if self.needs_labels and learned and found and learned != found:
             raise ValueError(
-                f"the classifier was trained with the labels {named(learned)}, but the data have "
+                f"the network was trained with the labels {named(learned)}, but the data have "
                 f"{named(found)}: give it data with the same folders of classes"
             )
 
@@ -148,6 +187,7 @@ class Run:
             "objective": options.objective,
             "noise_levels": options.noise_levels,
             "weighting": options.weighting,
+            "dropping": Dropping(options.condition_dropout, taken_by(self.config).null),
             **self.reading,
         }
 
@@ -167,13 +207,20 @@ class Run:
         return accelerated(self.state["model"], options.precision, options.compile)
 
     def draw(
-        self, indices: range, seed: int | None = None, *, progress: bool = False, **options
+        self,
+        indices: range,
+        seed: int | None = None,
+        *,
+        condition: Condition | None = None,
+        progress: bool = False,
+        **options,
     ) -> Tensor:
         """Samples by the configured sampler: the one way in which any mode draws.
 
         Args:
             indices: numbers of the samples; sample k is a function of the seed and k.
             seed: default: the run's.
+            condition: of each sample; default: that of its number.
             options: of `get_sampling_fn`, such as `constraints`.
         Returns:
             Images (B, *D) in [0, 1].
@@ -189,7 +236,10 @@ class Run:
         shape, eps = (len(indices), *self.shape), self.sde.sampling_eps
         sampler = get_sampling_fn(self.config, self.sde, shape, self.inverse_scaler, eps, **options)
         noise = SampleNoise(seed, indices, self.device)
-        with self.sampling_network() as model:
+        if condition is None:
+            condition = self.conditions.of_samples(indices, self.state["class_to_idx"])
+        with self.sampling_network() as network:
+            model = self.conditioned(network, condition)
             images, _ = sampler(model, noise=noise, progress=progress)
         return images
 
@@ -204,6 +254,11 @@ class Run:
         parts = in_batches(indices, self.config.training.batch_size)
         drawn = distributed.dealt_out(parts, lambda part: self.draw(part, progress=progress).cpu())
         return torch.cat(drawn)
+
+
+def given(network: nn.Module, condition: Condition) -> nn.Module:
+    """The network with its condition; itself if there is none."""
+    return Given(network, **condition) if condition else network
 
 
 def in_batches(indices: range, size: int) -> list[range]:
@@ -291,10 +346,12 @@ def _dry_run(run: Run) -> None:
     network = _Zeros().to(run.device)
     images = torch.zeros(1, *run.shape, device=run.device)
     ema = ExponentialMovingAverage(network.parameters(), decay=0.0)
-    eval_step({"model": network, "ema": ema}, images)
+    labels = torch.zeros(1, dtype=torch.int64, device=run.device)
+    condition = run.conditions.of_data(images, labels)
+    eval_step({"model": network, "ema": ema}, images, condition=condition)
     eps = run.sde.sampling_eps
     sampler = get_short_sampling_fn(run.config, run.sde, images.shape, run.inverse_scaler, eps)
-    sampler(network, noise=torch.zeros_like)
+    sampler(run.conditioned(network, condition), noise=torch.zeros_like)
 
 
 class _Zeros(nn.Module):
@@ -304,5 +361,5 @@ class _Zeros(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
         return self.weight * x

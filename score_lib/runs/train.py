@@ -192,7 +192,7 @@ class Training:
         for _ in range(min(options.n_jitted_steps, options.n_iters - state["step"])):
             torch.manual_seed(derive_seed(self.run.config.seed, "train", state["step"]))
             batch = next(self.train_batches)
-            loss = self.train_step(state, self.run.scaler(batch["image"]), batch["label"])
+            loss = self.train_step(state, *self.run.arguments(batch))
             state["position"] += options.batch_size
             self.guard.watch(loss + self.train_step.grad_norm, state["step"])
         return loss
@@ -237,7 +237,7 @@ class Training:
         torch.manual_seed(derive_seed(self.run.config.seed, "eval", step))
         batch = next(self.eval_batches)
         with matmul_precision("float32"):
-            loss = self.eval_step(self.state, self.run.scaler(batch["image"]), batch["label"])
+            loss = self.eval_step(self.state, *self.run.arguments(batch))
         loss = loss.item()
         self.log.write(step, eval_loss=loss)
         logging.info("step %d: evaluation loss %.4e", step, loss)

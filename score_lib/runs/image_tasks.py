@@ -1,0 +1,191 @@
+"""Tasks of `--mode control` that sample: inverse problems, classes, and editing."""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from score_lib.base.tensors import SampleNoise, derive_seed
+from score_lib.data.inputs import read_mask
+from score_lib.inverse.conditions import ClassGuidance, StartFrom
+from score_lib.inverse.measurements import Mask, build_operator
+from score_lib.inverse.operators import LinearOperator, measure
+from score_lib.inverse.restoration import build_restoration
+from score_lib.runs.setup import Run
+from score_lib.runs.tasks import (
+    Outcome,
+    draw,
+    given_labels,
+    other_run,
+    psnr,
+    read_images,
+    recognised,
+    register_task,
+)
+from score_lib.samplers.grids import visited_times
+from score_lib.samplers.loop import Constraint
+
+# --- Inverse problems -----------------------------------------------------------------------------
+
+
+@register_task(name="inpaint")
+def inpaint(run: Run) -> Outcome:
+    """Fill in the open part of a mask: `control.mask`, or the operator (the right half)."""
+    return restore(run, operator="half")
+
+
+@register_task(name="colorize")
+def colorize(run: Run) -> Outcome:
+    """Colour gray images."""
+    if run.shape[0] == 1:
+        raise ValueError(
+            "control.task = 'colorize' needs images of several channels, and the model's have one: "
+            "try the config configs/vp/color_digits.py"
+        )
+    return restore(run, operator="gray")
+
+
+@register_task(name="restore")
+def restore(run: Run, operator: str = "super_resolution") -> Outcome:
+    """Undo a linear measurement, `control.operator`, by the method `control.method`.
+
+    Args:
+        operator: used where that option is "".
+    """
+    options = run.config.control
+    images, labels, condition = read_images(run)
+    operator = _operator(run, operator)
+    # In the network's range, as everything below.
+    low, high = (run.scaler(torch.tensor(end)).item() for end in (0.0, 1.0))
+    noise_std = options.noise_std * (high - low)
+    noise = SampleNoise(derive_seed(run.config.seed, "measurement"), range(len(images)), run.device)
+    y = measure(operator, run.scaler(images), noise_std, noise)
+    build = functools.partial(build_restoration, options.method, run.config, operator)
+
+    def constrain(rows: Tensor) -> list[Constraint]:
+        return [build(y[rows], noise_std, bounds=(low, high))]
+
+    results = draw(run, len(images), condition, constrain)
+    shown = run.inverse_scaler(operator.picture(y, fill=(low + high) / 2))
+    measured = operator.apply(run.scaler(results).flatten(0, 1))
+    residual = measured - y.repeat_interleave(results.shape[1], dim=0)
+    figures = {
+        "operator": type(operator).__name__,
+        "method": options.method,
+        "noise_std": float(options.noise_std),
+        "residual": residual.square().mean().sqrt().item() / (high - low),
+        **psnr("psnr_measurement", shown[:, None], images),
+        **_psnr_of_bicubic(run, y, images),
+        **psnr("psnr", results, images),
+        **psnr("psnr_of_mean", results.mean(1, keepdim=True), images),
+        **recognised(run, results, labels),
+    }
+    arrays = {"y": y, "labels": labels}
+    return Outcome({"input": images, "measurement": shown, "result": results}, [figures], arrays)
+
+
+def _psnr_of_bicubic(run: Run, y: Tensor, images: Tensor) -> dict[str, float]:
+    """Of the usual interpolation, where the measurement is a small image."""
+    if y.dim() != 4 or y.shape[2:] == images.shape[2:]:
+        return {}
+    enlarged = nn.functional.interpolate(run.inverse_scaler(y), images.shape[2:], mode="bicubic")
+    return psnr("psnr_bicubic", enlarged[:, None], images)
+
+
+def _operator(run: Run, default: str) -> LinearOperator:
+    options = run.config.control
+    if options.method == "none":
+        if run.conditions.operator is None:
+            raise ValueError(
+                "control.method = 'none' needs a network that is told the measurement: train with "
+                "training.condition = 'image', or choose the method 'pigdm'"
+            )
+        return run.conditions.operator
+    if options.mask:
+        if options.operator:
+            raise ValueError(
+                f"control.mask and control.operator = {options.operator!r} exclude each other: a "
+                "mask is an operator itself"
+            )
+        return Mask(run.shape, read_mask(options.mask, run.shape))
+    return build_operator(options.operator or default, run.config, run.shape)
+
+
+# --- Classes --------------------------------------------------------------------------------------
+
+
+@register_task(name="class")
+def conditional(run: Run) -> Outcome:
+    """Samples of given classes: `control.labels`, or of each class a row."""
+    if "classes" in run.conditions.kinds and not run.config.control.classifier:
+        return _by_condition(run)
+    options = run.config.control
+    classifier = _classifier(run, options.classifier)
+    labels = given_labels(run, classifier)
+    scale, until = options.guidance_scale, options.guidance_until
+    with classifier.sampling_network() as network:
+
+        def guidance(rows: Tensor) -> list[Constraint]:
+            return [ClassGuidance(network, labels[rows], scale, until=until)]
+
+        results = draw(run, len(labels), constrain=guidance)
+    figures = {"guidance_scale": float(scale), **recognised(run, results, labels)}
+    return Outcome({"result": results}, [figures], {"labels": labels})
+
+
+def _by_condition(run: Run) -> Outcome:
+    """Samples of given classes by a network that is conditional on them."""
+    labels = given_labels(run, run)
+    images = torch.zeros(len(labels), *run.shape, device=run.device)
+    results = draw(run, len(labels), run.conditions.of_data(images, labels))
+    scale = run.config.sampling.guidance_scale
+    figures = {"guidance_scale": float(scale), **recognised(run, results, labels)}
+    return Outcome({"result": results}, [figures], {"labels": labels})
+
+
+def _classifier(run: Run, path: str) -> Run:
+    """The classifier in a checkpoint, if it knows this run's noisy images."""
+    if not path:
+        raise ValueError(
+            "control.task = 'class' needs control.classifier: the checkpoint of a classifier, "
+            "trained with a config such as configs/vp/digits_classifier.py"
+        )
+    classifier = other_run(run, path)
+    if classifier.objective != "classifier":
+        raise ValueError(
+            f"control.classifier = {path!r} holds a network of training.objective = "
+            f"{classifier.objective!r}: give a checkpoint of a classifier"
+        )
+    same = {
+        "process": (repr(run.sde), repr(classifier.sde)),
+        "shape of images": (run.shape, classifier.shape),
+        "data.centered": (run.config.data.centered, classifier.config.data.centered),
+    }
+    for name, (ours, theirs) in same.items():
+        if ours != theirs:
+            raise ValueError(
+                f"{path} was trained for another {name} than the score network: "
+                f"{theirs}, not {ours}"
+            )
+    return classifier
+
+
+# --- Editing --------------------------------------------------------------------------------------
+
+
+@register_task(name="edit")
+def edit(run: Run) -> Outcome:
+    """Add noise to images up to `control.start_time`, and sample from there."""
+    images, labels, condition = read_images(run)
+    x, start_time = run.scaler(images), run.config.control.start_time
+    sde, sampling = run.sde, run.config.sampling
+    steps, grid = sampling.num_steps, sampling.time_grid
+    times = visited_times(sde, sde.sampling_eps, start_time, steps=steps, grid=grid)
+    t = times[:1].to(run.device).expand(len(x))
+    noise = SampleNoise(derive_seed(run.config.seed, "shown"), range(len(x)), run.device)
+    noisy = StartFrom(x).start(sde, x, t, noise)
+    results = draw(run, len(x), condition, lambda rows: [StartFrom(x[rows])], start_time=start_time)
+    figures = {"start_time": float(start_time), **psnr("psnr", results, images)}
+    figures |= recognised(run, results, labels)
+    columns = {"input": images, "noisy": run.inverse_scaler(noisy), "result": results}
+    return Outcome(columns, [figures], {"labels": labels})

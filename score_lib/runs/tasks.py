@@ -1,0 +1,148 @@
+"""Tasks of `--mode control`: the registry, and what tasks share.
+
+A task, chosen by `control.task`, is a function of a run that returns rows of pictures and figures.
+Result r of row k is sample number k `control.num_results` + r of the seed, whatever its batch.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.conditioning import Condition
+from score_lib.base.registry import Registry
+from score_lib.data.inputs import read_inputs
+from score_lib.disk.pictures import to_uint8
+from score_lib.disk.reports import mean_and_error
+from score_lib.metrics.configured import get_extractor
+from score_lib.runs.conditions import as_known, check_classes, class_numbers
+from score_lib.runs.setup import Run, from_checkpoint, in_batches
+from score_lib.samplers.loop import Constraint
+
+TASKS = Registry("control task")
+
+register_task, get_task = TASKS.register, TASKS.get
+
+
+@dataclasses.dataclass
+class Outcome:
+    """The result of a task.
+
+    Attributes:
+        columns: of the picture: names, and images in [0, 1], (rows, *D) or, where a column is
+            several images wide, (rows, width, *D).
+        figures: rows of the report.
+        arrays: further arrays to save, by name; None is left out.
+    """
+
+    columns: dict[str, Tensor]
+    figures: list[dict]
+    arrays: dict[str, Tensor | None] = dataclasses.field(default_factory=dict)
+
+
+class Inputs(NamedTuple):
+    """Images to start from: (n, *D) in [0, 1], as the network knows them; their labels, (n,), if
+    they are known, and their condition."""
+
+    images: Tensor
+    labels: Tensor | None
+    condition: Condition
+
+
+def read_images(run: Run, least: int = 1) -> Inputs:
+    """The images of `control.path`, or held-out ones.
+
+    Raises:
+        ValueError: they are too few, or have no labels for a network that needs them.
+    """
+    options = run.config.control
+    found = read_inputs(run.config, options.path, options.num_images)
+    images = as_known(run.config, found.images.to(run.device), run.levels)
+    if len(images) < least:
+        raise ValueError(f"control.task = {options.task!r} needs at least {least} images")
+    # The class numbers of a folder are not those of the data set.
+    labels = None if options.path else found.labels
+    told = labels
+    if options.labels and "classes" in run.conditions.kinds:
+        told = given_labels(run, run)
+        told = told.expand(len(images)) if len(told) == 1 else told
+        if len(told) != len(images):
+            raise ValueError(
+                f"control.labels names {len(told)} classes for {len(images)} images: give one for "
+                "each of them, or one for all"
+            )
+    return Inputs(images, labels, run.conditions.of_data(images, told, dequantized=False))
+
+
+def given_labels(run: Run, knowing: Run) -> Tensor:
+    """`control.labels`, or every class, as numbers, (n,).
+
+    Args:
+        knowing: the run of the network that knows the classes.
+    Raises:
+        ValueError: an unknown class.
+    """
+    option, classes = "control.labels", knowing.config.data.num_classes
+    wanted = class_numbers(run.config, option, knowing.state["class_to_idx"])
+    labels = torch.tensor(wanted or range(classes))
+    check_classes(option, labels, classes)
+    return labels
+
+
+def draw(
+    run: Run,
+    rows: int,
+    condition: Condition | None = None,
+    constrain: Callable[[Tensor], Sequence[Constraint]] = lambda rows: (),
+    **options,
+) -> Tensor:
+    """`control.num_results` samples for each row, (rows, results, *D), in [0, 1].
+
+    Args:
+        condition: of each row; default: that of the sample's number.
+        constrain: from the rows (B,) of a batch of samples to their constraints.
+        options: of the sampler.
+    """
+    results, parts = run.config.control.num_results, []
+    for part in in_batches(range(rows * results), run.config.training.batch_size):
+        of_row = torch.tensor(part) // results
+        given = None
+        if condition is not None:
+            given = {kind: value[of_row.to(value.device)] for kind, value in condition.items()}
+        drawn = run.draw(part, condition=given, constraints=constrain(of_row), **options)
+        parts.append(drawn)
+        logging.info("%d of %d results", part[-1] + 1, rows * results)
+    return torch.cat(parts).unflatten(0, (rows, results))
+
+
+def psnr(name: str, results: Tensor, images: Tensor) -> dict[str, float]:
+    """Peak signal-to-noise ratio in dB of (rows, results, *D), averaged over images in mean square.
+
+    Samples of the posterior cannot reach an arbitrary value: their mean square error is twice the
+    posterior's variance.
+    """
+    error = (results.clamp(0, 1) - images[:, None]).square().mean()
+    return {name: (-10 * torch.log10(error)).item()}
+
+
+def recognised(run: Run, results: Tensor, labels: Tensor | None) -> dict[str, float]:
+    """The share of results (rows, results, *D) that the evaluation's classifier, if the data set
+    has one, assigns to their row's class."""
+    extractor = run.config.eval.extractor or run.config.data.dataset.lower()
+    if labels is None or extractor != "digits":
+        return {}
+    pixels = to_uint8(results.flatten(0, 1), run.levels)
+    said = get_extractor(run.config, run.device)(pixels)["logits"].argmax(1)
+    right = said == labels.cpu().repeat_interleave(results.shape[1])
+    return mean_and_error("recognised", right.double().numpy())
+
+
+def other_run(run: Run, path: str) -> Run:
+    """The run in a checkpoint, with this run's precision and compilation of sampling."""
+    other = from_checkpoint(path, run.device)
+    for option in ("precision", "compile"):
+        other.config.sampling[option] = run.config.sampling[option]
+    return other
