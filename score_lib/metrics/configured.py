@@ -25,10 +25,21 @@ def get_extractor(config, device: torch.device | str | None = None) -> Extractor
     device is the first GPU if there is one.  Errors: see `Extractor`.
     """
     config = complete(config)
-    default = "digits" if config.data.dataset == "DIGITS" else "inception"
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return EXTRACTORS.build(config.eval.extractor or default, config, device=torch.device(device))
+    return EXTRACTORS.build(_extractor_name(config), config, device=torch.device(device))
+
+
+def recognises_classes(config) -> bool:
+    """Whether the class scores of the configured extractor are of the data set's classes."""
+    config = complete(config)
+    extractor = EXTRACTORS.get(_extractor_name(config))
+    return config.data.dataset in getattr(extractor, "classes_of", ())
+
+
+def _extractor_name(config) -> str:
+    default = "digits" if config.data.dataset == "DIGITS" else "inception"
+    return config.eval.extractor or default
 
 
 def stats_path(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:

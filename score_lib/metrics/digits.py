@@ -51,6 +51,7 @@ class DigitsExtractor(Extractor):
     name = "digits"
     resize = "none"
     batch_size = 1024
+    classes_of = ("DIGITS",)
 
     def __init__(self, weights: str = "", device: torch.device | str = "cpu"):
         path = pathlib.Path(weights) if weights else WEIGHTS

@@ -24,12 +24,14 @@ class Extractor(abc.ABC):
         resize: the filter that resizes images for the network; features depend on it.
         digest: hash of the weights.
         batch_size: images that the network processes at once.
+        classes_of: names of the data sets whose labels its class scores are of.
     """
 
     name: str
     resize: str
     digest: str
     batch_size = 64
+    classes_of: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,9 +1,9 @@
 """Statistics of a set of images: their features, and a record of the network that computed them.
 
-Files are .npz without pickle.  Ours hold `pool_3` (N, F), optionally `logits` (N, K), and
-`extractor`, `resize`, `digest`, `dataset`, `place`, `shape`, `means`, `count` and `hash`.  The
-common layouts are read too: `pool_3` alone, or `mu` (F,) and `sigma` (F, F), which suffice for the
-FID only.
+Files are .npz without pickle.  Ours hold `pool_3` (N, F), optionally `logits` (N, K) and `labels`
+(N,), and `extractor`, `resize`, `digest`, `dataset`, `place`, `shape`, `means`, `count` and `hash`.
+The common layouts are read too: `pool_3` alone, or `mu` (F,) and `sigma` (F, F), which suffice for
+the FID only.
 """
 
 import dataclasses
@@ -24,10 +24,11 @@ from score_lib.base.tensors import derive_seed
 from score_lib.disk.arrays import load_arrays, save_arrays
 from score_lib.disk.files import printable
 from score_lib.disk.logs import progress_bar
+from score_lib.disk.reports import mean_and_error
 from score_lib.metrics import distances
 from score_lib.metrics.extractors import Extractor
 
-_ARRAYS = ("pool_3", "logits", "mu", "sigma", "means")
+_ARRAYS = ("pool_3", "logits", "mu", "sigma", "means", "labels")
 _RECORD = ("extractor", "resize", "digest", "dataset")
 _IMAGES = ("place", "shape")  # not in older files
 
@@ -45,6 +46,7 @@ class Statistics:
             not recorded.
         means: grey level of some of the images by channel (n, C), to tell whether images are the
             same; None if not recorded.
+        labels: class of each image (N,), or None.
         count: number of images; 0 if not known.
     """
 
@@ -59,6 +61,7 @@ class Statistics:
     place: str = ""
     shape: str = ""
     means: np.ndarray | None = None
+    labels: np.ndarray | None = None
     count: int = 0
 
     def __post_init__(self):
@@ -69,15 +72,28 @@ class Statistics:
         _check_rows("pool_3", self.pool_3, self.count)
         if self.logits is not None:
             _check_rows("logits", self.logits, self.count)
+        if self.labels is not None and (
+            self.labels.shape != (self.count,) or self.labels.dtype.kind not in "iu"
+        ):
+            raise ValueError(
+                f"labels must be {self.count} whole numbers, one per image, not "
+                f"{self.labels.dtype} of shape {self.labels.shape}"
+            )
 
     @classmethod
     def of(
-        cls, extractor: Extractor, pool_3: Tensor, logits: Tensor | None = None, dataset: str = ""
+        cls,
+        extractor: Extractor,
+        pool_3: Tensor,
+        logits: Tensor | None = None,
+        dataset: str = "",
+        labels: Tensor | None = None,
     ) -> "Statistics":
         """Statistics from an extractor's output: pool_3 (N, F) and logits (N, K) or None."""
         return cls(
             pool_3=np.asarray(pool_3),
             logits=None if logits is None else np.asarray(logits),
+            labels=None if labels is None else np.asarray(labels),
             extractor=extractor.name,
             resize=extractor.resize,
             digest=extractor.digest,
@@ -96,6 +112,18 @@ class Statistics:
         if self.pool_3 is None:
             return tuple(torch.as_tensor(x, device=device) for x in (self.mu, self.sigma))
         return distances.moments(torch.as_tensor(self.pool_3, device=device))
+
+    def of_class(self, label: int) -> "Statistics":
+        """Those of the images of a class alone.
+
+        Raises:
+            ValueError: there are fewer than two.
+        """
+        rows = np.flatnonzero(self.labels == label)
+        logits = None if self.logits is None else self.logits[rows]
+        return dataclasses.replace(
+            self, pool_3=self.pool_3[rows], logits=logits, labels=self.labels[rows]
+        )
 
     def hash(self) -> str:
         """A short hash of the arrays and their record."""
@@ -151,7 +179,7 @@ def _check_moments(mu: np.ndarray | None, sigma: np.ndarray | None) -> None:
 
 def compute_statistics(
     extractor: Extractor,
-    batches: Iterable[Tensor | np.ndarray],
+    batches: Iterable[Tensor | np.ndarray | tuple[Tensor, Tensor]],
     progress: bool = False,
     *,
     dataset: str = "",
@@ -163,7 +191,7 @@ def compute_statistics(
     statistics of all batches, in the order of ranks.
 
     Args:
-        batches: images (B, H, W, C) uint8.
+        batches: images (B, H, W, C) uint8, or pairs of them and their labels (B,).
         dataset: a description of the images, for the record.
     Raises:
         ValueError: fewer than two images, or images that the extractor cannot take.
@@ -172,17 +200,19 @@ def compute_statistics(
     with progress_bar(operator.length_hint(batches) or None, 0, "batch") as bar:
         bar.disable = bar.disable or not progress
         for images in batches:
-            parts.append(extractor(images))
+            images, labels = images if isinstance(images, tuple) else (images, None)
+            parts.append({**extractor(images), "labels": labels})
             bar.update()
     parts = list(itertools.chain.from_iterable(gather(parts)))
     if sum(len(part["pool_3"]) for part in parts) < 2:
         raise ValueError("statistics need two or more images")
     pool_3 = torch.cat([part["pool_3"] for part in parts])
     order = np.random.default_rng(derive_seed("order of statistics")).permutation(len(pool_3))
-    logits = None
-    if parts[0]["logits"] is not None:
-        logits = torch.cat([part["logits"] for part in parts])[order]
-    return Statistics.of(extractor, pool_3[order], logits, dataset)
+    logits, labels = (
+        None if parts[0][name] is None else torch.cat([part[name] for part in parts])[order]
+        for name in ("logits", "labels")
+    )
+    return Statistics.of(extractor, pool_3[order], logits, dataset, labels)
 
 
 def save_statistics(path: str | os.PathLike, stats: Statistics) -> None:
@@ -253,6 +283,39 @@ def metrics(
     except ValueError as too_few:
         logging.warning("some distances are left out: %s", too_few)
     return result
+
+
+def class_metrics(real: Statistics, fake: Statistics, recognises: bool) -> dict[str, float]:
+    """How well samples of given classes are of them.
+
+    Args:
+        real, fake: with labels; those of samples are the classes that they were drawn for.
+        recognises: whether the class scores are of the data's classes.
+    Returns:
+        "recognised", the share of samples that the extractor assigns to their class, with its
+        standard error, if it recognises them; "fid_within_classes", the mean over classes of the
+        FID between the samples and the data of a class, if both have two images of each.
+    """
+    result = {}
+    if recognises and fake.logits is not None:
+        right = fake.logits.argmax(1) == fake.labels
+        result |= mean_and_error("recognised", right.astype(float))
+    if real.labels is None or real.pool_3 is None:
+        logging.warning(
+            "no FID within classes: the statistics of the data have no labels; compute them again "
+            "with --mode fid_stats"
+        )
+        return result
+    classes = np.unique(fake.labels)
+    counts = [min((s.labels == c).sum() for s in (real, fake)) for c in classes]
+    if min(counts) < 2:
+        logging.warning("no FID within classes: a class has fewer than two images")
+        return result
+    distance = [
+        distances.frechet_distance(real.of_class(c).moments(), fake.of_class(c).moments())
+        for c in classes
+    ]
+    return result | {"fid_within_classes": float(np.mean(distance))}
 
 
 def _check_comparable(real: Statistics, fake: Statistics) -> None:

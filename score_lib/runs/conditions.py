@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -87,13 +87,7 @@ class Conditions:
         """
         if not self.kinds:
             return {}
-        labels = None
-        if "classes" in self.kinds:
-            option = "sampling.classes"
-            wanted = class_numbers(self.config, option, class_to_idx)
-            classes = wanted or range(self.config.data.num_classes)
-            labels = torch.tensor([classes[k % len(classes)] for k in indices])
-            check_classes(option, labels, self.config.data.num_classes)
+        labels = self.classes_of_samples(indices, class_to_idx)
         images = torch.zeros(len(indices), *self.shape)
         if "image" in self.kinds:
             numbers = np.array(indices) % len(self._held_out)
@@ -101,6 +95,16 @@ class Conditions:
             images = self._held_out.images(numbers) / (levels - 1)
             images = as_known(self.config, images, levels)
         return self.of_data(images.to(self.device), labels, dequantized=False)
+
+    def classes_of_samples(self, indices: range, class_to_idx: Mapping[str, int]) -> Tensor | None:
+        """The classes of samples by their numbers, (B,); None if there are none."""
+        if "classes" not in self.kinds:
+            return None
+        option, count = "sampling.classes", self.config.data.num_classes
+        wanted = class_numbers(self.config, option, class_to_idx)
+        classes = torch.tensor(wanted or range(count))
+        check_classes(option, classes, count)
+        return classes[torch.tensor(indices) % len(classes)]
 
     @functools.cached_property
     def _held_out(self) -> Source:
@@ -171,13 +175,12 @@ def class_numbers(config, option: str, class_to_idx: Mapping[str, int]) -> list[
     return labels
 
 
-def check_classes(option: str, labels: Tensor | Sequence[int], classes: int) -> None:
+def check_classes(option: str, labels: Tensor, classes: int) -> None:
     """Refuse classes that the network has not learned.
 
     Raises:
         ValueError: a number out of range.
     """
-    labels = torch.as_tensor(labels)
     if not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(
             f"{option} = {tuple(labels.tolist())} should be classes of the network, whole "

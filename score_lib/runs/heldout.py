@@ -17,9 +17,14 @@ from score_lib.runs.setup import Run
 
 
 class DataBytes:
-    """The images of a source in batches of bytes, (B, H, W, C), as extractors take them."""
+    """The images of a source in batches of bytes, (B, H, W, C), as extractors take them.
 
-    def __init__(self, config, source: Source):
+    Args:
+        labelled: give pairs of images and labels (B,).
+    """
+
+    def __init__(self, config, source: Source, *, labelled: bool = False):
+        self.labelled = labelled
         size, workers = config.eval.batch_size, config.data.num_workers
         self.stream = ImageStream(source, size, evaluation=True, as_uint8=True, num_workers=workers)
         self.numbers = range(len(self.stream))
@@ -27,10 +32,11 @@ class DataBytes:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
         self.stream.seek(self.numbers.start * self.stream.batch_size)
-        batches = itertools.islice(self.stream, len(self.numbers))
-        return (batch["image"].movedim(1, -1) for batch in batches)
+        for batch in itertools.islice(self.stream, len(self.numbers)):
+            images = batch["image"].movedim(1, -1)
+            yield (images, batch["label"]) if self.labelled else images
 
     def share(self) -> "DataBytes":
         """This process's share of the batches."""

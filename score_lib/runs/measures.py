@@ -22,8 +22,8 @@ from score_lib.disk.reports import markdown_table, mean_and_error, save_histogra
 from score_lib.elbo import get_elbo_fn
 from score_lib.likelihood import bits_per_dim, get_log_likelihood_fn, offsets
 from score_lib.losses.objectives import ClassifierLoss, Draws, NoisyLoss
-from score_lib.metrics.configured import get_extractor
-from score_lib.metrics.stats import Statistics, metrics
+from score_lib.metrics.configured import get_extractor, recognises_classes
+from score_lib.metrics.stats import Statistics, class_metrics, metrics
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.rounds import Job
 from score_lib.runs.setup import Run, given, in_batches
@@ -213,6 +213,7 @@ def likelihood_terms(
 def evaluate_samples(job: Job) -> dict[str, float | None]:
     """FID, Inception Score, KID, precision and recall of exactly `eval.num_samples` samples.
 
+    Those of a network that is conditional on classes also get `class_metrics`.
     They are drawn in rounds of `eval.batch_size` and compared with the data set's statistics.
     """
     run, options = job.run, job.run.config.eval
@@ -240,7 +241,12 @@ def evaluate_samples(job: Job) -> dict[str, float | None]:
         shown = torch.from_numpy(samples(0)[:64]).movedim(-1, 1) / 255
         save_grid(job.folder / folder / "samples.png", shown)
         pool_3, logits = (_joined(found, name) for name in ("pool_3", "logits"))
-        result = metrics(real, Statistics.of(extractor, pool_3, logits, "samples"), run.device)
+        numbers = range(options.num_samples)
+        labels = run.conditions.classes_of_samples(numbers, run.state["class_to_idx"])
+        fake = Statistics.of(extractor, pool_3, logits, "samples", labels)
+        result = metrics(real, fake, run.device)
+        if labels is not None:
+            result |= class_metrics(real, fake, recognises_classes(run.config))
         published = {"IS": "inception_score", "fid": "fid", "kid": "kid"}
         arrays = {key: np.array(result[name], dtype=float) for key, name in published.items()}
         save_arrays(job.folder / f"report_{job.label}.npz", **arrays)

@@ -51,7 +51,7 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
     extractor = get_extractor(config, run.device)
     _, _, info = get_streams(config, evaluation=True)
     source = info.sources["train"]
-    batches = DataBytes(config, source)
+    batches = DataBytes(config, source, labelled=source.num_classes > 1)
     stats = compute_statistics(extractor, batches.share(), progress=True, dataset=info.name)
     path = stats_path(config, workdir)
 
@@ -63,7 +63,7 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
     distributed.on_main(save)
     logging.info("statistics of %d images are in %s", stats.count, path)
     if config.eval.suggest_noise_scales:
-        distributed.on_main(lambda: _suggest_noise_scales(config, batches))
+        distributed.on_main(lambda: _suggest_noise_scales(config, DataBytes(config, source)))
     return path
 
 

@@ -17,7 +17,7 @@ from score_lib.base.registry import Registry
 from score_lib.data.inputs import read_inputs
 from score_lib.disk.pictures import to_uint8
 from score_lib.disk.reports import mean_and_error
-from score_lib.metrics.configured import get_extractor
+from score_lib.metrics.configured import get_extractor, recognises_classes
 from score_lib.runs.conditions import as_known, check_classes, class_numbers
 from score_lib.runs.setup import Run, from_checkpoint, in_batches
 from score_lib.samplers.loop import Constraint
@@ -131,8 +131,7 @@ def psnr(name: str, results: Tensor, images: Tensor) -> dict[str, float]:
 def recognised(run: Run, results: Tensor, labels: Tensor | None) -> dict[str, float]:
     """The share of results (rows, results, *D) that the evaluation's classifier, if the data set
     has one, assigns to their row's class."""
-    extractor = run.config.eval.extractor or run.config.data.dataset.lower()
-    if labels is None or extractor != "digits":
+    if labels is None or not recognises_classes(run.config):
         return {}
     pixels = to_uint8(results.flatten(0, 1), run.levels)
     said = get_extractor(run.config, run.device)(pixels)["logits"].argmax(1)
