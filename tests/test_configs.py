@@ -31,6 +31,8 @@ OWN = [
     "vp/color_digits",
     "vp/digits",
     "vp/digits_classifier",
+    "vp/digits_conditional",
+    "vp/digits_superres",
     "vp/images",
 ]
 

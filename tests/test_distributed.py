@@ -90,10 +90,11 @@ def test_the_number_of_processes_may_change_between_runs(alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_classifier_is_trained_by_several(tmp_path):
-    changes = {**NO_DROPOUT, "training__n_iters": 6}
-    run_lib.train(small_config("vp/digits_classifier", **changes), tmp_path / "one")
-    config = small_config("vp/digits_classifier", **changes)
+@pytest.mark.parametrize("experiment", ("vp/digits_classifier", "vp/digits_conditional"))
+def test_labels_are_shared_out_with_their_images(experiment, tmp_path):
+    changes = {**NO_DROPOUT, "training__n_iters": 6, "training__snapshot_sampling": False}
+    run_lib.train(small_config(experiment, **changes), tmp_path / "one")
+    config = small_config(experiment, **changes)
     assert together(2, run_lib.train, config, tmp_path / "two") == [None, None]
     assert_same_weights(tmp_path / "two", tmp_path / "one", rtol=0, atol=1e-4)
 

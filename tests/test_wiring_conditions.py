@@ -1,0 +1,356 @@
+"""The condition of each image and of each sample arrives at the network, see `test_wiring`."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from control_runs import read, save
+from recorder import Recorder
+from small_runs import run_forked, small_config
+from test_wiring import recording, train
+
+import run_lib
+from models.conditioning import Guided
+from score_lib.data.digits import digits
+from score_lib.disk.checkpoints import CheckpointError, read_checkpoint
+from score_lib.runs import measures
+
+LABELLED = {"data__num_classes": 10, "training__condition": "classes"}
+DROPPING = {**LABELLED, "training__condition_dropout": 0.25}
+# Almost no noise, so that a network's input is the image itself.
+CLEAR = {"model__beta_min": 1e-9, "model__beta_max": 1e-9}
+
+
+def label_of(images):
+    """The labels of digits (B, 1, 8, 8) in [-1, 1], dequantised or not, found among all of them."""
+    parts = [part.read(np.arange(len(part))) for part in digits((1, 8, 8))]
+    known = torch.cat([pixels for pixels, _ in parts]).flatten(1).float()
+    labels = torch.cat([found for _, found in parts])
+    levels = ((images.flatten(1) + 1) / 2 * 17).floor().clamp(0, 16)
+    return labels[torch.cdist(levels, known).argmin(1)]
+
+
+# --- Training -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulation", (1, 3))
+def test_training_tells_the_class_of_each_image(accumulation, tmp_path):
+    options = {**LABELLED, **CLEAR, "training__grad_accumulation": accumulation}
+    calls, _ = train(tmp_path, **options, training__eval_freq=1, sampling__corrector="none")
+    calls = [call for call in Recorder.calls if call.x.shape[0] > 1]
+    assert {call.training for call in calls} == {True, False}
+    for call in calls[:8]:
+        assert torch.equal(call.condition["classes"], label_of(call.x))
+
+
+def test_dropout_replaces_classes_by_the_null_in_training_alone(tmp_path):
+    calls, _ = train(tmp_path, **DROPPING, training__batch_size=128, training__eval_freq=1)
+    told = torch.cat([call.condition["classes"] for call in calls])
+    assert abs((told == 10).float().mean() - 0.25) < 0.04
+    held_out = [c.condition["classes"] for c in Recorder.calls if not c.training and len(c.x) > 1]
+    assert held_out and all(classes.max() < 10 for classes in held_out)
+
+
+def test_dropout_changes_no_other_draw(tmp_path):
+    with_it, _ = train(tmp_path / "a", **DROPPING)
+    without, _ = train(tmp_path / "b", **LABELLED)
+    plain, _ = train(tmp_path / "c")
+    assert not plain[0].condition
+    for a, b, c in zip(with_it, without, plain, strict=True):
+        assert torch.equal(a.labels, b.labels) and torch.equal(b.labels, c.labels)
+    assert torch.equal(with_it[0].x, plain[0].x)
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    (
+        ({}, (1, 4, 4)),
+        ({"training__condition_factor": 4}, (1, 2, 2)),
+        ({"training__condition_operator": "half"}, (1, 8, 8)),
+    ),
+)
+def test_the_image_is_a_measurement_of_the_grey_levels(options, shape, tmp_path):
+    """It knows nothing of the noise of dequantisation: it is a function of the levels."""
+    options = {"training__condition": "image", **CLEAR, **options}
+    calls, _ = train(tmp_path, **options, sampling__corrector="none")
+    levels = ((calls[0].x + 1) / 2 * 17).floor().clamp(0, 16)
+    known = 2 * (levels + 0.5) / 17 - 1
+    image = calls[0].condition["image"]
+    assert image.shape[1:] == shape
+    if "training__condition_operator" in options:
+        expected = known.clone()
+        expected[..., 4:] = 0.0
+    else:
+        expected = torch.nn.functional.avg_pool2d(known, 8 // shape[1])
+    torch.testing.assert_close(image, expected, rtol=0, atol=1e-4)
+
+
+def test_features_are_zeros_where_the_data_have_none(tmp_path):
+    calls, _ = train(tmp_path, training__condition="features", model__num_features=3)
+    assert torch.equal(calls[0].condition["features"], torch.zeros(16, 3))
+
+
+# --- Sampling -------------------------------------------------------------------------------------
+
+
+def drawn(indices, **changes):
+    """The calls that draw samples of these numbers."""
+    run = run_lib.setup(recording(**changes))
+    Recorder.calls.clear()
+    run.draw(indices)
+    return list(Recorder.calls)
+
+
+def test_the_class_of_a_sample_is_a_function_of_its_number():
+    calls = drawn(range(8, 13), **LABELLED)
+    assert all(c.condition["classes"].tolist() == [8, 9, 0, 1, 2] for c in calls)
+    calls = drawn(range(1, 5), **LABELLED, sampling__classes=(7, 3, 3))
+    assert calls[0].condition["classes"].tolist() == [3, 3, 7, 3]
+    calls = drawn(range(2), **LABELLED, sampling__classes=("9,4",))
+    assert calls[0].condition["classes"].tolist() == [9, 4]
+
+
+def test_the_image_of_a_sample_is_that_of_a_held_out_picture():
+    test = digits((1, 8, 8))[1]
+    calls = drawn(range(3, 5), training__condition="image")
+    pixels = test.images([3, 4]).float()
+    known = 2 * (pixels + 0.5) / 17 - 1
+    expected = torch.nn.functional.avg_pool2d(known, 2)
+    torch.testing.assert_close(calls[0].condition["image"], expected)
+    around = drawn(range(len(test) + 3, len(test) + 5), training__condition="image")
+    assert torch.equal(around[0].condition["image"], calls[0].condition["image"])
+
+
+def test_guidance_evaluates_both_and_its_scale_and_interval_arrive(monkeypatch):
+    seen = []
+
+    def note(self, *arguments, interval=None):
+        seen.append((*arguments[1:], interval))
+        Guided.__init__(self, *arguments, interval=interval)
+
+    spy = type("Spy", (Guided,), {"__init__": note})
+    monkeypatch.setattr("score_lib.runs.setup.Guided", spy)
+    guidance = {"sampling__guidance_scale": 2.5, "sampling__guidance_interval": (0.2, 0.7)}
+    calls = drawn(range(2), **DROPPING, **guidance)
+    assert all(call.condition["classes"].tolist() == [0, 1, 10, 10] for call in calls)
+    condition, null, scale, interval = seen[-1]
+    assert condition["classes"].tolist() == [0, 1] and null == {"classes": 10} and scale == 2.5
+    assert interval == pytest.approx((0.2 * 999, 0.7 * 999))
+
+
+def test_guided_samples_follow_the_formula():
+    """A network that gives its class as noise: guided with w it gives null + w (class - null)."""
+    run = run_lib.setup(recording(**DROPPING, sampling__guidance_scale=3.0))
+    x, labels = torch.zeros(2, 1, 8, 8), torch.full((2,), 500.0)
+
+    def network(x, labels, *, classes):
+        return classes.to(x)[:, None, None, None].expand_as(x)
+
+    model = run.conditioned(network, {"classes": torch.tensor([2, 4])})
+    assert model(x, labels)[:, 0, 0, 0].tolist() == [10 + 3 * (2 - 10), 10 + 3 * (4 - 10)]
+
+
+# --- Evaluation -----------------------------------------------------------------------------------
+
+
+def test_loss_and_likelihoods_are_told_the_classes(tmp_path):
+    options = {
+        **LABELLED,
+        "eval__enable_bpd": True,
+        "eval__enable_elbo": True,
+        "eval__elbo_num_times": 2,
+        "eval__batch_size": 148,
+        "eval__enable_sampling": False,
+        "eval__loss_num_repeats": 1,
+    }
+    config = recording(training__snapshot_sampling=False, **options)
+    run_lib.train(config, tmp_path)
+    Recorder.calls.clear()
+    labels = digits((1, 8, 8))[1].read(np.arange(296))[1]
+    run_lib.evaluate(config, tmp_path)
+    told = [call.condition["classes"] for call in Recorder.calls if len(call.x) == 148]
+    assert len(told) > 10
+    for classes in told:
+        assert torch.equal(classes, labels[:148]) or torch.equal(classes, labels[148:])
+
+
+def test_samples_are_judged_by_the_classes_they_were_drawn_for(tmp_path, monkeypatch):
+    options = {"eval__enable_sampling": True, "eval__num_samples": 24, "eval__batch_size": 10}
+    options |= {"eval__enable_bpd": False, "eval__enable_loss": False}
+    config = recording(training__snapshot_sampling=False, **LABELLED, **options)
+    run_lib.train(config, tmp_path)
+    found = []
+
+    def noted(real, fake, recognises):
+        found.append((fake.labels.tolist(), recognises, real.labels is not None))
+        return {"recognised": 0.5}
+
+    monkeypatch.setattr(measures, "class_metrics", noted)
+    (record,) = run_lib.evaluate(config, tmp_path)
+    assert found == [([k % 10 for k in range(24)], True, True)] and record["recognised"] == 0.5
+
+
+# --- Control --------------------------------------------------------------------------------------
+
+
+def controlled(folder, task, experiment="vp/digits", **changes):
+    """The calls of a task with a conditional recorder, and its arrays."""
+    options = {"control__num_images": 3, "control__num_results": 2, "control__tolerance": 1e-2}
+    config = small_config(
+        experiment, model__name="recorder", control__task=task, **{**options, **changes}
+    )
+    config.eval.checkpoint = save(run_lib.setup(config), folder / "network.pth")
+    Recorder.calls.clear()
+    arrays, _, _ = read(run_lib.control(config, folder))
+    return list(Recorder.calls), arrays
+
+
+@pytest.mark.parametrize("task", ("inpaint", "edit"))
+def test_tasks_tell_the_class_of_the_image_of_each_row(task, tmp_path):
+    calls, arrays = controlled(tmp_path, task, **LABELLED)
+    expected = torch.from_numpy(arrays["labels"]).repeat_interleave(2)
+    assert all(torch.equal(call.condition["classes"], expected) for call in calls)
+
+
+@pytest.mark.parametrize("task", ("reconstruct", "temperature"))
+def test_codes_are_of_the_conditional_flow(task, tmp_path):
+    guidance = {**DROPPING, "sampling__guidance_scale": 4.0}
+    calls, _ = controlled(tmp_path, task, **guidance)
+    labels = digits((1, 8, 8))[1].read(np.arange(3))[1].tolist()
+    expected = labels if task == "reconstruct" else [0, 1, 2] * 4
+    assert calls and all(call.condition["classes"].tolist() == expected for call in calls)
+
+
+def test_interpolations_are_decoded_under_the_nearer_class(tmp_path):
+    options = {"control__num_images": 2, "control__num_interpolations": 4}
+    calls, _ = controlled(tmp_path, "interpolate", **LABELLED, **options)
+    first, second = digits((1, 8, 8))[1].read(np.arange(2))[1].tolist()
+    told = [call.condition["classes"].tolist() for call in calls]
+    assert told[0] == [first] and [second] in told
+    assert told[-1] == [first, first, second, second]
+
+
+def test_classes_are_drawn_by_condition_without_a_classifier(tmp_path):
+    options = {"control__labels": (5, 1), "sampling__guidance_scale": 2.0}
+    calls, arrays = controlled(tmp_path, "class", **DROPPING, **options)
+    assert arrays["labels"].tolist() == [5, 1] and arrays["result"].shape == (2, 2, 1, 8, 8)
+    assert all(c.condition["classes"].tolist() == [5, 5, 1, 1, *[10] * 4] for c in calls)
+
+
+def test_restoration_by_the_condition_alone(tmp_path):
+    options = {"training__condition": "image", "control__method": "none"}
+    calls, arrays = controlled(tmp_path, "restore", **options)
+    y = torch.from_numpy(arrays["y"])
+    assert y.shape == (3, 1, 4, 4)
+    expected = y.repeat_interleave(2, dim=0)
+    assert all(torch.allclose(call.condition["image"], expected, atol=1e-5) for call in calls)
+    with pytest.raises(ValueError, match="'none' needs a network that is told the measurement"):
+        controlled(tmp_path / "other", "restore", control__method="none")
+
+
+def test_images_of_ones_own_need_labels(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "digit.png"
+    Image.fromarray(np.full((8, 8), 128, np.uint8)).save(path)
+    options = {**LABELLED, "control__path": str(path), "control__num_images": 1}
+    with pytest.raises(ValueError, match=r"have no labels: set control.labels"):
+        controlled(tmp_path, "edit", **options)
+    calls, _ = controlled(tmp_path, "edit", **options, control__labels=(6,))
+    assert all(call.condition["classes"].tolist() == [6, 6] for call in calls)
+    with pytest.raises(ValueError, match="names 2 classes for 1 images"):
+        controlled(tmp_path, "edit", **options, control__labels=(6, 7))
+
+
+# --- Refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    (
+        ({"training__condition": "classes"}, r"data.num_classes = 0 should be the number of"),
+        ({"training__condition": "colour"}, r"training.condition = 'colour' should be '', 'clas"),
+        ({"training__condition_dropout": 0.1}, r"drops a condition, and there is none"),
+        ({"sampling__guidance_scale": 2.0}, r"training.condition_dropout above 0"),
+        ({**LABELLED, "sampling__guidance_scale": 2.0}, r"training.condition_dropout above 0"),
+        ({**LABELLED, "sampling__guidance_interval": (0.5, 0.2)}, r"two numbers, such as"),
+        (
+            {"training__condition": "image", "training__condition_factor": 3},
+            r"factor 3 needs sides that it divides",
+        ),
+        (
+            {"training__condition": "image", "training__condition_operator": "smear"},
+            r"unknown operator 'smear'",
+        ),
+    ),
+)
+def test_options_that_do_not_fit_are_refused_at_once(changes, message):
+    with pytest.raises(ValueError, match=message):
+        run_lib.setup(small_config(**changes))
+
+
+def test_unknown_classes_are_refused():
+    for classes in ((3, 10), ("eleven",)):
+        run = run_lib.setup(small_config(**LABELLED, sampling__classes=classes))
+        with pytest.raises(ValueError, match=r"sampling.classes = .*(0 to 9|classes are 0 = 0)"):
+            run.draw(range(2))
+
+
+def test_data_with_more_classes_are_refused(tmp_path):
+    config = recording(**{**LABELLED, "data__num_classes": 9})
+    with pytest.raises(ValueError, match=r"data.num_classes = 9 cannot learn .*DIGITS, .* 10"):
+        run_lib.train(config, tmp_path)
+
+
+def test_another_condition_than_that_of_training_is_refused(tmp_path):
+    options = {"training__condition": "image", "training__snapshot_sampling": False}
+    run_lib.train(recording(**options), tmp_path)
+    other = small_config(model__name="recorder", **options, training__condition_factor=4)
+    with pytest.raises(CheckpointError, match=r"training.condition_factor = 4 instead of 2"):
+        run_lib.sample(other, tmp_path)
+
+
+# --- Runs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ("vp/digits_conditional", "vp/digits_superres"))
+def test_a_resumed_conditional_run_equals_an_undisturbed_one(experiment, tmp_path):
+    options = {"training__snapshot_sampling": True, "sampling__corrector": "none"}
+    options |= {"sampling__method": "heun", "sampling__num_steps": 9}
+    for name, stops in (("whole", (12,)), ("parts", (5, 12))):
+        for stop in stops:
+            config = small_config(experiment, **options, training__n_iters=stop)
+            run_lib.train(config, tmp_path / name)
+    whole, parts = (
+        read_checkpoint(tmp_path / name / "checkpoints-meta" / "checkpoint.pth")
+        for name in ("whole", "parts")
+    )
+    for key, value in whole["model"].items():
+        assert torch.equal(value, parts["model"][key]), key
+    samples = [
+        np.load(tmp_path / name / "samples/iter_12/sample.np") for name in ("whole", "parts")
+    ]
+    assert np.array_equal(*samples)
+
+
+@pytest.mark.slow
+def test_names_of_classes_by_the_command_line(tmp_path):
+    config = small_config("vp/digits_conditional", training__snapshot_sampling=False)
+    run_lib.train(config, tmp_path)
+    arguments = [
+        "--config=configs/vp/digits_conditional.py",
+        f"--workdir={tmp_path}",
+        "--mode=control",
+        "--config.model.nf=8",
+        "--config.model.num_scales=5",
+        "--config.control.task=class",
+        "--config.control.labels=('7', '2')",
+        "--config.sampling.method=dpmpp_2m",
+        "--config.sampling.num_steps=20",
+    ]
+    code, output = run_forked(arguments)
+    assert code == 0, output
+    (figures,) = json.loads((tmp_path / "control/class/report.json").read_text())
+    assert 0 <= figures["recognised"] <= 1 and figures["guidance_scale"] == 1.5
