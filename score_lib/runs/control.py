@@ -186,11 +186,15 @@ def conditional(run: Run) -> Outcome:
             f"control.labels = {tuple(options.labels)} should be classes of the classifier, whole "
             f"numbers from 0 to {classes - 1}"
         )
-    scale, until = options.guidance_scale, options.guidance_until
+    scale = options.guidance_scale
+    settings = {
+        "until": options.guidance_until,
+        "continuous": classifier.config.training.continuous,
+    }
     with classifier.sampling_network() as network:
 
         def guidance(rows: Tensor) -> list[Constraint]:
-            return [ClassGuidance(network, labels[rows], scale, until=until)]
+            return [ClassGuidance(network, labels[rows], scale, **settings)]
 
         results = _draw(run, len(labels), guidance)
     figures = {"guidance_scale": float(scale), **_recognised(run, results, labels)}
