@@ -259,7 +259,9 @@ class CosineVPSDE(_Preserving):
 
     def noise_std(self, t: Tensor, continuous: bool) -> Tensor:
         """s(t), for discrete levels at the place that the network is told."""
-        return self.marginal_coeffs(t if continuous else (self.level(t) + 1) / self.N)[1]
+        if not continuous:
+            t = ((self.level(t) + 1) / self.N).clamp(max=self.last_level)
+        return self.marginal_coeffs(t)[1]
 
     def __repr__(self) -> str:
         levels = "" if self.continuous else ", continuous=False"
