@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 # The networks for digits of 8 px.
 SMALL_UNET = dict(nf=16, num_res_blocks=1, ch_mult=(1, 2), attn_resolutions=(4,), ema_rate=0.998)
+SMALL_ADM = {**SMALL_UNET, "nf": 32, "num_head_channels": 32}
 SMALL_RESNET = dict(nf=8, blocks_per_group=1, channel_multiplier=2, ema_rate=0.998)
 
 # --- Processes ---------------------------------------------------------------------------------
@@ -30,6 +31,12 @@ def vp_sde(config: ConfigDict, *, continuous: bool) -> None:
     config.data.centered = True
     config.model.update(num_scales=1000, scale_by_sigma=False)
     config.training.update(sde="vpsde", continuous=continuous, reduce_mean=True)
+
+
+def cosine_vp_sde(config: ConfigDict, *, continuous: bool) -> None:
+    """VP SDE with the cosine schedule, or its discretisation in 1000 steps."""
+    vp_sde(config, continuous=continuous)
+    config.training.sde = "cosine_vpsde"
 
 
 def subvp_sde(config: ConfigDict) -> None:
@@ -175,7 +182,7 @@ def wide_resnet(config: ConfigDict, *, num_classes: int, **options: object) -> N
     Args:
         options: options of the network that differ from those of WRN-28-10.
     """
-    config.data.num_classes = num_classes
+    _classifier(config, num_classes)
     config.model.update(
         name="wideresnet_noise_conditional",
         nf=16,
@@ -187,6 +194,24 @@ def wide_resnet(config: ConfigDict, *, num_classes: int, **options: object) -> N
         ema_rate=0.999,
     )
     config.model.update(options)
+
+
+def adm_classifier(config: ConfigDict, *, num_classes: int, **options: object) -> None:
+    """The classifier of ADM, for noisy images and their time steps; it draws no samples.
+
+    Args:
+        options: options of the network that differ from those of `adm` and those below, which are
+            published for images of 64 px.
+    """
+    adm(config, ch_mult=(1, 2, 3, 4), num_res_blocks=4, attn_resolutions=(32, 16, 8))
+    config.model.update(name="adm_classifier", pool="attention", ema_rate=0.999)
+    config.model.update(options)
+    _classifier(config, num_classes)
+
+
+def _classifier(config: ConfigDict, num_classes: int) -> None:
+    """What a classifier is trained for and evaluated by; it draws no samples."""
+    config.data.num_classes = num_classes
     config.training.update(objective="classifier", snapshot_sampling=False)
     config.eval.update(enable_accuracy=True, enable_bpd=False, enable_sampling=False)
     pc_sampling(config, predictor="none")

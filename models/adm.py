@@ -11,9 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from score_lib.base.tensors import image_shape
-from score_lib.options import complete
-
 from .adm_layers import (
     Architecture,
     AttentionPool,
@@ -25,10 +22,8 @@ from .adm_layers import (
     timestep_embedding,
     zeroed,
 )
-from .layers import autocast_dtype, check_input, choose, in_full_precision
+from .layers import autocast_dtype, choose, in_full_precision
 from .network import Network
-from .unet import tell_unmatched, total_stride
-from .utils import register_model
 
 
 class _Trunk(Network):
@@ -176,8 +171,7 @@ class UNetModel(_Trunk):
         resblock_updown: bool = False,
         use_new_attention_order: bool = False,
     ):
-        given = locals()
-        builder = Builder(Architecture(**{key: given[key] for key in Architecture._fields}))
+        builder = Builder(Architecture.of(locals()))
         super().__init__(builder, in_channels, num_classes, use_checkpoint)
         self.image_size, self.out_channels = image_size, out_channels
         self.output_blocks = builder.decoder(self.skip_channels)
@@ -270,6 +264,8 @@ class SuperResModel(UNetModel):
 class EncoderUNetModel(_Trunk):
     """The classifier of noisy images: the way down of a U-Net, and a pool.
 
+    Class guidance tells it time steps, as `told_time_step` says.
+
     Args:
         out_channels: classes.
         pool: how feature maps become logits: "adaptive" (their mean), "attention" (for images of
@@ -280,6 +276,8 @@ class EncoderUNetModel(_Trunk):
     Raises:
         ValueError: see `UNetModel`; an unknown pool.
     """
+
+    told_time_step = True
 
     def __init__(
         self,
@@ -303,8 +301,7 @@ class EncoderUNetModel(_Trunk):
         use_new_attention_order: bool = False,
         pool: str = "adaptive",
     ):
-        given = locals()
-        builder = Builder(Architecture(**{key: given[key] for key in Architecture._fields}))
+        builder = Builder(Architecture.of(locals()))
         super().__init__(builder, in_channels, None, use_checkpoint)
         self.image_size, self.out_channels, self.pool = image_size, out_channels, pool
         self.num_head_channels = num_head_channels
@@ -365,77 +362,3 @@ class EncoderUNetModel(_Trunk):
         else:
             h = maps[-1].to(dtype)
         return in_full_precision(self.out, h).to(x.dtype)
-
-
-@register_model(name="adm")
-class ADM(UNetModel):
-    """The U-Net of ADM as a config describes it: not told classes, without learned variances.
-
-    Read are, of `model`: `nf`, `ch_mult`, `num_res_blocks`, `attn_resolutions` (heights in pixels),
-    `dropout`, `resblock_type` ("biggan": residual blocks change the resolution; "ddpm": layers in
-    between do, with a convolution if `resamp_with_conv`), `scale_shift_norm`, `num_heads`,
-    `num_head_channels` and `checkpoint_activations` (which acts in training).
-
-    Raises:
-        ValueError: see `UNetModel`; the image size cannot be halved often enough, or the config
-            asks for features that this network lacks.
-    """
-
-    def __init__(self, config):
-        config = complete(config)
-        model = config.model
-        _check_options(model)
-        channels, height, width = image_shape(config)
-        total_stride(height, width, model.ch_mult)
-        heights = [height >> i for i in range(len(model.ch_mult))]
-        tell_unmatched(model.attn_resolutions, heights)
-        kinds = {"biggan": True, "ddpm": False}
-        super().__init__(
-            image_size=height,
-            in_channels=channels,
-            model_channels=model.nf,
-            out_channels=channels,
-            num_res_blocks=model.num_res_blocks,
-            attention_resolutions=[height // s for s in heights if s in model.attn_resolutions],
-            dropout=model.dropout,
-            channel_mult=tuple(model.ch_mult),
-            conv_resample=model.resamp_with_conv,
-            use_checkpoint=model.checkpoint_activations,
-            num_heads=model.num_heads,
-            num_head_channels=model.num_head_channels or -1,
-            use_scale_shift_norm=model.scale_shift_norm,
-            resblock_updown=choose("model.resblock_type", model.resblock_type, kinds),
-        )
-        self.centered = config.data.centered
-
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """The network's output; the process turns it into a score.
-
-        Args:
-            x: images in the network's range, (B, C, H, W); both sides multiples of `stride`.
-            labels: (B,), time steps, whole or not.
-        Returns:
-            (B, C, H, W), in the dtype of x.
-        Raises:
-            ValueError: other shapes.
-        """
-        check_input(x, labels, self.in_channels)
-        return super().forward(x if self.centered else 2 * x - 1, labels)
-
-    def _recomputes(self) -> bool:
-        return self.training and super()._recomputes()
-
-
-def _check_options(model) -> None:
-    """Refuse options that this network does not have, if they are set."""
-    for name, value, hint in (
-        ("normalization", "GroupNorm", ""),
-        ("nonlinearity", "swish", ""),
-        ("conditional", True, ""),
-        ("scale_by_sigma", False, ": choose a VP or sub-VP process"),
-    ):
-        if name in model and model[name] != value:
-            raise ValueError(
-                f"model.{name} = {model[name]!r} should be {value!r}, the only value for the "
-                f"network 'adm'{hint}"
-            )

@@ -5,7 +5,7 @@ checkpoints.  Weights start as PyTorch draws them, and the last layer of a branc
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -270,6 +270,11 @@ class Architecture(NamedTuple):
     use_scale_shift_norm: bool
     resblock_updown: bool
     use_new_attention_order: bool
+
+    @classmethod
+    def of(cls, given: Mapping[str, object]) -> "Architecture":
+        """These of the keywords of a network."""
+        return cls(**{name: given[name] for name in cls._fields})
 
 
 class Builder:

@@ -229,6 +229,20 @@ def check_input(x: Tensor, labels: Tensor, channels: int) -> None:
         )
 
 
+def check_classes(count: int) -> int:
+    """The number of a classifier's classes, `data.num_classes`.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    if count < 2:
+        raise ValueError(
+            f"data.num_classes is {count}, but a classifier needs at least two classes: "
+            "set it to the number of classes in the data"
+        )
+    return count
+
+
 def __getattr__(name: str) -> object:
     """The blocks that the published module of this name has; they are made of what is above."""
     if name.startswith("_"):

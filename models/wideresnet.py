@@ -11,6 +11,7 @@ from score_lib.options import complete
 
 from .layers import (
     autocast_dtype,
+    check_classes,
     check_input,
     ddpm_conv1x1,
     ddpm_conv3x3,
@@ -140,12 +141,8 @@ class WideBlock(nn.Module):
 
 
 def _check_options(config) -> None:
-    data, model = config.data, config.model
-    if data.num_classes < 2:
-        raise ValueError(
-            f"data.num_classes is {data.num_classes}, but a classifier needs at least two classes: "
-            "set it to the number of classes in the data"
-        )
+    model = config.model
+    check_classes(config.data.num_classes)
     if min(model.blocks_per_group, model.channel_multiplier) < 1:
         raise ValueError(
             f"model.blocks_per_group = {model.blocks_per_group} and model.channel_multiplier = "

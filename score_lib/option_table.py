@@ -148,7 +148,10 @@ device = Check("'auto', 'cpu', 'cuda' or 'cuda:1'", lambda value: bool(str(value
 precision = one_of("float32", "tf32", "bfloat16")
 compiling = one_of("", "default", "reduce-overhead", "max-autotune")
 data_sets = name("CIFAR10 SVHN CELEBA LSUN FFHQ CelebAHQ IMAGES DIGITS COLOR_DIGITS")
-networks = name("ncsnpp ddpm ncsn ncsnv2_64 ncsnv2_128 ncsnv2_256 adm wideresnet_noise_conditional")
+networks = name(
+    "ncsnpp ddpm ncsn ncsnv2_64 ncsnv2_128 ncsnv2_256 adm adm_classifier "
+    "wideresnet_noise_conditional"
+)
 normalizations = name("GroupNorm InstanceNorm InstanceNorm++ VarianceNorm")
 samplers = name("pc ode adaptive ddim heun dpmpp_2m dpmpp_3m dpmpp_sde")
 predictors = name("euler_maruyama reverse_diffusion ancestral_sampling none")
@@ -160,6 +163,7 @@ tasks = name(
 _OPERATORS = "box half random_mask super_resolution blur gray projection"
 operators, any_operator = name(_OPERATORS), name(_OPERATORS, empty=True)
 methods = name("pigdm dps projection tweedie none")
+pools = one_of("adaptive", "attention", "spatial", "spatial_v2")
 probes = name("Rademacher Gaussian exact")
 parametrizations = name("score noise x0 v edm", empty=True)
 extractors = name("inception inception_tfgan digits", empty=True)
@@ -233,13 +237,20 @@ _MODEL = {
     "interpolation": (NETWORK, name("bilinear bicubic nearest"), "NCSN, NCSNv2: upsampling"),
     "num_heads": (1, count, "ADM: attention heads"),
     "num_head_channels": (0, at_least(0), "ADM: features of a head; 0: see `num_heads`"),
+    "use_new_attention_order": (
+        False,
+        flag,
+        "ADM: order of weights: query, key, value, then heads",
+    ),
+    "learn_sigma": (False, flag, "ADM: also predict the variances of reverse steps"),
+    "pool": ("attention", pools, "ADM, classifier: how feature maps become logits"),
     "scale_shift_norm": (True, flag, "ADM: the time scales and shifts features, else it is added"),
     "blocks_per_group": (NETWORK, count, "wide ResNet: residual blocks of a group"),
     "channel_multiplier": (NETWORK, count, "wide ResNet: width"),
 }
 
 _TRAINING = {
-    "sde": (NEEDED, name("vesde vpsde subvpsde"), "process"),
+    "sde": (NEEDED, name("vesde vpsde subvpsde cosine_vpsde"), "process"),
     "continuous": (NEEDED, flag, "train at all times, else at `model.num_scales` of them"),
     "reduce_mean": (NEEDED, flag, "average the loss over pixels, else half of their sum"),
     "likelihood_weighting": (False, flag, "weight the loss by g(t)^2"),

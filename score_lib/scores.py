@@ -104,23 +104,39 @@ def label_at(
     return chosen.at(as_process(sde), t, dimensions)[1]
 
 
-def get_classifier_grad_fn(classifier: Callable) -> Callable:
-    """`grad_fn(x, noise_std, labels)`: gradient of log p(label | x_t) with respect to x_t.
+def classifier_label(classifier: Callable, step: Tensor, noise_std: Tensor) -> Tensor:
+    """The label (B,) by which a classifier is told the noise: the one that its kind takes.
 
     Args:
-        classifier: a network, or any function, of x (B, *D) in the network's range and s(t) (B,),
-            that gives logits (B, K).
-    Returns:
-        Function that gives (B, *D) for labels (B,), int64 in [0, K).  Differentiable where
-        gradients are enabled.
+        classifier: a network with the attribute `told_time_step = True` takes the time step; any
+            other one, and functions, take s(t).
+        step: what a score network of the process would be told, (B,).
+        noise_std: s(t), (B,).
     """
-    logit_fn = get_model_fn(classifier)
+    return step if getattr(unwrapped(classifier), "told_time_step", False) else noise_std
 
-    def grad_fn(x: Tensor, noise_std: Tensor, labels: Tensor) -> Tensor:
+
+def get_classifier_grad_fn(sde, classifier: Callable, continuous: bool = True) -> Callable:
+    """`grad_fn(x, t, labels)`: gradient of log p(label | x_t) with respect to x_t.
+
+    Args:
+        sde: the process.
+        classifier: a network, or any function, of x (B, *D) in the network's range and a label
+            (B,), see `classifier_label`, that gives logits (B, K).
+        continuous: whether the classifier was trained on all times of [0, T] or on a grid.
+    Returns:
+        Function of x (B, *D), t (B,) and labels (B,), int64 in [0, K), that gives (B, *D).
+        Differentiable where gradients are enabled.
+    """
+    sde, logit_fn = as_process(sde), get_model_fn(classifier)
+
+    def grad_fn(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        _, noise_std = sde.marginal_prob(torch.zeros_like(t), t)
+        told = classifier_label(classifier, sde.noise_label(t, continuous), noise_std)
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
             at = x if x.requires_grad else x.detach().requires_grad_(True)
-            log_p = torch.log_softmax(logit_fn(at, noise_std), dim=1)
+            log_p = torch.log_softmax(logit_fn(at, told), dim=1)
             chosen = log_p.gather(1, labels[:, None]).sum()
             return torch.autograd.grad(chosen, at, create_graph=keep)[0]
 

@@ -7,6 +7,7 @@ import torch
 from adm_helpers import error, layout
 from networks import build, fill_weights, tiny_config
 from small_runs import small_config
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import run_lib
@@ -14,7 +15,9 @@ from configs import data, parts
 from models.adm import UNetModel
 from models.adm_layers import AttentionBlock
 from models.precision import Compiled, InBfloat16
+from models.utils import get_score_fn
 from score_lib.options import checked
+from sde_lib import VPSDE, batch_mul
 from utils import restore_checkpoint
 
 
@@ -44,8 +47,33 @@ def test_options_of_the_config_arrive():
     added = build(adm_config(scale_shift_norm=False))
     assert added.middle_block[0].emb_layers[1].out_features == 64
     assert build(adm_config(num_heads=4)).middle_block[1].heads == 4
+    assert build(adm_config(num_head_channels=8)).middle_block[1].heads == 8
+    for new_order in (False, True):
+        model = build(adm_config(num_heads=4, use_new_attention_order=new_order))
+        blocks = [layer for layer in model.modules() if isinstance(layer, AttentionBlock)]
+        assert blocks and {block.new_order for block in blocks} == {new_order}
     attending = build(adm_config(image_size=(16, 8), attn_resolutions=(16,), ch_mult=(1, 1, 1)))
     assert len(attending.input_blocks[1]) == 2 and len(attending.input_blocks[3]) == 1
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
+def test_learned_variances_are_given_if_asked_for(wrap):
+    """The first half of the channels is the output, whatever they are."""
+    model = fill_weights(build(adm_config(learn_sigma=True, centered=True))).eval()
+    published = UNetModel(
+        8, 3, 32, 6, 1, (2,), 0.1, (1, 2), use_scale_shift_norm=True, resblock_updown=True
+    ).eval()
+    published.load_state_dict(model.state_dict())
+    x, labels = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 500.0])
+    both = published(x, labels)
+    assert torch.equal(wrap(model)(x, labels), both[:, :3])
+    assert torch.equal(wrap(model)(x, labels, variances=True), both)
+    assert torch.equal(model.with_variances(x, labels), both) and both.shape == (2, 6, 8, 8)
+    score = get_score_fn(VPSDE(), model, continuous=True)(x, labels / 999)
+    std = VPSDE().marginal_coeffs(labels / 999)[1]
+    torch.testing.assert_close(score, batch_mul(-1 / std, both[:, :3]))
+    with pytest.raises(ValueError, match=r"no learned variances.*model.learn_sigma"):
+        build(adm_config()).with_variances(x, labels)
 
 
 def test_images_that_are_not_centred_are_centred_first():

@@ -30,6 +30,8 @@ OWN = [
     "ve/digits_edm",
     "vp/color_digits",
     "vp/digits",
+    "vp/digits_adm",
+    "vp/digits_adm_classifier",
     "vp/digits_classifier",
     "vp/digits_conditional",
     "vp/digits_superres",

@@ -332,8 +332,8 @@ def samplers_for(sde, shape):
 
 
 def test_process_example_works_everywhere():
-    cls = example("docs/extending.md", "class CosineVPSDE")["CosineVPSDE"]
-    assert get_sde("cosine_vpsde") is cls
+    cls = example("docs/extending.md", "class PlainCosineSDE")["PlainCosineSDE"]
+    assert get_sde("plain_cosine") is cls
     sde = cls(N=200)
     t = torch.linspace(0.05, 0.95, 50, dtype=torch.float64)
     var, d_var = torch.func.jvp(
@@ -354,10 +354,10 @@ def test_process_example_works_everywhere():
 
 
 def test_process_predictor_and_corrector_examples_train_by_config(tmp_path):
-    example("docs/extending.md", "class CosineVPSDE")
+    example("docs/extending.md", "class PlainCosineSDE")
     example("docs/extending.md", "class ExponentialIntegrator")
     config = small_config(
-        training__sde="cosine_vpsde",
+        training__sde="plain_cosine",
         model__cosine_end=0.98,
         sampling__predictor="exponential_integrator",
         sampling__corrector="small_langevin",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.adm_layers import AttentionBlock
 from models.conditioning import UNCONDITIONAL, Condition
 from models.layerspp import AttnBlockpp
 
@@ -44,7 +45,7 @@ def cost(
     found: dict[str, int] = collections.Counter()
 
     def seen(module: nn.Module, given: tuple) -> None:
-        if isinstance(module, AttnBlockpp):
+        if isinstance(module, AttnBlockpp | AttentionBlock):
             found["x".join(map(str, given[0].shape[2:]))] += 1
 
     handles = [module.register_forward_pre_hook(seen) for module in model.modules()]

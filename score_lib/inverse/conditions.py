@@ -15,11 +15,14 @@ class ClassGuidance(Constraint):
     """Adds scale grad log p(label | x_t) to the score.  [S21, section 5 and appendix I.1]
 
     Args:
-        classifier: network, or function, of x_t (B, *D) and s(t) (B,) that gives logits (B, K).
+        classifier: network, or function, of x_t (B, *D) and a label (B,) that gives logits (B, K).
+            The label is s(t), or a time step if its class says so: see `classifier_label`.
         labels: (B,) whole numbers in [0, K).
         scale: of the gradient; above 1, samples are more typical of their class.
         until: the last time at which the classifier is used; None is T.  With more noise it may be
             no better than chance.
+        continuous: whether a classifier that is told time steps was trained on all times, or on
+            those of the discrete chain.
     Raises:
         ValueError: labels are not whole numbers, (B,); when sampling starts: they are not in
             [0, K), or not as many as samples.
@@ -32,6 +35,7 @@ class ClassGuidance(Constraint):
         scale: float = 1.0,
         *,
         until: float | None = None,
+        continuous: bool = True,
     ):
         if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
             raise ValueError(
@@ -39,7 +43,7 @@ class ClassGuidance(Constraint):
                 f"{tuple(labels.shape)}"
             )
         self.classifier, self.labels = classifier, labels.to(torch.int64)
-        self.scale, self.until = scale, until
+        self.scale, self.until, self.continuous = scale, until, continuous
 
     def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
         self.labels = self.labels.to(x.device)
@@ -56,12 +60,11 @@ class ClassGuidance(Constraint):
         return x
 
     def guide(self, sde: SDE, score_fn: Callable) -> Callable:
-        grad_fn = get_classifier_grad_fn(self.classifier)
+        grad_fn = get_classifier_grad_fn(sde, self.classifier, self.continuous)
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
-            _, noise_std = sde.marginal_prob(torch.zeros_like(t), t)
             scale = self.scale * (t <= (sde.T if self.until is None else self.until))
-            return score_fn(x, t) + batch_mul(scale, grad_fn(x, noise_std, self.labels))
+            return score_fn(x, t) + batch_mul(scale, grad_fn(x, t, self.labels))
 
         return guided
 

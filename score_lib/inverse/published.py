@@ -133,6 +133,7 @@ def get_pc_conditional_sampler(
     shape: Sequence[int],
     *settings,
     guidance_scale: float = 1.0,
+    classifier_continuous: bool = True,
     **options,
 ) -> Callable:
     """Samples of given classes: `sampler(model, labels)`.  [S21, section 5 and appendix I.1]
@@ -140,12 +141,13 @@ def get_pc_conditional_sampler(
     For the ODE, give `sampling.get_ode_sampler` a `ClassGuidance`.
 
     Args:
-        classifier, guidance_scale: see `ClassGuidance`.
+        classifier, guidance_scale: see `ClassGuidance`; classifier_continuous: its `continuous`.
         shape: shape of a batch of samples, (B, *D).
         settings, options: the predictor and all further arguments of a factory, see `pc_factory`.
     """
 
     def constrain(labels: Tensor) -> Constrained:
-        return ClassGuidance(classifier, labels, guidance_scale), shape, None
+        told = {"continuous": classifier_continuous}
+        return ClassGuidance(classifier, labels, guidance_scale, **told), shape, None
 
     return pc_factory(constrain)(sde, *settings, **options)

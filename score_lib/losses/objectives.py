@@ -16,7 +16,7 @@ from score_lib.base.distributed import share_of_batch
 from score_lib.base.tensors import batch_mul, check_floats, rows
 from score_lib.losses.weightings import weighting_of
 from score_lib.parametrization import Parametrization, get_parametrization
-from score_lib.scores import get_model_fn, get_score_fn
+from score_lib.scores import classifier_label, get_model_fn, get_score_fn
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE, LinearSDE
 from score_lib.sdes.snr import time_at
@@ -38,6 +38,10 @@ class NoiseLevels(abc.ABC):
     def marginal(self, batch: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, *D) and standard deviation (B,) of x at a level, given the batch."""
 
+    @abc.abstractmethod
+    def step(self, level: Tensor) -> Tensor:
+        """The time steps (B,) that a network is told at levels (B,)."""
+
 
 class ContinuousLevels(NoiseLevels):
     """Times uniform on [eps, T]."""
@@ -55,6 +59,9 @@ class ContinuousLevels(NoiseLevels):
 
     def marginal(self, batch, level):
         return self.sde.marginal_prob(batch, level)
+
+    def step(self, level):
+        return self.sde.noise_label(level, True)
 
     def weight(self, t: Tensor) -> Tensor:
         """Factor (B,) of the loss at times (B,), for the density that they are drawn with."""
@@ -117,6 +124,9 @@ class DiscreteLevels(NoiseLevels):
     def marginal(self, batch, level):
         scale, std = self.sde.discrete_coeffs(level)
         return batch_mul(scale, batch), std
+
+    def step(self, level):
+        return level
 
 
 # By `training.noise_levels`: what makes them of a process and the smallest time.
@@ -326,8 +336,8 @@ def get_ddpm_loss_fn(
 class ClassifierLoss(NoisyLoss):
     """Cross-entropy of a classifier that sees noisy data and their noise level.
 
-    [S21, appendix I.1.]  The classifier is a function of x_t (B, *D) and s(t) (B,) for every
-    process, and gives logits (B, K).
+    [S21, appendix I.1.]  The classifier is a function of x_t (B, *D) and a label (B,), which is
+    s(t) or, if its class says so, the time step: see `classifier_label`.  It gives logits (B, K).
     """
 
     def per_sample(self, model, batch, draws, labels=None, condition=None):
@@ -337,7 +347,9 @@ class ClassifierLoss(NoisyLoss):
 
     def logits(self, model: Callable, batch: Tensor, draws: Draws) -> Tensor:
         """The classifier's logits for noisy data, (B, K)."""
-        return get_model_fn(model, self.train)(*self.noised(batch, draws))
+        x_t, std = self.noised(batch, draws)
+        label = classifier_label(model, self.levels.step(draws.level), std)
+        return get_model_fn(model, self.train)(x_t, label)
 
 
 def get_classifier_loss_fn(sde: SDE, train: bool, continuous: bool = True) -> ClassifierLoss:

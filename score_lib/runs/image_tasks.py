@@ -122,11 +122,15 @@ def conditional(run: Run) -> Outcome:
     options = run.config.control
     classifier = _classifier(run, options.classifier)
     labels = given_labels(run, classifier)
-    scale, until = options.guidance_scale, options.guidance_until
+    scale = options.guidance_scale
+    settings = {
+        "until": options.guidance_until,
+        "continuous": classifier.config.training.continuous,
+    }
     with classifier.sampling_network() as network:
 
         def guidance(rows: Tensor) -> list[Constraint]:
-            return [ClassGuidance(network, labels[rows], scale, until=until)]
+            return [ClassGuidance(network, labels[rows], scale, **settings)]
 
         results = draw(run, len(labels), constrain=guidance)
     figures = {"guidance_scale": float(scale), **recognised(run, results, labels)}

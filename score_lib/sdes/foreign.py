@@ -132,6 +132,7 @@ class _VP(_SubVP):
 
     noise_label, discrete_coeffs = VPSDE.noise_label, VPSDE.discrete_coeffs
     ancestral_step, posterior = VPSDE.ancestral_step, VPSDE.posterior
+    chain_beta = VPSDE.chain_beta
 
     def noise_std(self, t: Tensor, continuous: bool) -> Tensor:
         """s(t), or that of the chain at the label's integer part."""

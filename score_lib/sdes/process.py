@@ -4,8 +4,8 @@
 losses and likelihood only call methods and never ask which class they hold.  `LinearSDE` asks for
 three functions of time instead:
 
-    @register_sde("cosine_vpsde")
-    class CosineVPSDE(LinearSDE):
+    @register_sde("my_process")
+    class MySDE(LinearSDE):
         def drift_rate(self, t): ...
         def diffusion(self, t): ...
         def marginal_coeffs(self, t): ...

@@ -1,5 +1,6 @@
-"""The processes of the paper, and from a name to one.  [S21, section 3.4 and appendices B, C]"""
+"""The published processes, and from a name to one.  [S21, section 3.4 and appendices B, C]"""
 
+import abc
 import math
 from functools import cached_property
 
@@ -43,7 +44,45 @@ class _Chain(LinearSDE):
 
 
 class _BetaSDE(_Chain):
-    """Base of VP and sub-VP: drift -beta(t) x / 2 with beta(t) linear in t.
+    """Base of VP and sub-VP: drift -beta(t) x / 2, and a chain of variances beta_i."""
+
+    @abc.abstractmethod
+    def beta(self, t: Tensor) -> Tensor:
+        """beta(t), (B,)."""
+
+    @cached_property
+    @abc.abstractmethod
+    def discrete_betas(self) -> Tensor:
+        """beta_i, (N,)."""
+
+    @cached_property
+    def alphas(self) -> Tensor:
+        """alpha_i = 1 - beta_i, (N,)."""
+        return 1.0 - self.discrete_betas
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """bar alpha_i, (N,)."""
+        return torch.cumprod(self.alphas, dim=0)
+
+    @cached_property
+    def sqrt_alphas_cumprod(self) -> Tensor:
+        return torch.sqrt(self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_1m_alphas_cumprod(self) -> Tensor:
+        return torch.sqrt(1.0 - self.alphas_cumprod)
+
+    def drift_rate(self, t: Tensor) -> Tensor:
+        return -0.5 * self.beta(t)
+
+    def langevin_alpha(self, t: Tensor) -> Tensor:
+        """1 - beta_i at the step that t belongs to."""
+        return self.lookup("alphas", self.step_index(t))
+
+
+class _LinearBeta(_BetaSDE):
+    """beta(t) linear in t.
 
     Args:
         beta_min, beta_max: beta(0) and beta(T).
@@ -64,24 +103,6 @@ class _BetaSDE(_Chain):
         """beta_i, (N,)."""
         return torch.linspace(self.beta_0 / self.N, self.beta_1 / self.N, self.N)
 
-    @cached_property
-    def alphas(self) -> Tensor:
-        """alpha_i = 1 - beta_i, (N,)."""
-        return 1.0 - self.discrete_betas
-
-    @cached_property
-    def alphas_cumprod(self) -> Tensor:
-        """bar alpha_i, (N,)."""
-        return torch.cumprod(self.alphas, dim=0)
-
-    @cached_property
-    def sqrt_alphas_cumprod(self) -> Tensor:
-        return torch.sqrt(self.alphas_cumprod)
-
-    @cached_property
-    def sqrt_1m_alphas_cumprod(self) -> Tensor:
-        return torch.sqrt(1.0 - self.alphas_cumprod)
-
     def beta(self, t: Tensor) -> Tensor:
         """beta(t) = beta_min + t (beta_max - beta_min)."""
         return self.beta_0 + t * (self.beta_1 - self.beta_0)
@@ -90,31 +111,23 @@ class _BetaSDE(_Chain):
         """Integral of beta from 0 to t."""
         return 0.5 * t**2 * (self.beta_1 - self.beta_0) + t * self.beta_0
 
-    def drift_rate(self, t: Tensor) -> Tensor:
-        return -0.5 * self.beta(t)
-
-    def langevin_alpha(self, t: Tensor) -> Tensor:
-        """1 - beta_i at the step that t belongs to."""
-        return self.lookup("alphas", self.step_index(t))
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.beta_0}, {self.beta_1}, N={self.N})"
 
 
-@register_sde("vpsde", _BETA_OPTIONS)
-class VPSDE(_BetaSDE):
-    """Variance-preserving process, the limit of DDPM.  [S21, equation 11]"""
+class _Preserving(_BetaSDE):
+    """Variance-preserving processes, whose chains are those of DDPM."""
 
     def diffusion(self, t: Tensor) -> Tensor:
         return torch.sqrt(self.beta(t))
 
-    def marginal_coeffs(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        integral = self.beta_integral(t)
-        return torch.exp(-0.5 * integral), torch.sqrt(-torch.expm1(-integral))
+    def chain_beta(self, t: Tensor) -> Tensor:
+        """beta_i of the chain's step that ends at time t, (B,)."""
+        return self.lookup("discrete_betas", self.step_index(t))
 
     def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The chain of DDPM: x_{i+1} = sqrt(1 - beta_i) x_i + sqrt(beta_i) z."""
-        beta = self.lookup("discrete_betas", self.step_index(t))
+        beta = self.chain_beta(t)
         return batch_mul(torch.sqrt(1.0 - beta) - 1.0, x), torch.sqrt(beta)
 
     def noise_label(self, t: Tensor, continuous: bool) -> Tensor:
@@ -134,7 +147,7 @@ class VPSDE(_BetaSDE):
 
     def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """DDPM's step: mean (x + beta_i score) / sqrt(1 - beta_i), variance beta_i."""
-        beta = self.lookup("discrete_betas", self.step_index(t))
+        beta = self.chain_beta(t)
         mean = batch_mul(torch.rsqrt(1.0 - beta), x + batch_mul(beta, score))
         return mean, torch.sqrt(beta)
 
@@ -144,8 +157,119 @@ class VPSDE(_BetaSDE):
         return batch_mul(1 / ratio, x + batch_mul(G**2, score)), G
 
 
+@register_sde("vpsde", _BETA_OPTIONS)
+class VPSDE(_Preserving, _LinearBeta):
+    """Variance-preserving process, the limit of DDPM.  [S21, equation 11]"""
+
+    def marginal_coeffs(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        integral = self.beta_integral(t)
+        return torch.exp(-0.5 * integral), torch.sqrt(-torch.expm1(-integral))
+
+
+@register_sde("cosine_vpsde", {"N": "model.num_scales", "continuous": "training.continuous"})
+class CosineVPSDE(_Preserving):
+    """Variance-preserving process with m(t) = cos(u(t)) / cos(u(0)), u = (t + 0.008) / 1.008 pi/2.
+
+    [Nichol & Dhariwal 2021, equation 17.]  Time ends before t = 1, where g diverges:
+
+    - for networks of all times at T = 0.995, where the signal is as weak as at the end of the
+      linear schedule, m = 0.008, and steps of 1 / 1000 are stable;
+    - for networks of discrete levels, as published, at the last level.  Level i of their chain is
+      the process at (i + 1) / N, but for the last: beta_i is at most 0.999.
+
+    Args:
+        N: number of discretisation steps, at least 2.
+        continuous: whether networks know all times.
+    """
+
+    OFFSET, LARGEST_BETA, END = 0.008, 0.999, 0.995
+
+    def __init__(self, N: int = 1000, continuous: bool = True):
+        super().__init__(N)
+        if N < 2:
+            raise ValueError(f"the cosine schedule needs at least two steps, not N = {N}")
+        self.continuous = continuous
+        self.rate = math.pi / 2 / (1 + self.OFFSET)  # du / dt
+        self.start = self.rate * self.OFFSET  # u(0)
+
+    @property
+    def T(self) -> float:
+        """End of time."""
+        return self.END if self.continuous else self.last_level
+
+    @property
+    def sampling_eps(self) -> float:
+        """The reverse process stops at 1e-3, or at the first level."""
+        return 1e-3 if self.continuous else 1 / self.N
+
+    @cached_property
+    def discrete_betas(self) -> Tensor:
+        """beta_i, (N,), float64."""
+        ends = torch.arange(self.N + 1, dtype=torch.float64) / self.N
+        signal = torch.cos(self.rate * ends + self.start) ** 2
+        return (1 - signal[1:] / signal[:-1]).clamp(max=self.LARGEST_BETA)
+
+    @cached_property
+    def last_level(self) -> float:
+        """The time at which m^2 is the last bar alpha_i."""
+        scale = self.sqrt_alphas_cumprod[-1].item() * math.cos(self.start)
+        return 1 - math.asin(scale) / self.rate
+
+    def lookup(self, table: str, index: Tensor) -> Tensor:
+        """Entries of one of the tables, rounded to float32."""
+        return super().lookup(table, index).float()
+
+    # Sines of differences, rather than differences of cosines, which float32 rounds to 0.
+
+    def beta(self, t: Tensor) -> Tensor:
+        """beta(t) = pi / 1.008 tan(u(t))."""
+        return 2 * self.rate / torch.tan(self.rate * (1 - t))
+
+    def marginal_coeffs(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.transition(t, torch.zeros_like(t))
+
+    def transition(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """r = cos u(t) / cos u(s) and G = sqrt(1 - r^2), (B,)."""
+        earlier = torch.sin(self.rate * (1 - s))  # cos u(s)
+        difference, total = self.rate * (t - s), self.rate * (t + s) + 2 * self.start
+        G = torch.sqrt(torch.sin(difference) * torch.sin(total)) / earlier
+        return torch.sin(self.rate * (1 - t)) / earlier, G
+
+    # The chain: as published, or with the exact steps of a grid that ends at T.
+
+    def chain_beta(self, t: Tensor) -> Tensor:
+        """beta_i of the chain's step that ends at time t, (B,)."""
+        if not self.continuous:
+            return super().chain_beta(t)
+        return self.transition(t, (t - self.T / self.N).clamp(min=0))[1] ** 2
+
+    def level(self, t: Tensor) -> Tensor:
+        """The place of time t among the levels of the chain, from 0 to N - 1, (B,)."""
+        share = (t - 1 / self.N) / (self.last_level - 1 / self.N)
+        # To hundredths, so that levels have whole numbers, although t is rounded.
+        return torch.round(share * (self.N - 1), decimals=2).clamp(0, self.N - 1)
+
+    def step_index(self, t: Tensor) -> Tensor:
+        """The level at or before time t: (B,), int64."""
+        return self.level(t).long()
+
+    def noise_label(self, t: Tensor, continuous: bool) -> Tensor:
+        """999 t, or the place of t among the levels."""
+        return 999 * t if continuous else self.level(t)
+
+    def noise_std(self, t: Tensor, continuous: bool) -> Tensor:
+        """s(t), for discrete levels at the place that the network is told."""
+        if not continuous:
+            t = ((self.level(t) + 1) / self.N).clamp(max=self.last_level)
+        return self.marginal_coeffs(t)[1]
+
+    def __repr__(self) -> str:
+        levels = "" if self.continuous else ", continuous=False"
+        return f"{type(self).__name__}(N={self.N}{levels})"
+
+
 @register_sde("subvpsde", _BETA_OPTIONS)
-class subVPSDE(_BetaSDE):
+class subVPSDE(_LinearBeta):
     """Sub-variance-preserving process, whose likelihoods are the best.  [S21, section 3.4]"""
 
     def diffusion(self, t: Tensor) -> Tensor:

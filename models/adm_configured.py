@@ -1,0 +1,160 @@
+"""The networks of ADM by config.  [Dhariwal & Nichol 2021]"""
+
+from torch import Tensor
+
+from score_lib.base.tensors import image_shape
+from score_lib.options import complete
+
+from .adm import EncoderUNetModel, UNetModel
+from .layers import check_classes, check_input, choose
+from .unet import tell_unmatched, total_stride
+from .utils import register_model
+
+
+class _Configured:
+    """Before a network in the order of inheritance: what configs say of its calls."""
+
+    centered: bool
+
+    def _centred(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Images (B, C, H, W), in [-1, 1] where they have no noise, given those of the config."""
+        check_input(x, labels, self.in_channels)
+        return x if self.centered else 2 * x - 1
+
+    def _recomputes(self) -> bool:
+        return self.training and super()._recomputes()
+
+
+@register_model(name="adm")
+class ADM(_Configured, UNetModel):
+    """The U-Net of ADM as a config describes it: not told classes.
+
+    Read are, of `model`, the options of `described`, and `learn_sigma`: then the network also
+    predicts variances, which a call leaves out unless it asks for them.
+
+    Raises:
+        ValueError: see `UNetModel` and `described`.
+    """
+
+    def __init__(self, config):
+        config = complete(config)
+        keywords = described(config)
+        parts = 2 if config.model.learn_sigma else 1
+        super().__init__(out_channels=parts * keywords["in_channels"], **keywords)
+        self.centered = config.data.centered
+
+    def forward(self, x: Tensor, labels: Tensor, *, variances: bool = False) -> Tensor:
+        """The network's output; the process turns it into a score.
+
+        Args:
+            x: images in the network's range, (B, C, H, W); both sides multiples of `stride`.
+            labels: (B,), time steps, whole or not.
+            variances: return the channels of learned variances, too.
+        Returns:
+            (B, C, H, W), or (B, 2C, H, W) with variances, in the dtype of x.
+        Raises:
+            ValueError: other shapes, or the network has no learned variances.
+        """
+        images = self._centred(x, labels)
+        if variances and self.out_channels == self.in_channels:
+            raise ValueError(
+                "the network has no learned variances: build it with model.learn_sigma = True"
+            )
+        output = super().forward(images, labels)
+        return output if variances else output[:, : self.in_channels]
+
+    def with_variances(self, x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
+        """The output and, behind it, v of the learned variances: (B, 2C, H, W).
+
+        The log variance is (1 + v) / 2 log beta + (1 - v) / 2 log beta~, between that of a step and
+        that of the posterior.  [Nichol & Dhariwal 2021, equation 15]
+
+        A network that is wrapped, for other precisions or several processes, gives the same if
+        called with `variances=True`.
+        """
+        return self(x, labels, variances=True, **condition)
+
+
+@register_model(name="adm_classifier")
+class ADMClassifier(_Configured, EncoderUNetModel):
+    """The classifier of ADM as a config describes it.
+
+    Read are `data.num_classes` and, of `model`, the options of `described`, and `pool`.
+
+    Raises:
+        ValueError: see `EncoderUNetModel` and `described`, or fewer than two classes.
+    """
+
+    def __init__(self, config):
+        config = complete(config)
+        classes, pool = check_classes(config.data.num_classes), config.model.pool
+        super().__init__(out_channels=classes, pool=pool, **described(config))
+        self.centered = config.data.centered
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Logits of the classes.
+
+        Args:
+            x: images x_t in the network's range, (B, C, H, W), of the configured size.
+            labels: (B,), time steps, whole or not.
+        Returns:
+            (B, data.num_classes), in the dtype of x.
+        Raises:
+            ValueError: other shapes.
+        """
+        return super().forward(self._centred(x, labels), labels)
+
+
+def described(config) -> dict[str, object]:
+    """The keywords that a config gives to a network.
+
+    Read are, of `model`: `nf`, `ch_mult`, `num_res_blocks`, `attn_resolutions` (heights in pixels),
+    `dropout`, `resblock_type` ("biggan": residual blocks change the resolution; "ddpm": layers in
+    between do, with a convolution if `resamp_with_conv`), `scale_shift_norm`, `num_heads`,
+    `num_head_channels`, `use_new_attention_order` and `checkpoint_activations` (which acts in
+    training).
+
+    Args:
+        config: complete, see `score_lib.options.complete`.
+    Raises:
+        ValueError: the image size cannot be halved often enough, or the config asks for features
+            that these networks lack.
+    """
+    model = config.model
+    _check_options(model)
+    channels, height, width = image_shape(config)
+    total_stride(height, width, model.ch_mult)
+    heights = [height >> i for i in range(len(model.ch_mult))]
+    tell_unmatched(model.attn_resolutions, heights)
+    kinds = {"biggan": True, "ddpm": False}
+    return {
+        "image_size": height,
+        "in_channels": channels,
+        "model_channels": model.nf,
+        "num_res_blocks": model.num_res_blocks,
+        "attention_resolutions": [height // s for s in heights if s in model.attn_resolutions],
+        "dropout": model.dropout,
+        "channel_mult": tuple(model.ch_mult),
+        "conv_resample": model.resamp_with_conv,
+        "use_checkpoint": model.checkpoint_activations,
+        "num_heads": model.num_heads,
+        "num_head_channels": model.num_head_channels or -1,
+        "use_scale_shift_norm": model.scale_shift_norm,
+        "resblock_updown": choose("model.resblock_type", model.resblock_type, kinds),
+        "use_new_attention_order": model.use_new_attention_order,
+    }
+
+
+def _check_options(model) -> None:
+    """Refuse options that these networks do not have, if they are set."""
+    for name, value, hint in (
+        ("normalization", "GroupNorm", ""),
+        ("nonlinearity", "swish", ""),
+        ("conditional", True, ""),
+        ("scale_by_sigma", False, ": choose a VP or sub-VP process"),
+    ):
+        if name in model and model[name] != value:
+            raise ValueError(
+                f"model.{name} = {model[name]!r} should be {value!r}, the only value for the "
+                f"network {model.name!r}{hint}"
+            )
