@@ -7,7 +7,6 @@ those of improved diffusion [Nichol & Dhariwal 2021], whose networks are a part 
 from collections.abc import Collection, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +21,7 @@ from .adm_layers import (
     timestep_embedding,
     zeroed,
 )
+from .conditioning import Takes, enlarged
 from .layers import autocast_dtype, choose, in_full_precision
 from .network import Network
 
@@ -39,21 +39,28 @@ class _Trunk(Network):
         self.stride = 2 ** (len(architecture.channel_mult) - 1)
         self.use_checkpoint = use_checkpoint
         self.time_embed = builder.embedding()
+        self.takes = Takes(classes=num_classes or 0)
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, builder.temb_dim)
         self.input_blocks, self.skip_channels = builder.encoder(in_channels)
         self.middle_block = builder.middle(self.skip_channels[-1])
 
     def _encode(
-        self, x: Tensor, timesteps: Tensor, y: Tensor | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        y: Tensor | None = None,
+        features: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """The embedded time and class, (B, E), and the skips, finest first."""
+        """The embedded time, class and features, (B, E), and the skips, finest first."""
         self._check(x, timesteps, y)
         first = self.time_embed[0].weight
         temb = timestep_embedding(timesteps, self.model_channels).to(first.dtype)
         temb = in_full_precision(self.time_embed, temb)
         if y is not None:
             temb = temb + self.label_emb(y)
+        if features is not None:
+            temb = temb + in_full_precision(self.feature_emb, features.to(temb.dtype))
         stem, *stages = self.input_blocks
         weight = stem[0].weight
         h = in_full_precision(lambda x: stem(x.to(weight.dtype), temb), x)
@@ -178,19 +185,28 @@ class UNetModel(_Trunk):
         ch = self.skip_channels[0]
         self.out = nn.Sequential(GroupNorm32(ch), nn.SiLU(), zeroed(conv(dims, ch, out_channels)))
 
-    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        y: Tensor | None = None,
+        *,
+        classes: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> Tensor:
         """The network's output.
 
         Args:
             x: (B, in_channels, *S), in [-1, 1] plus noise; sides are multiples of `stride`.
             timesteps: (B,), whole or fractional steps, from 0 to 999 in published networks.
-            y: classes, (B,), int64, if the network is class-conditional.
+            y, classes: two names of the classes, (B,), int64, if the network is class-conditional.
+            features: (B, K), of a network that has layers for them.
         Returns:
             (B, out_channels, *S), in the dtype of x.
         Raises:
             ValueError: other shapes; y is missing, or given to a network without classes.
         """
-        temb, skips = self._encode(x, timesteps, y)
+        temb, skips = self._encode(x, timesteps, y if classes is None else classes, features)
         h = self._run(self.middle_block, temb, skips[-1])
         for stage in self.output_blocks:
             h = self._run(stage, temb, h, skips.pop())
@@ -230,18 +246,26 @@ class SuperResModel(UNetModel):
         super().__init__(image_size, 2 * in_channels, *args, **kwargs)
         if self.dims != 2:
             raise ValueError(f"SuperResModel enlarges images: dims is {self.dims}, but must be 2")
+        self.takes = self.takes._replace(image=in_channels)
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, low_res: Tensor | None = None, **kwargs
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        low_res: Tensor | None = None,
+        *,
+        image: Tensor | None = None,
+        **kwargs,
     ) -> Tensor:
         """See `UNetModel.forward`.
 
         Args:
-            low_res: images (B, in_channels, h, w), in [-1, 1].
+            low_res, image: two names of the small images (B, in_channels, h, w), in [-1, 1].
         Raises:
-            ValueError: low_res is missing or has another shape.
+            ValueError: they are missing or have another shape.
         """
-        return super().forward(self._joined(x, low_res), timesteps, **kwargs)
+        joint = self._joined(x, low_res if image is None else image)
+        return super().forward(joint, timesteps, **kwargs)
 
     def get_feature_vectors(
         self, x: Tensor, timesteps: Tensor, low_res: Tensor | None = None, **kwargs
@@ -257,8 +281,12 @@ class SuperResModel(UNetModel):
                 f"the network enlarges low_res, small images ({wanted[0]}, {wanted[1]}, h, w), but "
                 f"was given {given}"
             )
-        large = F.interpolate(low_res, x.shape[2:], mode="bilinear")
-        return torch.cat([x, large.to(x.dtype)], dim=1)
+        return joined(x, low_res)
+
+
+def joined(x: Tensor, image: Tensor) -> Tensor:
+    """x (B, C, H, W) and an image (B, c, h, w), enlarged bilinearly: (B, C + c, H, W)."""
+    return torch.cat([x, enlarged(image, x).to(x.dtype)], dim=1)
 
 
 class EncoderUNetModel(_Trunk):

@@ -1,11 +1,12 @@
 """The networks of ADM by config.  [Dhariwal & Nichol 2021]"""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from score_lib.base.tensors import image_shape
 from score_lib.options import complete
 
-from .adm import EncoderUNetModel, UNetModel
+from .adm import EncoderUNetModel, UNetModel, joined
+from .conditioning import taken_by
 from .layers import check_classes, check_input, choose
 from .unet import tell_unmatched, total_stride
 from .utils import register_model
@@ -15,10 +16,14 @@ class _Configured:
     """Before a network in the order of inheritance: what configs say of its calls."""
 
     centered: bool
+    image_channels: int
 
-    def _centred(self, x: Tensor, labels: Tensor) -> Tensor:
+    def _prepared(self, x: Tensor, labels: Tensor) -> Tensor:
         """Images (B, C, H, W), in [-1, 1] where they have no noise, given those of the config."""
-        check_input(x, labels, self.in_channels)
+        check_input(x, labels, self.image_channels)
+        return self._centred(x)
+
+    def _centred(self, x: Tensor) -> Tensor:
         return x if self.centered else 2 * x - 1
 
     def _recomputes(self) -> bool:
@@ -27,10 +32,11 @@ class _Configured:
 
 @register_model(name="adm")
 class ADM(_Configured, UNetModel):
-    """The U-Net of ADM as a config describes it: not told classes.
+    """The U-Net of ADM as a config describes it.
 
     Read are, of `model`, the options of `described`, and `learn_sigma`: then the network also
-    predicts variances, which a call leaves out unless it asks for them.
+    predicts variances, which a call leaves out unless it asks for them.  With an image as a
+    condition, its layout is that of `SuperResModel`.
 
     Raises:
         ValueError: see `UNetModel` and `described`.
@@ -39,29 +45,51 @@ class ADM(_Configured, UNetModel):
     def __init__(self, config):
         config = complete(config)
         keywords = described(config)
-        parts = 2 if config.model.learn_sigma else 1
-        super().__init__(out_channels=parts * keywords["in_channels"], **keywords)
+        takes, channels = taken_by(config), keywords.pop("in_channels")
+        super().__init__(
+            in_channels=channels + takes.image,
+            out_channels=(2 if config.model.learn_sigma else 1) * channels,
+            num_classes=takes.classes + takes.droppable if takes.classes else None,
+            **keywords,
+        )
+        if takes.features:  # without a bias, zeros change nothing
+            temb_dim = self.time_embed[-1].out_features
+            self.feature_emb = nn.Linear(takes.features, temb_dim, bias=False)
+        self.takes, self.image_channels = takes, channels
         self.centered = config.data.centered
 
-    def forward(self, x: Tensor, labels: Tensor, *, variances: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        *,
+        classes: Tensor | None = None,
+        image: Tensor | None = None,
+        features: Tensor | None = None,
+        variances: bool = False,
+    ) -> Tensor:
         """The network's output; the process turns it into a score.
 
         Args:
             x: images in the network's range, (B, C, H, W); both sides multiples of `stride`.
             labels: (B,), time steps, whole or not.
+            classes, image, features: see `UNet.forward`.
             variances: return the channels of learned variances, too.
         Returns:
             (B, C, H, W), or (B, 2C, H, W) with variances, in the dtype of x.
         Raises:
-            ValueError: other shapes, or the network has no learned variances.
+            ValueError: other shapes or conditions, or the network has no learned variances.
         """
-        images = self._centred(x, labels)
-        if variances and self.out_channels == self.in_channels:
+        images = self._prepared(x, labels)
+        self.takes.check({"classes": classes, "image": image, "features": features}, x)
+        if image is not None:
+            images = joined(images, self._centred(image))
+        if variances and self.out_channels == self.image_channels:
             raise ValueError(
                 "the network has no learned variances: build it with model.learn_sigma = True"
             )
-        output = super().forward(images, labels)
-        return output if variances else output[:, : self.in_channels]
+        output = super().forward(images, labels, classes, features=features)
+        return output if variances else output[:, : self.image_channels]
 
     def with_variances(self, x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
         """The output and, behind it, v of the learned variances: (B, 2C, H, W).
@@ -89,6 +117,7 @@ class ADMClassifier(_Configured, EncoderUNetModel):
         config = complete(config)
         classes, pool = check_classes(config.data.num_classes), config.model.pool
         super().__init__(out_channels=classes, pool=pool, **described(config))
+        self.image_channels = self.in_channels
         self.centered = config.data.centered
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -102,7 +131,7 @@ class ADMClassifier(_Configured, EncoderUNetModel):
         Raises:
             ValueError: other shapes.
         """
-        return super().forward(self._centred(x, labels), labels)
+        return super().forward(self._prepared(x, labels), labels)
 
 
 def described(config) -> dict[str, object]:

@@ -171,9 +171,14 @@ class ConditionLayers(nn.Module):
 
     def join(self, h: Tensor, image: Tensor) -> Tensor:
         """The first feature map (B, nf, H, W), with an image (B, C, h, w) in [-1, 1]."""
-        if image.shape[2:] != h.shape[2:]:
-            image = F.interpolate(image, h.shape[2:], mode="bilinear")
-        return h + in_full_precision(self.image, image.to(h.dtype))
+        return h + in_full_precision(self.image, enlarged(image, h).to(h.dtype))
+
+
+def enlarged(image: Tensor, like: Tensor) -> Tensor:
+    """An image (B, C, h, w) with the sides of another tensor, by bilinear interpolation."""
+    if image.shape[2:] == like.shape[2:]:
+        return image
+    return F.interpolate(image, like.shape[2:], mode="bilinear")
 
 
 class Given(nn.Module):

@@ -16,6 +16,7 @@ from oracles import exact_pc
 import likelihood
 import losses
 import sampling
+from models.adm import SuperResModel
 from models.conditioning import Dropping, Given, Guided, Takes, takes_of
 from models.precision import Compiled, InBfloat16
 from models.utils import create_model, get_score_fn
@@ -243,7 +244,9 @@ def test_the_loss_of_the_exact_conditional_score_is_least():
 NETWORKS = {
     "ddpm": tiny_config("ddpm"),
     "ncsnpp": tiny_config("ncsnpp", progressive_input="residual"),
+    "adm": tiny_config("adm", nf=32),
 }
+UNETS = ("ddpm", "ncsnpp")
 
 
 def conditional(name, kinds="classes,image,features", dropout=0.1):
@@ -275,7 +278,7 @@ def test_every_condition_changes_the_output_of_its_sample_alone(name):
         assert (other[1] - base[1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", UNETS)
 def test_an_unconditional_network_is_within_a_conditional_one(name):
     """Its weights load, and it is the function without classes, image and features."""
     config = NETWORKS[name]
@@ -384,6 +387,28 @@ def test_mode_and_dtype_of_the_network_count():
     model.train()
     assert torch.equal(fn(x, t), fn(x, t))
     assert fn(x.double(), t.double()).dtype == torch.float64
+
+
+def test_adm_by_config_is_the_published_network():
+    """Its classes are y, with a row more for the null, and its image is low_res."""
+    model = conditional("adm", "classes,image")
+    published = SuperResModel(
+        8, 3, 32, 3, 1, (2,), channel_mult=(1, 2), num_classes=6, use_scale_shift_norm=True,
+        resblock_updown=True,
+    ).eval()  # fmt: skip
+    published.load_state_dict(model.state_dict())
+    x, t, given = torch.rand(2, 3, 8, 8), torch.tensor([3.0, 7.0]), condition()
+    low, y = 2 * given["image"] - 1, given["classes"]
+    expected = published(2 * x - 1, t, low_res=low, y=y)
+    found = model(x, t, classes=y, image=given["image"])
+    torch.testing.assert_close(found, expected)
+    again = Given(published, classes=y, image=low)(2 * x - 1, t)
+    torch.testing.assert_close(again, expected)
+    with pytest.raises(ValueError, match="condition_dropout above 0"):
+        Guided(published, {"classes": y, "image": low}, {"classes": 5, "image": 0.0}, 2.0)
+    plain = conditional("adm", "")
+    assert [*plain.state_dict()] == [k for k in model.state_dict() if k != "label_emb.weight"]
+    assert conditional("adm", "features").feature_emb.weight.shape == (128, 9)
 
 
 def test_a_network_without_the_keyword_is_refused():
