@@ -259,7 +259,7 @@ MUTATIONS = [
     Mutation(
         "a resumed average keeps its rate",
         OPTIMIZATION,
-        "    ema.decay = config.model.ema_rate\n",
+        "    ema.decay = ema_decay(config)\n",
         "",
         HISTORY,
     ),
