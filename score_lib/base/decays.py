@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class HalfLife(NamedTuple):
-    """Decays of an average whose weights halve every so many images.  [Karras et al. 2022, F.2]
+    """Decays of an average whose weights halve every so many images.  [Karras et al. 2022]
 
     Attributes:
         images: the half-life, in images.

@@ -72,8 +72,8 @@ def inner_product(one: Profile, other: Profile) -> float:
 def weights_of(stored: list[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
     """The sum of stored profiles that is nearest to a wanted one, in least squares.  [appendix C]
 
-    Unlike the published solution, the weights sum to 1: few snapshots would otherwise shrink the
-    network, by 7 % in bad cases.  With many of them there is no difference.
+    Unlike in the paper the weights sum to 1.  Theirs do so only with many snapshots; with few, they
+    would shrink the network.
 
     Returns:
         a weight for each stored profile, float64, and the relative error of the sum: its distance

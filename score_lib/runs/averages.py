@@ -179,7 +179,7 @@ def _combine(path: pathlib.Path, state: dict, wanted: _Wanted, stored: Mapping) 
         logging.WARNING if doubtful else logging.INFO,
         "%s at step %d: %d averages of %d steps give its profile with a relative error of %.1e%s",
         wanted.name, wanted.step, len(parts), len({part.step for part in parts}), error,
-        ": a smaller training.posthoc_freq or nearer profiles would do better" * doubtful,
+        ": a smaller training.posthoc_freq, or profiles nearer to it, would do better" * doubtful,
     )  # fmt: skip
     used = repr([(part.step, part.name, weight) for part, weight in weighted])
     return f"{wanted.name} {hashlib.blake2b(used.encode(), digest_size=8).hexdigest()}"

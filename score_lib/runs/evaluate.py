@@ -70,7 +70,7 @@ def _evaluate_one(
     files = f"{label}_{average}" if average else label
     job = Job(run, folder, files, mark, workdir)
     record = {"checkpoint": label, "step": run.state["step"]}
-    if average:
+    if run.config.eval.ema:
         record["ema"] = average
     if run.state["class_to_idx"]:
         record["class_to_idx"] = run.state["class_to_idx"]
