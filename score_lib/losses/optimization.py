@@ -54,7 +54,7 @@ def apply_settings(config, state: dict) -> dict[str, list]:
     """
     config = complete(config)
     optim, optimizer, ema = config.optim, state["optimizer"], state["ema"]
-    # A half-life says what it is by its own options.
+    # A half-life has options of its own, which the history of the run compares.
     pairs = {} if config.model.ema_halflife else {"model.ema_rate": [ema.decay, ema_decay(config)]}
     ema.decay = ema_decay(config)
     for group in optimizer.param_groups:

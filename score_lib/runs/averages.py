@@ -181,7 +181,7 @@ def _combine(path: pathlib.Path, state: dict, wanted: _Wanted, stored: Mapping) 
         wanted.name, wanted.step, len(parts), len({part.step for part in parts}), error,
         ": a smaller training.posthoc_freq, or profiles nearer to it, would do better" * doubtful,
     )  # fmt: skip
-    used = repr([(part.step, part.name, weight) for part, weight in weighted])
+    used = repr([(part.step, part.name) for part in parts])
     return f"{wanted.name} {hashlib.blake2b(used.encode(), digest_size=8).hexdigest()}"
 
 

@@ -282,7 +282,10 @@ class Training:
 
     def _save_snapshot(self) -> None:
         names = [profile_name(sigma_rel) for sigma_rel in self.options.posthoc_profiles]
-        if not names or not distributed.is_main():
+        if not names:
+            return
+        self.guard.check()
+        if not distributed.is_main():
             return
         named, step = self.state["averages"].named, self.state["step"]
         averages = {name: named[name].shadow_params for name in names}
