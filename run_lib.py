@@ -1,4 +1,4 @@
-"""Training, evaluation, sampling, control, statistics and checks: the modes of `main.py`.
+"""Training, evaluation, sampling, control, averages, statistics and checks: the modes of `main.py`.
 
 Behind this door: `score_lib.runs`.
 """
@@ -6,6 +6,7 @@ Behind this door: `score_lib.runs`.
 from score_lib.runs.check import check
 from score_lib.runs.control import control
 from score_lib.runs.evaluate import evaluate
+from score_lib.runs.export import write_averages
 from score_lib.runs.samples import sample
 from score_lib.runs.setup import Run, restored, setup
 from score_lib.runs.statistics import fid_stats

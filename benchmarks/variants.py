@@ -152,6 +152,8 @@ class Work:
         """Bytes of the run's tensors and of those that a call adds at most."""
         state, model = self.run.state, self.run.state["model"]
         kept = [*model.parameters(), *model.buffers(), *state["ema"].shadow_params]
+        for average in state["averages"].named.values() if "averages" in state else ():
+            kept += average.shadow_params
         kept += [p.grad for p in model.parameters() if p.grad is not None]
         for moments in state["optimizer"].state.values() if "optimizer" in state else ():
             kept += [value for value in moments.values() if isinstance(value, Tensor)]

@@ -1,7 +1,7 @@
-"""Exponential moving average of a network's trainable parameters."""
+"""Exponential moving averages of a network's trainable parameters."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -18,14 +18,23 @@ class ExponentialMovingAverage:
         parameters: the network's parameters; those without gradients are skipped.
         decay: d, in [0, 1]; 0 keeps the latest parameters.
         use_num_updates: warm the decay up as min(d, (1 + n) / (10 + n)) after n updates.
+        schedule: gives the decay of the n-th update, n from 1, in place of that; `decay` is then
+            its limit.
     Raises:
         ValueError: the decay is outside [0, 1].
     """
 
-    def __init__(self, parameters: Iterable[Parameter], decay: float, use_num_updates: bool = True):
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        decay: float,
+        use_num_updates: bool = True,
+        *,
+        schedule: Callable[[int], float] | None = None,
+    ):
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"the decay of the moving average must be in [0, 1], not {decay}")
-        self.decay = decay
+        self.decay, self.schedule = decay, schedule
         self.num_updates = 0 if use_num_updates else None
         self.shadow_params = [p.detach().clone() for p in _trainable(parameters)]
         self.collected_params: list[Tensor] = []
@@ -36,8 +45,13 @@ class ExponentialMovingAverage:
         decay = self.decay
         if self.num_updates is not None:
             self.num_updates += 1
-            decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
+            decay = self._decay_of(self.num_updates)
         torch._foreach_lerp_(self.shadow_params, self._match(parameters), 1.0 - decay)
+
+    def _decay_of(self, update: int) -> float:
+        if self.schedule is not None:
+            return self.schedule(update)
+        return min(self.decay, (1 + update) / (10 + update))
 
     @torch.no_grad()
     def copy_to(self, parameters: Iterable[Parameter]) -> None:
@@ -113,6 +127,47 @@ class ExponentialMovingAverage:
                 f"{len(self.shadow_params)}"
             )
         return trainable
+
+
+class Averages:
+    """Averages of one network beside its main one.
+
+    Args:
+        named: the averages, by name.
+
+    Attributes:
+        fresh: names of those that no checkpoint has been loaded into.
+    """
+
+    def __init__(self, named: Mapping[str, ExponentialMovingAverage]):
+        self.named, self.fresh = dict(named), set(named)
+
+    def update(self, parameters: Iterable[Parameter]) -> None:
+        """Move each average towards the parameters, after an optimisation step."""
+        parameters = list(parameters)
+        for average in self.named.values():
+            average.update(parameters)
+
+    def state_dict(self) -> dict[str, dict]:
+        """The part of a checkpoint: the state of each average."""
+        return {name: average.state_dict() for name, average in self.named.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, dict]) -> None:
+        """Load the averages that were saved; the others stay as they are.
+
+        Raises:
+            ValueError: the averaged parameters differ.
+        """
+        for name in self.named.keys() & state_dict.keys():
+            self.named[name].load_state_dict(state_dict[name])
+        self.fresh = self.named.keys() - state_dict.keys()
+
+    def restart(self, parameters: Iterable[Parameter]) -> None:
+        """Begin the fresh averages at the parameters."""
+        own = [p.detach() for p in _trainable(parameters)]
+        for name in self.fresh:
+            self.named[name].num_updates = 0
+            self.named[name].shadow_params = [p.clone() for p in own]
 
 
 def _trainable(parameters: Iterable[Parameter]) -> list[Parameter]:

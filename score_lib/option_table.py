@@ -142,6 +142,15 @@ conditions = Check(
 )
 interval = Check("two numbers, such as (0.1, 0.6), or ()", _interval)
 decay = _within(0.0, " from 0 to below 1", lambda value: 0 <= value < 1)
+decays = Check(
+    "different numbers from 0 to 1, such as (0.999, 0.9999)",
+    lambda v: numbers.accepts(v) and all(0 <= x <= 1 for x in v) and len(set(v)) == len(v),
+)
+# A mean over the whole training has the relative standard deviation 1 / sqrt(12).
+profiles = Check(
+    "different numbers above 0 and up to 0.2886, such as (0.05, 0.1)",
+    lambda v: numbers.accepts(v) and all(0 < x <= 0.2886 for x in v) and len(set(v)) == len(v),
+)
 # A torch.device has a text, and this module needs no torch.
 device = Check("'auto', 'cpu', 'cuda' or 'cuda:1'", lambda value: bool(str(value)))
 
@@ -199,6 +208,17 @@ _DATA = {
 _MODEL = {
     "name": (NEEDED, networks, "network"),
     "ema_rate": (NEEDED, between(0.0, 1.0), "decay of the averaged weights; 0: no average"),
+    "ema_halflife": (
+        0.0,
+        at_least(0.0),
+        "half-life of the averaged weights in images, in place of `ema_rate`; 0: `ema_rate`",
+    ),
+    "ema_rampup": (
+        0.05,
+        at_least(0.0),
+        "bound of `ema_halflife` as a share of the images seen so far; 0: none",
+    ),
+    "ema_rates": ((), decays, "decays of further averages, for `eval.ema`"),
     "sigma_min": (0.01, above(0.0), "smallest noise level of the VE process"),
     "sigma_max": (50.0, above(0.0), "largest noise level of the VE process"),
     "beta_min": (0.1, above(0.0), "beta(0) of the VP and sub-VP processes"),
@@ -285,6 +305,8 @@ _TRAINING = {
     "snapshot_freq_for_preemption": (10000, count, "steps between resumable states"),
     "snapshot_sampling": (True, flag, "draw samples at each numbered checkpoint"),
     "keep_meta_checkpoints": (2, between(0, 9), "earlier resumable states that are kept"),
+    "posthoc_profiles": ((), profiles, "profiles for averages that are chosen after training"),
+    "posthoc_freq": (25000, count, "steps between snapshots of `posthoc_profiles`"),
     "n_jitted_steps": (1, count, "steps between two checks of the frequencies"),
     "grad_accumulation": (1, count, "parts that a batch is computed in, one by one"),
     "precision": ("float32", precision, "precision of the network in training"),
@@ -361,6 +383,11 @@ _EVAL = {
     "begin_ckpt": (9, at_least(0), "number of the first checkpoint"),
     "end_ckpt": (26, at_least(0), "number of the last checkpoint"),
     "checkpoint": ("", text, "file of a single checkpoint in place of numbered ones"),
+    "ema": (
+        "",
+        text,
+        'averaged weights: "", a rate, "posthoc_0.12", "none"; in evaluations several, with commas',
+    ),
     "wait_minutes": (0.0, at_least(0.0), "how long to wait for a missing checkpoint"),
     "batch_size": (1024, count, "images in a batch"),
     "enable_loss": (True, flag, "measure the loss"),

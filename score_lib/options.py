@@ -220,7 +220,9 @@ def _conflicts(flat: Options) -> Iterator[str]:
             f"{batch_size}: it is the number of parts of a batch"
         )
     at_once = flat["training.n_jitted_steps"]
-    for name in ("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption"):
+    frequencies = ["log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption"]
+    frequencies += ["posthoc_freq"] * bool(flat["training.posthoc_profiles"])
+    for name in frequencies:
         if (frequency := flat[f"training.{name}"]) % at_once:
             yield (
                 f"training.{name} = {frequency} should be a multiple of "

@@ -21,6 +21,8 @@ STEPS = ("tests/test_steps.py",)
 FIELD = ("tests/test_field_sampling.py",)
 HISTORY = ("tests/test_history.py",)
 ADM = ("tests/test_adm.py",)
+AVERAGES = ("tests/test_averages.py",)
+PROFILES = ("tests/test_profiles.py",)
 
 
 class Mutation(NamedTuple):
@@ -259,7 +261,7 @@ MUTATIONS = [
     Mutation(
         "a resumed average keeps its rate",
         OPTIMIZATION,
-        "    ema.decay = config.model.ema_rate\n",
+        "    ema.decay = ema_decay(config)\n",
         "",
         HISTORY,
     ),
@@ -346,6 +348,76 @@ MUTATIONS = [
         "eps=1e-5",
         "eps=1e-6",
         ADM,
+    ),
+    Mutation(
+        "further averages stay at the start",
+        "score_lib/losses/steps.py",
+        'state["averages"].update(model.parameters())',
+        "pass",
+        AVERAGES,
+    ),
+    Mutation(
+        "averages that begin at a resume begin at the first weights",
+        "score_lib/runs/averages.py",
+        'averages.restart(state["model"].parameters())',
+        "pass",
+        AVERAGES,
+    ),
+    Mutation(
+        "an evaluation ignores its average",
+        "score_lib/runs/evaluate.py",
+        "load_trained(run, path, average=average)",
+        "load_trained(run, path)",
+        AVERAGES,
+    ),
+    Mutation(
+        "samples ignore their average",
+        SETUP,
+        "latest=not chosen, average=average)",
+        "latest=not chosen)",
+        AVERAGES,
+    ),
+    Mutation(
+        "snapshots of an abandoned run stay",
+        "score_lib/disk/snapshots.py",
+        "        path.unlink()\n",
+        "        pass\n",
+        AVERAGES,
+    ),
+    Mutation(
+        "the checkpoint's own averages take no part",
+        "score_lib/runs/averages.py",
+        "if part.step != step or not own] + own",
+        "]",
+        AVERAGES,
+    ),
+    Mutation(
+        "an average of an earlier step takes later snapshots",
+        "score_lib/runs/averages.py",
+        "sorted(part for part in parts if part.step <= wanted.step)",
+        "sorted(part for part in parts if part.step <= step)",
+        AVERAGES,
+    ),
+    Mutation(
+        "a half-life counts the images of the present step",
+        "score_lib/base/decays.py",
+        "seen = (update - 1) * self.batch_size",
+        "seen = update * self.batch_size",
+        PROFILES,
+    ),
+    Mutation(
+        "a profile is one power too flat",
+        "score_lib/base/decays.py",
+        "** (self.gamma + 1)",
+        "** self.gamma",
+        PROFILES,
+    ),
+    Mutation(
+        "sums of profiles need not have weight 1",
+        "score_lib/base/profiles.py",
+        "return np.linalg.lstsq(system, np.append(b, 1.0), rcond=None)[0][:-1]",
+        "return np.linalg.solve(a, b)",
+        PROFILES,
     ),
 ]
 

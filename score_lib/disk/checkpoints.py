@@ -16,6 +16,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -177,7 +178,8 @@ def restore_contents(path: str | os.PathLike, loaded: dict, state: dict) -> dict
     Raises:
         CheckpointError: they do not fit; the state is unchanged.
     """
-    loaded = _completed(path, loaded, state)
+    # Averages that are not in the file begin anew, see `Averages.fresh`.
+    loaded = {"averages": {}, **_completed(path, loaded, state)}
     counters = {key: count(path, loaded, key) for key in ("step", "position") if key in loaded}
     check_fit(path, loaded, state)
     others = {key: v for key, v in state.items() if key not in ("model", "ema", "optimizer")}
@@ -264,18 +266,7 @@ def read_checkpoint(
         raise FileNotFoundError(
             f"there is no checkpoint at {path}: train first, or set eval.checkpoint to a file"
         )
-    where = resolve_device(device)
-    try:
-        loaded = load_verified(path, where, mapped=mapped)
-    except (*_UNREADABLE, OSError) as error:
-        # EINVAL: the file sends the reader to a place before its start.
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedCheckpointError(
-            f"{path} cannot be read as a checkpoint: it is damaged, incomplete, or holds objects "
-            f"other than tensors and plain values ({reason})"
-        ) from error
+    loaded = read_plain(path, device, mapped=mapped)
     if _are_weights(loaded):
         loaded = {"model": loaded}
     if not isinstance(loaded, dict) or "model" not in loaded:
@@ -290,6 +281,28 @@ def read_checkpoint(
     if not isinstance(classes, dict) or not all(isinstance(v, int) for v in classes.values()):
         raise CheckpointError(f"{path} holds a class_to_idx that is no table of names and labels")
     return loaded
+
+
+def read_plain(
+    path: str | os.PathLike, device: torch.device | str = "cpu", *, mapped: bool = False
+) -> Any:
+    """The tensors and plain values in a file, see `read_checkpoint`.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds other objects.
+    """
+    where = resolve_device(device)
+    try:
+        return load_verified(path, where, mapped=mapped)
+    except (*_UNREADABLE, OSError) as error:
+        # EINVAL: the file sends the reader to a place before its start.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedCheckpointError(
+            f"{path} cannot be read as a checkpoint: it is damaged, incomplete, or holds objects "
+            f"other than tensors and plain values ({reason})"
+        ) from error
 
 
 def _are_weights(loaded: object) -> bool:

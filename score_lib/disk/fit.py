@@ -24,14 +24,20 @@ def check_fit(path, loaded: dict, state: dict) -> None:
     Args:
         path: for messages.
         loaded: contents of the file; the names of "model" without a wrapper's prefix.
-        state: live "model" and "ema", perhaps "optimizer".
+        state: live "model" and "ema", perhaps "optimizer" and "averages".
     Raises:
         CheckpointError: names the first mismatch.
     """
     check_weights(path, loaded["model"], state["model"])
     if "optimizer" in state:
         _check_optimizer(path, loaded.get("optimizer", {"param_groups": []}), state["optimizer"])
-    _check_average(path, loaded["ema"], state["ema"])
+    check_average(path, loaded["ema"], state["ema"])
+    stored = loaded.get("averages", {})
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path} holds 'averages' that are no table of names and averages")
+    live = getattr(state.get("averages"), "named", {})
+    for name in live.keys() & stored.keys():
+        check_average(path, stored[name], live[name])
 
 
 def count(path, loaded: dict, key: str) -> int:
@@ -76,23 +82,48 @@ def check_weights(path, loaded: object, model: nn.Module) -> None:
         )
 
 
-def _check_average(path, loaded: object, ema) -> None:
-    """Numbers and types of a moving average; `load_state_dict` compares the shapes."""
+def check_average(path, loaded: object, ema) -> None:
+    """Refuse what is no state of a moving average; `load_state_dict` compares their number.
+
+    Raises:
+        CheckpointError: names the first mismatch.
+    """
     if not isinstance(loaded, dict) or not isinstance(loaded.get("shadow_params"), list | tuple):
         raise CheckpointError(f"{path} holds no averages: its 'ema' has no list 'shadow_params'")
-    for number, (value, own) in enumerate(
-        zip(loaded["shadow_params"], ema.shadow_params, strict=False)
-    ):
-        if not _fits(value, own):
-            raise CheckpointError(
-                f"{path} does not fit this network: averaged parameter {number} is "
-                f"{_described(value)} instead of {_described(own)}"
-            )
+    _check_averaged(path, loaded["shadow_params"], ema)
     decay, updates = loaded.get("decay"), loaded.get("num_updates")
     if not _is_number(decay) or not 0 <= decay <= 1:
         raise CheckpointError(f"{path} holds a moving average with the decay {decay!r}")
     if updates is not None and (type(updates) is not int or updates < 0):
         raise CheckpointError(f"{path} holds a moving average of {updates!r} updates")
+
+
+def check_snapshot(path, averages: object, names: list[str], ema) -> None:
+    """Refuse what are not these averages of the network, each a list of tensors.
+
+    Raises:
+        CheckpointError: names the first mismatch.
+    """
+    known = averages if isinstance(averages, dict) else {}
+    for name in names:
+        tensors, own = known.get(name), len(ema.shadow_params)
+        if not isinstance(tensors, list):
+            raise CheckpointError(f"{path} is not a snapshot: it holds no average {name!r}")
+        if len(tensors) != own:
+            raise CheckpointError(
+                f"{path} is of another network: it averages {len(tensors)} parameters instead of "
+                f"{own}"
+            )
+        _check_averaged(path, tensors, ema)
+
+
+def _check_averaged(path, tensors: list, ema) -> None:
+    for number, (value, own) in enumerate(zip(tensors, ema.shadow_params, strict=False)):
+        if not _fits(value, own):
+            raise CheckpointError(
+                f"{path} does not fit this network: averaged parameter {number} is "
+                f"{_described(value)} instead of {_described(own)}"
+            )
 
 
 def _check_optimizer(path, stored: object, optimizer: torch.optim.Optimizer) -> None:

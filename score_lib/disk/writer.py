@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on."""
+"""Checkpoints and snapshots that are written while training goes on."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ class CheckpointWriter:
     """Context that copies training states to the host and writes the copies in a thread.
 
     Training waits for the copy only: on a GPU for its launch.  The memory of the copy, as large as
-    a checkpoint, is kept for the next one.  One file is written at a time.
+    a checkpoint, is kept for the next one.  One file is written at a time, in the order of calls.
 
     Args:
         write: called in the thread with path, contents and `keep`.
@@ -26,7 +26,7 @@ class CheckpointWriter:
         self._write = write
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future | None = None
-        self._copy: dict = {}
+        self._copies: dict[str, dict] = {}
 
     def save(self, path: str | os.PathLike, state: dict, keep: int = 0) -> None:
         """Start writing the present state, see `save_checkpoint`.
@@ -34,17 +34,31 @@ class CheckpointWriter:
         Raises:
             OSError: the previous file could not be written.
         """
+        self.save_contents(path, contents_of(state), keep)
+
+    def save_contents(
+        self, path: str | os.PathLike, contents: dict, keep: int = 0, kind: str = "checkpoint"
+    ) -> None:
+        """Start writing contents, see `write_contents`.
+
+        Args:
+            kind: contents of a kind are alike, and share the memory of their copies.
+        Raises:
+            OSError: the previous file could not be written.
+        """
         self.wait()
-        self._copy = _copied(contents_of(state), self._copy)
+        copy = self._copies[kind] = _copied(contents, self._copies.get(kind))
         copied = torch.cuda.Event() if torch.cuda.is_initialized() else None
         if copied is not None:
             copied.record()
-        self._writing = self._thread.submit(self._run, path, keep, copied)
+        self._writing = self._thread.submit(self._run, path, copy, keep, copied)
 
-    def _run(self, path: str | os.PathLike, keep: int, copied: torch.cuda.Event | None) -> None:
+    def _run(
+        self, path: str | os.PathLike, copy: dict, keep: int, copied: torch.cuda.Event | None
+    ) -> None:
         if copied is not None:
             copied.synchronize()
-        self._write(path, self._copy, keep)
+        self._write(path, copy, keep)
 
     def check(self) -> None:
         """Raise the error of a file that could not be written.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from score_lib.base.decays import HalfLife
 from score_lib.options import complete
 
 
@@ -28,6 +29,19 @@ def get_optimizer(config, params: Iterable[nn.Parameter]) -> torch.optim.Optimiz
     )
 
 
+def half_life(config) -> HalfLife | None:
+    """The decays of the main average if `model.ema_halflife` sets them, else None."""
+    config = complete(config)
+    images, rampup = config.model.ema_halflife, config.model.ema_rampup
+    return HalfLife(images, rampup, config.training.batch_size) if images else None
+
+
+def ema_decay(config) -> float:
+    """The decay of the main average, after its warm-up."""
+    found = half_life(config)
+    return found.decay if found else complete(config).model.ema_rate
+
+
 def apply_settings(config, state: dict) -> dict[str, list]:
     """Put the config's settings into a restored optimiser and average, which came with their own.
 
@@ -40,8 +54,9 @@ def apply_settings(config, state: dict) -> dict[str, list]:
     """
     config = complete(config)
     optim, optimizer, ema = config.optim, state["optimizer"], state["ema"]
-    pairs = {"model.ema_rate": [ema.decay, config.model.ema_rate]}
-    ema.decay = config.model.ema_rate
+    # A half-life has options of its own, which the history of the run compares.
+    pairs = {} if config.model.ema_halflife else {"model.ema_rate": [ema.decay, ema_decay(config)]}
+    ema.decay = ema_decay(config)
     for group in optimizer.param_groups:
         beta1, beta2 = group["betas"]
         pairs["optim.beta1"] = [beta1, optim.beta1]

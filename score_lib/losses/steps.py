@@ -47,8 +47,8 @@ def get_step_fn(
     Returns:
         `step_fn(state, batch, labels=None, condition=None)`, giving the mean loss, a scalar on the
         device; only a classifier needs labels, and a conditional network a condition.  `state`
-        holds the live "model", "optimizer", "ema" and the number "step" of updates made; training
-        changes them in place and leaves the gradient's norm in `step_fn.grad_norm`.
+        holds the live "model", "optimizer", "ema", perhaps further "averages", and the number
+        "step" of updates made; training changes them in place and leaves the gradient's norm in `step_fn.grad_norm`.
     """
     loss_fn = get_loss_fn(
         sde,
@@ -95,6 +95,8 @@ class _TrainStep:
         self.grad_norm = self.optimize_fn(optimizer, model.parameters(), step=state["step"])
         state["step"] += 1
         state["ema"].update(model.parameters())
+        if "averages" in state:
+            state["averages"].update(model.parameters())
         return loss
 
     def _backward(self, batch, labels, condition):

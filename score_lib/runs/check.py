@@ -99,8 +99,9 @@ def _network(run: Run) -> list[Finding]:
     if missing:
         facts += f"; model.attn_resolutions = {missing} match no feature map"
     seconds, how = _seconds_a_step(run, found.operations)
-    # Weights, gradients, two moments and the average, in float32.
-    memory = 20 * found.parameters + found.activations * options.batch_size
+    # Weights, gradients, two moments and the averages, in float32.
+    averages = 1 + len(config.model.ema_rates) + len(options.posthoc_profiles)
+    memory = (16 + 4 * averages) * found.parameters + found.activations * options.batch_size
     cost_text = (
         f"about {seconds:.3g} s a step of {options.batch_size} images on {run.device} ({how}), "
         f"{seconds * options.n_iters / 86400:.2g} days for {options.n_iters} steps; about "

@@ -1,6 +1,7 @@
 """Evaluation of checkpoints: `--mode eval`."""
 
 import contextlib
+import itertools
 import logging
 import os
 import pathlib
@@ -11,13 +12,15 @@ from score_lib.base import distributed
 from score_lib.disk.files import locked, open_folder, remove_leftovers
 from score_lib.disk.logs import messages_to
 from score_lib.disk.reports import write_report
+from score_lib.runs.averages import names_of_averages
 from score_lib.runs.measures import MEASURES
 from score_lib.runs.rounds import Job, check_folder, fingerprint
 from score_lib.runs.setup import Run, load_trained, setup
 
 
 def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> list[dict]:
-    """Evaluate checkpoints by the measures in `eval.enable_*`; see `measures` for the files.
+    """Evaluate checkpoints, with each of the averages in `eval.ema`, by the measures in
+    `eval.enable_*`; see `measures` for the files.
 
     An evaluation that was killed resumes at the first missing round.
 
@@ -25,7 +28,7 @@ def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> l
         workdir: folder of the run.
         eval_folder: name of the folder for results, inside workdir.
     Returns:
-        one record a checkpoint, as in `report.json`.
+        one record a checkpoint and average, as in `report.json`.
     Raises:
         ValueError: the config or a checkpoint does not fit, or the folder holds the rounds of
             another evaluation.
@@ -42,8 +45,9 @@ def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> l
             open_folder(folder, run.config)
             stack.enter_context(messages_to(folder / "stdout.txt"))
         records = []
-        for label, path in checkpoints.items():
-            records.append(_evaluate_one(run, path, folder, label, workdir))
+        averages = names_of_averages(run.config.eval.ema)
+        for (label, path), average in itertools.product(checkpoints.items(), averages):
+            records.append(_evaluate_one(run, path, folder, label, workdir, average))
             distributed.on_main(lambda: write_report(folder, records))
     return records
 
@@ -55,11 +59,19 @@ def _enter(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
 
 
 def _evaluate_one(
-    run: Run, path: pathlib.Path, folder: pathlib.Path, label: str, workdir: pathlib.Path
+    run: Run,
+    path: pathlib.Path,
+    folder: pathlib.Path,
+    label: str,
+    workdir: pathlib.Path,
+    average: str,
 ) -> dict:
-    load_trained(run, path)
-    job = Job(run, folder, label, fingerprint(run.config, path), workdir)
+    mark = fingerprint(run.config, path, load_trained(run, path, average=average))
+    files = f"{label}_{average}" if average else label
+    job = Job(run, folder, files, mark, workdir)
     record = {"checkpoint": label, "step": run.state["step"]}
+    if run.config.eval.ema:
+        record["ema"] = average
     if run.state["class_to_idx"]:
         record["class_to_idx"] = run.state["class_to_idx"]
     weights = run.state["ema"].applied(run.state["model"].parameters())

@@ -12,6 +12,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from score_lib.base.profiles import profile_name
 from score_lib.disk.files import printable, write_text
 from score_lib.disk.fit import CheckpointError
 from score_lib.disk.logs import step_of
@@ -27,11 +28,12 @@ _CHANGES_NO_WEIGHT = {
     "training.snapshot_freq_for_preemption",
     "training.snapshot_sampling",
     "training.keep_meta_checkpoints",
+    "training.posthoc_freq",
     "training.n_jitted_steps",
 }
 _SECTIONS_OF_OTHER_MODES = ("sampling", "eval", "control")
 # A network's output means something for these values only; so it does for those of `model`, which
-# describe the network and the process, apart from the three below.
+# describe the network and the process, apart from those below.
 _OF_THE_OUTPUT = {
     "data.centered",
     "training.condition",
@@ -42,7 +44,14 @@ _OF_THE_OUTPUT = {
     "training.sde",
 }
 _OF_THE_STATE = _OF_THE_OUTPUT | {"data.category", "data.dataset"}
-_FREE = {"model.checkpoint_activations", "model.dropout", "model.ema_rate"}
+_FREE = {
+    "model.checkpoint_activations",
+    "model.dropout",
+    "model.ema_halflife",
+    "model.ema_rampup",
+    "model.ema_rate",
+    "model.ema_rates",
+}
 
 Changes = dict[str, list]  # dotted name of an option -> [old, new]
 
@@ -72,6 +81,23 @@ def check_same_run(path: pathlib.Path, old: ConfigDict, new: ConfigDict) -> None
         raise CheckpointError(
             f"{path} cannot be resumed with {found}: set the old values, or choose "
             "another --workdir; eval.checkpoint samples from and evaluates the file as it is"
+        )
+
+
+def check_same_profiles(path: pathlib.Path, contents: dict, new: ConfigDict) -> None:
+    """Refuse profiles that a checkpoint lacks: they would not count its steps.
+
+    Raises:
+        CheckpointError: names them.
+    """
+    stored = contents.get("averages")
+    stored = stored if isinstance(stored, dict) else {}
+    wanted = {profile_name(s): s for s in new.training.posthoc_profiles}
+    if missing := [s for name, s in wanted.items() if name not in stored]:
+        raise CheckpointError(
+            f"{path} cannot be resumed with training.posthoc_profiles = "
+            f"{tuple(new.training.posthoc_profiles)}: it does not hold {missing}, and a profile "
+            "counts all steps from the first. Leave these out, or choose another --workdir"
         )
 
 

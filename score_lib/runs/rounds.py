@@ -20,11 +20,13 @@ from score_lib.disk.files import file_digest
 from score_lib.options import flatten
 from score_lib.runs.setup import Run
 
-# Options that choose which rounds are made, as `enable_*` do, and do not change their contents.
+# Options that choose which rounds are made, as `enable_*` do, and do not change their contents. An
+# average is in the names of its rounds, and in their fingerprint.
 _NOT_IN_FINGERPRINT = (
     "begin_ckpt",
     "end_ckpt",
     "checkpoint",
+    "ema",
     "wait_minutes",
     "bpd_num_repeats",
     "suggest_noise_scales",
@@ -89,9 +91,9 @@ class Job:
         return arrays
 
 
-def fingerprint(config, checkpoint: pathlib.Path) -> str:
-    """A short hash of everything that rounds depend on: the checkpoint and options."""
-    text = json.dumps(_relevant(config.to_json_best_effort())) + file_digest(checkpoint)
+def fingerprint(config, checkpoint: pathlib.Path, average: str = "") -> str:
+    """A short hash of everything that rounds depend on: the checkpoint, its average, options."""
+    text = json.dumps(_relevant(config.to_json_best_effort())) + file_digest(checkpoint) + average
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

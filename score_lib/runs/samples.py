@@ -16,14 +16,16 @@ from score_lib.runs.setup import restored
 def sample(config, workdir: str | os.PathLike) -> pathlib.Path:
     """Draw `sampling.num_samples` samples from a checkpoint: `samples/step_{step}/sample.{np,png}`.
 
-    The checkpoint is `eval.checkpoint`, or the run's latest.
+    The checkpoint is `eval.checkpoint`, or the run's latest; the folder of another average than the
+    main one ends in `_{eval.ema}`.
 
     Returns:
         the folder with the samples.
     """
     run = restored(config, workdir)
     logging.info("drawing samples from step %d", run.state["step"])
-    folder = pathlib.Path(workdir) / "samples" / f"step_{run.state['step']}"
+    average = f"_{run.config.eval.ema}" if run.config.eval.ema else ""
+    folder = pathlib.Path(workdir) / "samples" / f"step_{run.state['step']}{average}"
     images = run.first_samples()
     distributed.on_main(lambda: save_samples(folder, images, run.levels))
     logging.info("samples are in %s", folder)

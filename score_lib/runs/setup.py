@@ -33,6 +33,7 @@ from score_lib.losses.optimization import get_optimizer, optimization_manager
 from score_lib.losses.steps import get_step_fn
 from score_lib.options import checked
 from score_lib.parametrization import parametrization_of
+from score_lib.runs.averages import choose_average, get_averages, get_ema, one_average
 from score_lib.runs.conditions import Conditions
 from score_lib.runs.history import check_same_output, trained_config
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
@@ -68,12 +69,17 @@ class Run:
         with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
             torch.manual_seed(self.config.seed)
             model = create_model(self.config, self.device)
-        ema = ExponentialMovingAverage(model.parameters(), self.config.model.ema_rate)
+        ema = get_ema(self.config, model.parameters())
         return {"model": model, "ema": ema, "step": 0, "class_to_idx": {}}
 
     def add_optimizer(self) -> None:
-        """Put the "optimizer" into the state, for training."""
-        self.state["optimizer"] = get_optimizer(self.config, self.state["model"].parameters())
+        """Put the "optimizer" into the state, for training, and "averages" beside the main one if
+        the config asks for any."""
+        parameters = list(self.state["model"].parameters())
+        self.state["optimizer"] = get_optimizer(self.config, parameters)
+        averages = get_averages(self.config, parameters)
+        if averages.named:
+            self.state["averages"] = averages
 
     @property
     def objective(self) -> str:
@@ -290,32 +296,41 @@ def setup(config) -> Run:
 
 
 def restored(config, workdir: str | os.PathLike) -> Run:
-    """The run of a config, with the weights of `eval.checkpoint` or the run's latest.
+    """The run of a config, with the weights of `eval.checkpoint` or the run's latest, averaged as
+    `eval.ema` says.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: the config or the checkpoint does not fit.
     """
     run = setup(config)
-    chosen = run.config.eval.checkpoint
-    load_trained(run, chosen or pathlib.Path(workdir) / META, latest=not chosen)
+    chosen, average = run.config.eval.checkpoint, one_average(run.config.eval.ema)
+    load_trained(run, chosen or pathlib.Path(workdir) / META, latest=not chosen, average=average)
     return run
 
 
-def load_trained(run: Run, path: str | os.PathLike, *, latest: bool = False) -> None:
+def load_trained(
+    run: Run, path: str | os.PathLike, *, latest: bool = False, average: str = ""
+) -> str:
     """Load trained weights: of a file, or of the latest undamaged one among its predecessors.
 
+    Args:
+        average: the average to load, see `choose_average`.
+    Returns:
+        a text that tells averages of the same file apart, see `choose_average`.
     Raises:
         FileNotFoundError: there is no such checkpoint.
         CheckpointError: it does not fit the network, or was trained with other options that decide
             what its output means.
+        ValueError: it has no such average.
     """
-    run.state["config"] = ""
+    run.state |= {"config": "", "averages": {}}
     restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
     restore(path, run.state, run.device, must_exist=True)
     trained = trained_config(path, {"config": run.state.pop("config")})
     if trained is not None:
         check_same_output(path, trained, run.config)
+    return choose_average(pathlib.Path(path), run.state, average, run.state.pop("averages"))
 
 
 def from_checkpoint(path: str | os.PathLike, device: torch.device) -> Run:

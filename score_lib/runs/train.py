@@ -17,9 +17,11 @@ from torch import Tensor
 from models.precision import matmul_precision
 from score_lib.base import distributed
 from score_lib.base.preemption import Preempted, StopSignals
+from score_lib.base.profiles import profile_name
 from score_lib.base.tensors import derive_seed
 from score_lib.data.loading import get_streams
 from score_lib.data.stream import ImageStream
+from score_lib.disk import snapshots
 from score_lib.disk.checkpoints import restore_latest
 from score_lib.disk.files import locked, open_folder, remove_leftovers
 from score_lib.disk.logs import (
@@ -33,7 +35,13 @@ from score_lib.disk.logs import (
 from score_lib.disk.pictures import is_picture, make_grid
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.losses.optimization import LossGuard, apply_settings
-from score_lib.runs.history import check_same_run, record_config, trained_config
+from score_lib.runs.averages import start_averages
+from score_lib.runs.history import (
+    check_same_profiles,
+    check_same_run,
+    record_config,
+    trained_config,
+)
 from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import META, Run, setup
 
@@ -46,6 +54,7 @@ def train(config, workdir: str | os.PathLike) -> None:
     Files: `checkpoints-meta/checkpoint.pth` every `training.snapshot_freq_for_preemption` steps,
     with `training.keep_meta_checkpoints` predecessors; in `checkpoints/` those of `snapshot_name`,
     and `samples/iter_{step}/`, every `training.snapshot_freq` steps and at the end;
+    `posthoc/`, snapshots of `training.posthoc_profiles` every `training.posthoc_freq` steps;
     `metrics.jsonl`, `tensorboard/`, `stdout.txt`, `config.json` and `config_history.jsonl`.
 
     Args:
@@ -119,13 +128,17 @@ def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
         old = trained_config(chosen, contents)
         if old is not None:
             check_same_run(chosen, old, run.config)
+        check_same_profiles(chosen, contents, run.config)
 
     restore_latest(path, run.state, run.device, check=check)
+    start_averages(run.state)
     run.check_classes(classes)
     run.state["class_to_idx"] = classes
     if distributed.is_main():
         checkpoints = path.parent, workdir / "checkpoints"
-        remove_leftovers(workdir, *checkpoints, *workdir.glob("samples/iter_*"))
+        folders = *checkpoints, workdir / snapshots.FOLDER
+        remove_leftovers(workdir, *folders, *workdir.glob("samples/iter_*"))
+        snapshots.remove_later(workdir, run.state["step"])
     return old
 
 
@@ -206,6 +219,8 @@ class Training:
         if every(step, options.snapshot_freq) or last:
             self._save(f"checkpoints/{snapshot_name(step, options.snapshot_freq)}")
             self._draw_samples()
+        if every(step, options.posthoc_freq):
+            self._save_snapshot()
         # Last: a run killed before this line repeats all of the above.
         stopping = self.stop_asked(self.stop.requested) and not last
         if every(step, options.snapshot_freq_for_preemption) or last or stopping:
@@ -264,6 +279,18 @@ class Training:
             return
         if is_picture(shown.shape):
             self.log.image(step, "samples", make_grid(shown))
+
+    def _save_snapshot(self) -> None:
+        names = [profile_name(sigma_rel) for sigma_rel in self.options.posthoc_profiles]
+        if not names:
+            return
+        self.guard.check()
+        if not distributed.is_main():
+            return
+        named, step = self.state["averages"].named, self.state["step"]
+        averages = {name: named[name].shadow_params for name in names}
+        path = snapshots.path_of(self.workdir, step, names)
+        self.writer.save_contents(path, snapshots.contents_of(step, averages), kind="snapshot")
 
     def _save_meta(self) -> None:
         self._save(META, self.options.keep_meta_checkpoints)

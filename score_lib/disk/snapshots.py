@@ -1,0 +1,88 @@
+"""Snapshots of averages with power-function profiles, in half precision, beside the checkpoints.
+
+A file `posthoc/step_{step}_{sigma_rel}_{sigma_rel}.pth` holds {"step", "averages"}: lists of
+tensors by `profile_name`.  Its name says which profiles are in it, so that a sum of many files
+reads each of them once.
+"""
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from score_lib.base.profiles import POSTHOC, Profile, gamma_of, profile_name
+from score_lib.disk.checkpoints import read_plain
+from score_lib.disk.fit import check_snapshot
+
+FOLDER = "posthoc"
+# Its rounding is 8 times finer than bfloat16's, and weights need none of the latter's range.
+PRECISION = torch.float16
+
+
+class Stored(NamedTuple):
+    """An average that was stored while training.
+
+    Attributes:
+        step: after which it was stored.
+        name: see `profile_name`.
+        path: of its file.
+    """
+
+    step: int
+    name: str
+    path: pathlib.Path
+
+    @property
+    def profile(self) -> Profile:
+        """Its profile."""
+        return Profile(self.step, gamma_of(float(self.name.removeprefix(POSTHOC))))
+
+
+def path_of(workdir: str | os.PathLike, step: int, names: list[str]) -> pathlib.Path:
+    """File of a snapshot of the profiles of these names."""
+    parts = [name.removeprefix(POSTHOC) for name in names]
+    return pathlib.Path(workdir) / FOLDER / f"step_{'_'.join([str(step), *parts])}.pth"
+
+
+def contents_of(step: int, averages: Mapping[str, list[Tensor]]) -> dict:
+    """Contents of a snapshot, in half precision."""
+    halves = {name: [t.detach().to(PRECISION) for t in ts] for name, ts in averages.items()}
+    return {"step": step, "averages": halves}
+
+
+def find(workdir: str | os.PathLike) -> list[Stored]:
+    """The stored averages of a run, in the order of steps."""
+    found = []
+    for path in (pathlib.Path(workdir) / FOLDER).glob("step_*.pth"):
+        if parts := re.fullmatch(r"step_(\d+)((?:_\d[\d.e-]*)+)", path.stem):
+            names = [profile_name(float(text)) for text in parts[2][1:].split("_")]
+            found += [Stored(int(parts[1]), name, path) for name in names]
+    return sorted(found)
+
+
+def remove_later(workdir: str | os.PathLike, step: int) -> None:
+    """Remove snapshots of later steps, which a run that continues from a step makes again."""
+    for path in {stored.path for stored in find(workdir) if stored.step > step}:
+        path.unlink()
+
+
+def add_to(total: list[Tensor], path: pathlib.Path, weights: Mapping[str, float], ema) -> None:
+    """Add the averages in a file, times their weights, to a sum.
+
+    Args:
+        total: changed in place, in its own precision.
+        weights: of the averages, by name.
+        ema: an average of the network, whose shapes are expected.
+    Raises:
+        CheckpointError: the file is damaged, or of another network.
+    """
+    contents = read_plain(path, mapped=True)
+    averages = contents.get("averages") if isinstance(contents, dict) else None
+    check_snapshot(path, averages, list(weights), ema)
+    for name, weight in weights.items():
+        for sum_, tensor in zip(total, averages[name], strict=True):
+            sum_.add_(tensor.to(sum_), alpha=weight)

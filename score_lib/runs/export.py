@@ -1,0 +1,42 @@
+"""Averaged weights as checkpoints of their own: `--mode ema`."""
+
+import logging
+import os
+import pathlib
+
+import torch
+
+from score_lib.base import distributed
+from score_lib.disk.checkpoints import save_checkpoint
+from score_lib.runs.averages import names_of_averages
+from score_lib.runs.setup import META, Run, load_trained, setup
+
+
+def write_averages(config, workdir: str | os.PathLike) -> list[pathlib.Path]:
+    """Write each average in `eval.ema` as a checkpoint, `ema/step_{step}_{average}.pth`.
+
+    Its "model" and its "ema" are the average, and it has no optimiser: it is to evaluate, to sample
+    from and to share.  The source is `eval.checkpoint`, or the run's latest checkpoint.
+
+    Returns:
+        the files.
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the config or the checkpoint does not fit, or there is no such average.
+    """
+    run, workdir = setup(config), pathlib.Path(workdir)
+    chosen = run.config.eval.checkpoint
+    paths = []
+    for average in names_of_averages(run.config.eval.ema):
+        load_trained(run, chosen or workdir / META, latest=not chosen, average=average)
+        name = "_".join([f"step_{run.state['step']}", average.partition("@")[0] or "ema"])
+        paths.append(workdir / "ema" / f"{name}.pth")
+        distributed.on_main(lambda: _write(run, paths[-1]))
+    return paths
+
+
+@torch.no_grad()
+def _write(run: Run, path: pathlib.Path) -> None:
+    run.state["ema"].copy_to(run.state["model"].parameters())
+    save_checkpoint(path, {**run.state, "config": run.config.to_json_best_effort()})
+    logging.info("averaged weights are in %s", path)
