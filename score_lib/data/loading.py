@@ -82,7 +82,8 @@ def get_streams(
         uniform_dequantization: add uniform noise within each grey level.
         evaluation: one ordered pass over each split in batches of `eval.batch_size`, no flips;
             otherwise both streams are endless and shuffled, in batches of `training.batch_size`,
-            and the training stream flips images if `data.random_flip` is set.
+            and the training stream flips images if `data.random_flip` is set, and augments them
+            with the probability `data.augment`.
         num_workers: default: `data.num_workers`.
         stream: further arguments of `ImageStream`, such as `device`, `rank` and `world`.
     Raises:
@@ -104,9 +105,16 @@ def get_streams(
         "num_workers": config.data.num_workers if num_workers is None else num_workers,
         **stream,
     }
-    flip = config.data.random_flip and not evaluation
+    changes = (
+        {}
+        if evaluation
+        else {
+            "random_flip": config.data.random_flip,
+            "augment": config.data.augment,
+        }
+    )
     # Different seeds: otherwise the n-th draws of both streams would be equal.
-    train_stream = ImageStream(train, seed=config.seed, random_flip=flip, **options)
+    train_stream = ImageStream(train, seed=config.seed, **changes, **options)
     test_stream = ImageStream(test, seed=derive_seed(config.seed, "held out"), **options)
     info = DatasetInfo(config.data.dataset, {"train": train, "test": test})
     if info.class_to_idx:
