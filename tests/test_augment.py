@@ -213,20 +213,26 @@ def test_augmentation_leaves_the_other_draws_alone():
 
 
 @pytest.mark.parametrize("p", (0.0, 0.25))
-def test_the_option_reaches_the_stream_of_training_alone(p):
-    @datasets.register_dataset(name="NUMBERED")
+def test_the_option_changes_the_images_of_training_alone(p):
+    """Other batches tell of no change, so that a network is told the same in evaluation."""
+
+    @datasets.register_dataset(name="AUGMENTED")
     def numbered(shape):
         return numbered_source(200), numbered_source(100)
 
-    config = make_config("NUMBERED", image_size=4, random_flip=True, batch_size=200, augment=p)
+    config = make_config("AUGMENTED", image_size=4, random_flip=True, batch_size=200, augment=p)
     train, test, _ = datasets.get_streams(config)
     batch = next(iter(train))
-    assert "features" not in next(iter(test)) and ("features" in batch) == (p > 0)
+    others = [test, *datasets.get_streams(config, evaluation=True)[:2]]
+    for other in [batch, *(next(iter(stream)) for stream in others)]:
+        assert ("features" in other) == (p > 0)
+        assert other is batch or not p or not other["features"].any()
     if p:  # flips of all images, told; other changes of some
         features = batch["features"]
         assert abs(features[:, 0].mean() - 0.5) < 0.15
         assert abs(features[:, 2].bool().double().mean() - p) < 0.12
-    for stream in datasets.get_streams(config, evaluation=True)[:2]:
-        assert "features" not in next(iter(stream))
+    _, stored, _ = datasets.get_streams(config, evaluation=True, as_uint8=True)
+    images = numbered_source(100).images(range(100))
+    assert torch.equal(next(iter(stored))["image"], images) and len(next(iter(stored))) == 2
     published, _, _ = datasets.get_dataset(config)
     assert ("features" in next(iter(published))) == (p > 0)

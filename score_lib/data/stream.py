@@ -35,7 +35,8 @@ class ImageStream:
         batch_size: examples in a batch, over all ranks.
         seed: of order, flips and noise; may be set between passes, for fresh noise.
         random_flip: mirror each image left to right with probability 1/2.
-        augment: probability of each change of `augment`; 0 makes none.  With `random_flip`, the
+        augment: probability of each change of `augment`, of which "features" tell; 0 makes none,
+            with features of 0; None leaves out the features, too.  With `random_flip`, the
             features tell which images are mirrored.
         dequantize: uniform dequantization, (u + (levels - 1) x) / levels with u ~ U[0, 1).
         as_uint8: unscaled uint8 images in 0 ... 255, for feature statistics.
@@ -60,7 +61,7 @@ class ImageStream:
         seed: int = 0,
         evaluation: bool = False,
         random_flip: bool = False,
-        augment: float = 0.0,
+        augment: float | None = None,
         dequantize: bool = False,
         as_uint8: bool = False,
         num_workers: int = 0,
@@ -152,7 +153,7 @@ class ImageStream:
         images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "augment", span[0]))
         levels = self.source.levels
-        if self.random_flip and not self.augment:  # which flips by itself
+        if self.random_flip and self.augment is None:  # which flips by itself
             flip = (self._draw((), span, draws) < 0.5).to(device, non_blocking=True)
             images = torch.where(flip.reshape(-1, 1, 1, 1), images.flip(-1), images)
         if self.dequantize:
@@ -163,7 +164,9 @@ class ImageStream:
         elif levels != 256:
             images = (images * (255 / (levels - 1))).round().byte()
         batch = {"image": images, "label": labels}
-        return batch | self._augmented(images, span, draws) if self.augment else batch
+        if self.augment is None or self.as_uint8:
+            return batch
+        return batch | self._augmented(images, span, draws)
 
     def _augmented(
         self, images: Tensor, span: tuple[int, int], draws: torch.Generator
