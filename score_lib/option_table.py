@@ -237,6 +237,8 @@ _TRAINING = {
         one_of("", "lognormal", "likelihood"),
         'noise levels of training; "": times uniform on [1e-5, T]',
     ),
+    "lognormal_mean": (-1.2, number, 'mean of log(s / m) with `noise_levels` "lognormal"'),
+    "lognormal_std": (1.2, above(0.0), "its standard deviation"),
     "weighting": (
         "",
         one_of("", "output", "min_snr"),

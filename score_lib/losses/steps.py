@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from score_lib.base.distributed import average, draw_apart, replicated
-from score_lib.losses.objectives import Draws, get_loss_fn
+from score_lib.losses.objectives import ContinuousLevels, Draws, get_loss_fn
 from score_lib.parametrization import Parametrization
 from score_lib.sdes.process import SDE
 
@@ -23,7 +23,7 @@ def get_step_fn(
     accumulation: int = 1,
     objective: str = "score",
     parametrization: Parametrization | str | None = None,
-    noise_levels: str = "",
+    noise_levels: str | Callable[[SDE, float], ContinuousLevels] = "",
     weighting: str = "",
     prepare: Callable[[nn.Module], nn.Module] = replicated,
 ) -> Callable:
