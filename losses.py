@@ -9,6 +9,7 @@ from score_lib.losses.objectives import (
     DenoisingLoss,
     DiscreteLevels,
     Draws,
+    LikelihoodLevels,
     LogNormalLevels,
     NoiseLevels,
     NoisyLoss,

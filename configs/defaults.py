@@ -16,7 +16,9 @@ def base() -> ConfigDict:
 def experiments() -> list[str]:
     """Names of all experiments, such as "ve/cifar10_ncsnpp_continuous"."""
     root = pathlib.Path(__file__).parent
-    files = [file for process in ("ve", "vp", "subvp") for file in (root / process).rglob("*.py")]
+    files = [
+        file for folder in ("ve", "vp", "subvp", "edm") for file in (root / folder).rglob("*.py")
+    ]
     names = [file.relative_to(root).with_suffix("").as_posix() for file in files]
     return sorted(name for name in names if not name.endswith("/__init__"))
 

@@ -48,7 +48,7 @@ def subvp_sde(config: ConfigDict) -> None:
 def edm(config: ConfigDict, *, sigma_data: float = 0.5) -> None:
     """The VE SDE, and training on it, as in Karras et al. 2022, for data in [-1, 1].
 
-    Its network needs a positional embedding: labels are log(sigma) / 4.
+    Labels are log(sigma) / 4, so that Fourier features need `fourier_log=False` in the network.
 
     Args:
         sigma_data: standard deviation of the data.
@@ -57,6 +57,22 @@ def edm(config: ConfigDict, *, sigma_data: float = 0.5) -> None:
     config.data.centered = True
     config.model.update(parametrization="edm", sigma_data=sigma_data, scale_by_sigma=False)
     config.training.update(noise_levels="lognormal", weighting="output", reduce_mean=True)
+
+
+def edm_training(config: ConfigDict, *, dropout: float, augment: float) -> None:
+    """The training of Karras et al. 2022 at 32 px (their tables 6 and 7), after the network.
+
+    200 million images in batches of 512, with a warm-up of 10 million.
+    """
+    batch_size, half_life = 512, 500_000  # images
+    config.data.augment = augment
+    config.model.dropout = dropout
+    config.model.ema_rate = 0.5 ** (batch_size / half_life)
+    # The paper's loss is a sum over pixels, and its gradient is not clipped.
+    config.training.update(batch_size=batch_size, n_iters=200_000_000 // batch_size)
+    config.training.update(reduce_mean=False, snapshot_freq=8_000_000 // batch_size)
+    config.optim.update(lr=1e-3, warmup=10_000_000 // batch_size, grad_clip=-1.0)
+    config.eval.update(begin_ckpt=25, end_ckpt=25, enable_sampling=True)
 
 
 # --- Networks ----------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from .utils import register_model
 class NCSNpp(UNet):
     """U-Net with the improvements of NCSN++ on DDPM, each an option of `model`.
 
-    - `embedding_type`: of the noise level, "fourier" (random features of log sigma, at scale
-      `fourier_scale`) or "positional" (sines and cosines of the time step);
+    - `embedding_type`: of the noise level, "fourier" (random features at scale `fourier_scale`, of
+      log sigma, or of the label as it is without `fourier_log`) or "positional" (sines and cosines
+      of the time step);
     - `resblock_type`: "ddpm", with resampling layers in between (`resamp_with_conv`: with a
       convolution), or "biggan", whose blocks resample;
     - `fir`, `fir_kernel`: resample with an FIR filter;

@@ -132,6 +132,7 @@ class UNet(Network):
         self.stride = total_stride(height, width, config.model.ch_mult)
         self.centered = config.data.centered
         self.scale_by_sigma = config.model.scale_by_sigma
+        self.fourier_log = config.model.fourier_log
         self.nf = config.model.nf
         self.register_buffer("sigmas", torch.tensor(get_sigmas(config)))
         self.checkpoint_activations = config.model.checkpoint_activations
@@ -160,8 +161,9 @@ class UNet(Network):
 
         Args:
             x: images in the network's range, (B, C, H, W); both sides multiples of `stride`.
-            labels: (B,), whole numbers or not: noise levels sigma for Fourier features, otherwise
-                time steps (which index `sigmas` where the output is scaled by sigma).
+            labels: (B,), whole numbers or not: noise levels sigma for Fourier features (any number
+                without `model.fourier_log`), otherwise time steps (which index `sigmas` where the
+                output is scaled by sigma).
             classes: (B,), int64.
             image: in the network's range, (B, C, h, w), of any sides.
             features: (B, K).
@@ -201,7 +203,7 @@ class UNet(Network):
         if fourier is None:
             temb = get_timestep_embedding(labels, self.nf)
         else:
-            temb = layer[fourier](torch.log(labels))
+            temb = layer[fourier](torch.log(labels) if self.fourier_log else labels)
         first, second = dense_layers
         temb = in_full_precision(
             lambda temb: layer[second](self.act(layer[first](temb))), temb.to(dtype)

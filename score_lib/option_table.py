@@ -191,6 +191,11 @@ _DATA = {
     "num_channels": (3, count, "1 for gray images, 3 for colour, 4 with transparency"),
     "centered": (NEEDED, flag, "pixels from -1 to 1 inside the network, else from 0 to 1"),
     "random_flip": (True, flag, "mirror half of the training images"),
+    "augment": (
+        0.0,
+        between(0.0, 1.0),
+        "probability of each change of a training image, of which the network is told; 0: none",
+    ),
     "uniform_dequantization": (False, flag, "spread grey levels by uniform noise"),
     "category": ("", text, 'category of LSUN, such as "bedroom"'),
     "path": ("", text, "your own images: a folder, .zip, .npy or .npz"),
@@ -232,6 +237,7 @@ _MODEL = {
     "sigma_data": (0.5, above(0.0), "standard deviation of the data inside the network"),
     "dropout": (0.1, between(0.0, 1.0), "share of features dropped in training"),
     "embedding_type": ("fourier", name("fourier positional"), "embedding of the time"),
+    "fourier_log": (True, flag, "Fourier features of the label's logarithm, else of the label"),
     "checkpoint_activations": (False, flag, "U-Nets: less memory in training, more time"),
     "nf": (NETWORK, count, "features of the first layer"),
     "ch_mult": (NETWORK, counts, "features at each resolution, in multiples of `nf`"),
@@ -279,6 +285,8 @@ _TRAINING = {
         one_of("", "lognormal", "likelihood"),
         'noise levels of training; "": times uniform on [1e-5, T]',
     ),
+    "lognormal_mean": (-1.2, number, 'mean of log(s / m) with `noise_levels` "lognormal"'),
+    "lognormal_std": (1.2, above(0.0), "its standard deviation"),
     "weighting": (
         "",
         one_of("", "output", "min_snr"),

@@ -268,11 +268,12 @@ def _conflicts_of_parametrization(flat: Options) -> Iterator[str]:
             f"model.scale_by_sigma = True divides a score by the noise level: set it to False "
             f"with model.parametrization = {chosen!r}"
         )
-    fourier = flat["model.embedding_type"].lower() == "fourier"
+    fourier = flat["model.embedding_type"].lower() == "fourier" and flat["model.fourier_log"]
     if chosen.lower() == "edm" and fourier and flat["model.name"].lower() == "ncsnpp":
         yield (
-            "model.embedding_type = 'fourier' takes the logarithm of the label, which is negative "
-            "with model.parametrization = 'edm': set model.embedding_type = 'positional'"
+            "model.fourier_log = True takes the logarithm of the label, which is one already, and "
+            "negative, with model.parametrization = 'edm': set model.fourier_log = False, or "
+            "model.embedding_type = 'positional'"
         )
 
 

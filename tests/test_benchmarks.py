@@ -6,15 +6,26 @@ import functools
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from small_runs import small_config
 from torch import nn
 
-from benchmarks import checkpoints, data, likelihood, samplers, sampling, train, variants
+from benchmarks import (
+    checkpoints,
+    data,
+    likelihood,
+    objectives,
+    samplers,
+    sampling,
+    train,
+    variants,
+)
 from benchmarks.measure import growth, in_turns, matrix_product, nbytes, operations
 from benchmarks.variants import PLAIN, Comparison, Variant
 from run_lib import setup
+from run_lib import train as train_run
 
 CPU = torch.device("cpu")
 MB = 1 << 18  # float32 numbers in a megabyte
@@ -254,3 +265,27 @@ def test_samplers_make_the_evaluations_that_were_asked_for():
         assert images.shape == (2, *run.shape)
         wanted = options["num_steps"] * samplers.SAMPLERS[name][1]
         assert abs(evaluations - wanted) <= 1, name
+
+
+def test_share_of_a_variance_has_the_error_of_a_paired_ratio():
+    part, whole = np.array([1.0, 2.0, 3.0, 6.0]), np.array([2.0, 5.0, 5.0, 12.0])
+    assert objectives.share(part, whole).mean() == pytest.approx(0.5)
+    assert objectives.share(whole / 4, whole) == pytest.approx(np.full(4, 0.25))
+    # The first two moments of the differences from the line through the origin.
+    expected = (part - 0.5 * whole).std() / whole.mean()
+    assert objectives.share(part, whole).std() == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_objectives_are_compared_for_a_mixture_and_for_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(objectives, "AT_ONCE", 6)
+    config = small_config(training__n_iters=1, training__snapshot_sampling=False)
+    train_run(config, tmp_path)
+    capsys.readouterr()
+    objectives.main([str(tmp_path), "--num_data", "3", "--draws", "4"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    cases = [*(f"mixture, {name}" for name in objectives.PROCESSES), "digits, vpsde"]
+    pairs = [(case, times) for case in cases for times in ("uniform", "likelihood")]
+    assert [(row["case"], row["times"]) for row in found] == pairs
+    assert all(math.isfinite(row["loss"]) and row["variance"] > 0 for row in found)
+    assert all(("of uniform" in row) == (row["times"] == "likelihood") for row in found)

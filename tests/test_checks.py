@@ -216,7 +216,7 @@ def test_a_config_is_checked_and_the_findings_are_in_a_file(tmp_path):
 
 @pytest.mark.slow
 def test_a_config_with_a_parametrization_is_checked(tmp_path):
-    found = run_lib.check(small_config("ve/digits_edm", model__num_scales=1000), tmp_path)
+    found = run_lib.check(small_config("edm/digits", model__num_scales=1000), tmp_path)
     assert "wrong" not in states(found).values(), found
     texts = {finding.subject: finding.text for finding in found}
     assert "the output of EDM(sigma_data=0.75)" in texts["convention"]

@@ -21,13 +21,15 @@ from score_lib.options import checked, complete, flatten
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 PUBLISHED = json.loads((ROOT / "tests/data/published_configs.json").read_text())
+# Karras et al. 2022: tables 1, 2 and 5 to 7, and appendix F.
+PUBLISHED_EDM = json.loads((ROOT / "tests/data/edm_configs.json").read_text())
 OWN = [
+    "edm/digits",
     "subvp/digits",
     "subvp/digits_classifier",
     "ve/cifar10_classifier",
     "ve/digits",
     "ve/digits_classifier",
-    "ve/digits_edm",
     "vp/color_digits",
     "vp/digits",
     "vp/digits_adm",
@@ -64,7 +66,7 @@ SET_EVERYWHERE = {"model.conv_size": 3, "model.fourier_scale": 16}
 
 
 def published(name: str) -> dict[str, object]:
-    return flatten(ConfigDict(PUBLISHED[name]))
+    return flatten(ConfigDict((PUBLISHED | PUBLISHED_EDM)[name]))
 
 
 def plain(value: object) -> object:
@@ -75,11 +77,11 @@ def plain(value: object) -> object:
 
 
 def test_every_published_experiment_is_there_and_no_unknown_one():
-    assert defaults.experiments() == sorted([*PUBLISHED, *OWN])
+    assert defaults.experiments() == sorted([*PUBLISHED, *PUBLISHED_EDM, *OWN])
     assert len(PUBLISHED) == 39
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, *PUBLISHED_EDM])
 def test_experiment_has_the_published_values(name):
     ours, theirs = flatten(defaults.load(name)), published(name)
     extra = flatten(defaults.base()) | SET_EVERYWHERE

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from oracles import MU, S0, GaussianOracle, golden_sde
 
 import losses
+from benchmarks import objectives
 from models.ema import ExponentialMovingAverage
 from score_lib.base.tensors import SampleNoise
 from sde_lib import VESDE, VPSDE, subVPSDE
@@ -254,10 +255,31 @@ def likelihood_losses(sde, noise_levels, count=40_000):
     return loss_fn.per_sample(lambda x, t: 1.1 * oracle(x, t), data, draws).double()
 
 
-@pytest.mark.parametrize(("kind", "most"), ((VESDE, 1.05), (VPSDE, 1 / 3), (subVPSDE, 1 / 3)))
-def test_importance_sampling_keeps_the_mean_and_lowers_the_variance(kind, most):
-    """Of VE the weight is the same at all times, so that uniform times are the best already."""
+@pytest.mark.parametrize("process", objectives.PROCESSES)
+def test_importance_sampling_takes_two_thirds_of_the_variance_on_a_mixture(process):
+    """The mean of uniform times, with at most a third of their variance at fixed data."""
+    case = objectives.mixture(objectives.PROCESSES[process], num_data=16)
+    uniform, drawn = (
+        objectives.sampled(case.losses[kind], case.network, case.data, draws=1024)
+        for kind in ("", "likelihood")
+    )
+    error = ((uniform.var() + drawn.var()) / drawn.size) ** 0.5
+    assert abs(uniform.mean() - drawn.mean()) < 4 * error
+    assert drawn.var(1).mean() < uniform.var(1).mean() / 3
+
+
+def test_no_time_of_importance_sampling_is_4_times_rarer_than_the_weight():
+    """So the variance stays bounded for networks that are equally wrong at all times."""
+    sde, t = VESDE(), torch.linspace(1e-3, 1, 1000)
+    for sigma_data in (1e-4, 0.5, 1e4):  # of VE the weight is that of uniform times
+        weight = losses.LikelihoodLevels(sde, sigma_data=sigma_data).weight(t)
+        assert weight.max() < 4.001 and weight.min() > 0
+    torch.testing.assert_close(weight, torch.ones_like(t), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kind", (VPSDE, subVPSDE))
+def test_importance_sampling_of_a_network_that_is_equally_wrong_everywhere(kind):
     uniform, drawn = (likelihood_losses(kind(), levels) for levels in ("", "likelihood"))
     error = ((uniform.var() + drawn.var()) / len(drawn)).sqrt()
     assert (uniform.mean() - drawn.mean()).abs() < 4 * error
-    assert drawn.var() < most * uniform.var()
+    assert drawn.var() < uniform.var() / 3

@@ -98,6 +98,17 @@ def test_fourier_features():
     assert not layer.W.requires_grad
 
 
+def test_fourier_features_are_of_the_logarithm_or_of_the_label_itself():
+    """A label that is a logarithm already may be negative."""
+    options = {"embedding_type": "fourier", "dropout": 0.0}
+    published, of_label = (build(tiny_config(**options, fourier_log=log)) for log in (True, False))
+    of_label.load_state_dict(fill_weights(published).state_dict())
+    x, log_sigma = images(tiny_config()), torch.tensor([-1.2, 0.7])
+    expected = published(x, log_sigma.exp())
+    torch.testing.assert_close(of_label(x, log_sigma), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(of_label(x, log_sigma.exp()), expected, rtol=1e-2, atol=1e-2)
+
+
 def test_network_in_network_is_a_matrix_product():
     layer = layers.NIN(3, 5)
     layer.b.data.normal_()

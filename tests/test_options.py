@@ -271,7 +271,7 @@ FEW_STEPS = {"model__num_scales": 20, "sampling__num_steps": 0}
         ),
         (
             {"model__parametrization": "edm", "model__embedding_type": "fourier"},
-            "logarithm of the label",
+            "fourier_log = False, or model.embedding_type = 'positional'",
         ),
         (
             {

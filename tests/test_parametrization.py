@@ -14,13 +14,14 @@ import torch
 import losses
 import sampling
 from checks import process as check_process
+from configs.defaults import load
 from likelihood import get_log_likelihood_fn
 from models.utils import Coefficients, Parametrization, get_parametrization, get_score_fn
 from score_lib.base.tensors import SampleNoise, batch_mul
 from score_lib.parametrization import EDM
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.snr import time_at
-from sde_lib import VESDE, VPSDE, LinearSDE, subVPSDE
+from sde_lib import VESDE, VPSDE, LinearSDE, create_sde, subVPSDE
 
 NAMES = ("score", "noise", "x0", "v", "edm")
 D = 0.5  # sigma_data
@@ -197,6 +198,26 @@ def test_grid_of_edm_is_the_published_one(steps):
     sde, expected = VESDE(0.002, 80.0), golden()[f"grid/edm_N{steps}"]
     found = sde.sigma(sampling.time_grid(sde, steps - 1, 0.0, "edm"))
     torch.testing.assert_close(found, expected[:-1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("network", ("ddpmpp", "ncsnpp"))
+def test_experiments_of_edm_sample_at_the_published_levels(network):
+    """35 evaluations: two at each of 17 levels below the first, and one at that."""
+    config, labels = load(f"edm/cifar10_{network}"), []
+    config.device = "cpu"
+
+    def told(x, label):
+        labels.append(label[0])
+        return x
+
+    sde = create_sde(config)
+    sampler = sampling.get_sampling_fn(config, sde, (1, 2), lambda x: x, sde.sampling_eps)
+    _, evaluations = sampler(told)
+    expected = golden()["grid/edm_N18"][:-1].repeat_interleave(2)[1:]
+    assert evaluations == len(labels) == 35
+    # Sampling ends at time 1e-5, where sigma is a ten-thousandth above the smallest.
+    found = (4 * torch.stack(labels).double()).exp()
+    torch.testing.assert_close(found, expected, rtol=2e-4, atol=0)
 
 
 # --- Losses ---------------------------------------------------------------------------------------

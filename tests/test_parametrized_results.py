@@ -115,7 +115,7 @@ def test_published_networks_are_trained_and_sampled(experiment, name):
     """The dry run of `setup`, a loss with gradients at drawn times, and a short sample."""
     changes = {"model__scale_by_sigma": False, "sampling__method": "heun"}
     if name == "edm":
-        changes["model__embedding_type"] = "positional"
+        changes["model__fourier_log"] = False  # of the embedding of ve/digits
     run = run_lib.setup(small_config(experiment, model__parametrization=name, **changes))
     torch.manual_seed(0)
     loss = run.loss_fn(True)(run.state["model"], run.scaler(torch.rand(16, 1, 8, 8)))

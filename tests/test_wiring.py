@@ -16,6 +16,7 @@ from small_runs import small_config
 import losses
 import run_lib
 import sampling
+from losses import LikelihoodLevels, LogNormalLevels
 from sampling import SampleNoise
 from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.parametrization import EDM
@@ -177,6 +178,21 @@ def test_options_of_the_loss_arrive(experiment, changes, loss):
         ({"model__parametrization": "v"}, {"parametrization": "v"}),
         ({"model__sigma_data": 0.3}, {"parametrization": EDM(0.3)}),
         ({"training__noise_levels": "lognormal"}, {"noise_levels": "lognormal"}),
+        (
+            {"training__noise_levels": "lognormal", "training__lognormal_mean": -0.4},
+            {"noise_levels": functools.partial(LogNormalLevels, mean=-0.4)},
+        ),
+        (
+            {"training__noise_levels": "lognormal", "training__lognormal_std": 0.7},
+            {"noise_levels": functools.partial(LogNormalLevels, std=0.7)},
+        ),
+        (
+            {"training__noise_levels": "likelihood", "model__sigma_data": 0.3},
+            {
+                "noise_levels": functools.partial(LikelihoodLevels, sigma_data=0.3),
+                "parametrization": EDM(0.3),
+            },
+        ),
         ({"training__weighting": "min_snr"}, {"weighting": "min_snr"}),
         ({"training__weighting": "output"}, {"weighting": "output"}),
     ),

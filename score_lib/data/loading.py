@@ -82,7 +82,8 @@ def get_streams(
         uniform_dequantization: add uniform noise within each grey level.
         evaluation: one ordered pass over each split in batches of `eval.batch_size`, no flips;
             otherwise both streams are endless and shuffled, in batches of `training.batch_size`,
-            and the training stream flips images if `data.random_flip` is set.
+            and the training stream flips images if `data.random_flip` is set, and augments them
+            with the probability `data.augment`.  With the latter, all batches have "features".
         num_workers: default: `data.num_workers`.
         stream: further arguments of `ImageStream`, such as `device`, `rank` and `world`.
     Raises:
@@ -104,10 +105,17 @@ def get_streams(
         "num_workers": config.data.num_workers if num_workers is None else num_workers,
         **stream,
     }
-    flip = config.data.random_flip and not evaluation
+    told = config.data.augment > 0
+    unchanged = {"augment": 0.0 if told else None}
+    changed = {
+        "random_flip": config.data.random_flip,
+        "augment": config.data.augment if told else None,
+    }
     # Different seeds: otherwise the n-th draws of both streams would be equal.
-    train_stream = ImageStream(train, seed=config.seed, random_flip=flip, **options)
-    test_stream = ImageStream(test, seed=derive_seed(config.seed, "held out"), **options)
+    seeds = config.seed, derive_seed(config.seed, "held out")
+    training = unchanged if evaluation else changed
+    train_stream = ImageStream(train, seed=seeds[0], **training, **options)
+    test_stream = ImageStream(test, seed=seeds[1], **unchanged, **options)
     info = DatasetInfo(config.data.dataset, {"train": train, "test": test})
     if info.class_to_idx:
         place = f"{info.name} {config.data.path}".rstrip()

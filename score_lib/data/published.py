@@ -46,7 +46,7 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, "Array"]]:
         for batch in self.stream:
             images = batch["image"].movedim(1, -1).contiguous()
-            yield {"image": _array(images), "label": _array(batch["label"])}
+            yield {key: _array(values) for key, values in (batch | {"image": images}).items()}
 
 
 class Array(np.ndarray):

@@ -13,11 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 from score_lib.base.distributed import local_world
 from score_lib.base.preemption import leave_signals_to_parent
 from score_lib.base.tensors import derive_seed
+from score_lib.data.augment import augment
 from score_lib.data.sources import DataError, Source
 
 
 class ImageStream:
     """Batches {"image": (B, C, H, W) float32 in [0, 1], "label": (B,) int64} from a source.
+
+    With augmentation they also hold "features": (B, 9) float32, the changes of each image.
 
     In training the stream is endless: random permutations of the examples, concatenated and cut
     into batches that may straddle two of them, so that no example is dropped.  In evaluation an
@@ -32,6 +35,9 @@ class ImageStream:
         batch_size: examples in a batch, over all ranks.
         seed: of order, flips and noise; may be set between passes, for fresh noise.
         random_flip: mirror each image left to right with probability 1/2.
+        augment: probability of each change of `augment`, of which "features" tell; 0 makes none,
+            with features of 0; None leaves out the features, too.  With `random_flip`, the
+            features tell which images are mirrored.
         dequantize: uniform dequantization, (u + (levels - 1) x) / levels with u ~ U[0, 1).
         as_uint8: unscaled uint8 images in 0 ... 255, for feature statistics.
         num_workers: processes that decode, at most one per core (ranks on one machine divide its
@@ -55,6 +61,7 @@ class ImageStream:
         seed: int = 0,
         evaluation: bool = False,
         random_flip: bool = False,
+        augment: float | None = None,
         dequantize: bool = False,
         as_uint8: bool = False,
         num_workers: int = 0,
@@ -69,10 +76,10 @@ class ImageStream:
             raise ValueError(f"a batch of {batch_size} cannot be shared by {world} processes")
         if len(source) == 0:
             raise DataError("there are no examples in this data set")
-        if as_uint8 and (random_flip or dequantize):
-            raise ValueError("as_uint8 excludes random_flip and dequantize")
+        if as_uint8 and (random_flip or augment or dequantize):
+            raise ValueError("as_uint8 excludes random_flip, augment and dequantize")
         self.source, self.batch_size, self.seed = source, batch_size, seed
-        self.evaluation, self.random_flip = evaluation, random_flip
+        self.evaluation, self.random_flip, self.augment = evaluation, random_flip, augment
         self.dequantize, self.as_uint8 = dequantize, as_uint8
         self.num_workers, self.worker_init = num_workers, worker_init
         self.rank, self.world = rank, world
@@ -141,12 +148,12 @@ class ImageStream:
             yield examples(*self._share(span))
 
     def _finish(self, images: Tensor, labels: Tensor, span: tuple[int, int]) -> dict[str, Tensor]:
-        """Flip, dequantize and scale a collated batch, on the device."""
+        """Flip, dequantize, scale and augment a collated batch, on the device."""
         device = self.device or images.device
         images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "augment", span[0]))
         levels = self.source.levels
-        if self.random_flip:
+        if self.random_flip and self.augment is None:  # which flips by itself
             flip = (self._draw((), span, draws) < 0.5).to(device, non_blocking=True)
             images = torch.where(flip.reshape(-1, 1, 1, 1), images.flip(-1), images)
         if self.dequantize:
@@ -156,7 +163,18 @@ class ImageStream:
             images = images.float() / (levels - 1)
         elif levels != 256:
             images = (images * (255 / (levels - 1))).round().byte()
-        return {"image": images, "label": labels}
+        batch = {"image": images, "label": labels}
+        if self.augment is None or self.as_uint8:
+            return batch
+        return batch | self._augmented(images, span, draws)
+
+    def _augmented(
+        self, images: Tensor, span: tuple[int, int], draws: torch.Generator
+    ) -> dict[str, Tensor]:
+        """This rank's images after augmentation, and their features."""
+        share = {"batch": span[1] - span[0], "first": self._share(span)[0] - span[0]}
+        images, features = augment(images, self.augment, draws, mirror=self.random_flip, **share)
+        return {"image": images, "features": features}
 
     def _noise(self, span: tuple[int, int], draws: torch.Generator) -> Tensor:
         """U[0, 1) for dequantization: (share, C, H, W)."""

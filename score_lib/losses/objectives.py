@@ -5,6 +5,7 @@ x_t = m x_0 + s z; they differ in how the noise level is drawn and in how it is 
 """
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -69,20 +70,24 @@ class ContinuousLevels(NoiseLevels):
 
 
 class LikelihoodLevels(ContinuousLevels):
-    """Times of [eps, T] drawn in proportion to g^2 / s^2, with the mean loss of uniform times.
+    """Times of [eps, T] drawn in proportion to the loss, with the mean loss of uniform times.
 
     For the likelihood weighting, whose variance it lowers.  [Song et al. 2021, *Maximum Likelihood
-    Training*, section 5]
+    Training*, section 5]  They draw in proportion to g^2 / s^2, which is uniform for the VE
+    process; here the density follows the data as well, see `TimeDensity`.
+
+    Args:
+        sigma_data: standard deviation of the data, in the network's range.
     """
 
-    def __init__(self, sde: SDE, eps: float = 1e-5):
+    def __init__(self, sde: SDE, eps: float = 1e-5, sigma_data: float = 0.5):
         super().__init__(sde, eps)
         if not isinstance(self.sde, LinearSDE) or eps == 0:
             raise ValueError(
                 f"training.noise_levels = 'likelihood' needs a LinearSDE and times above 0, not "
                 f"{sde!r} from {eps:g} on"
             )
-        self.density = TimeDensity(self.sde, eps)
+        self.density = TimeDensity(self.sde, eps, sigma_data)
 
     def at(self, quantile):
         return self.density.at(quantile)[0].to(quantile)
@@ -131,6 +136,21 @@ class DiscreteLevels(NoiseLevels):
 
 # By `training.noise_levels`: what makes them of a process and the smallest time.
 _LEVELS = {"": ContinuousLevels, "lognormal": LogNormalLevels, "likelihood": LikelihoodLevels}
+
+
+def levels_of(config) -> str | Callable[[SDE, float], ContinuousLevels]:
+    """The configured noise levels, as `noise_levels` of `get_sde_loss_fn`.
+
+    Args:
+        config: complete, see `score_lib.options.complete`.
+    """
+    training = config.training
+    settings = {
+        "lognormal": {"mean": training.lognormal_mean, "std": training.lognormal_std},
+        "likelihood": {"sigma_data": config.model.sigma_data},
+    }
+    kind = training.noise_levels
+    return functools.partial(_LEVELS[kind], **settings[kind]) if kind in settings else kind
 
 
 class Draws(NamedTuple):
@@ -289,7 +309,7 @@ def get_sde_loss_fn(
     eps: float = 1e-5,
     *,
     parametrization: Parametrization | str | None = None,
-    noise_levels: str = "",
+    noise_levels: str | Callable[[SDE, float], ContinuousLevels] = "",
     weighting: str = "",
     dropping: Dropping = NEVER,
 ) -> DenoisingLoss:
@@ -304,7 +324,7 @@ def get_sde_loss_fn(
         eps: smallest time.
         parametrization: what the network's output is, see `get_score_fn`.
         noise_levels: "", "lognormal" for times as in `LogNormalLevels`, or "likelihood" as in
-            `LikelihoodLevels`.
+            `LikelihoodLevels`; or a function of the process and eps that makes them.
         weighting: in place of the weight s(t)^2, see `weighting_of`.
         dropping: of conditions in training.
     Returns:
@@ -312,10 +332,11 @@ def get_sde_loss_fn(
     Raises:
         ValueError: an unknown name, or options that exclude each other.
     """
-    if noise_levels not in _LEVELS:
+    make = noise_levels if callable(noise_levels) else _LEVELS.get(noise_levels)
+    if make is None:
         names = ", ".join(map(repr, _LEVELS))
         raise ValueError(f"unknown training.noise_levels {noise_levels!r}: known are {names}")
-    levels = _LEVELS[noise_levels](sde, eps)
+    levels = make(sde, eps)
     chosen = get_parametrization(parametrization, continuous)
     weight = weighting_of(weighting, levels.sde, likelihood_weighting, chosen)
     return _ContinuousLoss(levels, train, reduce_mean, continuous, chosen, weight, dropping)
@@ -373,7 +394,7 @@ def get_loss_fn(
     objective: str = "score",
     *,
     parametrization: Parametrization | str | None = None,
-    noise_levels: str = "",
+    noise_levels: str | Callable[[SDE, float], ContinuousLevels] = "",
     weighting: str = "",
     dropping: Dropping = NEVER,
 ) -> NoisyLoss:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.conditioning import NEVER, Condition, Dropping
 from score_lib.base.distributed import average, draw_apart, replicated
-from score_lib.losses.objectives import Draws, get_loss_fn
+from score_lib.losses.objectives import ContinuousLevels, Draws, get_loss_fn
 from score_lib.parametrization import Parametrization
 from score_lib.sdes.process import SDE
 
@@ -24,7 +24,7 @@ def get_step_fn(
     accumulation: int = 1,
     objective: str = "score",
     parametrization: Parametrization | str | None = None,
-    noise_levels: str = "",
+    noise_levels: str | Callable[[SDE, float], ContinuousLevels] = "",
     weighting: str = "",
     dropping: Dropping = NEVER,
     prepare: Callable[[nn.Module], nn.Module] = replicated,
@@ -48,7 +48,8 @@ def get_step_fn(
         `step_fn(state, batch, labels=None, condition=None)`, giving the mean loss, a scalar on the
         device; only a classifier needs labels, and a conditional network a condition.  `state`
         holds the live "model", "optimizer", "ema", perhaps further "averages", and the number
-        "step" of updates made; training changes them in place and leaves the gradient's norm in `step_fn.grad_norm`.
+        "step" of updates made; training changes them in place and leaves the gradient's norm in
+        `step_fn.grad_norm`.
     """
     loss_fn = get_loss_fn(
         sde,

@@ -28,7 +28,7 @@ from score_lib.base.tensors import SampleNoise, image_shape
 from score_lib.data.loading import DatasetInfo, get_data_inverse_scaler, get_data_scaler
 from score_lib.data.sources import named
 from score_lib.disk import checkpoints
-from score_lib.losses.objectives import NoisyLoss, get_loss_fn
+from score_lib.losses.objectives import NoisyLoss, get_loss_fn, levels_of
 from score_lib.losses.optimization import get_optimizer, optimization_manager
 from score_lib.losses.steps import get_step_fn
 from score_lib.options import checked
@@ -191,7 +191,7 @@ class Run:
             "reduce_mean": options.reduce_mean,
             "likelihood_weighting": options.likelihood_weighting,
             "objective": options.objective,
-            "noise_levels": options.noise_levels,
+            "noise_levels": levels_of(self.config),
             "weighting": options.weighting,
             "dropping": Dropping(options.condition_dropout, taken_by(self.config).null),
             **self.reading,

@@ -9,20 +9,33 @@ from score_lib.sdes.process import LinearSDE
 
 # Estimates are right for any number of cells: the density is that of the times that are drawn.
 CELLS = 4096
+# Of the times drawn for given data, the share that is drawn for a loss that is alike at all times:
+# it bounds the weights where the loss is larger than was guessed.
+SAFE_SHARE = 0.25
 
 
 class TimeDensity:
-    """Times on [eps, T] with a density proportional to g^2 / s^2, constant within small cells.
+    """Times on [eps, T] with a density that follows a weight, constant within small cells.
 
-    Losses and bounds weighted by g^2 follow that weight for data such as images.
+    The weight is g^2 / s^2, that of |s score + z|^2 in the likelihood.  With `sigma_data` it is the
+    product of both, of which the second is, for Gaussian data, 1 / (1 + (sigma / sigma_data)^2)
+    with sigma = s / m: at large noise levels z is seen.  A quarter of the times still follow the
+    first alone, so that none is ever 4 times rarer.
+
+    Args:
+        sigma_data: standard deviation of the data; None leaves them out.
     """
 
-    def __init__(self, sde: LinearSDE, eps: float):
+    def __init__(self, sde: LinearSDE, eps: float, sigma_data: float | None = None):
         ends = torch.logspace(math.log10(eps), math.log10(sde.T), CELLS + 1, dtype=torch.float64)
         ends[0], ends[-1] = eps, sde.T
         width, middle = ends.diff(), (ends[1:] + ends[:-1]) / 2
-        mass = width * sde.diffusion(middle) ** 2 / sde.marginal_coeffs(middle)[1] ** 2
+        m, s = sde.marginal_coeffs(middle)
+        mass = width * sde.diffusion(middle) ** 2 / s**2
         mass = mass / mass.sum()
+        if sigma_data is not None:
+            expected = mass / (1 + (s / (m * sigma_data)) ** 2)
+            mass = torch.lerp(expected / expected.sum(), mass, SAFE_SHARE)
         cumulative = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
         self._tables = {ends.device: (ends, cumulative, mass / width)}
 
