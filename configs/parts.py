@@ -64,10 +64,10 @@ def edm_training(config: ConfigDict, *, dropout: float, augment: float) -> None:
 
     200 million images in batches of 512, with a warm-up of 10 million.
     """
-    batch_size, half_life = 512, 500_000  # images
-    config.data.augment = augment
-    config.model.dropout = dropout
-    config.model.ema_rate = 0.5 ** (batch_size / half_life)
+    batch_size = 512
+    # The network is told of the augmentation.
+    config.data.augment, config.training.condition = augment, "features"
+    config.model.update(dropout=dropout, ema_halflife=500_000, ema_rampup=0.05)
     # The paper's loss is a sum over pixels, and its gradient is not clipped.
     config.training.update(batch_size=batch_size, n_iters=200_000_000 // batch_size)
     config.training.update(reduce_mean=False, snapshot_freq=8_000_000 // batch_size)

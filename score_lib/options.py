@@ -286,6 +286,12 @@ def _conflicts_of_conditions(flat: Options) -> Iterator[str]:
             f"data.num_classes = {classes} should be the number of classes, at least 2, with "
             f"training.condition = {condition!r}"
         )
+    augment = flat["data.augment"]
+    if augment and "features" not in condition and flat["training.objective"] == "score":
+        yield (
+            f"data.augment = {augment} would leak into samples of a network that is not told of "
+            "it: set training.condition = 'features'"
+        )
     if dropout and not condition:
         yield (
             f"training.condition_dropout = {dropout} drops a condition, and there is none: set "
