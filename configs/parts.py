@@ -226,7 +226,7 @@ def adm_classifier(config: ConfigDict, *, num_classes: int, **options: object) -
 
 
 def _classifier(config: ConfigDict, num_classes: int) -> None:
-    """What a classifier is trained for and evaluated by; it draws no samples."""
+    """Training and evaluation of a classifier; it draws no samples."""
     config.data.num_classes = num_classes
     config.training.update(objective="classifier", snapshot_sampling=False)
     config.eval.update(enable_accuracy=True, enable_bpd=False, enable_sampling=False)

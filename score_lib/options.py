@@ -234,6 +234,7 @@ def _conflicts(flat: Options) -> Iterator[str]:
             f"sampling.time_grid = {grid!r} should be '' with sampling.method = {method!r}, "
             "which chooses its steps as it goes"
         )
+    yield from _conflicts_of_cosine(flat)
     # In a chain of N steps beta_max / N is a variance, below 1, and N must be larger.
     steps, beta_max = flat["model.num_scales"], flat["model.beta_max"]
     has_betas = flat["training.sde"].lower() in ("vpsde", "subvpsde")
@@ -242,6 +243,18 @@ def _conflicts(flat: Options) -> Iterator[str]:
             f"model.num_scales = {steps} steps are too few: the discrete process needs more than "
             f"model.beta_max = {beta_max} of them. Raise model.num_scales, or sample with the "
             "euler_maruyama predictor and no corrector"
+        )
+
+
+def _conflicts_of_cosine(flat: Options) -> Iterator[str]:
+    predictor = flat["sampling.predictor"].lower()
+    at_levels = flat["training.sde"].lower() == "cosine_vpsde" and not flat["training.continuous"]
+    uses_predictor = flat["sampling.method"].lower() == "pc"
+    if at_levels and uses_predictor and predictor == "euler_maruyama":
+        yield (
+            "sampling.predictor = 'euler_maruyama' is unstable at the last levels of "
+            "training.sde = 'cosine_vpsde', where beta is 63 times as large as N: choose "
+            "'ancestral_sampling' or 'reverse_diffusion', a solver, or training.continuous = True"
         )
 
 
