@@ -1,6 +1,7 @@
-"""Exact log-likelihoods and bits/dim by the probability-flow ODE, and a bound by the reverse SDE.
+"""Exact log-likelihoods and bits/dim by the probability-flow ODE, and bounds of them.
 
-[S21, section 4.3, appendix D.2]  Behind this door: `score_lib.likelihood` and `score_lib.elbo`.
+[S21, section 4.3, appendix D.2]  Behind this door: `score_lib.likelihood`, `score_lib.elbo` of the
+reverse SDE, and `score_lib.vlb` of discrete chains.
 """
 
 from score_lib.elbo import Elbo, get_elbo_fn
@@ -13,3 +14,4 @@ from score_lib.likelihood import (
     offsets,
     value_and_divergence,
 )
+from score_lib.vlb import Vlb, get_vlb_fn

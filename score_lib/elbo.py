@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul, check_floats, rows
+from score_lib.base.tensors import batch_mul, check_floats, rows, stratified_mean
 from score_lib.likelihood import value_and_divergence
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn
@@ -86,11 +86,9 @@ def get_elbo_fn(
             score, divergence = value_and_divergence(score_fn, x, t, probe[None])
             value = rows(score).double().square().sum(1) / 2 + divergence[:, 0].double()
             terms.append(sde.diffusion(t).double() ** 2 * value / p)
-        integral = torch.stack(terms)
+        integral, error = stratified_mean(torch.stack(terms))
         end = _log_prior(sde, data, start) + size * _log_ratio(sde, start)
-        # Neighbouring strata differ by their noise alone.
-        variance = integral.diff(dim=0).square().mean(0) / 2
-        return Elbo(end - integral.mean(0), (variance / num_times).sqrt())
+        return Elbo(end - integral, error)
 
     return elbo_fn
 

@@ -40,6 +40,7 @@ ROOMS = {
     "score_lib.samplers": ["score_lib.sdes", "score_lib.scores"],
     "score_lib.likelihood": ["score_lib.sdes", "score_lib.scores"],
     "score_lib.elbo": ["score_lib.likelihood"],
+    "score_lib.vlb": ["score_lib.sdes", "score_lib.scores"],
     "score_lib.inverse": ["score_lib.samplers"],
     "score_lib.data": ["score_lib.disk", "score_lib.options"],
     "score_lib.metrics": ["score_lib.disk", "score_lib.options"],
@@ -47,6 +48,7 @@ ROOMS = {
     "score_lib.runs": [
         "configs",
         "score_lib.elbo",
+        "score_lib.vlb",
         "score_lib.losses",
         "score_lib.checks",
         "score_lib.data",

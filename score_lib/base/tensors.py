@@ -20,6 +20,15 @@ def rows(x: Tensor) -> Tensor:
     return x.flatten(1) if x.dim() > 1 else x.reshape(-1, 1)
 
 
+def stratified_mean(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (B,) of draws (K, B) from K strata, and its standard error, (B,).
+
+    Neighbouring strata count as differing by their noise alone.
+    """
+    variance = values.diff(dim=0).square().mean(0) / 2
+    return values.mean(0), (variance / len(values)).sqrt()
+
+
 def check_floats(what: str, x: Tensor) -> None:
     """Refuse anything but real floating-point numbers.
 

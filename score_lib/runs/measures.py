@@ -27,6 +27,7 @@ from score_lib.runs.heldout import HeldOut
 from score_lib.runs.rounds import Job
 from score_lib.runs.setup import Run, in_batches
 from score_lib.runs.statistics import data_statistics
+from score_lib.vlb import get_vlb_fn
 
 
 def evaluate_loss(job: Job) -> dict[str, float]:
@@ -134,17 +135,28 @@ def evaluate_elbo(job: Job) -> dict[str, float]:
     return mean_and_error("elbo_bpd", _passes(job, "elbo", 1, elbo_terms))
 
 
-def _passes(job: Job, kind: str, passes: int, terms: Callable) -> np.ndarray:
+def evaluate_vlb(job: Job) -> dict[str, float]:
+    """An upper bound of the mean bits/dim of a network of discrete noise levels, see `vlb`.
+
+    One pass over `eval.bpd_dataset`, which is not dequantised.
+    """
+    return mean_and_error("vlb_bpd", _passes(job, "vlb", 1, vlb_terms, dequantize=False))
+
+
+def _passes(
+    job: Job, kind: str, passes: int, terms: Callable, *, dequantize: bool = True
+) -> np.ndarray:
     """Bits/dim of each example of `eval.bpd_dataset`, (N,): the mean over passes.
 
     Args:
         kind: names the files of rounds, and the seeds.
         terms: `terms(run, images, levels, noise)` gives arrays, "bpd" among them.
+        dequantize: whether the images are, by uniform noise.
     """
     run, options = job.run, job.run.config.eval
     split = options.dataset or options.bpd_dataset
     seeds = [derive_seed(run.config.seed, kind, repeat) for repeat in range(passes)]
-    data = [HeldOut(run, split, True, seed) for seed in seeds]
+    data = [HeldOut(run, split, dequantize, seed) for seed in seeds]
     batches = len(data[0])
 
     def make(k: int) -> dict:
@@ -170,6 +182,22 @@ def elbo_terms(run: Run, images: Tensor, levels: int, noise: Callable) -> dict[s
     bound = elbo_fn(run.state["model"], images, noise=noise)
     bpd = bits_per_dim(bound.total, images[0].numel(), run.inverse_scaler, levels)
     return {"bpd": bpd.cpu().numpy(), "standard_error": bound.standard_error.cpu().numpy()}
+
+
+def vlb_terms(run: Run, images: Tensor, levels: int, noise: Callable) -> dict[str, np.ndarray]:
+    """Bits/dim of images by the bound of the chain, and its terms; as `likelihood_terms`."""
+    options = run.config.eval
+    vlb_fn = get_vlb_fn(
+        run.sde,
+        run.inverse_scaler,
+        levels,
+        variance=options.vlb_variance,
+        num_times=options.vlb_num_times,
+    )
+    terms = vlb_fn(run.state["model"], images, noise=noise)._asdict()
+    return {"bpd": terms.pop("total").cpu().numpy()} | {
+        k: v.cpu().numpy() for k, v in terms.items()
+    }
 
 
 def likelihood_terms(
@@ -257,5 +285,6 @@ MEASURES = {
     "enable_accuracy": evaluate_accuracy,
     "enable_bpd": evaluate_bpd,
     "enable_elbo": evaluate_elbo,
+    "enable_vlb": evaluate_vlb,
     "enable_sampling": evaluate_samples,
 }
