@@ -15,7 +15,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 FLAGS = flags.FLAGS
-MODES = ("train", "eval", "sample", "control", "fid_stats", "check")
+MODES = ("train", "eval", "sample", "control", "fid_stats", "check", "train_dequantizer")
 
 
 class ConfigFile(flags.ArgumentParser):
@@ -104,6 +104,7 @@ def run_mode() -> None:
         "control": lambda: run_lib.control(FLAGS.config, FLAGS.workdir),
         "fid_stats": lambda: run_lib.fid_stats(FLAGS.config, FLAGS.workdir),
         "check": lambda: _check(run_lib),
+        "train_dequantizer": lambda: run_lib.train_dequantizer(FLAGS.config, FLAGS.workdir),
     }
     if resolve_device(complete(FLAGS.config).device).type == "cpu":
         keep_freed_memory()

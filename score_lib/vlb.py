@@ -21,7 +21,7 @@ from torch import Tensor
 from score_lib.base.tensors import batch_mul, check_floats, rows, stratified_mean
 from score_lib.scores import get_model_fn
 from score_lib.sdes.chain import Chain
-from score_lib.sdes.process import SDE, LinearSDE
+from score_lib.sdes.process import SDE, LinearSDE, check_linear
 
 VARIANCES = ("small", "large", "learned")
 
@@ -78,10 +78,7 @@ def get_vlb_fn(
         raise ValueError(
             f"the bound needs two or more times for its error, or 0 for all, not {num_times}"
         )
-    if not isinstance(sde, LinearSDE):
-        raise ValueError(
-            f"the bound needs a process with a linear drift, a LinearSDE, and {sde!r} is none"
-        )
+    check_linear(sde)
     grey = GreyLevels(inverse_scaler, levels)
     steps = len(Chain(sde)) - 1
     everywhere = num_times == 0 or num_times >= steps

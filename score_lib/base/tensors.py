@@ -6,6 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# Below 1 by the resolution of float32 at 255: a grey level and a share of a cell up to this never
+# round up to the next level.
+LARGEST_SHARE = 1 - 2**-16
+
 
 def batch_mul(a: Tensor, x: Tensor) -> Tensor:
     """a_b x_b for each element b of a batch: a (B,), x (B, *D) -> (B, *D).

@@ -11,6 +11,7 @@ from score_lib.base import distributed
 from score_lib.disk.files import locked, open_folder, remove_leftovers
 from score_lib.disk.logs import messages_to
 from score_lib.disk.reports import write_report
+from score_lib.runs.dequantizer import dequantizer_file
 from score_lib.runs.measures import MEASURES
 from score_lib.runs.rounds import Job, check_folder, fingerprint
 from score_lib.runs.setup import Run, load_trained, setup
@@ -58,7 +59,9 @@ def _evaluate_one(
     run: Run, path: pathlib.Path, folder: pathlib.Path, label: str, workdir: pathlib.Path
 ) -> dict:
     load_trained(run, path)
-    job = Job(run, folder, label, fingerprint(run.config, path), workdir)
+    dequantizer = dequantizer_file(run.config, workdir)
+    files = (path,) if dequantizer is None else (path, dequantizer)
+    job = Job(run, folder, label, fingerprint(run.config, *files), workdir)
     record = {"checkpoint": label, "step": run.state["step"]}
     if run.state["class_to_idx"]:
         record["class_to_idx"] = run.state["class_to_idx"]

@@ -29,7 +29,7 @@ _CHANGES_NO_WEIGHT = {
     "training.keep_meta_checkpoints",
     "training.n_jitted_steps",
 }
-_SECTIONS_OF_OTHER_MODES = ("sampling", "eval", "control")
+_SECTIONS_OF_OTHER_MODES = ("sampling", "eval", "control", "dequantizer")
 # A network's output means something for these values only; so it does for those of `model`, which
 # describe the network and the process, apart from the three below.
 _OF_THE_OUTPUT = {"data.centered", "training.continuous", "training.objective", "training.sde"}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from score_lib.base import distributed
 from score_lib.base.tensors import SampleNoise, derive_seed
+from score_lib.dequantization import Dequantization
 from score_lib.disk.arrays import save_arrays
 from score_lib.disk.files import write_text
 from score_lib.disk.pictures import save_grid, to_uint8
@@ -23,6 +24,7 @@ from score_lib.likelihood import bits_per_dim, get_log_likelihood_fn, offsets
 from score_lib.losses.objectives import ClassifierLoss, Draws, NoisyLoss
 from score_lib.metrics.configured import get_extractor
 from score_lib.metrics.stats import Statistics, metrics
+from score_lib.runs.dequantizer import get_dequantization
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.rounds import Job
 from score_lib.runs.setup import Run, in_batches
@@ -116,7 +118,7 @@ def correct_shares(run: Run, loss_fn: ClassifierLoss, level: Tensor) -> dict[str
 
 
 def evaluate_bpd(job: Job) -> dict[str, float]:
-    """Mean bits/dim of uniformly dequantised examples, with its standard error.
+    """Mean bits/dim of dequantised examples, with its standard error.
 
     `eval.bpd_num_repeats` passes over `eval.bpd_dataset`, each with noise of its own.  The error
     is that of the mean over examples, as others might have been drawn.
@@ -130,7 +132,7 @@ def evaluate_bpd(job: Job) -> dict[str, float]:
 def evaluate_elbo(job: Job) -> dict[str, float]:
     """An upper bound of the mean bits/dim, by the variational bound of the reverse SDE.
 
-    One pass over `eval.bpd_dataset`, uniformly dequantised; see `elbo.get_elbo_fn`.
+    One pass over `eval.bpd_dataset`, dequantised; see `elbo.get_elbo_fn`.
     """
     return mean_and_error("elbo_bpd", _passes(job, "elbo", 1, elbo_terms))
 
@@ -151,13 +153,15 @@ def _passes(
     Args:
         kind: names the files of rounds, and the seeds.
         terms: `terms(run, images, levels, noise)` gives arrays, "bpd" among them.
-        dequantize: whether the images are, by uniform noise.
+        dequantize: whether the images are, as `eval.dequantizer` says; the density of the noise
+            then counts.
     """
     run, options = job.run, job.run.config.eval
     split = options.dataset or options.bpd_dataset
     seeds = [derive_seed(run.config.seed, kind, repeat) for repeat in range(passes)]
-    data = [HeldOut(run, split, dequantize, seed) for seed in seeds]
-    batches = len(data[0])
+    data = [HeldOut(run, split, False, seed) for seed in seeds]
+    batches, workdir = len(data[0]), job.workdir or ""
+    spread = get_dequantization(run, data[0].levels, workdir) if dequantize else None
 
     def make(k: int) -> dict:
         repeat, number = divmod(k, batches)
@@ -165,7 +169,11 @@ def _passes(
 
         def compute() -> dict[str, np.ndarray]:
             noise = SampleNoise(seeds[repeat], part.indices(number), run.device)
-            return terms(run, part.read(number)[0], part.levels, noise)
+            if spread is None:
+                return terms(run, part.read(number)[0], part.levels, noise)
+            images, log_q = _dequantized(run, spread, part, number)
+            found = terms(run, images, part.levels, noise)
+            return found | {"bpd": found["bpd"] + log_q / (images[0].numel() * np.log(2))}
 
         found = job.round(f"{split}_ckpt_{job.label}_{kind}_{k}.npz", compute)
         mean = found["bpd"].mean()
@@ -174,6 +182,16 @@ def _passes(
 
     values = np.concatenate([found["bpd"] for found in job.rounds(passes * batches, make)])
     return values.reshape(passes, -1).mean(axis=0)
+
+
+@torch.no_grad()
+def _dequantized(
+    run: Run, dequantize: Dequantization, data: HeldOut, number: int
+) -> tuple[Tensor, np.ndarray]:
+    """A batch in the network's range, dequantised, and log q of its noise, (B,), in nats."""
+    grey = run.inverse_scaler(data.read(number)[0])
+    images, log_q = dequantize(grey, lambda like: data.uniform(number))
+    return run.scaler(images), log_q.double().cpu().numpy()
 
 
 def elbo_terms(run: Run, images: Tensor, levels: int, noise: Callable) -> dict[str, np.ndarray]:

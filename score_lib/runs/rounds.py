@@ -89,9 +89,10 @@ class Job:
         return arrays
 
 
-def fingerprint(config, checkpoint: pathlib.Path) -> str:
-    """A short hash of everything that rounds depend on: the checkpoint and options."""
-    text = json.dumps(_relevant(config.to_json_best_effort())) + file_digest(checkpoint)
+def fingerprint(config, *checkpoints: pathlib.Path) -> str:
+    """A short hash of everything that rounds depend on: the checkpoints and options."""
+    text = json.dumps(_relevant(config.to_json_best_effort()))
+    text += "".join(map(file_digest, checkpoints))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -327,6 +327,18 @@ class LinearSDE(SDE):
         return -constant - (z**2).sum(1) / (2 * variance)
 
 
+def check_linear(sde: object) -> None:
+    """Refuse a process that bounds of the likelihood are not known for.
+
+    Raises:
+        ValueError: its drift is not linear.
+    """
+    if not isinstance(sde, LinearSDE):
+        raise ValueError(
+            f"the bound needs a process with a linear drift, a LinearSDE, and {sde!r} is none"
+        )
+
+
 def _check_batch(x: Tensor, t: Tensor) -> None:
     if t.dim() != 1 or t.shape[0] != x.shape[0]:
         raise ValueError(
