@@ -10,7 +10,7 @@ import pytest
 import torch
 from processes import together
 from recorder import Recorder
-from small_runs import ROOT, SMALL, run_forked, start_forked
+from small_runs import ROOT, SMALL, run_forked, small_config, start_forked
 from test_wiring import recording
 
 import run_lib
@@ -20,6 +20,7 @@ from score_lib.base.tensors import derive_seed
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.runs.dequantizer import DEQUANTIZER, get_dequantization
 from score_lib.runs.heldout import HeldOut
+from score_lib.runs.setup import META
 
 SIZES = {"dequantizer.nf": 4, "dequantizer.num_layers": 2, "dequantizer.num_bins": 3}
 TRAINING = {
@@ -147,9 +148,8 @@ def test_options_of_the_training_arrive(folder):
 
 
 def values(folder, name="eval"):
-    with np.load(folder / name / "test_ckpt_1_elbo_0.npz") as first:
-        with np.load(folder / name / "test_ckpt_1_elbo_1.npz") as second:
-            return np.concatenate([first["bpd"], second["bpd"]])
+    rounds = [np.load(folder / name / f"test_ckpt_1_elbo_{k}.npz")["bpd"] for k in range(2)]
+    return np.concatenate(rounds)
 
 
 def by_hand(folder, config):
@@ -228,6 +228,13 @@ def test_mistakes_are_refused_in_a_sentence(folder, trained):
         run_lib.train_dequantizer(settings(), folder / "empty")
 
 
+def test_a_classifier_is_refused(tmp_path):
+    config = small_config("vp/digits_classifier")
+    save_checkpoint(tmp_path / META, run_lib.setup(config).state)
+    with pytest.raises(ValueError, match="needs the density of a score network"):
+        run_lib.train_dequantizer(config, tmp_path)
+
+
 def test_grey_levels_of_a_resumed_training_are_those_of_the_data(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
     with pytest.raises(ValueError, match="17 grey levels, but the data have 30"):
@@ -238,9 +245,7 @@ def test_training_for_another_score_network_is_told(folder, trained, caplog):
     shutil.copytree(trained / "dequantizer", folder / "dequantizer")
     path = folder / DEQUANTIZER
     contents = read_checkpoint(path)
-    save_checkpoint(path, {**contents, "model": torch.nn.Identity(), "score_step": 3})
-    contents["score_step"] = 3
-    torch.save(contents, path)
+    torch.save({**contents, "score_step": 3}, path)
     run_lib.train_dequantizer(settings(dequantizer__n_iters=7), folder)
     assert "score network of step 3" in caplog.text
     assert read_checkpoint(path)["score_step"] == 12
