@@ -38,8 +38,8 @@ class Vlb(NamedTuple):
     decoder: Tensor
     """L_0: of the grey levels, given the least noisy x."""
     standard_error: Tensor
-    """Of `steps` as an estimate of the sum over all, from differences between neighbouring times;
-    0 where it is the sum."""
+    """Of `steps` as an estimate, from differences between neighbouring times; nan where all steps
+    were evaluated, as one draw of noise each says nothing about their error."""
 
 
 def get_vlb_fn(
@@ -221,11 +221,11 @@ class GreyLevels:
 def _all_steps(
     predict: Prediction, data: Tensor, draw: Callable, num_times: int
 ) -> tuple[Tensor, Tensor]:
-    """The sum of the terms at all steps above 0, and its error, 0: (B,), in nats."""
+    """The sum of the terms at all steps above 0, and nan for its error: (B,), in nats."""
     total = torch.zeros(len(data), dtype=torch.float64, device=data.device)
     for i in torch.arange(1, len(predict.chain), device=data.device):
         total += predict.step_term(data, i.expand(len(data)), draw(data))
-    return total, torch.zeros_like(total)
+    return total, torch.full_like(total, torch.nan)
 
 
 def _some_steps(

@@ -203,6 +203,14 @@ def test_learned_noise_counts_with_its_density(trained):
     np.testing.assert_array_equal(values(trained, "file"), found)
 
 
+def test_evaluations_use_averaged_weights(trained):
+    run = run_lib.setup(settings(eval__dequantizer="run"))
+    used = list(get_dequantization(run, 17, trained).flow.parameters())
+    contents = read_checkpoint(trained / DEQUANTIZER)
+    torch.testing.assert_close([p.detach() for p in used], contents["ema"]["shadow_params"])
+    assert not torch.equal(used[-1].detach(), contents["model"]["module.couplings.1.4.bias"])
+
+
 def test_rounds_of_another_dequantizer_are_not_reused(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
     config = settings(eval__dequantizer="run")
