@@ -135,7 +135,9 @@ class Dequantizer(nn.Module):
 
     def _context(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.shape:
-            raise ValueError(f"data of {tuple(x.shape[1:])} in a dequantizer for {self.shape}")
+            raise ValueError(
+                f"this dequantizer is for data of {self.shape}, not of {tuple(x.shape[1:])}"
+            )
         return self.context(2 * self._reshaped(x) - 1)
 
     def _reshaped(self, x: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Dequantization(abc.ABC):
     def __call__(self, x: Tensor, noise: Callable | None = None) -> tuple[Tensor, Tensor]:
         number = (x * (self.levels - 1)).round()
         uniform = (noise or torch.rand_like)(number).clamp(max=LARGEST_SHARE)
-        u, log_q = self.spread(x, uniform)
+        u, log_q = self.spread(number / (self.levels - 1), uniform)
         return (number + u) / self.levels, log_q
 
     @abc.abstractmethod

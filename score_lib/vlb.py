@@ -60,8 +60,8 @@ def get_vlb_fn(
         variance: of p(x_{t-1} | x_t): "small" is that of q(x_{t-1} | x_t, x_0), and "large" that
             of q(x_t | x_{t-1}).  "learned" ones are between the two, by the second half of the
             network's output channels; the first half is its usual output.
-        num_times: evaluate the terms at so many steps, which estimates their sum without bias, and
-            the decoder's; 0: at all steps, once each.
+        num_times: steps that the sum is estimated from, without bias, besides the decoder's; 0: it
+            is taken over all of them.
         clip: clamp the predicted x_0 to the range of the data, as published figures do.
     Returns:
         `vlb_fn(model, data, *, noise=None) -> Vlb`, for data (B, *D) in the network's range, equal

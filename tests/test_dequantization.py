@@ -111,7 +111,7 @@ def test_new_flow_is_uniform(shape):
 
 
 def test_data_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match="in a dequantizer for"):
+    with pytest.raises(ValueError, match="is for data of"):
         Dequantizer((2, 2))(torch.zeros(1, 3), torch.zeros(1, 3))
 
 
