@@ -207,12 +207,20 @@ def _conflicts(flat: Options) -> Iterator[str]:
             "training.snapshot_sampling",
             "eval.enable_bpd",
             "eval.enable_elbo",
+            "eval.enable_vlb",
             "eval.enable_sampling",
         ):
             if flat[key]:
                 yield f"{key} = True needs a score network, and training.objective = 'classifier'"
     yield from _conflicts_of_parametrization(flat)
     yield from _conflicts_of_conditions(flat)
+    if flat["eval.enable_vlb"] and flat["training.continuous"]:
+        yield (
+            "eval.enable_vlb = True needs training.continuous = False, as it bounds the bits/dim "
+            "of a discrete chain: set eval.enable_elbo = True for a network of continuous times"
+        )
+    if flat["eval.vlb_num_times"] == 1:
+        yield "eval.vlb_num_times = 1 should be at least 2 for a standard error, or 0 for all steps"
     parts, batch_size = flat["training.grad_accumulation"], flat["training.batch_size"]
     if parts > batch_size:
         yield (

@@ -40,6 +40,8 @@ ROOMS = {
     "score_lib.samplers": ["score_lib.sdes", "score_lib.scores"],
     "score_lib.likelihood": ["score_lib.sdes", "score_lib.scores"],
     "score_lib.elbo": ["score_lib.likelihood"],
+    "score_lib.vlb": ["score_lib.sdes", "score_lib.scores"],
+    "score_lib.dequantization": ["models", "score_lib.elbo", "score_lib.losses"],
     "score_lib.inverse": ["score_lib.samplers"],
     "score_lib.data": ["score_lib.disk", "score_lib.options"],
     "score_lib.metrics": ["score_lib.disk", "score_lib.options"],
@@ -47,7 +49,8 @@ ROOMS = {
     "score_lib.runs": [
         "configs",
         "score_lib.elbo",
-        "score_lib.losses",
+        "score_lib.vlb",
+        "score_lib.dequantization",
         "score_lib.checks",
         "score_lib.data",
         "score_lib.metrics",
