@@ -60,7 +60,7 @@ def edm(config: ConfigDict, *, sigma_data: float = 0.5) -> None:
 
 
 def edm_training(config: ConfigDict, *, dropout: float, augment: float) -> None:
-    """The training of Karras et al. 2022 at 32 px (their tables 6 and 7), after the network.
+    """The training of Karras et al. 2022 at 32 px (their appendix F), after the network.
 
     200 million images in batches of 512, with a warm-up of 10 million.
     """
