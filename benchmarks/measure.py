@@ -51,7 +51,8 @@ def ratio_in_pairs(
     """How many times as long the first call takes: the median over pairs, after a warm-up.
 
     Calls of a pair follow each other, in alternating order, so that slow changes of the machine
-    cancel.  On a CPU other programs do not count.  The error is that of a median, from the median distance to it.
+    cancel.  On a CPU other programs do not count.  The error is that of a median, from the median
+    distance to it.
     """
     ratios = []
     for k in range(-1, rounds):
