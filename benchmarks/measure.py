@@ -51,12 +51,13 @@ def ratio_in_pairs(
     """How many times as long the first call takes: the median over pairs, after a warm-up.
 
     Calls of a pair follow each other, in alternating order, so that slow changes of the machine
-    cancel.  The error is that of a median, from the median distance to it.
+    cancel.  On a CPU other programs do not count.  The error is that of a median, from the median
+    distance to it.
     """
     ratios = []
     for k in range(-1, rounds):
         order = (slow, fast) if k % 2 else (fast, slow)
-        first, second = (seconds(work, device) for work in order)
+        first, second = (busy_seconds(work, device) for work in order)
         ratios.append(first / second if k % 2 else second / first)
     middle = statistics.median(ratios[1:])
     distance = statistics.median(abs(ratio - middle) for ratio in ratios[1:])
@@ -71,6 +72,15 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     work()
     _wait(device)
     return time.perf_counter() - start
+
+
+def busy_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Time of one call; on a CPU, the time that all threads of this process were busy."""
+    if device.type != "cpu":
+        return seconds(work, device)
+    start = time.process_time()
+    work()
+    return time.process_time() - start
 
 
 def _wait(device: torch.device) -> None:
