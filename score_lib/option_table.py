@@ -408,7 +408,11 @@ _EVAL = {
     "elbo_num_times": (100, at_least(2), "times at which the bound is estimated for an image"),
     "enable_vlb": (False, flag, "bound bits/dim of a discrete model by its chain"),
     "vlb_num_times": (0, at_least(0), "steps at which that bound is estimated; 0: all"),
-    "vlb_variance": ("small", one_of("small", "large"), "variances of the chain's reverse steps"),
+    "vlb_variance": (
+        "small",
+        one_of("small", "large", "learned"),
+        'variances of the chain\'s reverse steps; "learned": those of `model.learn_sigma`',
+    ),
     "dequantizer": (
         "",
         text,

@@ -219,6 +219,8 @@ def _conflicts(flat: Options) -> Iterator[str]:
             "eval.enable_vlb = True needs training.continuous = False, as it bounds the bits/dim "
             "of a discrete chain: set eval.enable_elbo = True for a network of continuous times"
         )
+    if flat["eval.vlb_variance"] == "learned" and not flat["model.learn_sigma"]:
+        yield "eval.vlb_variance = 'learned' needs a network with model.learn_sigma = True"
     if flat["eval.vlb_num_times"] == 1:
         yield "eval.vlb_num_times = 1 should be at least 2 for a standard error, or 0 for all steps"
     parts, batch_size = flat["training.grad_accumulation"], flat["training.batch_size"]

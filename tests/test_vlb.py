@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from oracles import DATA, GaussianOracle, inverse_scaler
+from small_runs import small_config
 
+import run_lib
 from likelihood import get_vlb_fn
 from sampling import SampleNoise
 from score_lib.sdes.chain import Chain
@@ -312,3 +314,24 @@ def test_mistakes_are_refused():
         bound(lambda x, t: x, torch.full((2, 3), 0.3))
     with pytest.raises(ValueError, match="twice the channels"):
         bound(lambda x, t: torch.cat([x, x], dim=1), torch.ones(2, 3))
+
+
+@pytest.mark.slow
+def test_learned_variances_by_config(tmp_path):
+    """The second half of the channels of ADM arrives in the bound; without it, it is refused."""
+    options = {"model__learn_sigma": True, "model__nf": 32, "model__ch_mult": (1, 2)}
+    options |= {"training__snapshot_sampling": False, "training__continuous": False}
+    options |= {"model__num_scales": 25, "eval__enable_vlb": True, "eval__enable_bpd": False}
+    options |= {"eval__begin_ckpt": 1, "eval__end_ckpt": 1, "eval__enable_sampling": False}
+    config = small_config("vp/digits_adm", **options, eval__enable_loss=False)
+    run_lib.train(config, tmp_path)
+    found = {}
+    for variance in ("small", "large", "learned"):
+        config.eval.vlb_variance = variance
+        (record,) = run_lib.evaluate(config, tmp_path, f"eval_{variance}")
+        found[variance] = record["vlb_bpd"]
+    # The untrained v is 0: the geometric mean of both.
+    assert min(found["small"], found["large"]) != found["learned"]
+    assert np.isfinite(list(found.values())).all() and len(set(found.values())) == 3
+    with pytest.raises(ValueError, match=r"'learned' needs a network with model.learn_sigma"):
+        run_lib.setup(small_config("vp/digits", eval__vlb_variance="learned"))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.adm_configured import WithVariances
 from models.conditioning import UNCONDITIONAL, Condition
 from score_lib.base import distributed
 from score_lib.base.tensors import SampleNoise, derive_seed
@@ -221,7 +222,9 @@ def vlb_terms(
         variance=options.vlb_variance,
         num_times=options.vlb_num_times,
     )
-    terms = vlb_fn(given(run.state["model"], condition), images, noise=noise)._asdict()
+    network = run.state["model"]
+    network = WithVariances(network) if options.vlb_variance == "learned" else network
+    terms = vlb_fn(given(network, condition), images, noise=noise)._asdict()
     return {"bpd": terms.pop("total").cpu().numpy()} | {
         k: v.cpu().numpy() for k, v in terms.items()
     }
