@@ -36,7 +36,7 @@ ROOMS = {
     "score_lib.parametrization": ["score_lib.sdes"],
     "score_lib.scores": ["score_lib.parametrization"],
     "models": ["op", "score_lib.scores"],
-    "score_lib.losses": ["score_lib.sdes", "score_lib.scores"],
+    "score_lib.losses": ["models", "score_lib.sdes", "score_lib.scores"],
     "score_lib.samplers": ["score_lib.sdes", "score_lib.scores"],
     "score_lib.likelihood": ["score_lib.sdes", "score_lib.scores"],
     "score_lib.elbo": ["score_lib.likelihood"],
