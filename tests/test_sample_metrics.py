@@ -30,13 +30,13 @@ def normal(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def repeated(measure, dimension, shift, repeats=200, sizes=(60, 80)):
+def repeated(measure, dimension, shift, scale=1.0, sizes=(60, 80), repeats=200):
     """Values and standard errors of a measure over independent draws and seeds, (R,) each."""
     n, m = sizes
     found = []
     for k in range(repeats):
         draws = normal(n + m, dimension, seed=k)
-        found.append(measure(draws[:n] + shift, draws[n:], seed=k)[:2])
+        found.append(measure(draws[:n] + shift, draws[n:] * scale, seed=k)[:2])
     return torch.tensor(found, dtype=torch.float64).unbind(1)
 
 
@@ -189,10 +189,12 @@ def test_equal_distributions_have_distance_zero_on_average(name):
     assert errors.mean() == pytest.approx(values.std().item(), rel=0.25)
 
 
-@pytest.mark.parametrize("dimension", [1, 5])
+@pytest.mark.parametrize(
+    "draws", [{"dimension": 1}, {"dimension": 5, "scale": 2.0, "sizes": (90, 25)}], ids=str
+)
 @pytest.mark.parametrize("name", DISTANCES)
-def test_standard_errors_are_the_spread_over_draws(name, dimension):
-    values, errors = repeated(DISTANCES[name], dimension, 0.7)
+def test_standard_errors_are_the_spread_over_draws(name, draws):
+    values, errors = repeated(DISTANCES[name], shift=0.7, **draws)
     assert errors.mean() == pytest.approx(values.std().item(), rel=0.25)
 
 

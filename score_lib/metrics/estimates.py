@@ -59,9 +59,8 @@ def checked_pair(
         ValueError: complex or integer values, another rank, too few examples, or values that are
             not finite.
     """
-    return checked(samples, "samples", least, ranks, shape), checked(
-        data, "data", least, ranks, shape
-    )
+    sets = (("samples", samples), ("data", data))
+    return tuple(checked(values, name, least, ranks, shape) for name, values in sets)
 
 
 def checked(

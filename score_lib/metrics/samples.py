@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import rows
-from score_lib.metrics.distances import squared_distances, tile_size
+from score_lib.metrics.distances import BLOCK, squared_distances, tile_size
 from score_lib.metrics.estimates import Estimate, Values, check_same_shape, checked_pair
 from score_lib.metrics.sliced import sliced_wasserstein
 
@@ -60,7 +60,7 @@ def energy_distance(samples: Values, data: Values, *, block: int | None = None) 
 
     Args:
         samples, data: (N, *D) and (M, *D), four or more.
-        block: values in memory at once; by default `tile_size`.
+        block: kernel values in memory at once; by default `tile_size`.
     Raises:
         ValueError: examples of different shapes, or as in `checked_pair`.
     """
@@ -171,7 +171,8 @@ def _sums(
     Args:
         once: take each pair once, and an example with itself by half; for x = y.
     """
-    side = max(1, min(math.isqrt(block), block // x.shape[1]))
+    # Tiles of the values in memory, and of the examples that they come from.
+    side = max(1, min(math.isqrt(block), BLOCK // x.shape[1]))
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     column_total, squares = total.new_zeros(len(y)), total.new_zeros(())
     for i in range(0, len(x), side):
