@@ -23,6 +23,7 @@ HISTORY = ("tests/test_history.py",)
 ADM = ("tests/test_adm.py",)
 AVERAGES = ("tests/test_averages.py",)
 PROFILES = ("tests/test_profiles.py",)
+DEQUANTIZER = ("tests/test_dequantizer_runs.py",)
 
 
 class Mutation(NamedTuple):
@@ -313,6 +314,39 @@ MUTATIONS = [
         "((slope - expected).abs() / (expected.abs() + g**2)).max().item()",
         "0.0",
         ("tests/test_checks.py",),
+    ),
+    Mutation(
+        "a chain has small variances only",
+        "score_lib/runs/measures.py",
+        "variance=options.vlb_variance",
+        'variance="small"',
+    ),
+    Mutation(
+        "the bound of a chain is of dequantised data",
+        "score_lib/runs/measures.py",
+        "vlb_terms, dequantize=False",
+        "vlb_terms",
+    ),
+    Mutation(
+        "the density of learned noise does not count",
+        "score_lib/runs/measures.py",
+        'found["bpd"] + log_q',
+        'found["bpd"] + 0 * log_q',
+        DEQUANTIZER,
+    ),
+    Mutation(
+        "a dequantizer is trained for weights that are not averaged",
+        "score_lib/runs/dequantizer.py",
+        '    run.state["ema"].copy_to(network.parameters())\n',
+        "",
+        DEQUANTIZER,
+    ),
+    Mutation(
+        "evaluations use a dequantizer that is not averaged",
+        "score_lib/runs/dequantizer.py",
+        "    average.copy_to(flow.parameters())\n",
+        "",
+        DEQUANTIZER,
     ),
     Mutation(
         "ADM centres no images",
