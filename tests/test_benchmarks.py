@@ -17,6 +17,7 @@ from benchmarks import (
     adm,
     checkpoints,
     data,
+    folders,
     likelihood,
     measure,
     objectives,
@@ -263,6 +264,17 @@ def test_data_are_measured_from_memory_and_from_files(capsys):
     for row in found["results"]:
         assert row["images/s"] == pytest.approx(4e3 / row["ms/batch"])
         assert row["of the need"] == pytest.approx(100 / row["ms/batch"])
+
+
+def test_starts_with_a_folder_are_measured(tmp_path):
+    folders.make_files(str(tmp_path), 30, 3)
+    assert [len(list(tmp_path.glob(f"class_000{k}/*.png"))) for k in range(3)] == [10, 10, 10]
+    row = folders.start(str(tmp_path))
+    text = sum(len(str(path.relative_to(tmp_path))) for path in tmp_path.glob("*/*.png"))
+    inside = 3 * len("class_0000")
+    # Two numbers for each name, and four for the state of each of the four folders.
+    assert row["listing MB"] == (text + 30 * 16 + inside + 4 * 16 + 4 * 32) / 1e6
+    assert row["s"] > 0 and row["peak MB"] >= 0 and row["worker MB"] < 10
 
 
 def test_checkpoints_are_measured_with_the_whole_training_state(capsys):
