@@ -156,7 +156,9 @@ device = Check("'auto', 'cpu', 'cuda' or 'cuda:1'", lambda value: bool(str(value
 
 precision = one_of("float32", "tf32", "bfloat16")
 compiling = one_of("", "default", "reduce-overhead", "max-autotune")
-data_sets = name("CIFAR10 SVHN CELEBA LSUN FFHQ CelebAHQ IMAGES DIGITS COLOR_DIGITS")
+data_sets = name(
+    "CIFAR10 CIFAR100 SVHN MNIST FASHION_MNIST CELEBA LSUN FFHQ CelebAHQ IMAGES DIGITS COLOR_DIGITS"
+)
 networks = name(
     "ncsnpp ddpm ncsn ncsnv2_64 ncsnv2_128 ncsnv2_256 adm adm_classifier "
     "wideresnet_noise_conditional"
@@ -198,7 +200,11 @@ _DATA = {
     ),
     "uniform_dequantization": (False, flag, "spread grey levels by uniform noise"),
     "category": ("", text, 'category of LSUN, such as "bedroom"'),
-    "path": ("", text, "your own images: a folder, .zip, .npy or .npz"),
+    "path": (
+        "",
+        text,
+        "your own images: a folder, .zip, .npy or .npz; or the folder of a public data set's files",
+    ),
     "split": ("", split, 'held-out part of `path`; "": a folder such as test/, else every tenth'),
     "range": ((), ends, "stored values of black and white; (): 0 and 255, or 0 and 1 for floats"),
     "background": ("", color, 'colour behind transparent pixels; "": they are refused'),

@@ -7,6 +7,8 @@
 - `sources`: examples by number, as uint8, the same on every call
 - `images`, `arrays`: the user's own files; `files`, `splits`, `pixels`: how these are meant
 - `digits`, `public`, `tfrecords`: known data sets
+- `archives`, `lmdbs`: public ones from their authors' files; `formats`: readers of these
 - `preprocess`: crops and resizing
 - `prepare`: downloads a public data set (a command)
+- `export`: writes a data set as image files (a command)
 """
