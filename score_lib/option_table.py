@@ -200,11 +200,7 @@ _DATA = {
     ),
     "uniform_dequantization": (False, flag, "spread grey levels by uniform noise"),
     "category": ("", text, 'category of LSUN, such as "bedroom"'),
-    "path": (
-        "",
-        text,
-        "your own images: a folder, .zip, .npy or .npz; or the folder of a public data set's files",
-    ),
+    "path": ("", text, "your own images: a folder, .zip, .npy or .npz; or files of a public set"),
     "split": ("", split, 'held-out part of `path`; "": a folder such as test/, else every tenth'),
     "range": ((), ends, "stored values of black and white; (): 0 and 255, or 0 and 1 for floats"),
     "background": ("", color, 'colour behind transparent pixels; "": they are refused'),

@@ -273,7 +273,7 @@ def test_files_are_read_again_only_if_they_change(tmp_path, monkeypatch):
 # Files that are missing, damaged or hostile.
 
 
-def refused(name, path, match, **data):
+def assert_refused(name, path, match, **data):
     with pytest.raises(DataError, match=match) as caught:
         sources(name, path, **data)
     assert "\n" not in str(caught.value)
@@ -283,7 +283,7 @@ def refused(name, path, match, **data):
 def test_other_files_than_the_published_are_refused(form, tmp_path):
     write(tmp_path, files_of(form)[0])
     name = form.split()[0]
-    refused(name, tmp_path, r"its MD5 is [0-9a-f]{32}, .* download it again$")
+    assert_refused(name, tmp_path, r"its MD5 is [0-9a-f]{32}, .* download it again$")
 
 
 @pytest.mark.parametrize("trusted", [True, False])
@@ -300,7 +300,7 @@ def test_pickles_run_no_code(trusted, tmp_path, monkeypatch):
         publish(monkeypatch, "CIFAR10", contents)
     write(tmp_path, contents)
     match = "the pickle asks for posix.mkdir" if trusted else "data_batch_3 is damaged or another"
-    refused("CIFAR10", tmp_path, match)
+    assert_refused("CIFAR10", tmp_path, match)
     assert not (tmp_path / "ran").exists()
 
 
@@ -371,11 +371,13 @@ def test_damaged_gzip_files(tmp_path, monkeypatch):
     publish(monkeypatch, "MNIST", contents)
     first = "train-images-idx3-ubyte.gz"
     write(tmp_path, {**contents, first: contents[first][:-20]})
-    refused("MNIST", tmp_path, "train-images-idx3-ubyte.gz cannot be read: Compressed file ended")
+    assert_refused(
+        "MNIST", tmp_path, "train-images-idx3-ubyte.gz cannot be read: Compressed file ended"
+    )
     monkeypatch.setattr(archives, "MAX_BYTES", 1 << 20)
     write(tmp_path, {first: gzip.compress(bytes(50 << 20))})
     tracemalloc.start()
-    refused("MNIST", tmp_path, "has more than 1048576 bytes")
+    assert_refused("MNIST", tmp_path, "has more than 1048576 bytes")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 << 20
@@ -414,21 +416,23 @@ def test_damaged_matlab_files():
 
 
 def test_missing_files_are_named(tmp_path, monkeypatch):
-    refused("MNIST", tmp_path / "none", "read from a folder, and '.*none' is none")
-    refused("SVHN", tmp_path, r"there is no .*train_32x32.mat nor any other file of SVHN")
+    assert_refused("MNIST", tmp_path / "none", "read from a folder, and '.*none' is none")
+    assert_refused("SVHN", tmp_path, r"there is no .*train_32x32.mat nor any other file of SVHN")
     contents, _ = files_of("CIFAR10 python")
     del contents["data_batch_4"]
     write(tmp_path / "cifar-10-batches-py", contents)
-    refused("CIFAR10", tmp_path, r"there is no \S*cifar-10-batches-py/data_batch_4: unpack")
-    refused("CIFAR10", tmp_path, "set data.num_channels=3", num_channels=1)
-    refused("MNIST", tmp_path, "gray images.*set data.num_channels=1.*best 28", num_channels=3)
+    assert_refused("CIFAR10", tmp_path, r"there is no \S*cifar-10-batches-py/data_batch_4: unpack")
+    assert_refused("CIFAR10", tmp_path, "set data.num_channels=3", num_channels=1)
+    assert_refused(
+        "MNIST", tmp_path, "gray images.*set data.num_channels=1.*best 28", num_channels=3
+    )
 
 
 def test_labels_above_the_classes_are_refused(tmp_path, monkeypatch):
     contents, (_, test) = files_of("CIFAR10 binary")
     publish(monkeypatch, "CIFAR10", contents)
     write(tmp_path, {**contents, "test_batch.bin": binary_batch(test[0], [0, 1, 10])})
-    refused("CIFAR10", tmp_path, "has the label 10: it has 10 classes")
+    assert_refused("CIFAR10", tmp_path, "has the label 10: it has 10 classes")
 
 
 # LSUN.

@@ -226,8 +226,8 @@ def _load_split(read: Callable, part: Files, paths: list[str]) -> tuple[torch.Te
         names = ", ".join(map(os.path.basename, paths))
         where = f"{names} in {os.path.dirname(paths[0])}"
         raise DataError(f"{where} cannot be read: {error}") from error
-    # Copies: the arrays are views of bytes, which are read-only.
-    return torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
+    images = np.require(images, requirements=("C", "W"))  # views of bytes are read-only
+    return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
 
 
 def _verified(part: Files, paths: list[str]) -> Iterator[bytes]:

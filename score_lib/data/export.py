@@ -98,10 +98,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("name", help="value of data.dataset, such as CIFAR10")
     parser.add_argument("folder", type=pathlib.Path, help="where to write")
     parser.add_argument("--split", choices=("train", "test"), help="one of them (default: both)")
-    for name in ("path", "data_dir", "category", "tfrecords_path"):
-        parser.add_argument(f"--{name}", default="", help=f"see data.{name}")
-    for name in ("image_size", "num_channels"):
-        parser.add_argument(f"--{name}", type=int, default=0, help="default: as stored")
+    for option in ("--path", "--data_dir", "--category", "--tfrecords_path"):
+        parser.add_argument(option, default="", help=f"as data.{option[2:]} of a config")
+    for option in ("--image_size", "--num_channels"):
+        parser.add_argument(option, type=int, default=0, help="default: as stored")
     return parser.parse_args()
 
 

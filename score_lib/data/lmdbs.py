@@ -32,9 +32,9 @@ def open_lsun(path: str, category: str, shape: tuple[int, int, int]) -> tuple[So
     root = pathlib.Path(os.path.expanduser(path))
     folders = [root / f"{category}_{part}_lmdb" for part in ("train", "val")]
     for folder in folders:
-        if not (folder / "data.mdb").is_file():
+        if not _file(folder).is_file():
             raise DataError(
-                f"data.path: there is no {folder / 'data.mdb'}: unpack {folder.name}.zip of LSUN's "
+                f"data.path: there is no {_file(folder)}: unpack {folder.name}.zip of LSUN's "
                 f"authors in {root}, or leave data.path empty for tensorflow-datasets"
             )
     return LmdbImages(folders[0], shape), LmdbImages(folders[1], shape)
@@ -45,7 +45,7 @@ class LmdbImages(Source):
 
     def __init__(self, folder: pathlib.Path, shape: tuple[int, int, int]):
         self._files, self.shape = Database(folder), shape
-        status = (folder / "data.mdb").stat()
+        status = _file(folder).stat()
         self._keys = _keys(str(folder), status.st_size, status.st_mtime_ns)
         if not len(self):
             raise DataError(f"there is no image in {folder}")
@@ -95,7 +95,7 @@ def _transaction(folder: pathlib.Path) -> Iterator:
         import lmdb
     except ImportError as error:
         raise DataError(f"{folder} needs lmdb, which is missing: pip install lmdb") from error
-    file = folder / "data.mdb"
+    file = _file(folder)
     with _ONE_AT_A_TIME:
         try:
             with lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as environment:
@@ -104,6 +104,10 @@ def _transaction(folder: pathlib.Path) -> Iterator:
                     yield transaction
         except lmdb.Error as error:
             raise DataError(f"{file} is not a readable LMDB database: {error}") from error
+
+
+def _file(folder: pathlib.Path) -> pathlib.Path:
+    return (folder / "data").with_suffix(".mdb")
 
 
 def _check_size(file: pathlib.Path, environment) -> None:
