@@ -582,5 +582,8 @@ def test_an_export_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     first.write_bytes(encoded(255 - train[0][0, 0], "PNG"))
     with pytest.raises(SystemExit, match=r"0.png holds another image: choose another folder"):
         run_export(monkeypatch, *arguments)
+    first.write_bytes(first.read_bytes()[:-30])
+    with pytest.raises(SystemExit, match=r"0.png in .* is not a readable image"):
+        run_export(monkeypatch, *arguments)
     with pytest.raises(SystemExit, match=r"LSUN has no size of its own: .* --image_size 64"):
         run_export(monkeypatch, "LSUN", tmp_path)

@@ -14,6 +14,8 @@ import re
 import numpy as np
 from torch import Tensor
 
+from score_lib.data.files import OneFile
+from score_lib.data.images import opened
 from score_lib.data.loading import DatasetInfo, get_streams
 from score_lib.data.pixels import MODES
 from score_lib.data.public import SMALL
@@ -31,11 +33,12 @@ CHUNK = 64
 def export(source: Source, folder: pathlib.Path) -> int:
     """Write the images of a source as FOLDER/LABEL_CLASS/NUMBER.png; returns how many were new.
 
-    Without labels they are in FOLDER itself.  Files appear whole or not at all, and those that are
+    Without labels they are in FOLDER itself.  Labels are read back as they were if every class has
+    an image, as in all public data sets, since IMAGES numbers the folders.  Files appear whole or not at all, and those that are
     there already are compared with the images.
 
     Raises:
-        DataError: a file that is there holds another image.
+        DataError: a file that is there holds another image, or none.
         OSError: the folder cannot be written.
     """
     titles = {label: name for name, label in source.class_to_idx.items()}
@@ -66,7 +69,7 @@ def _write(path: pathlib.Path, image: Tensor) -> bool:
 
     pixels = image.movedim(0, -1).numpy()
     if path.exists():
-        with Image.open(path, formats=("PNG",)) as stored:
+        with opened(OneFile(path), path.name) as (stored, _):
             same = stored.mode == MODES[len(image)] and stored.size == image.shape[:0:-1]
             same = same and np.array_equal(np.array(stored).reshape(pixels.shape), pixels)
         if not same:

@@ -143,6 +143,7 @@ class Prepared(View):
         self.shape = tuple(prepare(source.images([0])).shape[1:])
 
     def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """See `Source`."""
         images, labels = self._source.read(numbers)
         return self._prepare(images), labels
 
