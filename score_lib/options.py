@@ -274,7 +274,7 @@ def _conflicts_of_parametrization(flat: Options) -> Iterator[str]:
     for key in ours:
         if flat[key] and flat["training.objective"] == "classifier":
             yield f"{key} = {flat[key]!r} should be '' for a classifier, which gives no score"
-        elif flat[key] and not flat["training.continuous"]:
+        elif flat[key] and key == "training.noise_levels" and not flat["training.continuous"]:
             yield f"{key} = {flat[key]!r} needs training.continuous = True, else set it to ''"
     if flat["training.weighting"] and flat["training.likelihood_weighting"]:
         yield (
@@ -290,6 +290,11 @@ def _conflicts_of_parametrization(flat: Options) -> Iterator[str]:
         yield (
             f"model.scale_by_sigma = True divides a score by the noise level: set it to False "
             f"with model.parametrization = {chosen!r}"
+        )
+    if chosen.lower() == "edm" and flat["model.name"].lower() == "ncsn":
+        yield (
+            "model.name = 'ncsn' looks its noise level up by an index, and is told log(s / m) / 4 "
+            "with model.parametrization = 'edm': choose another one"
         )
     fourier = flat["model.embedding_type"].lower() == "fourier" and flat["model.fourier_log"]
     if chosen.lower() == "edm" and fourier and flat["model.name"].lower() == "ncsnpp":

@@ -23,6 +23,7 @@ HISTORY = ("tests/test_history.py",)
 ADM = ("tests/test_adm.py",)
 AVERAGES = ("tests/test_averages.py",)
 PROFILES = ("tests/test_profiles.py",)
+CHAINS = ("tests/test_parametrized_chains.py",)
 DEQUANTIZER = ("tests/test_dequantizer_runs.py",)
 
 
@@ -111,6 +112,27 @@ MUTATIONS = [
         SETUP,
         '"weighting": options.weighting,',
         '"weighting": "",',
+    ),
+    Mutation(
+        "parametrization is dropped in the bound of a chain",
+        "score_lib/runs/measures.py",
+        'parametrization=run.reading["parametrization"],',
+        "parametrization=None,",
+        CHAINS,
+    ),
+    Mutation(
+        "weighting and parametrization are dropped in the loss of a chain",
+        "score_lib/losses/objectives.py",
+        "return get_ddpm_loss_fn(sde, train, reduce_mean, **shared)",
+        "return get_ddpm_loss_fn(sde, train, reduce_mean, dropping=dropping)",
+        CHAINS,
+    ),
+    Mutation(
+        "weights of a chain are those of times",
+        "score_lib/losses/objectives.py",
+        "self.sde, False, chosen, continuous=False)",
+        "self.sde, False, chosen)",
+        CHAINS,
     ),
     Mutation("noise removal is ignored", CONFIGURED, "config.sampling.noise_removal", "True"),
     Mutation("snr is ignored", CONFIGURED, '"snr": "sampling.snr",', '"snr": "optim.lr",'),

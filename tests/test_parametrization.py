@@ -317,7 +317,6 @@ def test_checks_know_the_label_and_the_output(name):
     ("call", "words"),
     (
         (lambda: get_parametrization("edn"), "known are edm, noise, score, v, x0; did you mean"),
-        (lambda: get_parametrization("v", continuous=False), "needs training.continuous = True"),
         (lambda: EDM(0.0), "above 0, not 0"),
         (
             lambda: losses.get_sde_loss_fn(VPSDE(), False, noise_levels="uniform"),
@@ -340,8 +339,8 @@ def test_checks_know_the_label_and_the_output(name):
             "set model.parametrization",
         ),
         (
-            lambda: losses.get_loss_fn(VPSDE(), False, True, False, False, parametrization="v"),
-            "training.continuous = True",
+            lambda: losses.get_loss_fn(VPSDE(), False, True, False, False, weighting="output"),
+            "set model.parametrization",
         ),
         (
             lambda: losses.get_loss_fn(
