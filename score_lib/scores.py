@@ -93,7 +93,7 @@ class Reading(NamedTuple):
     given: Tensor
     """The network's input, (B, *D)."""
     label: Tensor
-    """What it is told, (B,)."""
+    """Its label, (B,)."""
     score: Callable[[Tensor], Tensor]
     """From its output (B, *D) to the score (B, *D)."""
 
