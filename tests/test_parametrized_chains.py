@@ -10,7 +10,8 @@ import pytest
 import torch
 from oracles import inverse_scaler
 from recorder import Recorder
-from test_parametrization import NAMES, denoiser, linear, written_for
+from test_parametrization import NAMES, assert_reads_its_denoiser, linear, written_for
+from test_parametrized_results import learned
 from test_wiring import draw_by_config, draw_by_hand, recording, train
 
 import losses
@@ -22,7 +23,6 @@ from models.utils import Coefficients, Parametrization, get_parametrization, get
 from score_lib.base.tensors import SampleNoise, batch_mul
 from score_lib.parametrization import EDM
 from score_lib.runs import measures
-from score_lib.scores import label_at
 from score_lib.sdes.foreign import as_process
 from sde_lib import VESDE, VPSDE, CosineVPSDE, subVPSDE
 
@@ -64,20 +64,7 @@ def test_every_parametrization_gives_the_score_of_its_denoiser(name, process, of
     """At levels and between them, with m and s of the level that the network is told."""
     sde = PROCESSES[process]
     t, told, m, s = at_levels(sde, some_levels(sde.N)[:-1], off)
-    x = torch.randn(5, 2, 3, 3, dtype=torch.float64) * 2
-    given, output, label = written_for(name, x, m, s, denoiser(x, t))
-    label = told if label is None else label
-
-    def network(scaled, labels):
-        torch.testing.assert_close(scaled, given, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(labels, label, rtol=1e-12, atol=1e-12)
-        return output
-
-    score = get_score_fn(sde, network, continuous=False, parametrization=name)(x, t)
-    expected = batch_mul(s**-2, batch_mul(m, denoiser(x, t)) - x)
-    torch.testing.assert_close(score, expected, rtol=1e-10, atol=1e-10)
-    found = label_at(sde, t, False, name)
-    torch.testing.assert_close(found, label, rtol=1e-12, atol=1e-12)
+    assert_reads_its_denoiser(sde, name, t, m, s, told, False)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +149,8 @@ def test_min_snr_weights_denoised_data_by_at_most_five(name, process):
 # --- Results: a network that has learned Gaussian data --------------------------------------------
 
 
-def exact(name, sde, m, s, mean=0.3, std=0.4):
-    """A network that has learned data ~ N(mean, std^2), given m and s (N,) by noise index."""
+def exact(name, sde, m, s):
+    """A network that has learned Gaussian data, given m and s (N,) by noise index."""
     chosen = get_parametrization(name)
 
     def network(scaled, labels):
@@ -171,16 +158,8 @@ def exact(name, sde, m, s, mean=0.3, std=0.4):
         if name == "edm":
             table = torch.log(s / m) / 4
             level = (labels.double()[:, None] - table).abs().argmin(1)
-        m_t, s_t = m[level], s[level]
-        if chosen is None:
-            factor = torch.ones_like(s_t) if isinstance(sde, VESDE) else -1 / s_t
-            skip, out, scale = torch.zeros_like(s_t), factor, torch.ones_like(s_t)
-        else:
-            skip, out, scale = chosen.coefficients(m_t, s_t)
-        x = batch_mul(1 / scale, scaled)
-        centred = x - batch_mul(m_t * mean, torch.ones_like(x))
-        score = batch_mul(-1 / ((m_t * std) ** 2 + s_t**2), centred)
-        return batch_mul(1 / out, score - batch_mul(skip, x))
+        published = torch.ones_like(s) if isinstance(sde, VESDE) else -1 / s
+        return learned(chosen, published[level], scaled, m[level], s[level])
 
     return network
 
