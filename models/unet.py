@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from score_lib.base.tensors import batch_mul, image_shape
+from score_lib.base.tensors import image_shape
 
 from .conditioning import Condition, ConditionLayers, taken_by
 from .layers import (
@@ -22,8 +22,8 @@ from .layers import (
     choose,
     ddpm_conv3x3,
     dense,
+    divided_by_sigma,
     get_act,
-    get_timestep_embedding,
     in_full_precision,
 )
 from .layerspp import (
@@ -34,6 +34,7 @@ from .layerspp import (
     ResnetBlockBigGANpp,
     ResnetBlockDDPMpp,
     Upsample,
+    level_features,
     residual_sum,
 )
 from .network import Network
@@ -129,7 +130,7 @@ class UNet(Network):
     def __init__(self, config, options: Options):
         super().__init__()
         self.channels, height, width = image_shape(config)
-        self.stride = total_stride(height, width, config.model.ch_mult)
+        self.stride = total_stride((height, width), config.model.ch_mult)
         self.centered = config.data.centered
         self.scale_by_sigma = config.model.scale_by_sigma
         self.fourier_log = config.model.fourier_log
@@ -200,10 +201,8 @@ class UNet(Network):
         layer, (fourier, dense_layers) = self.all_modules, self.plan.embedding
         if dense_layers is None:
             return None
-        if fourier is None:
-            temb = get_timestep_embedding(labels, self.nf)
-        else:
-            temb = layer[fourier](torch.log(labels) if self.fourier_log else labels)
+        by_fourier = None if fourier is None else layer[fourier]
+        temb = level_features(labels, by_fourier, self.nf, self.fourier_log)
         first, second = dense_layers
         temb = in_full_precision(
             lambda temb: layer[second](self.act(layer[first](temb))), temb.to(dtype)
@@ -272,8 +271,7 @@ class UNet(Network):
             return h
         # With Fourier features, labels are sigma itself.
         by_sigma = self.plan.embedding.fourier is not None
-        sigma = labels if by_sigma else self.sigmas[labels.long()]
-        return batch_mul((1 / sigma).to(h.dtype), h)
+        return divided_by_sigma(h, labels, None if by_sigma else self.sigmas)
 
 
 def _check_conditional(model) -> None:
@@ -284,18 +282,19 @@ def _check_conditional(model) -> None:
         )
 
 
-def total_stride(height: int, width: int, ch_mult: Sequence[int]) -> int:
-    """The factor between the finest and the coarsest resolution.
+def total_stride(sides: Sequence[int], ch_mult: Sequence[int]) -> int:
+    """The factor between the finest and the coarsest resolution of data with some sides.
 
     Raises:
         ValueError: the sides cannot be divided so.
     """
     halvings = len(ch_mult) - 1
     stride = 2**halvings
-    if height % stride or width % stride:
+    if any(side % stride for side in sides):
         raise ValueError(
-            f"data.image_size is {height}x{width}, which cannot be halved {halvings} times as "
-            f"model.ch_mult = {tuple(ch_mult)} asks: both sides must be multiples of {stride}"
+            f"the data's size is {'x'.join(map(str, sides))}, which cannot be halved {halvings} "
+            f"times as model.ch_mult = {tuple(ch_mult)} asks: all sides must be multiples of "
+            f"{stride}, see data.image_size or data.shape"
         )
     return stride
 

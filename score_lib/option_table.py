@@ -120,6 +120,10 @@ side = Check(
     "a whole number, at least 1, or two of them",
     lambda value: count.accepts(value) or (_all(count, value) and len(value) == 2),
 )
+shape = Check(
+    "several whole numbers, at least 1, such as (3, 32), or ()",
+    lambda values: _all(count, values),
+)
 ends = Check(
     "two different numbers, such as (0, 4095), or ()",
     lambda v: _all(number, v) and (not v or (len(v) == 2 and v[0] != v[1])),
@@ -159,7 +163,7 @@ compiling = one_of("", "default", "reduce-overhead", "max-autotune")
 data_sets = name("CIFAR10 SVHN CELEBA LSUN FFHQ CelebAHQ IMAGES DIGITS COLOR_DIGITS")
 networks = name(
     "ncsnpp ddpm ncsn ncsnv2_64 ncsnv2_128 ncsnv2_256 adm adm_classifier "
-    "wideresnet_noise_conditional"
+    "wideresnet_noise_conditional mlp set_transformer"
 )
 normalizations = name("GroupNorm InstanceNorm InstanceNorm++ VarianceNorm")
 samplers = name("pc ode adaptive ddim heun dpmpp_2m dpmpp_3m dpmpp_sde")
@@ -189,6 +193,7 @@ _DATA = {
     "image_size": (NEEDED, side, "side in pixels, or (height, width)"),
     "image_width": (0, at_least(0), "width, where `image_size` is the height; 0: square"),
     "num_channels": (3, count, "1 for gray images, 3 for colour, 4 with transparency"),
+    "shape": ((), shape, "shape of a datum that is no image, such as (D,) or (N, C); (): an image"),
     "centered": (NEEDED, flag, "pixels from -1 to 1 inside the network, else from 0 to 1"),
     "random_flip": (True, flag, "mirror half of the training images"),
     "augment": (
@@ -238,10 +243,10 @@ _MODEL = {
     "dropout": (0.1, between(0.0, 1.0), "share of features dropped in training"),
     "embedding_type": ("fourier", name("fourier positional"), "embedding of the time"),
     "fourier_log": (True, flag, "Fourier features of the label's logarithm, else of the label"),
-    "checkpoint_activations": (False, flag, "U-Nets: less memory in training, more time"),
+    "checkpoint_activations": (False, flag, "less memory in training, more time"),
     "nf": (NETWORK, count, "features of the first layer"),
     "ch_mult": (NETWORK, counts, "features at each resolution, in multiples of `nf`"),
-    "num_res_blocks": (NETWORK, at_least(0), "residual blocks at each resolution"),
+    "num_res_blocks": (NETWORK, at_least(0), "residual blocks, in U-Nets at each resolution"),
     "attn_resolutions": (NETWORK, numbers, "heights of feature maps with attention"),
     "attention_type": (NETWORK, name("ddpm"), "kind of attention"),
     "conditional": (NETWORK, flag, "whether the network is told the time"),
@@ -259,10 +264,24 @@ _MODEL = {
     "progressive_input": (NETWORK, name("none input_skip residual"), "image pyramid at the input"),
     "progressive_combine": (NETWORK, name("sum cat"), "joins an input skip to features"),
     "fourier_scale": (NETWORK, number, "standard deviation of the Fourier frequencies"),
+    "input_fourier_scale": (
+        0.0,
+        at_least(0.0),
+        "mlp, set_transformer: as `fourier_scale`, of the input; 0: no such features",
+    ),
+    "inducing_points": (
+        0,
+        at_least(0),
+        "set_transformer: learnt points between the points; 0: none",
+    ),
     "init_scale": (NETWORK, number, "scale of the last layer of a block at the start"),
     "interpolation": (NETWORK, name("bilinear bicubic nearest"), "NCSN, NCSNv2: upsampling"),
-    "num_heads": (1, count, "ADM: attention heads"),
-    "num_head_channels": (0, at_least(0), "ADM: features of a head; 0: see `num_heads`"),
+    "num_heads": (1, count, "ADM, set_transformer: attention heads"),
+    "num_head_channels": (
+        0,
+        at_least(0),
+        "ADM, set_transformer: features of a head; 0: see `num_heads`",
+    ),
     "use_new_attention_order": (
         False,
         flag,
