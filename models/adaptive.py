@@ -20,12 +20,11 @@ from .conditioning import Condition, ConditionLayers, Takes, taken_by
 from .layers import (
     check_fixed,
     check_labels,
-    choose,
     dense,
     divided_by_sigma,
     in_full_precision,
 )
-from .layerspp import GaussianFourierProjection, level_features
+from .layerspp import fourier_projection, level_features
 from .network import Network
 from .utils import get_sigmas
 
@@ -42,11 +41,7 @@ class LevelEmbedding(nn.Module):
     def __init__(self, model, takes: Takes):
         super().__init__()
         self.nf, self.dim, self.log = model.nf, 4 * model.nf, model.fourier_log
-        kinds = {
-            "fourier": lambda: GaussianFourierProjection(model.nf, model.fourier_scale),
-            "positional": lambda: None,
-        }
-        self.fourier = choose("model.embedding_type", model.embedding_type, kinds)()
+        self.fourier = fourier_projection(model.embedding_type, model)
         features = model.nf if self.fourier is None else 2 * model.nf
         first, second = dense(features, self.dim), dense(self.dim, self.dim)
         self.layers = nn.Sequential(first, nn.SiLU(), second)

@@ -36,6 +36,19 @@ class GaussianFourierProjection(nn.Module):
         return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
 
 
+def fourier_projection(embedding_type: str, model) -> GaussianFourierProjection | None:
+    """The Fourier features of `model.embedding_type`; None for sines and cosines of time steps.
+
+    Raises:
+        ValueError: no such embedding.
+    """
+    kinds = {
+        "fourier": lambda: GaussianFourierProjection(model.nf, model.fourier_scale),
+        "positional": lambda: None,
+    }
+    return choose("model.embedding_type", embedding_type, kinds)()
+
+
 def level_features(
     labels: Tensor, fourier: GaussianFourierProjection | None, nf: int, log: bool
 ) -> Tensor:

@@ -30,10 +30,10 @@ from .layerspp import (
     AttnBlockpp,
     Combine,
     Downsample,
-    GaussianFourierProjection,
     ResnetBlockBigGANpp,
     ResnetBlockDDPMpp,
     Upsample,
+    fourier_projection,
     level_features,
     residual_sum,
 )
@@ -379,15 +379,12 @@ class _Builder:
         return Plan(embedding, stem, encoder, middle, decoder, head)
 
     def _embedding(self) -> Embedding:
-        add, nf, options = self.slots.add, self.nf, self.options
-        kinds = {
-            "fourier": lambda: add(GaussianFourierProjection(nf, self.model.fourier_scale)),
-            "positional": lambda: None,
-        }
-        fourier = choose("model.embedding_type", options.embedding_type, kinds)()
+        add = self.slots.add
+        layer = fourier_projection(self.options.embedding_type, self.model)
+        fourier = None if layer is None else add(layer)
         if not self.model.conditional:
             return Embedding(fourier, None)
-        features = nf if fourier is None else 2 * nf
+        features = self.nf if fourier is None else 2 * self.nf
         first = add(dense(features, self.temb_dim))
         return Embedding(fourier, (first, add(dense(self.temb_dim, self.temb_dim))))
 

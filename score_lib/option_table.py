@@ -120,10 +120,7 @@ side = Check(
     "a whole number, at least 1, or two of them",
     lambda value: count.accepts(value) or (_all(count, value) and len(value) == 2),
 )
-shape = Check(
-    "several whole numbers, at least 1, such as (3, 32), or ()",
-    lambda values: _all(count, values),
-)
+shape = Check("whole numbers, at least 1, such as (3, 32), or ()", lambda v: _all(count, v))
 ends = Check(
     "two different numbers, such as (0, 4095), or ()",
     lambda v: _all(number, v) and (not v or (len(v) == 2 and v[0] != v[1])),
@@ -243,7 +240,7 @@ _MODEL = {
     "dropout": (0.1, between(0.0, 1.0), "share of features dropped in training"),
     "embedding_type": ("fourier", name("fourier positional"), "embedding of the time"),
     "fourier_log": (True, flag, "Fourier features of the label's logarithm, else of the label"),
-    "checkpoint_activations": (False, flag, "less memory in training, more time"),
+    "checkpoint_activations": (False, flag, "U-Nets, mlp, set_transformer: less memory, more time"),
     "nf": (NETWORK, count, "features of the first layer"),
     "ch_mult": (NETWORK, counts, "features at each resolution, in multiples of `nf`"),
     "num_res_blocks": (NETWORK, at_least(0), "residual blocks, in U-Nets at each resolution"),
@@ -264,24 +261,12 @@ _MODEL = {
     "progressive_input": (NETWORK, name("none input_skip residual"), "image pyramid at the input"),
     "progressive_combine": (NETWORK, name("sum cat"), "joins an input skip to features"),
     "fourier_scale": (NETWORK, number, "standard deviation of the Fourier frequencies"),
-    "input_fourier_scale": (
-        0.0,
-        at_least(0.0),
-        "mlp, set_transformer: as `fourier_scale`, of the input; 0: no such features",
-    ),
-    "inducing_points": (
-        0,
-        at_least(0),
-        "set_transformer: learnt points between the points; 0: none",
-    ),
+    "input_fourier_scale": (0.0, at_least(0.0), "mlp, set_transformer: of the input; 0: none"),
+    "inducing_points": (0, at_least(0), "set_transformer: learnt points in attention; 0: none"),
     "init_scale": (NETWORK, number, "scale of the last layer of a block at the start"),
     "interpolation": (NETWORK, name("bilinear bicubic nearest"), "NCSN, NCSNv2: upsampling"),
     "num_heads": (1, count, "ADM, set_transformer: attention heads"),
-    "num_head_channels": (
-        0,
-        at_least(0),
-        "ADM, set_transformer: features of a head; 0: see `num_heads`",
-    ),
+    "num_head_channels": (0, at_least(0), "features of an attention head; 0: see `num_heads`"),
     "use_new_attention_order": (
         False,
         flag,

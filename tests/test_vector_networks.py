@@ -316,22 +316,55 @@ class Exact(nn.Module):
         return batch_mul(std, (weights[..., None] * offsets).sum(1))
 
 
+def losses_of(data, *models):
+    """The mean loss of each model on the same noise."""
+    loss_fn = get_sde_loss_fn(VPSDE(), False, likelihood_weighting=False)
+    torch.manual_seed(1)
+    draws = loss_fn.draw(data)
+    with torch.no_grad():
+        return [loss_fn.per_sample(model, data, draws).mean().item() for model in models]
+
+
 @pytest.mark.slow
 def test_a_mixture_in_the_plane_is_learnt():
     """The loss is that of the exact score, up to a part of what the best Gaussian's has more."""
     torch.manual_seed(0)
     model = example("docs/experiments.md", "parts.mlp(config")["train"](draw, 300)
-    loss_fn = get_sde_loss_fn(VPSDE(), False, likelihood_weighting=False)
-    torch.manual_seed(1)
     x = draw(20000)
-    draws = loss_fn.draw(x)
     gaussian = Exact(x.mean(0, keepdim=True), x.std()[None])
-    with torch.no_grad():
-        learnt, exact, linear = (
-            loss_fn.per_sample(model, x, draws).mean().item()
-            for model in (model, Exact(MEANS, STDS), gaussian)
-        )
-    assert exact < learnt < exact + 0.25 * (linear - exact)
+    learnt, exact, other = losses_of(x, model, Exact(MEANS, STDS), gaussian)
+    assert exact < learnt < exact + 0.25 * (other - exact)
+
+
+def draw_sets(count):
+    """Sets of six numbers around a common centre."""
+    return torch.randn(count, 1, 1) + 0.2 * torch.randn(count, 6, 1)
+
+
+def exact_of_sets(x, labels):
+    """The noise that the exact score of `draw_sets` predicts."""
+    scale, std = (a[:, None, None] for a in VPSDE().marginal_coeffs(labels / 999))
+    mean, within = x.mean(1, keepdim=True), (0.2 * scale) ** 2 + std**2
+    return std * (mean / (6 * scale**2 + within) + (x - mean) / within)
+
+
+def exact_of_numbers(x, labels):
+    """The same without knowledge of the others in the set."""
+    scale, std = VPSDE().marginal_coeffs(labels / 999)
+    return batch_mul(std / (scale**2 * 1.04 + std**2), x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", (0, 4))
+def test_points_are_learnt_together(count):
+    names = example("docs/experiments.md", "parts.mlp(config")
+    config = names["config"]
+    parts.set_transformer(config, nf=16, num_res_blocks=1, num_heads=2, inducing_points=count)
+    config.data.shape = (6, 1)
+    torch.manual_seed(0)
+    model = names["train"](draw_sets, 300, batch_size=128, lr=4e-3)
+    learnt, exact, alone = losses_of(draw_sets(4000), model, exact_of_sets, exact_of_numbers)
+    assert exact < learnt < exact + 0.25 * (alone - exact)
 
 
 def test_the_example_measures_densities():
