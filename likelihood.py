@@ -1,8 +1,15 @@
-"""Exact log-likelihoods and bits/dim by the probability-flow ODE, and a bound by the reverse SDE.
+"""Exact log-likelihoods and bits/dim by the probability-flow ODE, and bounds of them.
 
-[S21, section 4.3, appendix D.2]  Behind this door: `score_lib.likelihood` and `score_lib.elbo`.
+[S21, section 4.3, appendix D.2]  Behind this door: `score_lib.likelihood`, `score_lib.elbo` of the
+reverse SDE, `score_lib.vlb` of discrete chains, and `score_lib.dequantization`.
 """
 
+from score_lib.dequantization import (
+    Dequantization,
+    LearnedDequantization,
+    UniformDequantization,
+    get_dequantization_loss_fn,
+)
 from score_lib.elbo import Elbo, get_elbo_fn
 from score_lib.likelihood import (
     LogLikelihood,
@@ -13,3 +20,4 @@ from score_lib.likelihood import (
     offsets,
     value_and_divergence,
 )
+from score_lib.vlb import Vlb, get_vlb_fn

@@ -5,6 +5,7 @@ Behind this door: `score_lib.runs`.
 
 from score_lib.runs.check import check
 from score_lib.runs.control import control
+from score_lib.runs.dequantizer import train_dequantizer
 from score_lib.runs.evaluate import evaluate
 from score_lib.runs.export import write_averages
 from score_lib.runs.samples import sample

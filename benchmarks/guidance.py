@@ -34,8 +34,10 @@ SCALES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("unconditional", "conditional", "classifier"):
-        parser.add_argument(f"--{name}", required=True, help="folder of a trained run")
+    needed = {"required": True, "help": "folder of a trained run"}
+    parser.add_argument("--unconditional", **needed)
+    parser.add_argument("--conditional", **needed)
+    parser.add_argument("--classifier", **needed)
     parser.add_argument("--num_samples", type=int, default=1024)
     parser.add_argument("--num_steps", type=int, default=50)
     given = parser.parse_args(argv)

@@ -38,6 +38,33 @@ def in_turns(
     return {name: Timing(min(taken), statistics.median(taken)) for name, taken in times.items()}
 
 
+class Ratio(NamedTuple):
+    """A ratio of times, and its standard error."""
+
+    value: float
+    standard_error: float
+
+
+def ratio_in_pairs(
+    slow: Callable[[], object], fast: Callable[[], object], device: torch.device, rounds: int = 15
+) -> Ratio:
+    """How many times as long the first call takes: the median over pairs, after a warm-up.
+
+    Calls of a pair follow each other, in alternating order, so that slow changes of the machine
+    cancel.  On a CPU other programs do not count.  The error is that of a median, from the median
+    distance to it.
+    """
+    ratios = []
+    for k in range(-1, rounds):
+        order = (slow, fast) if k % 2 else (fast, slow)
+        first, second = (busy_seconds(work, device) for work in order)
+        ratios.append(first / second if k % 2 else second / first)
+    middle = statistics.median(ratios[1:])
+    distance = statistics.median(abs(ratio - middle) for ratio in ratios[1:])
+    # Of a normal distribution: sigma is 1.48 distances, and the error 1.25 sigma / sqrt(n).
+    return Ratio(middle, 1.25 * 1.48 * distance / rounds**0.5)
+
+
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Time of one call, until the device has finished."""
     _wait(device)
@@ -45,6 +72,15 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     work()
     _wait(device)
     return time.perf_counter() - start
+
+
+def busy_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Time of one call; on a CPU, the time that all threads of this process were busy."""
+    if device.type != "cpu":
+        return seconds(work, device)
+    start = time.process_time()
+    work()
+    return time.process_time() - start
 
 
 def _wait(device: torch.device) -> None:

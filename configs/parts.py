@@ -60,7 +60,7 @@ def edm(config: ConfigDict, *, sigma_data: float = 0.5) -> None:
 
 
 def edm_training(config: ConfigDict, *, dropout: float, augment: float) -> None:
-    """The training of Karras et al. 2022 at 32 px (their tables 6 and 7), after the network.
+    """The training of Karras et al. 2022 at 32 px (their appendix F), after the network.
 
     200 million images in batches of 512, with a warm-up of 10 million.
     """
@@ -254,7 +254,7 @@ def adm_classifier(config: ConfigDict, *, num_classes: int, **options: object) -
 
 
 def _classifier(config: ConfigDict, num_classes: int) -> None:
-    """What a classifier is trained for and evaluated by; it draws no samples."""
+    """Training and evaluation of a classifier; it draws no samples."""
     config.data.num_classes = num_classes
     config.training.update(objective="classifier", snapshot_sampling=False)
     config.eval.update(enable_accuracy=True, enable_bpd=False, enable_sampling=False)

@@ -8,6 +8,7 @@ from score_lib.options import complete
 from .adm import EncoderUNetModel, UNetModel, joined
 from .conditioning import taken_by
 from .layers import check_classes, check_fixed, check_input, choose
+from .precision import Wrapper
 from .unet import tell_unmatched, total_stride
 from .utils import register_model
 
@@ -104,16 +105,17 @@ class ADM(_Configured, UNetModel):
         output = super().forward(images, labels, classes, features=features)
         return output if variances else output[:, : self.image_channels]
 
-    def with_variances(self, x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
-        """The output and, behind it, v of the learned variances: (B, 2C, *S).
 
-        The log variance is (1 + v) / 2 log beta + (1 - v) / 2 log beta~, between that of a step and
-        that of the posterior.  [Nichol & Dhariwal 2021, equation 15]
+class WithVariances(Wrapper):
+    """Calls a network for its output and, behind it, v of the learned variances: (B, 2C, *S).
 
-        A network that is wrapped, for other precisions or several processes, gives the same if
-        called with `variances=True`.
-        """
-        return self(x, labels, variances=True, **condition)
+    The log variance is (1 + v) / 2 log beta + (1 - v) / 2 log beta~, between that of a step and
+    that of the posterior.  [Nichol & Dhariwal 2021, equation 15]
+    """
+
+    def forward(self, x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
+        """x (B, C, *S), labels (B,) -> (B, 2C, *S)."""
+        return self.module(x, labels, variances=True, **condition)
 
 
 @register_model(name="adm_classifier")

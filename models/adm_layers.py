@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attention
-from .layers import choose, in_full_precision
+from .layers import choose
 
 GROUPS = 32
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -84,6 +84,8 @@ def qkv_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
     Returns:
         (B, C, N).
     """
+    if _is_small(qkv, heads):
+        return _small_attention(qkv, heads, new_order)
     # Fast kernels want the channels of a token side by side.  One copy, of all three: Inductor of
     # PyTorch 2.13 gives another output where the copy of each is recomputed.
     tokens = qkv.mT.contiguous()
@@ -93,6 +95,28 @@ def qkv_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
         parts = tokens.unflatten(2, (heads, 3, -1)).unbind(3)
     query, key, value = (part.transpose(1, 2) for part in parts)  # (B, heads, N, C / heads)
     return attention(query, key, value).transpose(1, 2).flatten(2).mT
+
+
+def _is_small(qkv: Tensor, heads: int) -> bool:
+    """Whether the weights are so few that, on a CPU, two products are faster than a fused kernel.
+
+    Its backward pass is slow in bfloat16, and both want a copy of the transposed tensor.
+    """
+    _, rows, tokens = qkv.shape
+    return qkv.device.type == "cpu" and tokens < max(256, 4 * rows // (3 * heads))
+
+
+def _small_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
+    """See `qkv_attention`; weights are computed at least in float32."""
+    if new_order:
+        parts = (part.flatten(0, 1) for part in qkv.unflatten(1, (3, heads, -1)).unbind(1))
+    else:
+        parts = qkv.unflatten(1, (heads, -1)).flatten(0, 1).chunk(3, dim=1)
+    query, key, value = parts  # (B heads, C / heads, N)
+    scores = (query * query.shape[1] ** -0.5).mT @ key
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, dim=-1, dtype=wide).to(value.dtype)
+    return (value @ weights.mT).unflatten(0, (-1, heads)).flatten(1, 2)
 
 
 class GroupNorm32(nn.GroupNorm):
@@ -107,9 +131,11 @@ class GroupNorm32(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
+        if wide == x.dtype == self.weight.dtype:
+            return super().forward(x)
         affine = self.weight.to(wide), self.bias.to(wide)
-        normalise = lambda x: F.group_norm(x, self.num_groups, *affine, self.eps)  # noqa: E731
-        return in_full_precision(normalise, x.to(wide)).to(x.dtype)
+        # Autocast leaves wide arguments as they are.
+        return F.group_norm(x.to(wide), self.num_groups, *affine, self.eps).to(x.dtype)
 
 
 def _factors(dims: int) -> tuple[int, ...]:
@@ -141,6 +167,17 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=self.factors, mode="nearest"))
+
+
+# New tensors are changed in place where no derivative needs them: memory is what takes the time.
+
+
+def _activated(new: Tensor) -> Tensor:
+    return F.silu(new, inplace=not torch.is_grad_enabled())
+
+
+def _sum(new: Tensor, x: Tensor) -> Tensor:
+    return new.add_(x) if new.dtype == x.dtype else new + x
 
 
 class ResBlock(nn.Module):
@@ -179,18 +216,18 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         """x (B, in_ch, *S), temb (B, temb_dim) -> (B, out_ch, *S'), resampled."""
-        norm, act, convolve = self.in_layers
-        h = convolve(self.resample(act(norm(x))))
+        norm, _, convolve = self.in_layers
+        h = convolve(self.resample(_activated(norm(x))))
         of_time = self.emb_layers(temb).to(h.dtype)
         of_time = of_time.reshape(*of_time.shape, *(1,) * (h.dim() - 2))
-        norm, act, drop, convolve = self.out_layers
+        norm, _, drop, convolve = self.out_layers
         if self.scale_shift:
             scale, shift = of_time.chunk(2, dim=1)
-            h = norm(h) * (1 + scale) + shift
+            h = (norm(h) * (1 + scale)).add_(shift)
         else:
             h = norm(h + of_time)
-        h = convolve(drop(act(h)))
-        return self.skip_connection(self.resample(x)) + h
+        h = convolve(drop(_activated(h)))
+        return _sum(h, self.skip_connection(self.resample(x)))
 
 
 class AttentionBlock(nn.Module):
@@ -207,7 +244,7 @@ class AttentionBlock(nn.Module):
         """(B, C, *S) -> (B, C, *S)."""
         tokens = self.norm(x.flatten(2))
         h = self.proj_out(qkv_attention(self.qkv(tokens), self.heads, self.new_order))
-        return x + h.reshape(x.shape)
+        return _sum(h.reshape(x.shape), x)
 
 
 class AttentionPool(nn.Module):

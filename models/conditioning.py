@@ -196,14 +196,16 @@ class Given(nn.Module):
         super().__init__()
         self.module = module
         self._kinds = tuple(condition)
+        parameters = module.parameters() if isinstance(module, nn.Module) else ()
+        device = next((parameter.device for parameter in parameters), None)
         for kind, value in condition.items():
-            value = torch.as_tensor(value)
+            value = torch.as_tensor(value, device=device)
             value = value[None] if value.dim() == 0 else value
             self.register_buffer(f"given_{kind}", value, persistent=False)
         if (takes := takes_of(module)) is not None:
             takes.check(self.condition)
             if "classes" in condition:
-                takes.check_range(self.given_classes)
+                takes.check_range(torch.as_tensor(condition["classes"]))
 
     @property
     def training(self) -> bool:

@@ -69,7 +69,7 @@ def accelerated(model: nn.Module, precision: str = "float32", mode: str = "") ->
     return Compiled(model, mode=mode) if mode else model
 
 
-class _Wrapper(nn.Module):
+class Wrapper(nn.Module):
     """Another way to call a network; mode and state dict are the network's own.
 
     Raises:
@@ -99,7 +99,7 @@ class _Wrapper(nn.Module):
         return self.module.load_state_dict(*args, **kwargs)
 
 
-class InBfloat16(_Wrapper):
+class InBfloat16(Wrapper):
     """Calls a network under autocast to bfloat16.
 
     The embedding of the noise level, the first and the last layer, statistics and the division by
@@ -112,7 +112,7 @@ class InBfloat16(_Wrapper):
             return self.module(x, labels, **condition).to(x.dtype)
 
 
-class Compiled(_Wrapper):
+class Compiled(Wrapper):
     """Calls a network through `torch.compile`.
 
     Compilation happens at the first call in each mode (training, evaluation with and without

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul, check_floats, rows
+from score_lib.base.tensors import batch_mul, check_floats, rows, stratified_mean
 from score_lib.likelihood import value_and_divergence
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn
-from score_lib.sdes.process import SDE, LinearSDE
+from score_lib.sdes.process import SDE, LinearSDE, check_linear
 from score_lib.sdes.times import TimeDensity
 
 
@@ -58,10 +58,7 @@ def get_elbo_fn(
     Raises:
         ValueError: the drift is not linear, fewer than two times, or eps is not above 0.
     """
-    if not isinstance(sde, LinearSDE):
-        raise ValueError(
-            f"the bound needs a process with a linear drift, a LinearSDE, and {sde!r} is none"
-        )
+    check_linear(sde)
     if num_times < 2 or not 0 < eps < sde.T:
         raise ValueError(
             f"the bound needs at least two times and eps between 0 and {sde.T:g}, not "
@@ -86,23 +83,22 @@ def get_elbo_fn(
             score, divergence = value_and_divergence(score_fn, x, t, probe[None])
             value = rows(score).double().square().sum(1) / 2 + divergence[:, 0].double()
             terms.append(sde.diffusion(t).double() ** 2 * value / p)
-        integral = torch.stack(terms)
-        end = _log_prior(sde, data, start) + size * _log_ratio(sde, start)
-        # Neighbouring strata differ by their noise alone.
-        variance = integral.diff(dim=0).square().mean(0) / 2
-        return Elbo(end - integral.mean(0), (variance / num_times).sqrt())
+        integral, error = stratified_mean(torch.stack(terms))
+        to_end = sde.transition(torch.full_like(start, sde.T), start)
+        end = log_prior(sde, data, *to_end) + size * log_ratio(sde, start)
+        return Elbo(end - integral, error)
 
     return elbo_fn
 
 
-def _log_ratio(sde: LinearSDE, start: Tensor) -> Tensor:
-    """log r(T): the integral of the drift's rate."""
+def log_ratio(sde: LinearSDE, start: Tensor) -> Tensor:
+    """log r(T), the integral of the drift's rate from times (B,) on: (B,), float64."""
     return sde.transition(torch.full_like(start, sde.T), start)[0].double().log()
 
 
-def _log_prior(sde: LinearSDE, data: Tensor, start: Tensor) -> Tensor:
-    """E[log prior(x_T)] of x_T = r x + G z under N(0, prior_std^2 I)."""
-    r, G = (c.double() for c in sde.transition(torch.full_like(start, sde.T), start))
+def log_prior(sde: LinearSDE, data: Tensor, r: Tensor, G: Tensor) -> Tensor:
+    """E[log prior(x_T)] of x_T = r x + G z under N(0, prior_std^2 I): (B,), float64, in nats."""
+    r, G = r.double(), G.double()
     x, variance = rows(data).double(), sde.prior_std**2
     square = r**2 * x.square().sum(1) + x.shape[1] * G**2
     return -0.5 * (x.shape[1] * math.log(2 * math.pi * variance) + square / variance)

@@ -410,6 +410,18 @@ _EVAL = {
     "bpd_num_repeats": (5, count, "passes for bits/dim, dequantised anew"),
     "enable_elbo": (False, flag, "bound bits/dim by the ELBO of the reverse SDE"),
     "elbo_num_times": (100, at_least(2), "times at which the bound is estimated for an image"),
+    "enable_vlb": (False, flag, "bound bits/dim of a discrete model by its chain"),
+    "vlb_num_times": (0, at_least(0), "steps at which that bound is estimated; 0: all"),
+    "vlb_variance": (
+        "small",
+        one_of("small", "large", "learned"),
+        'variances of the chain\'s reverse steps; "learned": those of `model.learn_sigma`',
+    ),
+    "dequantizer": (
+        "",
+        text,
+        'noise for bits/dim: checkpoint of a dequantizer, or "run": the run\'s own; "": uniform',
+    ),
     "num_probes": (1, count, "Hutchinson probes of a divergence"),
     "hutchinson_type": ("Rademacher", probes, 'probes; "exact": the whole trace'),
     "per_sample_error": (False, flag, "bits/dim: solver steps for each image alone"),
@@ -428,6 +440,14 @@ _EVAL = {
     "accuracy_num_repeats": (1, count, "draws of noise for each image"),
 }
 
+_DEQUANTIZER = {
+    "nf": (32, count, "features"),
+    "num_layers": (4, count, "coupling layers"),
+    "num_bins": (8, count, "bins of each spline"),
+    "lr": (1e-3, above(0.0), "learning rate"),
+    "n_iters": (5000, count, "optimisation steps"),
+}
+
 # Sections in the order of the docs: name, title, options.
 SECTIONS = (
     ("", "A run", _RUN),
@@ -438,6 +458,7 @@ SECTIONS = (
     ("sampling", "Sampling", _SAMPLING),
     ("control", "Control: `--mode control`", _CONTROL),
     ("eval", "Evaluation", _EVAL),
+    ("dequantizer", "Learned dequantization: `--mode train_dequantizer`", _DEQUANTIZER),
 )
 # Every option by its dotted name, such as "model.nf".
 TABLE: dict[str, Option] = {

@@ -207,12 +207,22 @@ def _conflicts(flat: Options) -> Iterator[str]:
             "training.snapshot_sampling",
             "eval.enable_bpd",
             "eval.enable_elbo",
+            "eval.enable_vlb",
             "eval.enable_sampling",
         ):
             if flat[key]:
                 yield f"{key} = True needs a score network, and training.objective = 'classifier'"
     yield from _conflicts_of_parametrization(flat)
     yield from _conflicts_of_conditions(flat)
+    if flat["eval.enable_vlb"] and flat["training.continuous"]:
+        yield (
+            "eval.enable_vlb = True needs training.continuous = False, as it bounds the bits/dim "
+            "of a discrete chain: set eval.enable_elbo = True for a network of continuous times"
+        )
+    if flat["eval.vlb_variance"] == "learned" and not flat["model.learn_sigma"]:
+        yield "eval.vlb_variance = 'learned' needs a network with model.learn_sigma = True"
+    if flat["eval.vlb_num_times"] == 1:
+        yield "eval.vlb_num_times = 1 should be at least 2 for a standard error, or 0 for all steps"
     parts, batch_size = flat["training.grad_accumulation"], flat["training.batch_size"]
     if parts > batch_size:
         yield (
@@ -234,6 +244,7 @@ def _conflicts(flat: Options) -> Iterator[str]:
             f"sampling.time_grid = {grid!r} should be '' with sampling.method = {method!r}, "
             "which chooses its steps as it goes"
         )
+    yield from _conflicts_of_cosine(flat)
     # In a chain of N steps beta_max / N is a variance, below 1, and N must be larger.
     steps, beta_max = flat["model.num_scales"], flat["model.beta_max"]
     has_betas = flat["training.sde"].lower() in ("vpsde", "subvpsde")
@@ -242,6 +253,18 @@ def _conflicts(flat: Options) -> Iterator[str]:
             f"model.num_scales = {steps} steps are too few: the discrete process needs more than "
             f"model.beta_max = {beta_max} of them. Raise model.num_scales, or sample with the "
             "euler_maruyama predictor and no corrector"
+        )
+
+
+def _conflicts_of_cosine(flat: Options) -> Iterator[str]:
+    predictor = flat["sampling.predictor"].lower()
+    at_levels = flat["training.sde"].lower() == "cosine_vpsde" and not flat["training.continuous"]
+    uses_predictor = flat["sampling.method"].lower() == "pc"
+    if at_levels and uses_predictor and predictor == "euler_maruyama":
+        yield (
+            "sampling.predictor = 'euler_maruyama' is unstable at the last levels of "
+            "training.sde = 'cosine_vpsde', where beta is 63 times as large as N: choose "
+            "'ancestral_sampling' or 'reverse_diffusion', a solver, or training.continuous = True"
         )
 
 

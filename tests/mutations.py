@@ -23,6 +23,9 @@ HISTORY = ("tests/test_history.py",)
 ADM = ("tests/test_adm.py",)
 AVERAGES = ("tests/test_averages.py",)
 PROFILES = ("tests/test_profiles.py",)
+CONDITIONS = ("tests/test_wiring_conditions.py",)
+CONDITIONING = ("tests/test_conditioning.py",)
+DEQUANTIZER = ("tests/test_dequantizer_runs.py",)
 
 
 class Mutation(NamedTuple):
@@ -42,14 +45,14 @@ MUTATIONS = [
     Mutation(
         "training scales images by the inverse scaler",
         TRAIN,
-        'self.train_step(state, self.run.scaler(batch["image"])',
-        'self.train_step(state, self.run.inverse_scaler(batch["image"])',
+        "self.train_step(state, *self.run.arguments(batch))",
+        'self.train_step(state, self.run.inverse_scaler(batch["image"]), batch["label"])',
     ),
     Mutation(
         "evaluation during training scales by the inverse scaler",
         TRAIN,
-        'self.eval_step(self.state, self.run.scaler(batch["image"])',
-        'self.eval_step(self.state, self.run.inverse_scaler(batch["image"])',
+        "self.eval_step(self.state, *self.run.arguments(batch))",
+        'self.eval_step(self.state, self.run.inverse_scaler(batch["image"]), batch["label"])',
     ),
     Mutation(
         "every training step draws with the same seed",
@@ -102,7 +105,7 @@ MUTATIONS = [
     Mutation(
         "noise levels are dropped",
         SETUP,
-        '"noise_levels": options.noise_levels,',
+        '"noise_levels": levels_of(self.config),',
         '"noise_levels": "",',
     ),
     Mutation(
@@ -156,8 +159,8 @@ MUTATIONS = [
     Mutation(
         "a named checkpoint is ignored",
         SETUP,
-        "chosen = run.config.eval.checkpoint",
-        "chosen = None",
+        "chosen, average = run.config.eval.checkpoint, one",
+        "chosen, average = None, one",
     ),
     Mutation("warm-up is ignored", OPTIMIZATION, "warmup=optim.warmup", "warmup=0"),
     Mutation(
@@ -315,8 +318,41 @@ MUTATIONS = [
         ("tests/test_checks.py",),
     ),
     Mutation(
+        "a chain has small variances only",
+        "score_lib/runs/measures.py",
+        "variance=options.vlb_variance",
+        'variance="small"',
+    ),
+    Mutation(
+        "the bound of a chain is of dequantised data",
+        "score_lib/runs/measures.py",
+        "vlb_terms, dequantize=False",
+        "vlb_terms",
+    ),
+    Mutation(
+        "the density of learned noise does not count",
+        "score_lib/runs/measures.py",
+        'found["bpd"] + log_q',
+        'found["bpd"] + 0 * log_q',
+        DEQUANTIZER,
+    ),
+    Mutation(
+        "a dequantizer is trained for weights that are not averaged",
+        "score_lib/runs/dequantizer.py",
+        '    run.state["ema"].copy_to(network.parameters())\n',
+        "",
+        DEQUANTIZER,
+    ),
+    Mutation(
+        "evaluations use a dequantizer that is not averaged",
+        "score_lib/runs/dequantizer.py",
+        "    average.copy_to(flow.parameters())\n",
+        "",
+        DEQUANTIZER,
+    ),
+    Mutation(
         "ADM centres no images",
-        "models/adm.py",
+        "models/adm_configured.py",
         "x if self.centered else 2 * x - 1",
         "x",
         ("tests/test_adm_config.py",),
@@ -418,6 +454,84 @@ MUTATIONS = [
         "return np.linalg.lstsq(system, np.append(b, 1.0), rcond=None)[0][:-1]",
         "return np.linalg.solve(a, b)",
         PROFILES,
+    ),
+    Mutation(
+        "guidance takes the null for the condition",
+        "models/conditioning.py",
+        "torch.cat([given[kind], null[kind]])",
+        "torch.cat([null[kind], given[kind]])",
+        CONDITIONING,
+    ),
+    Mutation(
+        "guidance ignores its interval",
+        "models/conditioning.py",
+        "if self.interval is None:",
+        "if True:",
+        CONDITIONING,
+    ),
+    Mutation(
+        "a condition is dropped after the wrong draws",
+        "score_lib/losses/objectives.py",
+        "return uniform() < rate if rate else None",
+        "return uniform() > rate if rate else None",
+        CONDITIONING,
+    ),
+    Mutation(
+        "a condition is dropped in evaluation, too",
+        "score_lib/losses/objectives.py",
+        "self.dropping.rate if self.train else 0.0",
+        "self.dropping.rate",
+        CONDITIONING,
+    ),
+    Mutation(
+        "parts of a batch get the condition of the first part",
+        "score_lib/losses/steps.py",
+        "None if tensor is None else tensor.tensor_split(self.accumulation)[number]\n",
+        "None if tensor is None else tensor.tensor_split(self.accumulation)[\n"
+        "                    number if tensor.is_floating_point() else 0]\n",
+        CONDITIONS,
+    ),
+    Mutation(
+        "samples of all numbers have the first classes",
+        "score_lib/runs/conditions.py",
+        "classes[torch.tensor(indices) % len(classes)]",
+        "classes[torch.arange(len(indices)) % len(classes)]",
+        CONDITIONS,
+    ),
+    Mutation(
+        "the condition's image knows the noise of dequantization",
+        "score_lib/runs/conditions.py",
+        "        if dequantized:\n",
+        "        if False:\n",
+        CONDITIONS,
+    ),
+    Mutation(
+        "the condition is dropped in the likelihood",
+        "score_lib/runs/measures.py",
+        '    model = given(run.state["model"], condition)\n',
+        '    model = given(run.state["model"], {})\n',
+        CONDITIONS,
+    ),
+    Mutation(
+        "codes are made with guidance",
+        "score_lib/runs/latent_tasks.py",
+        "follow(given(network, part), x[rows])",
+        "follow(run.conditioned(network, part), x[rows])",
+        CONDITIONS,
+    ),
+    Mutation(
+        "the guidance scale is dropped",
+        SETUP,
+        "null, scale = taken_by(self.config).null, options.guidance_scale",
+        "null, scale = taken_by(self.config).null, 1.5",
+        CONDITIONS,
+    ),
+    Mutation(
+        "features of the augmentation are dropped",
+        SETUP,
+        'batch.get("features")',
+        "None",
+        CONDITIONS,
     ),
 ]
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import run_lib
 from configs import data, parts
 from models.adm import UNetModel
+from models.adm_configured import WithVariances
 from models.adm_layers import AttentionBlock
 from models.precision import Compiled, InBfloat16
 from models.utils import get_score_fn
@@ -68,12 +69,12 @@ def test_learned_variances_are_given_if_asked_for(wrap):
     both = published(x, labels)
     assert torch.equal(wrap(model)(x, labels), both[:, :3])
     assert torch.equal(wrap(model)(x, labels, variances=True), both)
-    assert torch.equal(model.with_variances(x, labels), both) and both.shape == (2, 6, 8, 8)
+    assert torch.equal(WithVariances(model)(x, labels), both) and both.shape == (2, 6, 8, 8)
     score = get_score_fn(VPSDE(), model, continuous=True)(x, labels / 999)
     std = VPSDE().marginal_coeffs(labels / 999)[1]
     torch.testing.assert_close(score, batch_mul(-1 / std, both[:, :3]))
     with pytest.raises(ValueError, match=r"no learned variances.*model.learn_sigma"):
-        build(adm_config()).with_variances(x, labels)
+        WithVariances(build(adm_config()))(x, labels)
 
 
 def test_images_that_are_not_centred_are_centred_first():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 
@@ -13,9 +14,11 @@ from small_runs import small_config
 from torch import nn
 
 from benchmarks import (
+    adm,
     checkpoints,
     data,
     likelihood,
+    measure,
     objectives,
     samplers,
     sampling,
@@ -99,6 +102,31 @@ def test_works_are_timed_in_turns():
     timings = in_turns({name: lambda name=name: calls.append(name) for name in "abc"}, CPU, 3)
     assert calls == list("abc" * 3)
     assert all(0 <= timing.best <= timing.median for timing in timings.values())
+
+
+def test_ratios_of_pairs_are_free_of_drift(monkeypatch):
+    """One call takes twice as long as the other on a machine that gets slower and slower."""
+    times = {"slow": 2.0, "fast": 1.0}
+    count = itertools.count(1)
+    monkeypatch.setattr(measure, "busy_seconds", lambda work, device: times[work] * next(count))
+    found = measure.ratio_in_pairs("slow", "fast", CPU, rounds=40)
+    assert found.value == pytest.approx(2, rel=0.02) and 0 < found.standard_error < 0.1
+
+
+@pytest.mark.slow
+def test_adm_is_the_network_that_it_is_compared_with(capsys):
+    given = ["--sides", "16", "--width", "32", "--batch_size", "2", "--rounds", "1"]
+    adm.main(given)
+    rows = report(capsys)["results"]
+    assert [(row["precision"], row["step"]) for row in rows] == list(
+        itertools.product(adm.PRECISIONS, adm.STEPS)
+    )
+    for row in rows:
+        assert row["difference"] < (1e-5 if row["precision"] == "float32" else 0.05)
+        assert row["times as fast"] > 0
+    ours, plain = adm.networks(16, 32, "float32", CPU)
+    assert {type(layer) for layer in ours.modules()}.isdisjoint(adm._PLAIN.values())
+    assert {type(layer) for layer in plain.modules()}.isdisjoint(adm._PLAIN)
 
 
 def test_operations_of_a_matrix_product():

@@ -100,8 +100,19 @@ def test_time_ends_before_the_diffusion_does():
 def test_the_config_says_which_end():
     for continuous in (True, False):
         options = {"training__continuous": continuous, "model__num_scales": 40}
+        options |= {"sampling__predictor": "ancestral_sampling"}
         config = small_config("vp/digits", training__sde="cosine_vpsde", **options)
         assert repr(create_sde(checked(config)[0])) == repr(CosineVPSDE(40, continuous))
+
+
+def test_unstable_steps_are_refused():
+    config = small_config("vp/digits", training__sde="cosine_vpsde")
+    assert checked(config)[0].sampling.predictor == "euler_maruyama"
+    config.training.continuous = False
+    with pytest.raises(ValueError, match=r"euler_maruyama.*unstable.*'ancestral_sampling'"):
+        checked(config)
+    config.sampling.method = "dpmpp_2m"
+    checked(config)
 
 
 # --- Networks of discrete levels ------------------------------------------------------------------

@@ -169,7 +169,7 @@ def dropout_masks():
 def test_noise_is_shared_out_and_dropout_is_not():
     whole = get_sde_loss_fn(VPSDE(), True)
     torch.manual_seed(7)
-    level, z = whole.draw(torch.zeros(6, 3))
+    level, z, _ = whole.draw(torch.zeros(6, 3))
     after = torch.rand(4)
     levels, noise, masks = zip(*together(3, dropout_masks), strict=True)
     assert np.array_equal(np.concatenate(levels), level)

@@ -28,7 +28,7 @@ from models.adm import UNetModel
 from models.utils import get_model
 from score_lib.base.tensors import batch_mul
 from score_lib.options import flatten
-from sde_lib import VPSDE, get_sde
+from sde_lib import VPSDE, CosineVPSDE, get_sde
 from utils import save_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -258,6 +258,19 @@ def test_adm_checkpoint_example(tmp_path):
     loaded = names["load"](tmp_path / "a.pt")
     assert not loaded.training
     torch.testing.assert_close(dict(loaded.state_dict()), dict(theirs.state_dict()))
+
+
+def test_adm_guidance_example():
+    """The size of the published classifier, which is told steps of the chain."""
+    names = example("docs/experiments.md", "def classifier_256")
+    with torch.device("meta"):
+        classifier = names["classifier_256"]()
+    assert sum(parameter.numel() for parameter in classifier.parameters()) == 54_096_360
+    told, sde, t = [], CosineVPSDE(1000, continuous=False), torch.tensor([0.5, 0.25])
+    classifier.forward = lambda x, labels: told.append(labels) or x[:, :, 0, 0]
+    guidance = names["guidance"](classifier, torch.tensor([1, 2]))
+    guidance.guide(sde, lambda x, t: x)(torch.randn(2, 3, 4, 4), t)
+    torch.testing.assert_close(told[0], torch.tensor([499.0, 249.0]), rtol=0, atol=0.03)
 
 
 def test_adm_sampling_example():

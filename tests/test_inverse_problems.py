@@ -341,5 +341,5 @@ def test_mistakes_are_named():
         get_restoration("projection")(operator, torch.zeros(1, 2), -1.0)
     with pytest.raises(ValueError, match=r"the operator is an object .* not 'blur'"):
         get_restoration("pigdm")("blur", torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="known are dps, pigdm, projection, tweedie"):
+    with pytest.raises(ValueError, match="known are dps, none, pigdm, projection, tweedie"):
         get_restoration("ddrm")

@@ -90,7 +90,7 @@ def test_compiled_training_agrees_with_plain_training(plain, tmp_path, modes):
 def test_outputs_of_cuda_graphs_are_copied(monkeypatch):
     """With a network that, like a graph, writes all outputs to the same place."""
     place = torch.zeros(2, 1)
-    monkeypatch.setattr(torch, "compile", lambda *_, mode: lambda _, x, t: place.copy_(x))
+    monkeypatch.setattr(torch, "compile", lambda *_, mode: lambda _, x, *rest: place.copy_(x))
     network = Compiled(torch.nn.Identity(), mode="reduce-overhead")
     with torch.no_grad():
         first, second = (network(torch.full((2, 1), value), None) for value in (1.0, 2.0))

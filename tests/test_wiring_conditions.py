@@ -22,13 +22,18 @@ DROPPING = {**LABELLED, "training__condition_dropout": 0.25}
 CLEAR = {"model__beta_min": 1e-9, "model__beta_max": 1e-9}
 
 
-def label_of(images):
-    """The labels of digits (B, 1, 8, 8) in [-1, 1], dequantised or not, found among all of them."""
+def nearest_digit(images):
+    """Distances in grey levels, (B,), of images in [-1, 1] to the nearest digit, and its label."""
     parts = [part.read(np.arange(len(part))) for part in digits((1, 8, 8))]
     known = torch.cat([pixels for pixels, _ in parts]).flatten(1).float()
     labels = torch.cat([found for _, found in parts])
     levels = ((images.flatten(1) + 1) / 2 * 17).floor().clamp(0, 16)
-    return labels[torch.cdist(levels, known).argmin(1)]
+    distance, number = torch.cdist(levels, known).min(1)
+    return distance, labels[number]
+
+
+def label_of(images):
+    return nearest_digit(images)[1]
 
 
 # --- Training -------------------------------------------------------------------------------------
@@ -89,6 +94,21 @@ def test_the_image_is_a_measurement_of_the_grey_levels(options, shape, tmp_path)
 def test_features_are_zeros_where_the_data_have_none(tmp_path):
     calls, _ = train(tmp_path, training__condition="features", model__num_features=3)
     assert torch.equal(calls[0].condition["features"], torch.zeros(16, 3))
+
+
+def test_the_network_is_told_the_augmentation_of_each_image(tmp_path):
+    options = {"training__condition": "features", "data__augment": 0.12, **CLEAR}
+    calls, _ = train(tmp_path, **options, training__eval_freq=1, sampling__corrector="none")
+    for call in calls[:3]:
+        plain = (call.condition["features"] == 0).all(1)
+        assert 0 < plain.sum() < 16 and call.condition["features"].shape == (16, 9)
+        # Images that were left alone are digits of the data set.
+        distance = nearest_digit(call.x)[0]
+        assert (distance[plain] < 2).all() and distance[~plain].median() > 2
+    held_out = [c for c in Recorder.calls if not c.training and len(c.x) > 1]
+    assert held_out and not any(call.condition["features"].any() for call in held_out)
+    with pytest.raises(ValueError, match=r"data.augment = 0.5 would leak .*'features'"):
+        run_lib.setup(small_config(data__augment=0.5))
 
 
 # --- Sampling -------------------------------------------------------------------------------------

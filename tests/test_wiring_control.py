@@ -20,7 +20,7 @@ from models.utils import register_model
 from sampling import SampleNoise
 from score_lib.base.tensors import derive_seed
 from score_lib.disk.checkpoints import CheckpointError
-from score_lib.runs.control import TASKS
+from score_lib.runs.tasks import TASKS
 
 AVERAGE = 0.25
 OPTIONS = {"control__num_images": 2, "control__num_results": 2, "control__tolerance": 1e-2}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from recorder import Recorder
+from small_runs import small_config
 from test_wiring import edm, recording
 
 import run_lib
-from likelihood import bits_per_dim, get_elbo_fn
+from likelihood import bits_per_dim, get_elbo_fn, get_vlb_fn
 from sampling import SampleNoise
 from score_lib.base.tensors import derive_seed
 from score_lib.disk.checkpoints import read_checkpoint
@@ -45,26 +46,71 @@ def test_options_of_the_likelihood_arrive():
     assert not np.allclose(gaussian["divergence"], exact["divergence"], rtol=1e-3)
 
 
-def test_options_of_the_bound_arrive(tmp_path):
-    """The averaged weights, the times, the examples and the seed: by hand, the same figure."""
+def bounds(folder, option, seed_of, dequantize, bound, **changes):
+    """A bound as an evaluation records it, and the same by hand for each held-out digit: by the
+    averaged weights, the examples and the seed."""
     options = {"eval__end_ckpt": 1, "eval__begin_ckpt": 1, "eval__enable_loss": False}
-    options |= {"eval__enable_elbo": True, "eval__elbo_num_times": 3, "eval__batch_size": 200}
+    options |= {"eval__enable_bpd": False, "eval__enable_sampling": False}
+    options |= {option: True, "eval__batch_size": 200, **changes}
     config = recording(training__snapshot_sampling=False, **options)
-    run_lib.train(config, tmp_path)
-    (record,) = run_lib.evaluate(config, tmp_path)
-    config.eval.checkpoint = str(tmp_path / "checkpoints" / "checkpoint_1.pth")
-    run, seed, bpd = run_lib.restored(config, tmp_path), derive_seed(42, "elbo", 0), []
-    data = HeldOut(run, "test", True, seed)
+    run_lib.train(config, folder)
+    (record,) = run_lib.evaluate(config, folder)
+    config.eval.checkpoint = str(folder / "checkpoints" / "checkpoint_1.pth")
+    run, seed, bpd = run_lib.restored(config, folder), derive_seed(42, seed_of, 0), []
+    data = HeldOut(run, "test", dequantize, seed)
     with run.state["ema"].applied(run.state["model"].parameters()):
         for number in range(2):
             noise = SampleNoise(seed, data.indices(number))
-            bound = get_elbo_fn(run.sde, num_times=3)
-            total = bound(run.state["model"], data.read(number)[0], noise=noise).total
-            bpd.append(bits_per_dim(total, 64, run.inverse_scaler, 17))
-    values = torch.cat(bpd)
+            bpd.append(bound(run, data.read(number)[0], noise))
+    return record, torch.cat(bpd)
+
+
+def test_options_of_the_bound_arrive(tmp_path):
+    """The averaged weights, the times, the examples and the seed: by hand, the same figure."""
+
+    def by_hand(run, images, noise):
+        total = get_elbo_fn(run.sde, num_times=3)(run.state["model"], images, noise=noise).total
+        return bits_per_dim(total, 64, run.inverse_scaler, 17)
+
+    times = {"eval__elbo_num_times": 3}
+    record, values = bounds(tmp_path, "eval__enable_elbo", "elbo", True, by_hand, **times)
     assert len(values) == 296 and record["elbo_bpd"] == pytest.approx(float(values.mean()))
     expected = float(values.std() / len(values) ** 0.5)
     assert record["elbo_bpd_standard_error"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("variance", "num_times"), (("small", 0), ("large", 2)))
+def test_options_of_the_bound_of_a_chain_arrive(variance, num_times, tmp_path):
+    """The same of a discrete model, whose data are not dequantised."""
+
+    def by_hand(run, images, noise):
+        settings = {"variance": variance, "num_times": num_times}
+        bound = get_vlb_fn(run.sde, run.inverse_scaler, 17, **settings)
+        return bound(run.state["model"], images, noise=noise).total
+
+    changes = {"training__continuous": False, "model__num_scales": 30}
+    changes |= {"sampling__predictor": "ancestral_sampling", "eval__vlb_variance": variance}
+    changes |= {"eval__vlb_num_times": num_times}
+    record, values = bounds(tmp_path, "eval__enable_vlb", "vlb", False, by_hand, **changes)
+    assert len(values) == 296 and record["vlb_bpd"] == pytest.approx(float(values.mean()))
+    calls = sum(len(call.x) == 200 for call in Recorder.calls)
+    assert calls == 2 * (1 + num_times if num_times else 30)
+    with np.load(tmp_path / "eval" / "test_ckpt_1_vlb_0.npz") as file:
+        parts = file["prior"] + file["steps"] + file["decoder"]
+        np.testing.assert_allclose(parts, file["bpd"])
+        assert (file["standard_error"] > 0).all() == (num_times > 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    (
+        ({}, "eval.enable_vlb = True needs training.continuous = False"),
+        ({"training__continuous": False, "eval__vlb_num_times": 1}, "at least 2"),
+    ),
+)
+def test_bound_of_a_chain_is_refused_in_a_sentence(changes, message):
+    with pytest.raises(ValueError, match=message):
+        run_lib.setup(small_config(eval__enable_vlb=True, model__num_scales=30, **changes))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A small ADM with the discrete cosine schedule on 8 px digits: half an hour on two CPU cores."""
+"""A small ADM with the discrete cosine schedule on 8 px digits."""
 
 from configs import data, parts
 

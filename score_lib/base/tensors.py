@@ -6,6 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# Below 1 by the resolution of float32 at 255: a grey level and a share of a cell up to this never
+# round up to the next level.
+LARGEST_SHARE = 1 - 2**-16
+
 
 def batch_mul(a: Tensor, x: Tensor) -> Tensor:
     """a_b x_b for each element b of a batch: a (B,), x (B, *D) -> (B, *D).
@@ -18,6 +22,15 @@ def batch_mul(a: Tensor, x: Tensor) -> Tensor:
 def rows(x: Tensor) -> Tensor:
     """x (B, *D) as (B, D), also for scalars, (B,)."""
     return x.flatten(1) if x.dim() > 1 else x.reshape(-1, 1)
+
+
+def stratified_mean(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (B,) of draws (K, B) from K strata, and its standard error, (B,).
+
+    Neighbouring strata count as differing by their noise alone.
+    """
+    variance = values.diff(dim=0).square().mean(0) / 2
+    return values.mean(0), (variance / len(values)).sqrt()
 
 
 def check_floats(what: str, x: Tensor) -> None:

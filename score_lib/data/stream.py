@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from score_lib.base.distributed import local_world
 from score_lib.base.preemption import leave_signals_to_parent
-from score_lib.base.tensors import derive_seed
+from score_lib.base.tensors import LARGEST_SHARE, derive_seed
 from score_lib.data.augment import augment
 from score_lib.data.sources import DataError, Source
 
@@ -179,15 +179,8 @@ class ImageStream:
     def _noise(self, span: tuple[int, int], draws: torch.Generator) -> Tensor:
         """U[0, 1) for dequantization: (share, C, H, W)."""
         if self.evaluation:
-            streams = (
-                torch.Generator().manual_seed(derive_seed(self.seed, "dequantize", number))
-                for number in range(*self._share(span))
-            )
-            u = torch.stack([torch.rand(self.source.shape, generator=g) for g in streams])
-        else:
-            u = self._draw(self.source.shape, span, draws)
-        # Below 1 by the resolution of float32 at 255, so level + u never rounds up to a new level.
-        return u.clamp(max=1 - 2**-16)
+            return uniform_noise(self.seed, range(*self._share(span)), self.source.shape)
+        return self._draw(self.source.shape, span, draws).clamp(max=LARGEST_SHARE)
 
     def _draw(
         self, shape: tuple[int, ...], span: tuple[int, int], draws: torch.Generator
@@ -195,6 +188,15 @@ class ImageStream:
         """U[0, 1) for this rank's share, drawn for the whole batch: (share, *shape)."""
         first, last = (position - span[0] for position in self._share(span))
         return torch.rand(span[1] - span[0], *shape, generator=draws)[first:last]
+
+
+def uniform_noise(seed: int, numbers: range, shape: tuple[int, ...]) -> Tensor:
+    """U[0, 1) that dequantizes the examples of these numbers in an evaluation: (n, *shape)."""
+    streams = (
+        torch.Generator().manual_seed(derive_seed(seed, "dequantize", number)) for number in numbers
+    )
+    u = torch.stack([torch.rand(shape, generator=generator) for generator in streams])
+    return u.clamp(max=LARGEST_SHARE)
 
 
 def shuffled(size: int, seed: int) -> Callable[[int, int], np.ndarray]:

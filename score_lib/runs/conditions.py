@@ -54,7 +54,7 @@ class Conditions:
         """The condition of a batch.
 
         Args:
-            images: in [0, 1], (B, *D).
+            images: in [0, 1], stored or dequantised, (B, *D).
             labels: (B,) int64.
             features: (B, K).
             dequantized: whether the images are; default: `data.uniform_dequantization`.
@@ -91,9 +91,7 @@ class Conditions:
         images = torch.zeros(len(indices), *self.shape)
         if "image" in self.kinds:
             numbers = np.array(indices) % len(self._held_out)
-            levels = self._held_out.levels
-            images = self._held_out.images(numbers) / (levels - 1)
-            images = as_known(self.config, images, levels)
+            images = self._held_out.images(numbers) / (self._held_out.levels - 1)
         return self.of_data(images.to(self.device), labels, dequantized=False)
 
     def classes_of_samples(self, indices: range, class_to_idx: Mapping[str, int]) -> Tensor | None:
@@ -118,9 +116,8 @@ class Conditions:
         """
         levels = self.config.data.levels or 256
         if dequantized:
-            pixels = (images * levels).floor().clamp(0, levels - 1)
-            images = as_known(self.config, pixels / (levels - 1), levels)
-        y = self.operator.apply(self.scaler(images))
+            images = (images * levels).floor().clamp(0, levels - 1) / (levels - 1)
+        y = self.operator.apply(self.scaler(as_known(self.config, images, levels)))
         if y.dim() == images.dim() and y.shape[1] == images.shape[1]:
             return y
         return self.operator.picture(y, fill=self.scaler(torch.tensor(0.5)).item())

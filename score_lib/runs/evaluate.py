@@ -13,6 +13,7 @@ from score_lib.disk.files import locked, open_folder, remove_leftovers
 from score_lib.disk.logs import messages_to
 from score_lib.disk.reports import write_report
 from score_lib.runs.averages import names_of_averages
+from score_lib.runs.dequantizer import dequantizer_file
 from score_lib.runs.measures import MEASURES
 from score_lib.runs.rounds import Job, check_folder, fingerprint
 from score_lib.runs.setup import Run, load_trained, setup
@@ -66,9 +67,11 @@ def _evaluate_one(
     workdir: pathlib.Path,
     average: str,
 ) -> dict:
-    mark = fingerprint(run.config, path, load_trained(run, path, average=average))
-    files = f"{label}_{average}" if average else label
-    job = Job(run, folder, files, mark, workdir)
+    choice = load_trained(run, path, average=average)
+    dequantizer = dequantizer_file(run.config, workdir)
+    files = (path,) if dequantizer is None else (path, dequantizer)
+    name = f"{label}_{average}" if average else label
+    job = Job(run, folder, name, fingerprint(run.config, *files, average=choice), workdir)
     record = {"checkpoint": label, "step": run.state["step"]}
     if run.config.eval.ema:
         record["ema"] = average

@@ -12,7 +12,7 @@ from models.conditioning import Condition
 from score_lib.base import distributed
 from score_lib.data.loading import get_streams
 from score_lib.data.sources import Source
-from score_lib.data.stream import ImageStream
+from score_lib.data.stream import ImageStream, uniform_noise
 from score_lib.runs.setup import Run
 
 
@@ -68,6 +68,11 @@ class HeldOut:
         """Numbers of the examples in a batch."""
         first = number * self.stream.batch_size
         return range(first, min(first + self.stream.batch_size, len(self.stream.source)))
+
+    def uniform(self, number: int) -> Tensor:
+        """The uniform noise that dequantizes a batch, (B, C, H, W) in [0, 1)."""
+        shape = self.stream.source.shape
+        return uniform_noise(self.stream.seed, self.indices(number), shape).to(self.stream.device)
 
     def map(self, of_batch: Callable[[int], Tensor]) -> np.ndarray:
         """The values (N,) of a function of the batch number that gives (b,), over all batches.

@@ -31,7 +31,7 @@ _CHANGES_NO_WEIGHT = {
     "training.posthoc_freq",
     "training.n_jitted_steps",
 }
-_SECTIONS_OF_OTHER_MODES = ("sampling", "eval", "control")
+_SECTIONS_OF_OTHER_MODES = ("sampling", "eval", "control", "dequantizer")
 # A network's output means something for these values only; so it does for those of `model`, which
 # describe the network and the process, apart from those below.
 _OF_THE_OUTPUT = {

@@ -92,7 +92,7 @@ def compare_codes(run: Run) -> Outcome:
             f"{other.shape}, not {run.sde} and {run.shape}"
         )
     images, labels, condition = read_images(run, least=2)
-    others = other.conditions.of_data(images, labels, dequantized=False)
+    others = other.conditions.of_data(images, labels)
     ours = _encode(run, images, tolerance, condition)
     theirs = _encode(other, images, tolerance, others)
     swapped = _decode(other, ours, tolerance, others)

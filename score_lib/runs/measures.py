@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.adm_configured import WithVariances
 from models.conditioning import UNCONDITIONAL, Condition
 from score_lib.base import distributed
 from score_lib.base.tensors import SampleNoise, derive_seed
+from score_lib.dequantization import Dequantization
 from score_lib.disk.arrays import save_arrays
 from score_lib.disk.files import write_text
 from score_lib.disk.pictures import save_grid, to_uint8
@@ -24,10 +26,12 @@ from score_lib.likelihood import bits_per_dim, get_log_likelihood_fn, offsets
 from score_lib.losses.objectives import ClassifierLoss, Draws, NoisyLoss
 from score_lib.metrics.configured import get_extractor, recognises_classes
 from score_lib.metrics.stats import Statistics, class_metrics, metrics
+from score_lib.runs.dequantizer import get_dequantization
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.rounds import Job
 from score_lib.runs.setup import Run, given, in_batches
 from score_lib.runs.statistics import data_statistics
+from score_lib.vlb import get_vlb_fn
 
 
 def evaluate_loss(job: Job) -> dict[str, float]:
@@ -117,7 +121,7 @@ def correct_shares(run: Run, loss_fn: ClassifierLoss, level: Tensor) -> dict[str
 
 
 def evaluate_bpd(job: Job) -> dict[str, float]:
-    """Mean bits/dim of uniformly dequantised examples, with its standard error.
+    """Mean bits/dim of dequantised examples, with its standard error.
 
     `eval.bpd_num_repeats` passes over `eval.bpd_dataset`, each with noise of its own.  The error
     is that of the mean over examples, as others might have been drawn.
@@ -131,23 +135,36 @@ def evaluate_bpd(job: Job) -> dict[str, float]:
 def evaluate_elbo(job: Job) -> dict[str, float]:
     """An upper bound of the mean bits/dim, by the variational bound of the reverse SDE.
 
-    One pass over `eval.bpd_dataset`, uniformly dequantised; see `elbo.get_elbo_fn`.
+    One pass over `eval.bpd_dataset`, dequantised; see `elbo.get_elbo_fn`.
     """
     return mean_and_error("elbo_bpd", _passes(job, "elbo", 1, elbo_terms))
 
 
-def _passes(job: Job, kind: str, passes: int, terms: Callable) -> np.ndarray:
+def evaluate_vlb(job: Job) -> dict[str, float]:
+    """An upper bound of the mean bits/dim of a network of discrete noise levels, see `vlb`.
+
+    One pass over `eval.bpd_dataset`, which is not dequantised.
+    """
+    return mean_and_error("vlb_bpd", _passes(job, "vlb", 1, vlb_terms, dequantize=False))
+
+
+def _passes(
+    job: Job, kind: str, passes: int, terms: Callable, *, dequantize: bool = True
+) -> np.ndarray:
     """Bits/dim of each example of `eval.bpd_dataset`, (N,): the mean over passes.
 
     Args:
         kind: names the files of rounds, and the seeds.
         terms: `terms(run, images, levels, noise, condition)` gives arrays, "bpd" among them.
+        dequantize: whether the images are, as `eval.dequantizer` says; the density of the noise
+            then counts.
     """
     run, options = job.run, job.run.config.eval
     split = options.dataset or options.bpd_dataset
     seeds = [derive_seed(run.config.seed, kind, repeat) for repeat in range(passes)]
-    data = [HeldOut(run, split, True, seed) for seed in seeds]
-    batches = len(data[0])
+    data = [HeldOut(run, split, False, seed) for seed in seeds]
+    batches, workdir = len(data[0]), job.workdir or ""
+    spread = get_dequantization(run, data[0].levels, workdir) if dequantize else None
 
     def make(k: int) -> dict:
         repeat, number = divmod(k, batches)
@@ -156,7 +173,11 @@ def _passes(job: Job, kind: str, passes: int, terms: Callable) -> np.ndarray:
         def compute() -> dict[str, np.ndarray]:
             noise = SampleNoise(seeds[repeat], part.indices(number), run.device)
             images, _, condition = part.read(number)
-            return terms(run, images, part.levels, noise, condition)
+            if spread is None:
+                return terms(run, images, part.levels, noise, condition)
+            images, log_q = _dequantized(run, spread, part, images, number)
+            found = terms(run, images, part.levels, noise, condition)
+            return found | {"bpd": found["bpd"] + log_q / (images[0].numel() * np.log(2))}
 
         found = job.round(f"{split}_ckpt_{job.label}_{kind}_{k}.npz", compute)
         mean = found["bpd"].mean()
@@ -167,6 +188,18 @@ def _passes(job: Job, kind: str, passes: int, terms: Callable) -> np.ndarray:
     return values.reshape(passes, -1).mean(axis=0)
 
 
+@torch.no_grad()
+def _dequantized(
+    run: Run, dequantize: Dequantization, data: HeldOut, images: Tensor, number: int
+) -> tuple[Tensor, np.ndarray]:
+    """A batch of grey levels, dequantised, and log q of its noise, (B,), in nats.
+
+    Both are in the network's range.
+    """
+    images, log_q = dequantize(run.inverse_scaler(images), lambda like: data.uniform(number))
+    return run.scaler(images), log_q.double().cpu().numpy()
+
+
 def elbo_terms(
     run: Run, images: Tensor, levels: int, noise: Callable, condition: Condition = UNCONDITIONAL
 ) -> dict[str, np.ndarray]:
@@ -175,6 +208,26 @@ def elbo_terms(
     bound = elbo_fn(given(run.state["model"], condition), images, noise=noise)
     bpd = bits_per_dim(bound.total, images[0].numel(), run.inverse_scaler, levels)
     return {"bpd": bpd.cpu().numpy(), "standard_error": bound.standard_error.cpu().numpy()}
+
+
+def vlb_terms(
+    run: Run, images: Tensor, levels: int, noise: Callable, condition: Condition = UNCONDITIONAL
+) -> dict[str, np.ndarray]:
+    """Bits/dim of images by the bound of the chain, and its terms; as `likelihood_terms`."""
+    options = run.config.eval
+    vlb_fn = get_vlb_fn(
+        run.sde,
+        run.inverse_scaler,
+        levels,
+        variance=options.vlb_variance,
+        num_times=options.vlb_num_times,
+    )
+    network = run.state["model"]
+    network = WithVariances(network) if options.vlb_variance == "learned" else network
+    terms = vlb_fn(given(network, condition), images, noise=noise)._asdict()
+    return {"bpd": terms.pop("total").cpu().numpy()} | {
+        k: v.cpu().numpy() for k, v in terms.items()
+    }
 
 
 def likelihood_terms(
@@ -270,5 +323,6 @@ MEASURES = {
     "enable_accuracy": evaluate_accuracy,
     "enable_bpd": evaluate_bpd,
     "enable_elbo": evaluate_elbo,
+    "enable_vlb": evaluate_vlb,
     "enable_sampling": evaluate_samples,
 }

@@ -91,9 +91,10 @@ class Job:
         return arrays
 
 
-def fingerprint(config, checkpoint: pathlib.Path, average: str = "") -> str:
-    """A short hash of everything that rounds depend on: the checkpoint, its average, options."""
-    text = json.dumps(_relevant(config.to_json_best_effort())) + file_digest(checkpoint) + average
+def fingerprint(config, *checkpoints: pathlib.Path, average: str = "") -> str:
+    """A short hash of everything that rounds depend on: checkpoints, the average, and options."""
+    text = json.dumps(_relevant(config.to_json_best_effort()))
+    text += "".join(map(file_digest, checkpoints)) + average
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

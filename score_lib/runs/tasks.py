@@ -60,7 +60,8 @@ def read_images(run: Run, least: int = 1) -> Inputs:
     """
     options = run.config.control
     found = read_inputs(run.config, options.path, options.num_images)
-    images = as_known(run.config, found.images.to(run.device), run.levels)
+    stored = found.images.to(run.device)
+    images = as_known(run.config, stored, run.levels)
     if len(images) < least:
         raise ValueError(f"control.task = {options.task!r} needs at least {least} images")
     # The class numbers of a folder are not those of the data set.
@@ -74,7 +75,7 @@ def read_images(run: Run, least: int = 1) -> Inputs:
                 f"control.labels names {len(told)} classes for {len(images)} images: give one for "
                 "each of them, or one for all"
             )
-    return Inputs(images, labels, run.conditions.of_data(images, told, dequantized=False))
+    return Inputs(images, labels, run.conditions.of_data(stored, told, dequantized=False))
 
 
 def given_labels(run: Run, knowing: Run) -> Tensor:

@@ -85,16 +85,19 @@ def train(config, workdir: str | os.PathLike) -> None:
         Training(run, streams, workdir, log, writer, stop).run_to_the_end()
 
 
-def training_streams(run: Run) -> Streams:
+def training_streams(run: Run, dequantize: bool | None = None) -> Streams:
     """This process's share of endless batches, for training and for its evaluation loss.
 
+    Args:
+        dequantize: by uniform noise; None: as `data.uniform_dequantization` says.
     Raises:
         ValueError: the data or their labels do not fit, or a batch cannot be split evenly.
     """
     _check_share(run.config.training)
-    dequantize, device = run.config.data.uniform_dequantization, run.device
+    if dequantize is None:
+        dequantize = run.config.data.uniform_dequantization
     ranks = {"rank": distributed.rank(), "world": distributed.world()}
-    train_ds, eval_ds, info = get_streams(run.config, dequantize, device=device, **ranks)
+    train_ds, eval_ds, info = get_streams(run.config, dequantize, device=run.device, **ranks)
     run.check_labels(info)
     run.state["class_to_idx"] = info.class_to_idx
     return train_ds, eval_ds

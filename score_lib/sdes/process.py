@@ -134,6 +134,14 @@ class SDE(abc.ABC):
             f"{type(self).__name__} has no discrete noise levels: set training.continuous = True"
         )
 
+    def discrete_chain(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The N discrete noise levels, from the least noise on: labels, int64, and the mean scale
+        and standard deviation of x given x_0, float64, each (N,)."""
+        t = torch.linspace(0, self.T, self.N, dtype=torch.float64)
+        labels = self.noise_label(t, False).round().long()
+        scale, std = self.discrete_coeffs(labels)
+        return labels, scale.double(), std.double()
+
     # Hooks of samplers.
 
     def langevin_alpha(self, t: Tensor) -> Tensor:
@@ -317,6 +325,18 @@ class LinearSDE(SDE):
         variance = self.prior_std**2
         constant = 0.5 * z.shape[1] * math.log(2 * math.pi * variance)
         return -constant - (z**2).sum(1) / (2 * variance)
+
+
+def check_linear(sde: object) -> None:
+    """Refuse a process that bounds of the likelihood are not known for.
+
+    Raises:
+        ValueError: its drift is not linear.
+    """
+    if not isinstance(sde, LinearSDE):
+        raise ValueError(
+            f"the bound needs a process with a linear drift, a LinearSDE, and {sde!r} is none"
+        )
 
 
 def _check_batch(x: Tensor, t: Tensor) -> None:

@@ -145,6 +145,11 @@ class _Preserving(_BetaSDE):
         tables = "sqrt_alphas_cumprod", "sqrt_1m_alphas_cumprod"
         return tuple(self.lookup(table, label) for table in tables)
 
+    def discrete_chain(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As of any process; 1 - bar alpha_i, small at first, is computed in float64."""
+        cumprod = torch.cumprod(1.0 - self.discrete_betas.double(), dim=0)
+        return torch.arange(self.N), torch.sqrt(cumprod), torch.sqrt(1.0 - cumprod)
+
     def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """DDPM's step: mean (x + beta_i score) / sqrt(1 - beta_i), variance beta_i."""
         beta = self.chain_beta(t)

@@ -18,9 +18,10 @@ class TimeDensity:
     """Times on [eps, T] with a density that follows a weight, constant within small cells.
 
     The weight is g^2 / s^2, that of |s score + z|^2 in the likelihood.  With `sigma_data` it is the
-    product of both, of which the second is, for Gaussian data, 1 / (1 + (sigma / sigma_data)^2)
-    with sigma = s / m: at large noise levels z is seen.  A quarter of the times still follow the
-    first alone, so that none is ever 4 times rarer.
+    product of both: at large noise levels z is seen, and the second is, for independent Gaussian
+    pixels, 1 / (1 + (sigma / sigma_data)^2) with sigma = s / m.  Half of `sigma_data` is put there,
+    since pixels of images tell of each other.  A quarter of the times still follow the first weight
+    alone, so that none is ever 4 times rarer.
 
     Args:
         sigma_data: standard deviation of the data; None leaves them out.
@@ -34,7 +35,7 @@ class TimeDensity:
         mass = width * sde.diffusion(middle) ** 2 / s**2
         mass = mass / mass.sum()
         if sigma_data is not None:
-            expected = mass / (1 + (s / (m * sigma_data)) ** 2)
+            expected = mass / (1 + (s / (m * sigma_data / 2)) ** 2)
             mass = torch.lerp(expected / expected.sum(), mass, SAFE_SHARE)
         cumulative = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
         self._tables = {ends.device: (ends, cumulative, mass / width)}
