@@ -17,13 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .adm_layers import zeroed
 from .conditioning import Condition, ConditionLayers, Takes, taken_by
-from .layers import (
-    check_fixed,
-    check_labels,
-    dense,
-    divided_by_sigma,
-    in_full_precision,
-)
+from .layers import check_fixed, check_labels, dense, divided_by_sigma, in_full_precision
 from .layerspp import fourier_projection, level_features
 from .network import Network
 from .utils import get_sigmas
@@ -128,7 +122,9 @@ def feed_forward(width: int, dropout: float) -> nn.Sequential:
 
 
 class TokenNetwork(Network, abc.ABC):
-    """x_t and its noise level -> a field of the shape of x_t.  Subclasses say what the tokens are.
+    """x_t and its noise level -> a field of the shape of x_t.  Subclasses make the tokens.
+
+    Data are taken as they are, whatever `data.centered` says.
 
     Read are, of `model`, the options of `LevelEmbedding`, `input_fourier_scale`, `scale_by_sigma`
     and `checkpoint_activations` (which acts in training).
