@@ -3,5 +3,6 @@
 - `files`: atomic writes, one run per folder; `arrays`: .npz without pickle
 - `checkpoints`, `records`, `fit`: training states, their verification and comparison; `writer`: in
   the background
-- `logs`, `reports`, `pictures`: messages and numbers, tables, grids of images
+- `logs`, `reports`, `pictures`: messages and numbers, tables, grids of images; `drawings`: pictures
+  of other samples
 """

@@ -55,12 +55,23 @@ def _cell(record: dict, column: str) -> str:
 
 def save_histogram(path: str | os.PathLike, values, label: str) -> None:
     """Draw a histogram of values as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3), layout="constrained")
+    figure = new_figure(5, 3)
     axes = figure.add_subplot(xlabel=label, ylabel="examples")
     axes.hist(values, bins=40)
     axes.set_title(f"mean {sum(values) / len(values):.4f}")
+    save_figure(path, figure)
+
+
+def new_figure(width: float, height: float):
+    """An empty Matplotlib figure of this size in inches, which belongs to no window."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(path: str | os.PathLike, figure) -> None:
+    """Write a Matplotlib figure as PNG, whole or not at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     with atomic_write(path) as file:
         FigureCanvasAgg(figure).print_png(file)

@@ -4,5 +4,7 @@
 - `distances`: FID, KID, Inception Score, precision and recall, from features alone
 - `extractors`: the interface of networks that compute features; `inception`, `digits`: the networks
 - `stats`: features of a set of images as a file, with a record of the network that computed them
+- `samples`, `sliced`, `point_sets`, `series`: distances of other data, from their values alone;
+  `estimates`: figures with a standard error
 - `noise_scales`: noise levels that suit a data set
 """

@@ -200,6 +200,11 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(squared > rounding * size, squared, 0.0)
 
 
+def tile_size(device: torch.device) -> int:
+    """Values of a square tile of a matrix over all pairs: `BLOCK`, or on a CPU its cache's size."""
+    return 1 << 16 if device.type == "cpu" else BLOCK
+
+
 def _row_blocks(x: Tensor, width: int, block: int) -> tuple[Tensor, ...]:
     """Blocks of rows of which a matrix with `width` columns has at most `block` values."""
     return x.split(max(1, block // width))
