@@ -9,7 +9,7 @@ from .adm import EncoderUNetModel, UNetModel, joined
 from .conditioning import taken_by
 from .layers import check_classes, check_fixed, check_input, choose
 from .precision import Wrapper
-from .unet import tell_unmatched, total_stride
+from .unet_plan import tell_unmatched, total_stride
 from .utils import register_model
 
 
