@@ -268,6 +268,10 @@ def _conflicts_of_cosine(flat: Options) -> Iterator[str]:
         )
 
 
+# Networks that read `model.embedding_type`.
+_WITH_FOURIER = ("ncsnpp", "mlp", "set_transformer")
+
+
 def _conflicts_of_parametrization(flat: Options) -> Iterator[str]:
     chosen = flat["model.parametrization"]
     ours = ("model.parametrization", "training.noise_levels", "training.weighting")
@@ -297,7 +301,7 @@ def _conflicts_of_parametrization(flat: Options) -> Iterator[str]:
             "with model.parametrization = 'edm': choose another one"
         )
     fourier = flat["model.embedding_type"].lower() == "fourier" and flat["model.fourier_log"]
-    if chosen.lower() == "edm" and fourier and flat["model.name"].lower() == "ncsnpp":
+    if chosen.lower() == "edm" and fourier and flat["model.name"].lower() in _WITH_FOURIER:
         yield (
             "model.fourier_log = True takes the logarithm of the label, which is one already, and "
             "negative, with model.parametrization = 'edm': set model.fourier_log = False, or "

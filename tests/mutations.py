@@ -375,9 +375,23 @@ MUTATIONS = [
     Mutation(
         "ADM centres no images",
         "models/adm_configured.py",
-        "x if self.centered else 2 * x - 1",
+        "x if self.centered or self.dims != 2 else 2 * x - 1",
         "x",
         ("tests/test_adm_config.py",),
+    ),
+    Mutation(
+        "tokens are not told the condition",
+        "models/adaptive.py",
+        "self.conditions.embed(in_full_precision(self.layers, temb), condition)",
+        "in_full_precision(self.layers, temb)",
+        ("tests/test_vector_networks.py",),
+    ),
+    Mutation(
+        "learnt points are not attended to",
+        "models/set_transformer.py",
+        "self.spread(h, normalised(found + self.mix(found)))",
+        "self.spread(h, h)",
+        ("tests/test_vector_networks.py",),
     ),
     Mutation(
         "ADM converts the last layer",
