@@ -34,8 +34,8 @@ def export(source: Source, folder: pathlib.Path) -> int:
     """Write the images of a source as FOLDER/LABEL_CLASS/NUMBER.png; returns how many were new.
 
     Without labels they are in FOLDER itself.  Labels are read back as they were if every class has
-    an image, as in all public data sets, since IMAGES numbers the folders.  Files appear whole or not at all, and those that are
-    there already are compared with the images.
+    an image, as in all public data sets, since IMAGES numbers the folders.  Files appear whole or
+    not at all, and those that are there already are compared with the images.
 
     Raises:
         DataError: a file that is there holds another image, or none.
