@@ -8,6 +8,8 @@ import stat
 import zipfile
 from collections.abc import Collection
 
+from score_lib.data.index import known_listing
+from score_lib.data.names import Names
 from score_lib.data.sources import DataError, PerProcess
 from score_lib.disk.arrays import open_member
 from score_lib.disk.files import printable
@@ -22,21 +24,19 @@ OUTSIDE, IN_ZIP = "a link that leads out of the folder", "a link, which is not f
 
 
 class Folder:
-    """Names of the files below a folder, and their contents.
+    """Names of the files below a folder, sorted, and their contents.
 
     Links to folders are not followed, nor are links to files outside the folder.
     """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self.names = []
-        try:
-            for folder, folders, files in os.walk(path, onerror=_cannot_list):
-                linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-                inside = pathlib.Path(folder).relative_to(path)
-                self.names += [(inside / name).as_posix() for name in files + linked]
-        except RecursionError as error:
-            raise DataError(f"{path} has folders inside folders that are too deep") from error
+        listing = known_listing(path)
+        self.names, self._links = listing.names, listing.links
+
+    def bad_links(self) -> dict[str, str]:
+        """The names that are links which cannot be followed, and the kind of each."""
+        return {name: kind for name in self._links if (kind := self.bad_link(name))}
 
     def bad_link(self, name: str) -> str:
         """The kind of link that a name is, if it cannot be followed; otherwise ""."""
@@ -66,7 +66,7 @@ class OneFile(Folder):
     """A single file as a folder with one name.  It may be a link to anywhere."""
 
     def __init__(self, path: pathlib.Path):
-        self.path, self.names = path.parent, [path.name]
+        self.path, self.names = path.parent, Names.of([path.name])
 
     def bad_link(self, name: str) -> str:
         return ""
@@ -79,9 +79,14 @@ class Zip:
         self.path = path
         self._zip = PerProcess(functools.partial(zipfile.ZipFile, path))
         try:
-            self.names = sorted({name for name in self._zip().namelist() if name[-1:] != "/"})
+            names = {name for name in self._zip().namelist() if name[-1:] != "/"}
         except Exception as error:  # damaged files make it raise errors of nearly any type
             raise DataError(f"{path} is not a readable zip file: {error}") from error
+        self.names = Names.of(sorted(names))
+
+    def bad_links(self) -> dict[str, str]:
+        """See `Folder`."""
+        return {name: kind for name in self.names if (kind := self.bad_link(name))}
 
     def bad_link(self, name: str) -> str:
         """See `Folder`."""
@@ -94,10 +99,6 @@ class Zip:
             return file.read(member.file_size)
 
 
-def _cannot_list(error: OSError) -> None:
-    raise DataError(f"the folder {error.filename} cannot be listed: {error.strerror}")
-
-
 def _check_size(size: int) -> None:
     if size > MAX_BYTES:
         raise OSError(f"{size} bytes are too many for an image")
@@ -105,8 +106,7 @@ def _check_size(size: int) -> None:
 
 def hidden(name: str) -> bool:
     """Whether a name, or a folder that it is in, is not meant to be seen."""
-    parts = pathlib.PurePosixPath(name).parts
-    return any(part == "__MACOSX" or part[0] == "." for part in parts)
+    return any(part == "__MACOSX" or (part[:1] == "." and part != ".") for part in name.split("/"))
 
 
 def report(files: Folder | Zip, names: Collection[str], why: str) -> None:

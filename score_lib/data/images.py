@@ -1,7 +1,6 @@
 """IMAGES: the user's own images, from a folder, a zip file, an .npy or an .npz."""
 
 import io
-import itertools
 import os
 import pathlib
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from score_lib.data.arrays import open_array
 from score_lib.data.files import BROKEN, IN_ZIP, OUTSIDE, Folder, OneFile, Zip, hidden, report
+from score_lib.data.names import Names
 from score_lib.data.pixels import MODES, Pixels, Unsuited, to_bytes
 from score_lib.data.preprocess import MAX_PIXELS, fit
 from score_lib.data.sources import (
@@ -25,7 +25,7 @@ from score_lib.data.sources import (
     register_dataset,
 )
 from score_lib.data.splits import (
-    Parts,
+    Places,
     below_root,
     classes,
     counts,
@@ -69,7 +69,7 @@ def images(
     if split not in ("", "tenths"):
         raise DataError(f"data.split={split!r} names folders, and {path} holds none")
     if isinstance(source, ImageFiles) and not split:
-        refuse_lonely_held_out(source.parts.values(), path)
+        refuse_lonely_held_out(source.places.folders, path)
     return _split_tenths(source, path)
 
 
@@ -108,7 +108,8 @@ def open_images(
     if suffix in (".npy", ".npz"):
         return open_array(place, shape, meaning)
     if suffix in SUFFIXES:
-        return ImageFiles(OneFile(place), {place.name: (place.name,)}, shape, meaning)
+        one = OneFile(place)
+        return ImageFiles(one, one.names, below_root(one.names), shape, meaning)
     raise DataError(
         f"{name}: {str(place)!r} is neither a folder nor a .zip, .npy or .npz file, nor an image "
         f"({', '.join(SUFFIXES)})"
@@ -130,17 +131,21 @@ class ImageFiles(Source):
 
     Args:
         files: the folder or zip file.
-        parts: name of each image in it -> its folders and file name, below the root.
+        names: the images in it.
+        places: their folders below the root.
         pixels: what stored values mean.
         split: folders that are no classes, or None.
     """
 
-    def __init__(self, files: Folder | Zip, parts: dict[str, Parts], shape, pixels, split=None):
-        self.files, self.parts, self.names, self.shape = files, parts, list(parts), shape
+    def __init__(
+        self, files: Folder | Zip, names: Names, places: Places, shape, pixels, split=None
+    ):
+        self.files, self.names, self.places, self.shape = files, names, places, shape
         self.pixels, self.split = pixels, split
-        inside = [split.others(part) if split else part for part in parts.values()]
+        inside = [split.others(folder) if split else folder for folder in places.folders]
         labels = classes(inside)
-        self._labels = torch.tensor([labels.get(part[0], 0) for part in inside])
+        by_folder = torch.tensor([labels.get(folder[0], 0) if folder else 0 for folder in inside])
+        self._labels = by_folder[torch.from_numpy(places.numbers)]
         self.class_to_idx = {} if "" in labels else labels
         self.num_classes = len(labels)
 
@@ -190,24 +195,27 @@ def _image_files(
     files: Folder | Zip, shape, on_error: str, split: str | None, pixels: Pixels
 ) -> ImageFiles:
     """All images of a folder or zip file."""
-    names = _without_bad_links(files, on_error)
-    found = sorted(filter(_named_image, names))
-    report(files, names - set(found), "are not images")
-    if not found:
+    bad = _bad_links(files, on_error)
+    is_image = [_named_image(name) and name not in bad for name in files.names]
+    others = [k for k, chosen in enumerate(is_image) if not chosen]
+    others = [name for name in files.names.chosen(np.array(others, dtype=int)) if name not in bad]
+    report(files, others, "are not images")
+    found = files.names.chosen(np.flatnonzero(is_image))
+    if not len(found):
         raise DataError(
             f"there is no image in {files.path}: names of images end in {', '.join(SUFFIXES)}"
         )
     if on_error == "skip":
         found = _readable(files, found, shape[0], pixels)
-    parts = below_root(found)
-    source = ImageFiles(files, parts, shape, pixels, find_split(parts, split))
+    places = below_root(found)
+    source = ImageFiles(files, found, places, shape, pixels, find_split(places.folders, split))
     source.images([0])  # a wrong depth or transparency is an error here, before training starts
     return source
 
 
-def _without_bad_links(files: Folder | Zip, on_error: str) -> set[str]:
-    """The names in a folder without links that cannot be followed."""
-    bad = {name: kind for name in files.names if (kind := files.bad_link(name))}
+def _bad_links(files: Folder | Zip, on_error: str) -> dict[str, str]:
+    """The links that cannot be followed and are left out, and the kind of each."""
+    bad = files.bad_links()
     hurt = [
         name
         for name, kind in bad.items()
@@ -221,14 +229,14 @@ def _without_bad_links(files: Folder | Zip, on_error: str) -> set[str]:
         )
     for kind in sorted(set(bad.values())):
         report(files, [name for name in bad if bad[name] == kind], f"are each {kind}")
-    return set(files.names) - bad.keys()
+    return bad
 
 
 def _named_image(name: str) -> bool:
     return not hidden(name) and name.lower().endswith(SUFFIXES)
 
 
-def _readable(files: Folder | Zip, names: list[str], channels: int, pixels: Pixels) -> list[str]:
+def _readable(files: Folder | Zip, names: Names, channels: int, pixels: Pixels) -> Names:
     """The images that can be decoded; the others are reported."""
 
     def is_readable(name: str) -> bool:
@@ -241,28 +249,23 @@ def _readable(files: Folder | Zip, names: list[str], channels: int, pixels: Pixe
         return True
 
     with ThreadPoolExecutor() as pool:
-        readable = list(itertools.compress(names, pool.map(is_readable, names)))
-    report(files, set(names) - set(readable), "cannot be read")
-    if not readable:
+        readable = np.array(list(pool.map(is_readable, names)))
+    report(files, list(names.chosen(~readable)), "cannot be read")
+    if not readable.any():
         raise DataError(f"none of the {len(names)} images in {files.path} can be read")
-    return readable
+    return names.chosen(readable)
 
 
 def _split_folders(source: ImageFiles) -> tuple[Source, Source]:
-    files, split = source.files, source.split
-    folders = {name: split.part(part) for name, part in source.parts.items()}
-    train, held_out, others = (
-        counts(folder for folder in folders.values() if is_one(folder))
-        for is_one in (
-            split.train.__eq__,
-            split.held_out.__eq__,
-            lambda folder: folder not in (split.train, split.held_out),
-        )
-    )
-    log_once(
-        f"{files.path}: trained on: {train}; held out: {held_out}; left out: {others or 'nothing'}"
-    )
-    used = {n: p for n, p in source.parts.items() if folders[n] in (split.train, split.held_out)}
-    source = ImageFiles(files, used, source.shape, source.pixels, split)
-    trained_on = np.array([folders[name] == split.train for name in used])
+    files, places, split = source.files, source.places, source.split
+    folders = [split.part(folder) for folder in places.folders]
+    totals = places.totals(folders)
+    train, held_out = (counts({name: totals.pop(name)}) for name in (split.train, split.held_out))
+    others = counts(totals) or "nothing"
+    log_once(f"{files.path}: trained on: {train}; held out: {held_out}; left out: {others}")
+    trained_on = np.array([folder == split.train for folder in folders])[places.numbers]
+    held_out = np.array([folder == split.held_out for folder in folders])[places.numbers]
+    used = np.flatnonzero(trained_on | held_out)
+    names, places, trained_on = source.names.chosen(used), places.chosen(used), trained_on[used]
+    source = ImageFiles(files, names, places, source.shape, source.pixels, split)
     return Subset(source, np.flatnonzero(trained_on)), Subset(source, np.flatnonzero(~trained_on))

@@ -4,8 +4,10 @@ import collections
 import itertools
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from score_lib.data.sources import DataError
 from score_lib.disk.files import printable
@@ -17,7 +19,27 @@ HELD_OUT = (
     ("holdout", "heldout", "hold-out", "held-out", "hold_out", "held_out"),
     ("val", "valid", "validation", "dev", "eval"),
 )
-Parts = tuple[str, ...]  # of the name of a file: its folders, and its own name
+Parts = tuple[str, ...]  # the folders that a file is in, from the root down
+
+
+class Places(NamedTuple):
+    """The folders of very many files: each distinct one, and the number of that of each file."""
+
+    folders: list[Parts]
+    numbers: np.ndarray  # (N,) int32
+
+    def chosen(self, files: np.ndarray) -> "Places":
+        """The folders of some of the files; those without any of them are left out."""
+        used, numbers = np.unique(self.numbers[files], return_inverse=True)
+        return Places([self.folders[k] for k in used], numbers.astype(np.int32))
+
+    def totals(self, names: Iterable[str]) -> dict[str, int]:
+        """Number of files by name, from a name for each folder."""
+        totals = collections.Counter()
+        sizes = np.bincount(self.numbers, minlength=len(self.folders))
+        for name, size in zip(names, sizes.tolist(), strict=True):
+            totals[name] += size
+        return totals
 
 
 class Split(NamedTuple):
@@ -27,25 +49,26 @@ class Split(NamedTuple):
     train: str
     held_out: str
 
-    def part(self, parts: Parts) -> str:
+    def part(self, folder: Parts) -> str:
         """The folder of an image at this level; "" without one."""
-        return parts[self.level] if len(parts) > self.level + 1 else ""
+        return folder[self.level] if len(folder) > self.level else ""
 
-    def others(self, parts: Parts) -> Parts:
-        """The name without that folder."""
-        return parts[: self.level] + parts[self.level + 1 :]
+    def others(self, folder: Parts) -> Parts:
+        """The folders without that one."""
+        return folder[: self.level] + folder[self.level + 1 :]
 
 
-def below_root(names: Iterable[str]) -> dict[str, Parts]:
-    """Name -> its folders and file name, without the folders that all images share."""
-    parts = {name: pathlib.PurePosixPath(name).parts for name in names}
-    folders = [part[:-1] for part in parts.values()]
+def below_root(names: Iterable[str]) -> Places:
+    """The folders of files, at least one, without those that all files share."""
+    known: dict[str, int] = {}
+    numbers = [known.setdefault(name[: name.rfind("/") + 1], len(known)) for name in names]
+    folders = [pathlib.PurePosixPath(folder).parts for folder in known]
     pairs = zip(min(folders), max(folders), strict=False)
     common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return {name: part[common:] for name, part in parts.items()}
+    return Places([folder[common:] for folder in folders], np.array(numbers, dtype=np.int32))
 
 
-def find_split(parts: Mapping[str, Parts], wanted: str | None) -> Split | None:
+def find_split(folders: Sequence[Parts], wanted: str | None) -> Split | None:
     """The folders of the split, or None where every tenth image is held out.
 
     Args:
@@ -56,16 +79,16 @@ def find_split(parts: Mapping[str, Parts], wanted: str | None) -> Split | None:
     """
     if wanted == "tenths":
         return None
-    for level in range(max(map(len, parts.values())) - 1):
-        folders = {part[level] for part in parts.values() if len(part) > level + 1}
+    for level in range(max(map(len, folders))):
+        names = {folder[level] for folder in folders if len(folder) > level}
         if wanted:
             train, _, held_out = wanted.partition(":")
-            if {train, held_out} <= folders:
+            if {train, held_out} <= names:
                 return Split(level, train, held_out)
-        elif found := _usual(folders, strict=wanted is not None):
+        elif found := _usual(names, strict=wanted is not None):
             return Split(level, *found)
     if wanted:
-        known = sorted({part[0] for part in parts.values() if len(part) > 1})
+        known = sorted({folder[0] for folder in folders if folder})
         raise DataError(
             f"data.split={wanted!r} names folders that do not lie side by side among the images: "
             f"there are {', '.join(map(printable, known[:20])) or 'none'}"
@@ -87,15 +110,15 @@ def _usual(folders: set[str], strict: bool) -> tuple[str, str] | None:
     return min(train), min(held_out)
 
 
-def refuse_lonely_held_out(parts: Iterable[Parts], place: str) -> None:
+def refuse_lonely_held_out(folders: Iterable[Parts], place: str) -> None:
     """Refuse to train on a folder whose name says that it is held out.
 
     Raises:
         DataError: names the folder, and the options.
     """
-    folders = {part[0] for part in parts if len(part) > 1}
-    if found := sorted(name for name in folders if name.lower() in itertools.chain(*HELD_OUT)):
-        others = sorted(folders - set(found)) or ["TRAIN"]
+    names = {folder[0] for folder in folders if folder}
+    if found := sorted(name for name in names if name.lower() in itertools.chain(*HELD_OUT)):
+        others = sorted(names - set(found)) or ["TRAIN"]
         raise DataError(
             f"{place} has a folder {found[0]}, as if to hold out, but none called train: set "
             f"data.split={others[0]}:{found[0]}, or data.split=tenths where it is a class"
@@ -111,17 +134,16 @@ def natural(name: str) -> tuple[list, str]:
     return parts, name
 
 
-def classes(parts: Iterable[Parts]) -> dict[str, int]:
+def classes(folders: Iterable[Parts]) -> dict[str, int]:
     """Class -> label: first-level folders in natural order; {"": 0} unless all images have one."""
-    folders = {part[0] if len(part) > 1 else "" for part in parts}
-    titles = {""} if "" in folders else folders
+    names = {folder[0] if folder else "" for folder in folders}
+    titles = {""} if "" in names else names
     return {title: label for label, title in enumerate(sorted(titles, key=natural))}
 
 
-def counts(folders: Iterable[str]) -> str:
+def counts(totals: Mapping[str, int]) -> str:
     """For messages: train/ (12 images), test/ (3 images)."""
-    counted = sorted(collections.Counter(folders).items())
     return ", ".join(
         f"{printable(folder)}/ ({n} images)" if folder else f"no folder ({n} images)"
-        for folder, n in counted
+        for folder, n in sorted(totals.items())
     )
