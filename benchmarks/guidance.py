@@ -14,6 +14,7 @@ import logging
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
 from run_lib import Run, restored
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import to_uint8
+from score_lib.disk.reports import mean_and_error
 from score_lib.metrics.configured import recognises_classes
 from score_lib.metrics.stats import class_metrics
 from score_lib.runs.setup import META, from_checkpoint
@@ -40,10 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--classifier", **needed)
     parser.add_argument("--num_samples", type=int, default=1024)
     parser.add_argument("--num_steps", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=3, help="sets of samples, for errors")
     given = parser.parse_args(argv)
     log_to_console()
     records = by_condition(given) + by_classifier(given)
-    title = f"guidance, {given.num_samples} samples, DPM-Solver++ 2M in {given.num_steps} steps"
+    title = (
+        f"guidance, {given.repeats} sets of {given.num_samples} samples, DPM-Solver++ 2M in "
+        f"{given.num_steps} steps"
+    )
     show(title, restored(load("vp/digits"), given.unconditional).device, records)
 
 
@@ -53,8 +59,8 @@ def by_condition(given: argparse.Namespace) -> list[dict]:
     records = []
     for scale in SCALES:
         run.config.sampling.guidance_scale = scale
-        images = run.draw(range(given.num_samples))
-        records.append({"guidance": "classifier-free", "scale": scale, **quality(run, images)})
+        figures = repeated(run, given, {})
+        records.append({"guidance": "classifier-free", "scale": scale, **figures})
         logging.info("%s", records[-1])
     return records
 
@@ -68,10 +74,22 @@ def by_classifier(given: argparse.Namespace) -> list[dict]:
         until = run.config.control.guidance_until
         with classifier.sampling_network() as network:
             guidance = ClassGuidance(network, labels.to(run.device), scale, until=until)
-            images = run.draw(range(given.num_samples), constraints=[guidance])
-        records.append({"guidance": "classifier", "scale": scale, **quality(run, images)})
+            figures = repeated(run, given, {"constraints": [guidance]})
+        records.append({"guidance": "classifier", "scale": scale, **figures})
         logging.info("%s", records[-1])
     return records
+
+
+def repeated(run: Run, given: argparse.Namespace, options: dict) -> dict[str, float]:
+    """Figures of several sets of samples, each of its own seed: means and standard errors."""
+    rows = [
+        quality(run, run.draw(range(given.num_samples), seed, **options))
+        for seed in range(given.repeats)
+    ]
+    found = {}
+    for name in rows[0]:
+        found |= mean_and_error(name, np.array([row[name] for row in rows]))
+    return found
 
 
 def _restored(config: str, folder: str, given: argparse.Namespace) -> Run:
@@ -93,6 +111,7 @@ def quality(run: Run, images: Tensor) -> dict[str, float]:
     real = load_dataset_stats(run.config)
     distances = metrics(real, fake, run.device)
     of_classes = class_metrics(real, fake, recognises_classes(run.config))
+    of_classes.pop("recognised_standard_error")
     return {"fid": distances["fid"], "recall": distances["recall"], **of_classes}
 
 

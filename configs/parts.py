@@ -168,6 +168,34 @@ def adm(config: ConfigDict, **options: object) -> None:
     config.model.update(options)
 
 
+def mlp(config: ConfigDict, **options: object) -> None:
+    """The residual MLP, for vectors: `data.shape` is (D,).
+
+    Args:
+        options: options of the network that differ from those below.
+    """
+    config.model.update(
+        name="mlp",
+        nf=128,
+        num_res_blocks=3,
+        dropout=0.0,
+        embedding_type="positional",
+        fourier_scale=1.0,
+        ema_rate=0.999,
+    )
+    config.model.update(options)
+
+
+def set_transformer(config: ConfigDict, **options: object) -> None:
+    """The transformer for sets of points: `data.shape` is (N, C).
+
+    Args:
+        options: options of the network that differ from those below and in `mlp`.
+    """
+    mlp(config, name="set_transformer", num_res_blocks=4, num_heads=4)
+    config.model.update(options)
+
+
 def ncsn(config: ConfigDict, *, ema_rate: float) -> None:
     """NCSN, whose normalisation is told the noise level; `ema_rate` 0 means no average."""
     _refinenet(config, "ncsn", ema_rate, lr=1e-3)

@@ -3,4 +3,4 @@
 Importing the package registers the networks: `models.utils.get_model(name)` gives their classes.
 """
 
-from . import adm_configured, ddpm, ncsnpp, ncsnv2, wideresnet
+from . import adm_configured, ddpm, mlp, ncsnpp, ncsnv2, set_transformer, wideresnet

@@ -2,14 +2,14 @@
 
 from torch import Tensor, nn
 
-from score_lib.base.tensors import image_shape
+from score_lib.base.tensors import data_shape
 from score_lib.options import complete
 
 from .adm import EncoderUNetModel, UNetModel, joined
 from .conditioning import taken_by
-from .layers import check_classes, check_input, choose
+from .layers import check_classes, check_fixed, check_input, choose
 from .precision import Wrapper
-from .unet import tell_unmatched, total_stride
+from .unet_plan import tell_unmatched, total_stride
 from .utils import register_model
 
 
@@ -17,15 +17,20 @@ class _Configured:
     """Before a network in the order of inheritance: what configs say of its calls."""
 
     centered: bool
+    dims: int
     image_channels: int
 
     def _prepared(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Images (B, C, H, W), in [-1, 1] where they have no noise, given those of the config."""
-        check_input(x, labels, self.image_channels)
+        """Images (B, C, H, W), in [-1, 1] where they have no noise, given those of the config.
+
+        Other signals stay as they are.
+        """
+        if self.dims == 2:  # else the network's own check names the sides
+            check_input(x, labels, self.image_channels)
         return self._centred(x)
 
     def _centred(self, x: Tensor) -> Tensor:
-        return x if self.centered else 2 * x - 1
+        return x if self.centered or self.dims != 2 else 2 * x - 1
 
     def _recomputes(self) -> bool:
         return self.training and super()._recomputes()
@@ -37,7 +42,8 @@ class ADM(_Configured, UNetModel):
 
     Read are, of `model`, the options of `described`, and `learn_sigma`: then the network also
     predicts variances, which a call leaves out unless it asks for them.  With an image as a
-    condition, its layout is that of `SuperResModel`.
+    condition, its layout is that of `SuperResModel`.  It is a network of series (C, L) or videos
+    (C, T, H, W) if `data.shape` says so.
 
     Raises:
         ValueError: see `UNetModel` and `described`.
@@ -47,6 +53,12 @@ class ADM(_Configured, UNetModel):
         config = complete(config)
         keywords = described(config)
         takes, channels = taken_by(config), keywords.pop("in_channels")
+        if takes.image and keywords["dims"] != 2:
+            raise ValueError(
+                f"training.condition = {config.training.condition!r} has an image, which only "
+                f"networks of images can be told, but data.shape is {tuple(config.data.shape)}: "
+                "choose classes or features"
+            )
         super().__init__(
             in_channels=channels + takes.image,
             out_channels=(2 if config.model.learn_sigma else 1) * channels,
@@ -72,12 +84,13 @@ class ADM(_Configured, UNetModel):
         """The network's output; the process turns it into a score.
 
         Args:
-            x: images in the network's range, (B, C, H, W); both sides multiples of `stride`.
+            x: in the network's range, (B, C, *S): images, or signals of one or three sides, the
+                first of which, frames, keeps its length; other sides are multiples of `stride`.
             labels: (B,), time steps, whole or not.
             classes, image, features: see `UNet.forward`.
             variances: return the channels of learned variances, too.
         Returns:
-            (B, C, H, W), or (B, 2C, H, W) with variances, in the dtype of x.
+            (B, C, *S), or (B, 2C, *S) with variances, in the dtype of x.
         Raises:
             ValueError: other shapes or conditions, or the network has no learned variances.
         """
@@ -94,14 +107,14 @@ class ADM(_Configured, UNetModel):
 
 
 class WithVariances(Wrapper):
-    """Calls a network for its output and, behind it, v of the learned variances: (B, 2C, H, W).
+    """Calls a network for its output and, behind it, v of the learned variances: (B, 2C, *S).
 
     The log variance is (1 + v) / 2 log beta + (1 - v) / 2 log beta~, between that of a step and
     that of the posterior.  [Nichol & Dhariwal 2021, equation 15]
     """
 
     def forward(self, x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
-        """x (B, C, H, W), labels (B,) -> (B, 2C, H, W)."""
+        """x (B, C, *S), labels (B,) -> (B, 2C, *S)."""
         return self.module(x, labels, variances=True, **condition)
 
 
@@ -139,7 +152,8 @@ class ADMClassifier(_Configured, EncoderUNetModel):
 def described(config) -> dict[str, object]:
     """The keywords that a config gives to a network.
 
-    Read are, of `model`: `nf`, `ch_mult`, `num_res_blocks`, `attn_resolutions` (heights in pixels),
+    Read are, of `model`: `nf`, `ch_mult`, `num_res_blocks`, `attn_resolutions` (heights of images
+    and frames in pixels, lengths of series),
     `dropout`, `resblock_type` ("biggan": residual blocks change the resolution; "ddpm": layers in
     between do, with a convolution if `resamp_with_conv`), `scale_shift_norm`, `num_heads`,
     `num_head_channels`, `use_new_attention_order` and `checkpoint_activations` (which acts in
@@ -148,13 +162,16 @@ def described(config) -> dict[str, object]:
     Args:
         config: complete, see `score_lib.options.complete`.
     Raises:
-        ValueError: the image size cannot be halved often enough, or the config asks for features
-            that these networks lack.
+        ValueError: the size cannot be halved often enough, the data are no signals, or the config
+            asks for features that these networks lack.
     """
     model = config.model
-    _check_options(model)
-    channels, height, width = image_shape(config)
-    total_stride(height, width, model.ch_mult)
+    check_fixed(model, {"normalization": "GroupNorm", "nonlinearity": "swish", "conditional": True})
+    check_fixed(model, {"scale_by_sigma": False}, ": choose a VP or sub-VP process")
+    channels, *sides = _signal_shape(config)
+    # The first of three sides is no side of a picture.
+    height, *_ = sides[-2:]
+    total_stride(sides[-2:], model.ch_mult)
     heights = [height >> i for i in range(len(model.ch_mult))]
     tell_unmatched(model.attn_resolutions, heights)
     kinds = {"biggan": True, "ddpm": False}
@@ -167,6 +184,7 @@ def described(config) -> dict[str, object]:
         "dropout": model.dropout,
         "channel_mult": tuple(model.ch_mult),
         "conv_resample": model.resamp_with_conv,
+        "dims": len(sides),
         "use_checkpoint": model.checkpoint_activations,
         "num_heads": model.num_heads,
         "num_head_channels": model.num_head_channels or -1,
@@ -176,16 +194,16 @@ def described(config) -> dict[str, object]:
     }
 
 
-def _check_options(model) -> None:
-    """Refuse options that these networks do not have, if they are set."""
-    for name, value, hint in (
-        ("normalization", "GroupNorm", ""),
-        ("nonlinearity", "swish", ""),
-        ("conditional", True, ""),
-        ("scale_by_sigma", False, ": choose a VP or sub-VP process"),
-    ):
-        if name in model and model[name] != value:
-            raise ValueError(
-                f"model.{name} = {model[name]!r} should be {value!r}, the only value for the "
-                f"network {model.name!r}{hint}"
-            )
+def _signal_shape(config) -> tuple[int, ...]:
+    """(C, *S) of the data, with one to three sides.
+
+    Raises:
+        ValueError: other data.
+    """
+    shape = data_shape(config)
+    if not 2 <= len(shape) <= 4:
+        raise ValueError(
+            f"data.shape = {shape} should be (C, L), (C, H, W) or (C, T, H, W) for the network "
+            f"{config.model.name!r}: choose mlp for vectors"
+        )
+    return shape

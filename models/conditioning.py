@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_lib.base.tensors import batch_mul
+from score_lib.base.tensors import batch_mul, data_shape
 
 from .layers import ddpm_conv3x3, in_full_precision
 
@@ -121,7 +121,7 @@ def taken_by(config) -> Takes:
     """
     sizes = {
         "classes": config.data.num_classes,
-        "image": config.data.num_channels,
+        "image": data_shape(config)[0],
         "features": config.model.num_features,
     }
     chosen = {kind: sizes[kind] for kind in conditions_of(config)}

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from score_lib.base.tensors import batch_mul
+
 T = TypeVar("T")
 
 
@@ -222,11 +224,49 @@ def check_input(x: Tensor, labels: Tensor, channels: int) -> None:
             f"the network takes images (B, {channels}, H, W), as data.num_channels = {channels} "
             f"says, but was given shape {tuple(x.shape)}"
         )
+    check_labels(x, labels, "image")
+
+
+def check_labels(x: Tensor, labels: Tensor, datum: str = "datum") -> None:
+    """Check that there is one label per datum, which messages may name.
+
+    Raises:
+        ValueError: labels are not (B,).
+    """
     if labels.shape != x.shape[:1]:
         raise ValueError(
-            f"the network takes one label per image, ({x.shape[0]},), "
+            f"the network takes one label per {datum}, ({x.shape[0]},), "
             f"but was given labels of shape {tuple(labels.shape)}"
         )
+
+
+def check_fixed(model: Mapping[str, object], values: Mapping[str, object], hint: str = "") -> None:
+    """Refuse options of which a network has only one value, if another one is set.
+
+    Args:
+        model: the section of a config.
+        values: the only values by name.
+        hint: end of the message.
+    Raises:
+        ValueError: another value is set.
+    """
+    for name, value in values.items():
+        if name in model and model[name] != value:
+            raise ValueError(
+                f"model.{name} = {model[name]!r} should be {value!r}, the only value for the "
+                f"network {model['name']!r}{hint}"
+            )
+
+
+def divided_by_sigma(h: Tensor, labels: Tensor, sigmas: Tensor | None) -> Tensor:
+    """A network's output (B, *D) divided by the noise level.
+
+    Args:
+        labels: (B,), noise levels, or steps that index `sigmas` if those are given.
+        sigmas: (num_scales,).
+    """
+    sigma = labels if sigmas is None else sigmas[labels.long()]
+    return batch_mul((1 / sigma).to(h.dtype), h)
 
 
 def check_classes(count: int) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import attention
-from .layers import NIN, choose, ddpm_conv1x1, ddpm_conv3x3, dense
+from .layers import NIN, choose, ddpm_conv1x1, ddpm_conv3x3, dense, get_timestep_embedding
 from .normalization import group_norm
 from .up_or_down_sampling import Conv2d, Taps, resampler
 
@@ -34,6 +34,38 @@ class GaussianFourierProjection(nn.Module):
         """(B,) -> (B, 2 embedding_size)."""
         angles = x[:, None] * self.W * (2 * math.pi)
         return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
+
+
+def fourier_projection(embedding_type: str, model) -> GaussianFourierProjection | None:
+    """The Fourier features of `model.embedding_type`; None for sines and cosines of time steps.
+
+    Raises:
+        ValueError: no such embedding.
+    """
+    kinds = {
+        "fourier": lambda: GaussianFourierProjection(model.nf, model.fourier_scale),
+        "positional": lambda: None,
+    }
+    return choose("model.embedding_type", embedding_type, kinds)()
+
+
+def level_features(
+    labels: Tensor, fourier: GaussianFourierProjection | None, nf: int, log: bool
+) -> Tensor:
+    """Features of the noise level, before the layers that embed it.
+
+    Args:
+        labels: (B,); noise levels, or any numbers without `log`, for Fourier features, otherwise
+            time steps.
+        fourier: random Fourier features; None: sines and cosines of the time step.
+        nf: number of sines and cosines.
+        log: whether Fourier features are of the label's logarithm.
+    Returns:
+        (B, 2 nf) with Fourier features, otherwise (B, nf).
+    """
+    if fourier is None:
+        return get_timestep_embedding(labels, nf)
+    return fourier(torch.log(labels) if log else labels)
 
 
 class Combine(nn.Module):

@@ -3,7 +3,8 @@
 from score_lib.options import complete
 
 from .layers import choose
-from .unet import Options, UNet
+from .unet import UNet
+from .unet_plan import Options
 from .utils import register_model
 
 

@@ -64,7 +64,7 @@ def get_elbo_fn(
             f"the bound needs at least two times and eps between 0 and {sde.T:g}, not "
             f"{num_times} and {eps:g}"
         )
-    density, chosen = TimeDensity(sde, eps), get_parametrization(parametrization, continuous)
+    density, chosen = TimeDensity(sde, eps), get_parametrization(parametrization)
 
     def elbo_fn(model, data, *, noise=None):
         check_floats("the data", data)

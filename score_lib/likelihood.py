@@ -104,7 +104,7 @@ def get_log_likelihood_fn(
     """
     sde = as_process(sde)
     kind = _kind_of_probe(hutchinson_type, num_probes)
-    chosen = get_parametrization(parametrization, continuous)
+    chosen = get_parametrization(parametrization)
 
     def log_likelihood_fn(model, data, *, noise=None):
         check_floats("the data", data)

@@ -5,10 +5,53 @@ beyond the published ones has a default that leaves every published experiment a
 """
 
 import enum
-import re
-from collections.abc import Callable
-from numbers import Integral, Real
 from typing import NamedTuple
+
+from score_lib.option_kinds import (
+    Check,
+    above,
+    any_operator,
+    at_least,
+    between,
+    classes,
+    color,
+    compiling,
+    conditions,
+    correctors,
+    count,
+    counts,
+    data_sets,
+    decay,
+    decays,
+    device,
+    ends,
+    extractors,
+    flag,
+    interval,
+    methods,
+    name,
+    networks,
+    nonzero,
+    normalizations,
+    number,
+    numbers,
+    one_of,
+    operators,
+    parametrizations,
+    pools,
+    precision,
+    predictors,
+    probes,
+    profiles,
+    samplers,
+    shape,
+    side,
+    split,
+    tasks,
+    text,
+    time_grids,
+    whole,
+)
 
 
 class NoDefault(enum.Enum):
@@ -21,20 +64,6 @@ class NoDefault(enum.Enum):
 NEEDED, NETWORK = NoDefault
 
 
-class Check(NamedTuple):
-    """Which values an option takes.
-
-    Attributes:
-        allowed: the values in words, such as "a whole number, at least 1".
-        accepts: whether a value is one of them.
-        names: the names that this project knows, of an option that users may add names to.
-    """
-
-    allowed: str
-    accepts: Callable[[object], bool]
-    names: tuple[str, ...] = ()
-
-
 class Option(NamedTuple):
     """One option; its name is its key in the table."""
 
@@ -42,140 +71,6 @@ class Option(NamedTuple):
     check: Check
     meaning: str
 
-
-# --- Kinds of values ---------------------------------------------------------------------------
-
-
-def at_least(bound: float) -> Check:
-    """Values from a bound up; as of all bounds, a whole one asks for whole numbers."""
-    return _within(bound, f", at least {bound:g}", lambda value: value >= bound)
-
-
-def above(bound: float) -> Check:
-    """Values larger than a bound."""
-    return _within(bound, f" above {bound:g}", lambda value: value > bound)
-
-
-def between(low: float, high: float) -> Check:
-    """Values from one bound to another, both of them included."""
-    return _within(low, f" from {low:g} to {high:g}", lambda value: low <= value <= high)
-
-
-def _within(bound: float, words: str, holds: Callable[[float], bool]) -> Check:
-    kind = whole if isinstance(bound, int) else number
-    return Check(f"{kind.allowed}{words}", lambda value: kind.accepts(value) and holds(value))
-
-
-def one_of(*choices: str) -> Check:
-    """These texts and no others."""
-    return Check(_listed(choices), lambda value: isinstance(value, str) and value in choices)
-
-
-def name(known: str, empty: bool = False) -> Check:
-    """A name that is looked up where it is used, for users may add to the known ones.
-
-    Args:
-        known: names, with spaces between them.
-        empty: whether "" has a meaning, too.
-    """
-    names = tuple(known.split())
-    return Check(f"a name: {_listed(('',) * empty + names)}", text.accepts, names)
-
-
-def _listed(choices: tuple[str, ...]) -> str:
-    *others, last = map(repr, choices)
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-def _all(check: Check, values: object) -> bool:
-    return isinstance(values, list | tuple) and all(map(check.accepts, values))
-
-
-def _two_names(value: str) -> bool:
-    names = value.split(":")
-    return len(names) == 2 and all(names) and names[0] != names[1]
-
-
-def _known_conditions(value: str) -> bool:
-    names = value.split(",") if value else []
-    return set(names) <= {"classes", "image", "features"} and len(set(names)) == len(names)
-
-
-def _interval(values: object) -> bool:
-    return _all(number, values) and (not values or (len(values) == 2 and values[0] < values[1]))
-
-
-flag = Check("True or False", lambda value: isinstance(value, bool))
-whole = Check("a whole number", lambda v: isinstance(v, Integral) and not isinstance(v, bool))
-number = Check("a number", lambda v: isinstance(v, Real) and not isinstance(v, bool))
-nonzero = Check("a number other than 0", lambda v: number.accepts(v) and v != 0)
-text = Check("a text", lambda value: isinstance(value, str))
-numbers = Check("several numbers, such as (1, 2)", lambda values: _all(number, values))
-count = at_least(1)
-counts = Check(
-    "one or more whole numbers, at least 1, such as (1, 2)",
-    lambda values: _all(count, values) and len(values) > 0,
-)
-side = Check(
-    "a whole number, at least 1, or two of them",
-    lambda value: count.accepts(value) or (_all(count, value) and len(value) == 2),
-)
-ends = Check(
-    "two different numbers, such as (0, 4095), or ()",
-    lambda v: _all(number, v) and (not v or (len(v) == 2 and v[0] != v[1])),
-)
-classes = Check(
-    "several whole numbers or names, such as ('cat', 'dog')",
-    lambda v: isinstance(v, list | tuple) and all(whole.accepts(x) or text.accepts(x) for x in v),
-)
-split = Check(
-    "'', 'tenths' or 'TRAIN:HELDOUT', two names of folders",
-    lambda value: text.accepts(value) and (value in ("", "tenths") or _two_names(value)),
-)
-color = Check(
-    "'', the name of a colour or '#rrggbb'",
-    lambda v: text.accepts(v) and bool(re.fullmatch("|[A-Za-z]+|#[0-9A-Fa-f]{6}", v)),
-)
-conditions = Check(
-    "'', 'classes', 'image', 'features', or several of them, such as 'classes,image'",
-    lambda value: text.accepts(value) and _known_conditions(value),
-)
-interval = Check("two numbers, such as (0.1, 0.6), or ()", _interval)
-decay = _within(0.0, " from 0 to below 1", lambda value: 0 <= value < 1)
-decays = Check(
-    "different numbers from 0 to 1, such as (0.999, 0.9999)",
-    lambda v: numbers.accepts(v) and all(0 <= x <= 1 for x in v) and len(set(v)) == len(v),
-)
-# A mean over the whole training has the relative standard deviation 1 / sqrt(12).
-profiles = Check(
-    "different numbers above 0 and up to 0.2886, such as (0.05, 0.1)",
-    lambda v: numbers.accepts(v) and all(0 < x <= 0.2886 for x in v) and len(set(v)) == len(v),
-)
-# A torch.device has a text, and this module needs no torch.
-device = Check("'auto', 'cpu', 'cuda' or 'cuda:1'", lambda value: bool(str(value)))
-
-precision = one_of("float32", "tf32", "bfloat16")
-compiling = one_of("", "default", "reduce-overhead", "max-autotune")
-data_sets = name("CIFAR10 SVHN CELEBA LSUN FFHQ CelebAHQ IMAGES DIGITS COLOR_DIGITS")
-networks = name(
-    "ncsnpp ddpm ncsn ncsnv2_64 ncsnv2_128 ncsnv2_256 adm adm_classifier "
-    "wideresnet_noise_conditional"
-)
-normalizations = name("GroupNorm InstanceNorm InstanceNorm++ VarianceNorm")
-samplers = name("pc ode adaptive ddim heun dpmpp_2m dpmpp_3m dpmpp_sde")
-predictors = name("euler_maruyama reverse_diffusion ancestral_sampling none")
-correctors = name("langevin langevin_per_sample ald none")
-time_grids = name("uniform log_snr edm arctan", empty=True)
-tasks = name(
-    "inpaint colorize restore class edit reconstruct interpolate temperature compare_codes"
-)
-_OPERATORS = "box half random_mask super_resolution blur gray projection"
-operators, any_operator = name(_OPERATORS), name(_OPERATORS, empty=True)
-methods = name("pigdm dps projection tweedie none")
-pools = one_of("adaptive", "attention", "spatial", "spatial_v2")
-probes = name("Rademacher Gaussian exact")
-parametrizations = name("score noise x0 v edm", empty=True)
-extractors = name("inception inception_tfgan digits", empty=True)
 
 # --- The table: name, default, kind, meaning ----------------------------------------------------
 
@@ -189,6 +84,7 @@ _DATA = {
     "image_size": (NEEDED, side, "side in pixels, or (height, width)"),
     "image_width": (0, at_least(0), "width, where `image_size` is the height; 0: square"),
     "num_channels": (3, count, "1 for gray images, 3 for colour, 4 with transparency"),
+    "shape": ((), shape, "shape of a datum that is no image, such as (D,) or (N, C); (): an image"),
     "centered": (NEEDED, flag, "pixels from -1 to 1 inside the network, else from 0 to 1"),
     "random_flip": (True, flag, "mirror half of the training images"),
     "augment": (
@@ -198,7 +94,7 @@ _DATA = {
     ),
     "uniform_dequantization": (False, flag, "spread grey levels by uniform noise"),
     "category": ("", text, 'category of LSUN, such as "bedroom"'),
-    "path": ("", text, "your own images: a folder, .zip, .npy or .npz"),
+    "path": ("", text, "your own images: a folder, .zip, .npy or .npz; or files of a public set"),
     "split": ("", split, 'held-out part of `path`; "": a folder such as test/, else every tenth'),
     "range": ((), ends, "stored values of black and white; (): 0 and 255, or 0 and 1 for floats"),
     "background": ("", color, 'colour behind transparent pixels; "": they are refused'),
@@ -238,10 +134,10 @@ _MODEL = {
     "dropout": (0.1, between(0.0, 1.0), "share of features dropped in training"),
     "embedding_type": ("fourier", name("fourier positional"), "embedding of the time"),
     "fourier_log": (True, flag, "Fourier features of the label's logarithm, else of the label"),
-    "checkpoint_activations": (False, flag, "U-Nets: less memory in training, more time"),
+    "checkpoint_activations": (False, flag, "U-Nets, mlp, set_transformer: less memory, more time"),
     "nf": (NETWORK, count, "features of the first layer"),
     "ch_mult": (NETWORK, counts, "features at each resolution, in multiples of `nf`"),
-    "num_res_blocks": (NETWORK, at_least(0), "residual blocks at each resolution"),
+    "num_res_blocks": (NETWORK, at_least(0), "residual blocks, in U-Nets at each resolution"),
     "attn_resolutions": (NETWORK, numbers, "heights of feature maps with attention"),
     "attention_type": (NETWORK, name("ddpm"), "kind of attention"),
     "conditional": (NETWORK, flag, "whether the network is told the time"),
@@ -259,10 +155,12 @@ _MODEL = {
     "progressive_input": (NETWORK, name("none input_skip residual"), "image pyramid at the input"),
     "progressive_combine": (NETWORK, name("sum cat"), "joins an input skip to features"),
     "fourier_scale": (NETWORK, number, "standard deviation of the Fourier frequencies"),
+    "input_fourier_scale": (0.0, at_least(0.0), "mlp, set_transformer: of the input; 0: none"),
+    "inducing_points": (0, at_least(0), "set_transformer: learnt points in attention; 0: none"),
     "init_scale": (NETWORK, number, "scale of the last layer of a block at the start"),
     "interpolation": (NETWORK, name("bilinear bicubic nearest"), "NCSN, NCSNv2: upsampling"),
-    "num_heads": (1, count, "ADM: attention heads"),
-    "num_head_channels": (0, at_least(0), "ADM: features of a head; 0: see `num_heads`"),
+    "num_heads": (1, count, "ADM, set_transformer: attention heads"),
+    "num_head_channels": (0, at_least(0), "features of an attention head; 0: see `num_heads`"),
     "use_new_attention_order": (
         False,
         flag,

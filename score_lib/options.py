@@ -268,13 +268,17 @@ def _conflicts_of_cosine(flat: Options) -> Iterator[str]:
         )
 
 
+# Networks that read `model.embedding_type`.
+_WITH_FOURIER = ("ncsnpp", "mlp", "set_transformer")
+
+
 def _conflicts_of_parametrization(flat: Options) -> Iterator[str]:
     chosen = flat["model.parametrization"]
     ours = ("model.parametrization", "training.noise_levels", "training.weighting")
     for key in ours:
         if flat[key] and flat["training.objective"] == "classifier":
             yield f"{key} = {flat[key]!r} should be '' for a classifier, which gives no score"
-        elif flat[key] and not flat["training.continuous"]:
+        elif flat[key] and key == "training.noise_levels" and not flat["training.continuous"]:
             yield f"{key} = {flat[key]!r} needs training.continuous = True, else set it to ''"
     if flat["training.weighting"] and flat["training.likelihood_weighting"]:
         yield (
@@ -291,8 +295,13 @@ def _conflicts_of_parametrization(flat: Options) -> Iterator[str]:
             f"model.scale_by_sigma = True divides a score by the noise level: set it to False "
             f"with model.parametrization = {chosen!r}"
         )
+    if chosen.lower() == "edm" and flat["model.name"].lower() == "ncsn":
+        yield (
+            "model.name = 'ncsn' looks its noise level up by an index, and is told log(s / m) / 4 "
+            "with model.parametrization = 'edm': choose another one"
+        )
     fourier = flat["model.embedding_type"].lower() == "fourier" and flat["model.fourier_log"]
-    if chosen.lower() == "edm" and fourier and flat["model.name"].lower() == "ncsnpp":
+    if chosen.lower() == "edm" and fourier and flat["model.name"].lower() in _WITH_FOURIER:
         yield (
             "model.fourier_log = True takes the logarithm of the label, which is one already, and "
             "negative, with model.parametrization = 'edm': set model.fourier_log = False, or "

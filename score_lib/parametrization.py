@@ -6,10 +6,12 @@ A parametrisation says how the score is made of a network F, for noisy data x = 
 
 Its coefficients are functions of m(t) and s(t) only, so that one class suits every process whose
 mean is m(t) x_0, as it is wherever the drift is linear.  With y = x / m and sigma = s / m, that is
-y = x_0 + sigma z, as Karras et al. 2022 write it.
+y = x_0 + sigma z, as Karras et al. 2022 write it.  For a network of discrete noise levels, m and s
+are those of the level that it is told.
 """
 
 import abc
+import copy
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -38,13 +40,40 @@ class Parametrization(abc.ABC):
         """skip, out and scale, each (B,), where x_t = m x_0 + s z, with m and s (B,)."""
 
     def label(self, sde: SDE, t: Tensor, m: Tensor, s: Tensor) -> Tensor:
-        """The label (B,) that the network gets for time t (B,); the process's own by default."""
+        """The label (B,) that the network gets for time t (B,); the process's own by default.
+
+        For discrete noise levels, the process's own label is their index.
+        """
         return sde.noise_label(t, True)
 
-    def at(self, sde: SDE, t: Tensor, dimensions: int) -> tuple[Coefficients, Tensor]:
-        """Coefficients and label at time t (B,), for x (B, *D) with D of so many dimensions."""
-        m, s = sde.scale_and_std(t, dimensions)
-        return self.coefficients(m, s), self.label(sde, t, m, s)
+    def at(
+        self, sde: SDE, t: Tensor, dimensions: int, continuous: bool = True
+    ) -> tuple[Coefficients, Tensor]:
+        """Coefficients and label at time t (B,), for x (B, *D) with D of so many dimensions.
+
+        Args:
+            continuous: whether the network was trained on all times, or at discrete levels.
+        Raises:
+            NotImplementedError: the process has no discrete noise levels.
+        """
+        if continuous:
+            m, s = sde.scale_and_std(t, dimensions)
+            return self.coefficients(m, s), self.label(sde, t, m, s)
+        m, s = (value.to(t) for value in sde.level_coeffs(t))
+        return self.coefficients(m, s), self._told(sde, sde.noise_label(t, False), t, m, s)
+
+    def at_level(
+        self, sde: SDE, index: Tensor, m: Tensor, s: Tensor
+    ) -> tuple[Coefficients, Tensor]:
+        """Coefficients and label at noise indices (B,), int64, where x is m x_0 + s z."""
+        t = sde.level_time(index.to(s))
+        return self.coefficients(m, s), self._told(sde, index, t, m, s)
+
+    def _told(self, sde: SDE, index: Tensor, t: Tensor, m: Tensor, s: Tensor) -> Tensor:
+        """The label for a process whose own one is a noise index."""
+        discrete = copy.copy(sde)
+        discrete.noise_label = lambda t, continuous: index
+        return self.label(discrete, t, m, s)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{key}={value}" for key, value in vars(self).items())
@@ -122,23 +151,14 @@ class EDM(Parametrization):
         return torch.log(s / m) / 4
 
 
-def get_parametrization(
-    which: Parametrization | str | None, continuous: bool = True
-) -> Parametrization | None:
+def get_parametrization(which: Parametrization | str | None) -> Parametrization | None:
     """A parametrisation by its name or as it is; None for "" and None, the process's own.
 
-    Args:
-        continuous: whether the network was trained on all times.
     Raises:
-        ValueError: an unknown name, or discrete noise levels.
+        ValueError: an unknown name.
     """
     if which is None or which == "":
         return None
-    if not continuous:
-        raise ValueError(
-            f"model.parametrization = {which!r} needs training.continuous = True: a network of "
-            "discrete noise levels has the convention of its process, model.parametrization = ''"
-        )
     return which if isinstance(which, Parametrization) else _PARAMETRIZATIONS.get(which)()
 
 

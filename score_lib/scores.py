@@ -6,6 +6,7 @@ otherwise a `Parametrization` does.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from score_lib.base.distributed import unwrapped
 from score_lib.base.tensors import batch_mul
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.sdes.foreign import as_process
+from score_lib.sdes.process import SDE
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -69,20 +71,55 @@ def get_score_fn(
     Returns:
         Function of x (B, *D) in the network's range and t (B,) in [0, T], giving (B, *D).
     Raises:
-        ValueError: an unknown parametrisation, or one for a network of discrete noise levels.
+        ValueError: an unknown parametrisation.
     """
     sde = as_process(sde)
     model_fn = get_model_fn(model, train)
-    chosen = get_parametrization(parametrization, continuous)
+    chosen = get_parametrization(parametrization)
 
     def published(x: Tensor, t: Tensor) -> Tensor:
         return sde.to_score(model_fn(x, sde.noise_label(t, continuous)), t, continuous)
 
     def parametrized(x: Tensor, t: Tensor) -> Tensor:
-        (skip, out, scale), label = chosen.at(sde, t, x.dim() - 1)
+        (skip, out, scale), label = chosen.at(sde, t, x.dim() - 1, continuous)
         return batch_mul(skip, x) + batch_mul(out, model_fn(batch_mul(scale, x), label))
 
     return published if chosen is None else parametrized
+
+
+class Reading(NamedTuple):
+    """How a network is read for noisy x (B, *D)."""
+
+    given: Tensor
+    """The network's input, (B, *D)."""
+    label: Tensor
+    """Its label, (B,)."""
+    score: Callable[[Tensor], Tensor]
+    """From its output (B, *D) to the score (B, *D)."""
+
+
+def reading_of_level(
+    sde: SDE,
+    x: Tensor,
+    index: Tensor,
+    coeffs: tuple[Tensor, Tensor],
+    parametrization: Parametrization | None,
+) -> Reading:
+    """How a network of discrete noise levels is read at one of them.
+
+    Args:
+        x: noisy data m x_0 + s z, (B, *D).
+        index: of the noise level, (B,), int64.
+        coeffs: its m and s, (B,).
+        parametrization: None is the convention of the process.
+    """
+    if parametrization is None:
+        return Reading(x, index, lambda output: sde.score_from_output(output, coeffs[1]))
+    m, s = (value.to(torch.promote_types(value.dtype, x.dtype)) for value in coeffs)
+    (skip, out, scale), label = parametrization.at_level(sde, index, m, s)
+    label = label.to(x.dtype) if label.is_floating_point() else label
+    given = batch_mul(scale, x).to(x.dtype)
+    return Reading(given, label, lambda output: batch_mul(skip, x) + batch_mul(out, output))
 
 
 def label_at(
@@ -98,10 +135,10 @@ def label_at(
         continuous, parametrization: see `get_score_fn`.
         dimensions: of one sample, D.
     """
-    chosen = get_parametrization(parametrization, continuous)
+    chosen = get_parametrization(parametrization)
     if chosen is None:
         return as_process(sde).noise_label(t, continuous)
-    return chosen.at(as_process(sde), t, dimensions)[1]
+    return chosen.at(as_process(sde), t, dimensions, continuous)[1]
 
 
 def classifier_label(classifier: Callable, step: Tensor, noise_std: Tensor) -> Tensor:

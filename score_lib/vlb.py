@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul, check_floats, rows, stratified_mean
-from score_lib.scores import get_model_fn
+from score_lib.parametrization import Parametrization, get_parametrization
+from score_lib.scores import get_model_fn, reading_of_level
 from score_lib.sdes.chain import Chain
 from score_lib.sdes.process import SDE, LinearSDE, check_linear
 
@@ -50,6 +51,7 @@ def get_vlb_fn(
     variance: str = "small",
     num_times: int = 0,
     clip: bool = True,
+    parametrization: Parametrization | str | None = None,
 ) -> Callable:
     """The variational bound of a network of discrete noise levels, in bits/dim.
 
@@ -63,13 +65,14 @@ def get_vlb_fn(
         num_times: steps that the sum is estimated from, without bias, besides the decoder's; 0: it
             is taken over all of them.
         clip: clamp the predicted x_0 to the range of the data, as published figures do.
+        parametrization: what the network's output is, see `get_score_fn`.
     Returns:
         `vlb_fn(model, data, *, noise=None) -> Vlb`, for data (B, *D) in the network's range, equal
         to grey levels; noise is called like `torch.randn_like`.  It computes no gradients, and
         raises ValueError for data between grey levels or a wrong number of output channels.
     Raises:
-        ValueError: an unknown variance, a single time, fewer than two grey levels, or a process
-            whose drift is not linear.
+        ValueError: an unknown variance or parametrisation, a single time, fewer than two grey
+            levels, or a process whose drift is not linear.
         NotImplementedError: the process has no discrete noise levels.
     """
     if variance not in VARIANCES:
@@ -79,6 +82,7 @@ def get_vlb_fn(
             f"the bound needs two or more times for its error, or 0 for all, not {num_times}"
         )
     check_linear(sde)
+    chosen = get_parametrization(parametrization)
     grey = GreyLevels(inverse_scaler, levels)
     steps = len(Chain(sde)) - 1
     everywhere = num_times == 0 or num_times >= steps
@@ -90,7 +94,7 @@ def get_vlb_fn(
         grey.check(data)
         draw = noise or torch.randn_like
         limits = grey.limits if clip else None
-        predict = Prediction(sde, model, variance, limits, data.device)
+        predict = Prediction(sde, model, variance, limits, data.device, chosen)
         prior, decoder = predict.prior_term(data), predict.decoder_term(data, draw(data), grey)
         steps, error = sum_of_steps(predict, data, draw, num_times)
         nats = (prior + steps + decoder, prior, steps, decoder, error)
@@ -108,6 +112,7 @@ class Prediction:
         variance: one of `VARIANCES`.
         limits: what the predicted x_0 is clamped to; None: nothing.
         device: of the data.
+        parametrization: None is the convention of the process.
     """
 
     def __init__(
@@ -117,8 +122,10 @@ class Prediction:
         variance: str,
         limits: tuple[float, float] | None,
         device: torch.device | str,
+        parametrization: Parametrization | None = None,
     ):
         self.sde, self.variance, self.limits = sde, variance, limits
+        self.parametrization = parametrization
         self.chain, self.model_fn = Chain(sde, device), get_model_fn(model)
 
     def __call__(self, x_0: Tensor, i: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,8 +137,10 @@ class Prediction:
         """
         m, s = self.chain.m[i], self.chain.s[i]
         x = (batch_mul(m, x_0.double()) + batch_mul(s, z.double())).to(x_0.dtype)
-        output, v = self._parts(self.model_fn(x, self.chain.labels[i]), x)
-        predicted = batch_mul(1 / m, x + batch_mul(s**2, self.sde.score_from_output(output, s)))
+        labels = self.chain.labels[i]
+        reading = reading_of_level(self.sde, x, labels, (m, s), self.parametrization)
+        output, v = self._parts(self.model_fn(reading.given, reading.label), x)
+        predicted = batch_mul(1 / m, x + batch_mul(s**2, reading.score(output)))
         if self.limits is not None:
             predicted = predicted.clamp(*self.limits)
         if v is not None:

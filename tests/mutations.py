@@ -23,6 +23,7 @@ HISTORY = ("tests/test_history.py",)
 ADM = ("tests/test_adm.py",)
 AVERAGES = ("tests/test_averages.py",)
 PROFILES = ("tests/test_profiles.py",)
+CHAINS = ("tests/test_parametrized_chains.py",)
 CONDITIONS = ("tests/test_wiring_conditions.py",)
 CONDITIONING = ("tests/test_conditioning.py",)
 DEQUANTIZER = ("tests/test_dequantizer_runs.py",)
@@ -113,6 +114,27 @@ MUTATIONS = [
         SETUP,
         '"weighting": options.weighting,',
         '"weighting": "",',
+    ),
+    Mutation(
+        "parametrization is dropped in the bound of a chain",
+        "score_lib/runs/measures.py",
+        'parametrization=run.reading["parametrization"],',
+        "parametrization=None,",
+        CHAINS,
+    ),
+    Mutation(
+        "weighting and parametrization are dropped in the loss of a chain",
+        "score_lib/losses/objectives.py",
+        "return get_ddpm_loss_fn(sde, train, reduce_mean, **shared)",
+        "return get_ddpm_loss_fn(sde, train, reduce_mean, dropping=dropping)",
+        CHAINS,
+    ),
+    Mutation(
+        "weights of a chain are those of times",
+        "score_lib/losses/objectives.py",
+        "self.sde, False, chosen, continuous=False)",
+        "self.sde, False, chosen)",
+        CHAINS,
     ),
     Mutation("noise removal is ignored", CONFIGURED, "config.sampling.noise_removal", "True"),
     Mutation("snr is ignored", CONFIGURED, '"snr": "sampling.snr",', '"snr": "optim.lr",'),
@@ -353,9 +375,23 @@ MUTATIONS = [
     Mutation(
         "ADM centres no images",
         "models/adm_configured.py",
-        "x if self.centered else 2 * x - 1",
+        "x if self.centered or self.dims != 2 else 2 * x - 1",
         "x",
         ("tests/test_adm_config.py",),
+    ),
+    Mutation(
+        "tokens are not told the condition",
+        "models/adaptive.py",
+        "self.conditions.embed(in_full_precision(self.layers, temb), condition)",
+        "in_full_precision(self.layers, temb)",
+        ("tests/test_vector_networks.py",),
+    ),
+    Mutation(
+        "learnt points are not attended to",
+        "models/set_transformer.py",
+        "self.spread(h, normalised(found + self.mix(found)))",
+        "self.spread(h, h)",
+        ("tests/test_vector_networks.py",),
     ),
     Mutation(
         "ADM converts the last layer",

@@ -1,10 +1,14 @@
 """`--mode control`: inverse problems, classes and editing, their files, and mistakes."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from control_runs import Runs
 from PIL import Image
+
+from score_lib.runs.tasks import psnr
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +244,12 @@ def test_checkpoints_without_a_config_are_refused(runs, tmp_path):
     torch.save(contents, tmp_path / "published.pth")
     with pytest.raises(ValueError, match="no config"):
         runs.control("compare_codes", other=str(tmp_path / "published.pth"))
+
+
+def test_signal_to_noise_has_the_error_of_its_mean_square():
+    """Of two images with mean square errors 0.01 and 0.04: 0.025 +- 0.015."""
+    results = torch.tensor([0.1, 0.2])[:, None, None, None, None].expand(2, 3, 1, 4, 4)
+    found = psnr("psnr", results, torch.zeros(2, 1, 4, 4))
+    assert found["psnr"] == pytest.approx(-10 * math.log10(0.025))
+    assert found["psnr_standard_error"] == pytest.approx(10 / math.log(10) * 0.015 / 0.025)
+    assert psnr("psnr", results[:1], torch.zeros(1, 1, 4, 4)).keys() == {"psnr"}

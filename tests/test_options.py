@@ -242,6 +242,11 @@ def test_ranges(allowed):
         {"training__sde": "my_process"},
         {"sampling__time_grid": "edm", "sampling__method": "pc"},
         {"sampling__predictor": "reverse_diffusion", "sampling__num_steps": 20},
+        {
+            "training__continuous": False,
+            "model__parametrization": "v",
+            "training__weighting": "min_snr",
+        },
     ],
 )
 def test_values_that_are_allowed(changes):
@@ -258,8 +263,14 @@ FEW_STEPS = {"model__num_scales": 20, "sampling__num_steps": 0}
         ({"training__grad_accumulation": 200}, "at most training.batch_size"),
         ({"training__n_jitted_steps": 3}, "log_freq.*multiple of"),
         ({"sampling__method": "ode", "sampling__time_grid": "edm"}, "time_grid = 'edm'"),
-        ({"training__continuous": False, "model__parametrization": "v"}, "parametrization = 'v'"),
-        ({"training__continuous": False, "training__weighting": "min_snr"}, "weighting = 'min_"),
+        (
+            {"training__continuous": False, "training__noise_levels": "lognormal"},
+            "noise_levels = 'lognormal' needs training.continuous = True",
+        ),
+        (
+            {"model__name": "ncsn", "model__parametrization": "edm"},
+            "'ncsn' looks its noise level up by an index",
+        ),
         ({"training__weighting": "output"}, "needs a model.parametrization"),
         (
             {"training__weighting": "min_snr", "training__likelihood_weighting": True},

@@ -19,6 +19,7 @@ from likelihood import get_log_likelihood_fn
 from models.utils import Coefficients, Parametrization, get_parametrization, get_score_fn
 from score_lib.base.tensors import SampleNoise, batch_mul
 from score_lib.parametrization import EDM
+from score_lib.scores import label_at
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.snr import time_at
 from sde_lib import VESDE, VPSDE, LinearSDE, create_sde, subVPSDE
@@ -86,27 +87,38 @@ def written_for(name, x, m, s, denoised):
 # --- Scores ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("name", NAMES)
-def test_every_parametrization_gives_the_score_of_its_denoiser(name, process):
-    sde = PROCESSES[process]
-    known = as_process(sde)
-    t = torch.linspace(0.02, 0.95, 7, dtype=torch.float64) * known.T
-    m, s = known.scale_and_std(t, 3)
-    x = torch.randn(7, 2, 3, 3, dtype=torch.float64) * 2
+def assert_reads_its_denoiser(sde, name, t, m, s, told, continuous):
+    """A network that knows a denoiser is given what it needs, and its output is the score.
+
+    Args:
+        told: the process's label, for parametrisations without one of their own.
+    """
+    x = torch.randn(len(t), 2, 3, 3, dtype=torch.float64) * 2
     given, output, label = written_for(name, x, m, s, denoiser(x, t))
-    label = known.noise_label(t, True) if label is None else label
+    label = told if label is None else label
 
     def network(scaled, told):
         torch.testing.assert_close(scaled, given, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(told, label, rtol=1e-12, atol=1e-12)
         return output
 
-    score = get_score_fn(sde, network, continuous=True, parametrization=name)(x, t)
+    score = get_score_fn(sde, network, continuous=continuous, parametrization=name)(x, t)
     expected = batch_mul(s**-2, batch_mul(m, denoiser(x, t)) - x)
     torch.testing.assert_close(score, expected, rtol=1e-10, atol=1e-10)
-    same = get_score_fn(sde, network, False, True, parametrization=get_parametrization(name))(x, t)
+    chosen = get_parametrization(name)
+    same = get_score_fn(sde, network, False, continuous, parametrization=chosen)(x, t)
     assert torch.equal(same, score)
+    found = label_at(sde, t, continuous, name)
+    torch.testing.assert_close(found, label, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parametrization_gives_the_score_of_its_denoiser(name, process):
+    known = as_process(PROCESSES[process])
+    t = torch.linspace(0.02, 0.95, 7, dtype=torch.float64) * known.T
+    told, coeffs = known.noise_label(t, True), known.scale_and_std(t, 3)
+    assert_reads_its_denoiser(PROCESSES[process], name, t, *coeffs, told, True)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -317,7 +329,6 @@ def test_checks_know_the_label_and_the_output(name):
     ("call", "words"),
     (
         (lambda: get_parametrization("edn"), "known are edm, noise, score, v, x0; did you mean"),
-        (lambda: get_parametrization("v", continuous=False), "needs training.continuous = True"),
         (lambda: EDM(0.0), "above 0, not 0"),
         (
             lambda: losses.get_sde_loss_fn(VPSDE(), False, noise_levels="uniform"),
@@ -340,8 +351,8 @@ def test_checks_know_the_label_and_the_output(name):
             "set model.parametrization",
         ),
         (
-            lambda: losses.get_loss_fn(VPSDE(), False, True, False, False, parametrization="v"),
-            "training.continuous = True",
+            lambda: losses.get_loss_fn(VPSDE(), False, True, False, False, weighting="output"),
+            "set model.parametrization",
         ),
         (
             lambda: losses.get_loss_fn(

@@ -16,22 +16,29 @@ from score_lib.base.tensors import SampleNoise, batch_mul
 from sde_lib import VPSDE
 
 
-def exact(sde, name, mean=0.3, std=0.4):
-    """The network of a parametrisation that has learned data ~ N(mean, std^2)."""
+def learned(chosen, published, scaled, m, s, mean=0.3, std=0.4):
+    """The output of a network that has learned data ~ N(mean, std^2).
+
+    Args:
+        published: the output's factor in the score without a parametrisation, (B,).
+    """
+    none = (torch.zeros_like(s), published, torch.ones_like(s))
+    skip, out, scale = chosen.coefficients(m, s) if chosen else none
+    x = batch_mul(1 / scale, scaled)
+    centred = x - batch_mul(m * mean, torch.ones_like(x))
+    score = batch_mul(-1 / ((m * std) ** 2 + s**2), centred)
+    return batch_mul(1 / out, score - batch_mul(skip, x))
+
+
+def exact(sde, name):
+    """The network of a parametrisation that has learned Gaussian data."""
     chosen = get_parametrization(name)
 
     def network(scaled, labels):
         # Labels tell the time: at one time only one of the functions below is asked for.
         t = times(labels)
         m, s = sde.marginal_coeffs(t)
-        if chosen is None:
-            skip, out, scale = torch.zeros_like(s), -1 / s, torch.ones_like(s)
-        else:
-            skip, out, scale = chosen.coefficients(m, s)
-        x = batch_mul(1 / scale, scaled)
-        centred = x - batch_mul(m * mean, torch.ones_like(x))
-        score = batch_mul(-1 / ((m * std) ** 2 + s**2), centred)
-        return batch_mul(1 / out, score - batch_mul(skip, x))
+        return learned(chosen, -1 / s, scaled, m, s)
 
     def times(labels):
         if name != "edm":

@@ -11,6 +11,7 @@ NETWORKS = {
     "ncsnpp": {"embedding_type": "fourier"},
     "ncsnv2_64": {},
     "adm": {"nf": 32},
+    "mlp": {"embedding_type": "fourier", "input_fourier_scale": 1.0},
     "wideresnet_noise_conditional": {"blocks_per_group": 1, "channel_multiplier": 1},
 }
 WRAPPERS = {

@@ -51,15 +51,33 @@ def check_floats(what: str, x: Tensor) -> None:
         )
 
 
-def image_shape(config) -> tuple[int, int, int]:
-    """(C, H, W) of the images that a complete config describes.
+def data_shape(config) -> tuple[int, ...]:
+    """The shape *D of one datum that a complete config describes.
 
-    `data.image_size` is the side of a square, the height if `data.image_width` is not 0, or in a
-    config file (height, width).
+    It is `data.shape` or, where that is (), the (C, H, W) of an image: `data.image_size` is the
+    side of a square, the height if `data.image_width` is not 0, or in a config file (height,
+    width).
     """
+    if config.data.shape:
+        return tuple(map(int, config.data.shape))
     size, width = config.data.image_size, config.data.image_width
     height, width = (size, width or size) if isinstance(size, int) else size
     return config.data.num_channels, int(height), int(width)
+
+
+def image_shape(config) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a complete config describes.
+
+    Raises:
+        ValueError: the data are no images.
+    """
+    shape = data_shape(config)
+    if len(shape) != 3:
+        raise ValueError(
+            f"images are needed, (C, H, W), but data.shape is {shape}: set data.shape = (), or "
+            "choose a network of other data, such as mlp or set_transformer"
+        )
+    return shape
 
 
 def derive_seed(*parts: int | str) -> int:

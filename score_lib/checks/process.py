@@ -117,7 +117,7 @@ def _convention(
     """The label is told for each time, and the output has a finite share in the score."""
     t = _times(sde).float()
     ones = torch.ones(len(t), *shape)
-    chosen = get_parametrization(parametrization, continuous)
+    chosen = get_parametrization(parametrization)
     label = label_at(sde, t, continuous, chosen, len(shape))
     # Of x = 0, which has no other share.
     score_fn = get_score_fn(sde, lambda *_: ones, False, continuous, parametrization=chosen)

@@ -8,6 +8,8 @@
 - `images`, `arrays`: the user's own files; `files`, `splits`, `pixels`: how these are meant
 - `listing`, `index`, `names`: very many files are listed once
 - `digits`, `public`, `tfrecords`: known data sets
+- `archives`, `lmdbs`: public ones from their authors' files; `formats`: readers of these
 - `preprocess`: crops and resizing
 - `prepare`: downloads a public data set (a command)
+- `export`: writes a data set as image files (a command)
 """

@@ -1,4 +1,7 @@
-"""CIFAR10, SVHN, CELEBA and LSUN through tensorflow-datasets, without importing TensorFlow."""
+"""Public data sets: through tensorflow-datasets, without importing TensorFlow, or from a path.
+
+The files at a path, as their authors publish them, are read by `archives` and `lmdbs`.
+"""
 
 import contextlib
 import contextvars
@@ -11,18 +14,22 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from score_lib.data import preprocess
+from score_lib.data.archives import open_archive
+from score_lib.data.lmdbs import open_lsun
 from score_lib.data.sources import (
     DataError,
     MissingDataError,
     PerProcess,
     Remembered,
     Source,
+    View,
     log_once,
     register_dataset,
 )
@@ -32,21 +39,57 @@ log = logging.getLogger(__name__)
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 Shape = tuple[int, int, int]
-SMALL_SIDE = 32
 _MAY_PREPARE = contextvars.ContextVar("may_prepare", default=True)
 FOLDER = {"folder": "data.data_dir"}
+FOLDER_OR_PATH = {**FOLDER, "path": "data.path"}
 
 
-@register_dataset(name="CIFAR10", options=FOLDER)
-def cifar10(shape: Shape, folder: str) -> tuple[Source, Source]:
+class Small(NamedTuple):
+    """Square images with labels: the name in tensorflow-datasets, and what it holds."""
+
+    name: str
+    channels: int
+    side: int
+    classes: int
+
+
+SMALL = {
+    "CIFAR10": Small("cifar10", 3, 32, 10),
+    "CIFAR100": Small("cifar100", 3, 32, 100),
+    "SVHN": Small("svhn_cropped", 3, 32, 10),
+    "MNIST": Small("mnist", 1, 28, 10),
+    "FASHION_MNIST": Small("fashion_mnist", 1, 28, 10),
+}
+
+
+@register_dataset(name="CIFAR10", options=FOLDER_OR_PATH)
+def cifar10(shape: Shape, folder: str, path: str) -> tuple[Source, Source]:
     """50,000 + 10,000 images of 32 x 32 in 10 classes; unchanged at 32 px."""
-    return _small("CIFAR10", "cifar10", shape, folder)
+    return _small("CIFAR10", shape, folder, path)
 
 
-@register_dataset(name="SVHN", options=FOLDER)
-def svhn(shape: Shape, folder: str) -> tuple[Source, Source]:
+@register_dataset(name="CIFAR100", options=FOLDER_OR_PATH)
+def cifar100(shape: Shape, folder: str, path: str) -> tuple[Source, Source]:
+    """50,000 + 10,000 images of 32 x 32 in 100 (fine) classes; unchanged at 32 px."""
+    return _small("CIFAR100", shape, folder, path)
+
+
+@register_dataset(name="SVHN", options=FOLDER_OR_PATH)
+def svhn(shape: Shape, folder: str, path: str) -> tuple[Source, Source]:
     """73,257 + 26,032 house numbers of 32 x 32 in 10 classes; unchanged at 32 px."""
-    return _small("SVHN", "svhn_cropped", shape, folder)
+    return _small("SVHN", shape, folder, path)
+
+
+@register_dataset(name="MNIST", options=FOLDER_OR_PATH)
+def mnist(shape: Shape, folder: str, path: str) -> tuple[Source, Source]:
+    """60,000 + 10,000 gray digits of 28 x 28 in 10 classes; unchanged at 28 px."""
+    return _small("MNIST", shape, folder, path)
+
+
+@register_dataset(name="FASHION_MNIST", options=FOLDER_OR_PATH)
+def fashion_mnist(shape: Shape, folder: str, path: str) -> tuple[Source, Source]:
+    """60,000 + 10,000 gray pieces of clothing of 28 x 28 in 10 classes; unchanged at 28 px."""
+    return _small("FASHION_MNIST", shape, folder, path)
 
 
 @register_dataset(name="CELEBA", options=FOLDER)
@@ -55,44 +98,70 @@ def celeba(shape: Shape, folder: str) -> tuple[Source, Source]:
     return _resized("celeb_a", shape, folder, preprocess.celeba)
 
 
-@register_dataset(name="LSUN", options={**FOLDER, "category": "data.category"})
-def lsun(shape: Shape, folder: str, category: str) -> tuple[Source, Source]:
+@register_dataset(name="LSUN", options={**FOLDER_OR_PATH, "category": "data.category"})
+def lsun(shape: Shape, folder: str, path: str, category: str) -> tuple[Source, Source]:
     """The scenes of one category; the validation part of 300 images is held out."""
+    if path:
+        _need_square(f"lsun/{category}", shape)
+        return open_lsun(path, category, shape)
     return _resized(f"lsun/{category}", shape, folder, preprocess.lsun)
 
 
-def _small(title: str, name: str, shape: Shape, folder: str) -> tuple[Source, Source]:
-    """A data set of images of 32 x 32 with labels; other sides are resized, as published."""
+def _small(title: str, shape: Shape, folder: str, path: str) -> tuple[Source, Source]:
+    """A data set of `SMALL`; sides other than its own are resized, as published for CIFAR-10."""
+    known = SMALL[title]
     channels, height, width = shape
-    if channels != 3 or height != width:
+    if channels != known.channels or height != width:
         raise DataError(
-            f"{title} has square RGB images, but the config asks for {shape}: set "
-            f"data.num_channels=3 and one number as data.image_size, best 32"
+            f"{title} has square {'gray' if known.channels == 1 else 'RGB'} images, but the config "
+            f"asks for {shape}: set data.num_channels={known.channels} and one number as "
+            f"data.image_size, best {known.side}"
         )
     prepare = None
-    if height != SMALL_SIDE:
-        log_once(f"{title}: images of {SMALL_SIDE} px are resized to {height} px, antialiased")
+    if height != known.side:
+        log_once(f"{title}: images of {known.side} px are resized to {height} px, antialiased")
         prepare = functools.partial(preprocess.resized, size=height)
+    if path:
+        train, test = open_archive(title, path)
+        return (Prepared(train, prepare), Prepared(test, prepare)) if prepare else (train, test)
     train, test = (
-        TfdsSource(name, split, folder, shape, prepare=prepare, num_classes=10)
+        TfdsSource(known.name, split, folder, shape, prepare=prepare, num_classes=known.classes)
         for split in ("train", "test")
     )
-    names = _builder(name, folder).info.features["label"].names
+    names = _builder(known.name, folder).info.features["label"].names
     for source in (train, test):
         source.class_to_idx = {title: label for label, title in enumerate(names)}
     return Remembered(train), Remembered(test)
 
 
+class Prepared(View):
+    """The images of another source after `prepare`, from and to (n, C, H, W) uint8."""
+
+    def __init__(self, source: Source, prepare: Callable[[Tensor], Tensor]):
+        super().__init__(source)
+        self._prepare = prepare
+        self.shape = tuple(prepare(source.images([0])).shape[1:])
+
+    def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """See `Source`."""
+        images, labels = self._source.read(numbers)
+        return self._prepare(images), labels
+
+
 def _resized(name: str, shape: Shape, folder: str, prepare: Callable) -> tuple[Source, Source]:
+    _need_square(name, shape)
+    sized = functools.partial(prepare, size=shape[1])
+    keywords = {"folder": folder, "shape": shape, "prepare": sized}
+    return TfdsSource(name, "train", **keywords), TfdsSource(name, "validation", **keywords)
+
+
+def _need_square(name: str, shape: Shape) -> None:
     channels, height, width = shape
     if channels != 3 or height != width:
         raise DataError(
             f"{name} has square colour images, but the config asks for {shape}: set "
             f"data.num_channels=3 and one number as data.image_size"
         )
-    sized = functools.partial(prepare, size=height)
-    keywords = {"folder": folder, "shape": shape, "prepare": sized}
-    return TfdsSource(name, "train", **keywords), TfdsSource(name, "validation", **keywords)
 
 
 class TfdsSource(Source):

@@ -17,7 +17,7 @@ from score_lib.base.distributed import share_of_batch
 from score_lib.base.tensors import batch_mul, check_floats, rows
 from score_lib.losses.weightings import weighting_of
 from score_lib.parametrization import Parametrization, get_parametrization
-from score_lib.scores import classifier_label, get_model_fn, get_score_fn
+from score_lib.scores import classifier_label, get_model_fn, get_score_fn, reading_of_level
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE, LinearSDE
 from score_lib.sdes.snr import time_at
@@ -288,16 +288,20 @@ class _ContinuousLoss(DenoisingLoss):
 
 
 class _DiscreteLoss(DenoisingLoss):
-    """Weight 1 at each of the N noise levels."""
+    """At each of the N noise levels, weighted as `weighting_of` says."""
 
-    def __init__(self, sde, train, reduce_mean, dropping=NEVER):
+    def __init__(self, sde, train, reduce_mean, parametrization, weighting, dropping=NEVER):
         super().__init__(DiscreteLevels(sde), train, reduce_mean, dropping)
+        self.chosen = chosen = get_parametrization(parametrization)
+        self.weight = weighting_of(weighting, self.sde, False, chosen, continuous=False)
 
     def weighted_residual(self, model, batch, draws):
+        level, z, _ = draws
         x_t, std = self.noised(batch, draws)
-        output = get_model_fn(model, self.train)(x_t, draws.level)
-        score = self.sde.score_from_output(output, std)
-        return batch_mul(std, score) + draws.z, torch.ones_like(std)
+        coeffs = self.sde.discrete_coeffs(level)
+        reading = reading_of_level(self.sde, x_t, level, coeffs, self.chosen)
+        score = reading.score(get_model_fn(model, self.train)(reading.given, reading.label))
+        return batch_mul(std, score) + z, self.weight(x_t, level, std)
 
 
 def get_sde_loss_fn(
@@ -337,21 +341,34 @@ def get_sde_loss_fn(
         names = ", ".join(map(repr, _LEVELS))
         raise ValueError(f"unknown training.noise_levels {noise_levels!r}: known are {names}")
     levels = make(sde, eps)
-    chosen = get_parametrization(parametrization, continuous)
+    chosen = get_parametrization(parametrization)
     weight = weighting_of(weighting, levels.sde, likelihood_weighting, chosen)
     return _ContinuousLoss(levels, train, reduce_mean, continuous, chosen, weight, dropping)
 
 
-def get_smld_loss_fn(vesde: SDE, train: bool, reduce_mean: bool = False) -> DenoisingLoss:
+def get_smld_loss_fn(
+    vesde: SDE,
+    train: bool,
+    reduce_mean: bool = False,
+    *,
+    parametrization: Parametrization | str | None = None,
+    weighting: str = "",
+) -> DenoisingLoss:
     """Loss over the noise levels of SMLD (NCSN).  [S21, equation 1]"""
-    return _DiscreteLoss(vesde, train, reduce_mean)
+    return _DiscreteLoss(vesde, train, reduce_mean, parametrization, weighting)
 
 
 def get_ddpm_loss_fn(
-    vpsde: SDE, train: bool, reduce_mean: bool = True, *, dropping: Dropping = NEVER
+    vpsde: SDE,
+    train: bool,
+    reduce_mean: bool = True,
+    *,
+    parametrization: Parametrization | str | None = None,
+    weighting: str = "",
+    dropping: Dropping = NEVER,
 ) -> DenoisingLoss:
     """Loss over the steps of DDPM.  [S21, equation 3]"""
-    return _DiscreteLoss(vpsde, train, reduce_mean, dropping)
+    return _DiscreteLoss(vpsde, train, reduce_mean, parametrization, weighting, dropping)
 
 
 class ClassifierLoss(NoisyLoss):
@@ -413,20 +430,18 @@ def get_loss_fn(
         raise ValueError(
             f"unknown training.objective {objective!r}: known are 'score' and 'classifier'"
         )
+    shared = {"parametrization": parametrization, "weighting": weighting, "dropping": dropping}
     if continuous:
-        options = {"noise_levels": noise_levels, "weighting": weighting}
-        options |= {"parametrization": parametrization, "dropping": dropping}
-        return get_sde_loss_fn(sde, train, reduce_mean, True, likelihood_weighting, **options)
-    get_parametrization(parametrization, continuous)  # refuses any but the process's own
-    if noise_levels or weighting:
+        shared["noise_levels"] = noise_levels
+        return get_sde_loss_fn(sde, train, reduce_mean, True, likelihood_weighting, **shared)
+    if noise_levels:
         raise ValueError(
-            f"training.noise_levels = {noise_levels!r} and training.weighting = {weighting!r} need "
-            "training.continuous = True: the losses of SMLD and DDPM have levels and weights of "
-            "their own, set both to ''"
+            f"training.noise_levels = {noise_levels!r} needs training.continuous = True: the "
+            "losses of SMLD and DDPM have levels of their own, set it to ''"
         )
     if likelihood_weighting:
         raise ValueError(
             "training.likelihood_weighting needs training.continuous = True: the losses of SMLD "
             "and DDPM have weights of their own"
         )
-    return get_ddpm_loss_fn(sde, train, reduce_mean, dropping=dropping)
+    return get_ddpm_loss_fn(sde, train, reduce_mean, **shared)

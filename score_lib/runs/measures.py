@@ -221,6 +221,7 @@ def vlb_terms(
         levels,
         variance=options.vlb_variance,
         num_times=options.vlb_num_times,
+        parametrization=run.reading["parametrization"],
     )
     network = run.state["model"]
     network = WithVariances(network) if options.vlb_variance == "learned" else network

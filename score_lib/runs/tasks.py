@@ -6,6 +6,7 @@ Result r of row k is sample number k `control.num_results` + r of the seed, what
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -120,13 +121,19 @@ def draw(
 
 
 def psnr(name: str, results: Tensor, images: Tensor) -> dict[str, float]:
-    """Peak signal-to-noise ratio in dB of (rows, results, *D), averaged over images in mean square.
+    """Peak signal-to-noise ratio in dB of (rows, results, *D), averaged over images in mean square,
+    with its standard error over images.
 
     Samples of the posterior cannot reach an arbitrary value: their mean square error is twice the
     posterior's variance.
     """
-    error = (results.clamp(0, 1) - images[:, None]).square().mean()
-    return {name: (-10 * torch.log10(error)).item()}
+    errors = (results.clamp(0, 1) - images[:, None]).square().flatten(1).mean(1).double()
+    mean = errors.mean()
+    found = {name: (-10 * torch.log10(mean)).item()}
+    if len(errors) > 1:
+        relative = errors.std() / math.sqrt(len(errors)) / mean
+        found[f"{name}_standard_error"] = (10 / math.log(10) * relative).item()
+    return found
 
 
 def recognised(run: Run, results: Tensor, labels: Tensor | None) -> dict[str, float]:

@@ -130,7 +130,7 @@ def sampler_of(
         the prior; see `run_steps` for the callback.
     """
 
-    chosen = get_parametrization(parametrization, continuous)
+    chosen = get_parametrization(parametrization)
 
     @(lambda fn: fn) if differentiable else torch.no_grad()
     def sample(

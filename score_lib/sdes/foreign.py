@@ -109,6 +109,7 @@ class _VE(_Linear):
     score_from_output, discrete_coeffs = VESDE.score_from_output, VESDE.discrete_coeffs
     ancestral_step, posterior = VESDE.ancestral_step, VESDE.posterior
     _adjacent_sigmas, noise_label = VESDE._adjacent_sigmas, VESDE.noise_label
+    level_time = VESDE.level_time
 
     def sigma(self, t: Tensor) -> Tensor:
         """sigma(t), (B,)."""

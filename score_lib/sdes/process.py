@@ -134,6 +134,14 @@ class SDE(abc.ABC):
             f"{type(self).__name__} has no discrete noise levels: set training.continuous = True"
         )
 
+    def level_coeffs(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """m and s, (B,), of the discrete noise level that a network is told at time t (B,)."""
+        return self.discrete_coeffs(self.noise_label(t, False).long())
+
+    def level_time(self, label: Tensor) -> Tensor:
+        """The time (B,) at which a network is told a noise index (B,): of `noise_label`."""
+        return self.T * label / max(self.N - 1, 1)
+
     def discrete_chain(self) -> tuple[Tensor, Tensor, Tensor]:
         """The N discrete noise levels, from the least noise on: labels, int64, and the mean scale
         and standard deviation of x given x_0, float64, each (N,)."""

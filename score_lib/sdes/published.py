@@ -138,7 +138,7 @@ class _Preserving(_BetaSDE):
     def noise_std(self, t: Tensor, continuous: bool) -> Tensor:
         if continuous:
             return super().noise_std(t, continuous)
-        return self.discrete_coeffs(self.noise_label(t, continuous).long())[1]
+        return self.level_coeffs(t)[1]
 
     def discrete_coeffs(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(bar alpha_i) and sqrt(1 - bar alpha_i) of DDPM."""
@@ -262,11 +262,13 @@ class CosineVPSDE(_Preserving):
         """999 t, or the place of t among the levels."""
         return 999 * t if continuous else self.level(t)
 
-    def noise_std(self, t: Tensor, continuous: bool) -> Tensor:
-        """s(t), for discrete levels at the place that the network is told."""
-        if not continuous:
-            t = ((self.level(t) + 1) / self.N).clamp(max=self.last_level)
-        return self.marginal_coeffs(t)[1]
+    def level_coeffs(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """m and s at the place that the network is told, which may be between two levels."""
+        return self.marginal_coeffs(((self.level(t) + 1) / self.N).clamp(max=self.last_level))
+
+    def level_time(self, label: Tensor) -> Tensor:
+        """The time (B,) whose place among the levels is a noise index (B,)."""
+        return 1 / self.N + (self.last_level - 1 / self.N) * label / (self.N - 1)
 
     def __repr__(self) -> str:
         levels = "" if self.continuous else ", continuous=False"
@@ -343,6 +345,10 @@ class VESDE(_Chain):
         if continuous:
             return self.sigma(t)
         return torch.round((self.T - t) * (self.N - 1)).long()
+
+    def level_time(self, label: Tensor) -> Tensor:
+        """The time (B,) of an index into the noise levels in descending order, (B,)."""
+        return self.T * (1 - label / max(self.N - 1, 1))
 
     def score_from_output(self, output: Tensor, std: Tensor) -> Tensor:
         """The output itself: these networks divide by sigma inside."""
