@@ -260,8 +260,9 @@ def _split_folders(source: ImageFiles) -> tuple[Source, Source]:
     files, places, split = source.files, source.places, source.split
     folders = [split.part(folder) for folder in places.folders]
     totals = places.totals(folders)
-    train, held_out = (counts({name: totals.pop(name)}) for name in (split.train, split.held_out))
-    others = counts(totals) or "nothing"
+    train, held_out = (counts({name: totals[name]}) for name in (split.train, split.held_out))
+    others = {name: n for name, n in totals.items() if name not in (split.train, split.held_out)}
+    others = counts(others) or "nothing"
     log_once(f"{files.path}: trained on: {train}; held out: {held_out}; left out: {others}")
     trained_on = np.array([folder == split.train for folder in folders])[places.numbers]
     held_out = np.array([folder == split.held_out for folder in folders])[places.numbers]
