@@ -155,6 +155,15 @@ def test_examples_are_the_same_with_and_without_an_index(tmp_path, monkeypatch, 
     assert len(listings) == 2
 
 
+def test_a_folder_may_be_both_parts_of_a_split(tmp_path):
+    for name in ("a/1.png", "b/2.png", "b/3.png"):
+        save_image(tmp_path, name, random_images(8, 8, 3))
+    info = datasets.get_streams(make_config("IMAGES", path=str(tmp_path), split="b:a"))[2]
+    assert info.num_examples == {"train": 2, "test": 1}
+    with pytest.raises(datasets.DataError):  # nothing is left to hold out
+        datasets.get_streams(make_config("IMAGES", path=str(tmp_path), split="b:b"))
+
+
 def damage(file, kind):
     arrays = load_arrays(file)
     if kind == "cut":
