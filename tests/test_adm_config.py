@@ -165,9 +165,8 @@ def test_attention_that_is_recomputed_compiles():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrap", [lambda model: model, InBfloat16])
-def test_the_network_is_one_graph_forward_and_backward(wrap):
-    model = wrap(fill_weights(build(adm_config(dropout=0.0))))
+def test_the_network_is_one_graph_forward_and_backward():
+    model = InBfloat16(fill_weights(build(adm_config(dropout=0.0))))
     torch._dynamo.reset()
     fast = Compiled(model, backend="aot_eager", fullgraph=True)
     x, labels = torch.rand(2, 3, 8, 8), torch.tensor([3.0, 500.0])

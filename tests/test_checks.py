@@ -16,6 +16,7 @@ import checks
 import evaluation
 import run_lib
 import sampling
+from score_lib.runs.check import _process
 from score_lib.samplers.steps import Corrector
 from sde_lib import SDE, VESDE, VPSDE, batch_mul, subVPSDE
 
@@ -214,9 +215,8 @@ def test_a_config_is_checked_and_the_findings_are_in_a_file(tmp_path):
     assert "measured" in texts["training"] and "1501 images" in texts["data"]
 
 
-@pytest.mark.slow
-def test_a_config_with_a_parametrization_is_checked(tmp_path):
-    found = run_lib.check(small_config("edm/digits", model__num_scales=1000), tmp_path)
+def test_a_config_with_a_parametrization_is_checked():
+    found = _process(run_lib.setup(small_config("edm/digits", model__num_scales=1000)))
     assert "wrong" not in states(found).values(), found
     texts = {finding.subject: finding.text for finding in found}
     assert "the output of EDM(sigma_data=0.75)" in texts["convention"]

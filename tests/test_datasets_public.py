@@ -18,6 +18,7 @@ from PIL import Image
 
 import datasets
 from datasets import DataError
+from score_lib.data.sources import log_once
 
 MOCKED = [
     ("CIFAR10", 32, {}, 10),
@@ -63,6 +64,7 @@ def test_mocked_images_equal_the_stored_ones():
 @pytest.mark.parametrize("name", ["CIFAR10", "SVHN"])
 @pytest.mark.parametrize("size", [16, 48])
 def test_small_images_are_resized_with_a_note(name, size, caplog):
+    log_once.cache_clear()
     with mocked(), caplog.at_level("INFO"):
         whole, resized = (
             datasets.get_streams(make_config(name, image_size=side))[2].sources["train"]

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from small_runs import command, run_forked, small_config, start_forked
+from small_runs import small_config
 
 import run_lib
 from datasets import MemorySource, get_streams
@@ -117,29 +117,6 @@ def test_killed_after_every_round(workdir, options, monkeypatch):
     assert attempt > 5
     made = [p for p in written if "report" not in str(p)]
     assert len(made) == len(set(made)) == 2 * (1 + 4 + 2 + 2)
-    assert (folder / "report.json").read_text() == (workdir / "eval" / "report.json").read_text()
-
-
-@pytest.mark.slow
-def test_killed_processes(workdir, options, tmp_path):
-    """SIGKILL at random moments: the same report, bit for bit."""
-    rng, folder = np.random.default_rng(0), workdir / "signals"
-    arguments = [*command(workdir=workdir, mode="eval", **options), "--eval_folder=signals"][2:]
-    kills = 0
-    for target in np.sort(rng.integers(0, 20, size=5)):
-        with (tmp_path / "output").open("w") as output:
-            process = start_forked(arguments, output)
-            while process.is_alive():
-                if len(list(folder.rglob("*.npz"))) >= target and (folder / "config.json").exists():
-                    time.sleep(0.3 * rng.random())
-                    process.kill()
-                    kills += 1
-                    break
-                time.sleep(0.002)
-            process.join()
-    code, said = run_forked(arguments)
-    assert code == 0, said
-    assert kills > 1
     assert (folder / "report.json").read_text() == (workdir / "eval" / "report.json").read_text()
 
 

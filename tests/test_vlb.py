@@ -322,6 +322,7 @@ def test_learned_variances_by_config(tmp_path):
     options = {"model__learn_sigma": True, "model__nf": 32, "model__ch_mult": (1, 2)}
     options |= {"training__snapshot_sampling": False, "training__continuous": False}
     options |= {"model__num_scales": 25, "eval__enable_vlb": True, "eval__enable_bpd": False}
+    options |= {"training__n_iters": 6, "eval__vlb_num_times": 2}
     options |= {"eval__begin_ckpt": 1, "eval__end_ckpt": 1, "eval__enable_sampling": False}
     config = small_config("vp/digits_adm", **options, eval__enable_loss=False)
     run_lib.train(config, tmp_path)
