@@ -10,6 +10,8 @@ from PIL import Image
 
 from score_lib.runs.tasks import psnr
 
+pytestmark = pytest.mark.quick_cases(2)
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

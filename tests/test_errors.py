@@ -15,6 +15,8 @@ import run_lib
 from score_lib.data import public
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.quick_cases(6)
+
 FEW = {
     "training__n_iters": 4,
     "training__snapshot_freq": 2,

@@ -156,6 +156,7 @@ def test_per_sample_error_control_does_not_depend_on_batches(workdir, options):
     assert np.median(np.abs(values[0] - values[1])) < 1e-5
 
 
+@pytest.mark.slow
 def test_one_file_anywhere(workdir, options, tmp_path):
     """A checkpoint by its path, into another work directory."""
     path = workdir / "checkpoints" / "checkpoint_2.pth"

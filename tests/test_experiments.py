@@ -13,6 +13,8 @@ from score_lib.base.tensors import image_shape
 from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.options import flatten
 
+pytestmark = pytest.mark.quick_cases(3)
+
 # Making an experiment small changes sizes, never kinds: the data
 # are a file of a few images, and the rest are numbers.
 DATA = {"data.dataset": "IMAGES", "data.image_size": 32, "data.num_workers": 0}

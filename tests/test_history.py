@@ -11,6 +11,8 @@ from score_lib.disk.checkpoints import CheckpointError, read_checkpoint, save_ch
 from score_lib.runs.setup import META
 from score_lib.runs.train import snapshot_name
 
+pytestmark = pytest.mark.quick_cases(4)
+
 QUIET = {"training__snapshot_sampling": False, "training__eval_freq": 50}
 CHANGED = {
     "optim__eps": 1e-4,

@@ -12,6 +12,8 @@ from models.utils import get_score_fn
 from score_lib.base.tensors import SampleNoise
 from sde_lib import VESDE, VPSDE, subVPSDE
 
+pytestmark = pytest.mark.quick_cases(3)
+
 SDES = {
     "ve": lambda N: VESDE(sigma_min=0.01, sigma_max=20, N=N),
     "vp": lambda N: VPSDE(N=N),

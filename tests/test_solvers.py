@@ -15,6 +15,8 @@ from score_lib.base.tensors import SampleNoise
 from score_lib.samplers import adaptive, grids
 from sde_lib import VESDE, VPSDE, subVPSDE
 
+pytestmark = pytest.mark.quick_cases(3)
+
 SDES = {"ve": VESDE(sigma_max=20), "vp": VPSDE(), "subvp": subVPSDE()}
 SOLVERS = {
     "ddim": sampling.DDIM,

@@ -9,6 +9,8 @@ from oracles import MU, S0, GaussianOracle
 import sampling
 from sde_lib import VESDE, VPSDE, batch_mul, subVPSDE
 
+pytestmark = pytest.mark.quick_cases(2)
+
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": subVPSDE()}
 
 
