@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.info(
         "guidance costs %.3f evaluations; conditional code leaves an unconditional network %.3f "
         "of its speed",
-        times["guided"].best / one.best, times["without the code"].best / plain.best,
+        times["guided"].median / one.median, times["without the code"].median / plain.median,
     )  # fmt: skip
 
 
