@@ -85,6 +85,17 @@ _DATA = {
     "image_width": (0, at_least(0), "width, where `image_size` is the height; 0: square"),
     "num_channels": (3, count, "1 for gray images, 3 for colour, 4 with transparency"),
     "shape": ((), shape, "shape of a datum that is no image, such as (D,) or (N, C); (): an image"),
+    "kind": (
+        "",
+        one_of("", "vectors", "series", "points", "images", "volumes"),
+        'what a datum is; "": by its shape, where sets of points have to be named',
+    ),
+    "standardize": (
+        "channel",
+        one_of("channel", "entry", "all", "none"),
+        "continuous values: what has one mean and one deviation, by which data are standardised",
+    ),
+    "key": ("", text, 'array in an .npz or .h5; "": the only one, or "data"'),
     "centered": (NEEDED, flag, "pixels from -1 to 1 inside the network, else from 0 to 1"),
     "random_flip": (True, flag, "mirror half of the training images"),
     "augment": (
@@ -94,7 +105,7 @@ _DATA = {
     ),
     "uniform_dequantization": (False, flag, "spread grey levels by uniform noise"),
     "category": ("", text, 'category of LSUN, such as "bedroom"'),
-    "path": ("", text, "your own images: a folder, .zip, .npy or .npz; or files of a public set"),
+    "path": ("", text, "your own images or arrays: a folder or file; or files of a public set"),
     "split": ("", split, 'held-out part of `path`; "": a folder such as test/, else every tenth'),
     "range": ((), ends, "stored values of black and white; (): 0 and 255, or 0 and 1 for floats"),
     "background": ("", color, 'colour behind transparent pixels; "": they are refused'),
