@@ -86,9 +86,11 @@ def arrays(
     if place.is_dir():
         if split:
             raise DataError(f"data.split={split!r} divides one file, but {path} is a folder")
-        train, test = (_open(_part(place, name), shape, key, levels) for name in ("train", "test"))
+        train, test = (
+            open_array_source(_part(place, name), shape, key, levels) for name in ("train", "test")
+        )
         return train, test
-    return divided(_open(place, shape, key, levels), path, split)
+    return divided(open_array_source(place, shape, key, levels), path, split)
 
 
 def _is_continuous(config) -> bool:
@@ -129,7 +131,16 @@ def _part(folder: pathlib.Path, name: str) -> pathlib.Path:
     return found[0]
 
 
-def _open(path: pathlib.Path, shape: tuple[int, ...], key: str, levels: int) -> ArraySource:
+def open_array_source(
+    path: pathlib.Path, shape: tuple[int, ...], key: str = "", levels: int = 0
+) -> ArraySource:
+    """The rows of an array in a file, each of the configured shape.
+
+    Args:
+        key, levels: the options of `data`.
+    Raises:
+        DataError: there is no such array, or its shape or type does not suit.
+    """
     rows, labels = open_rows(path, key)
     _check_type(path, rows.dtype, levels)
     if rows.shape[1:] != tuple(shape):

@@ -208,7 +208,7 @@ def _data(run: Run) -> list[Finding]:
         return [Finding("data", WRONG, str(error))]
     low, high, most = pixels.min().item(), pixels.max().item(), info.levels - 1
     epochs = options.n_iters * options.batch_size / len(train)
-    what = "images" if run.pictures else run.kind
+    what = "sets of points" if run.kind == "points" else run.kind
     of = "" if run.continuous else f" of {most}"
     text = (
         f"{info.name}: {len(train)} {what} to train on, {len(test)} held out, {_classes(info)}; "

@@ -136,6 +136,39 @@ def psnr(name: str, results: Tensor, images: Tensor) -> dict[str, float]:
     return found
 
 
+def closeness(run: Run, what: str, results: Tensor, images: Tensor) -> dict[str, float]:
+    """`psnr` of images in [0, 1]; of continuous data "rmse", the root of the mean square error, in
+    the data's units, with its standard error over examples.
+
+    Args:
+        what: is added to the name of the figure.
+    """
+    if not run.continuous:
+        return psnr("_".join(filter(None, ("psnr", what))), results, images)
+    name = "_".join(filter(None, ("rmse", what)))
+    errors = (results - images[:, None]).square().flatten(1).mean(1).double()
+    found = {name: errors.mean().sqrt().item()}
+    if len(errors) > 1:
+        error = errors.std() / math.sqrt(len(errors)) / (2 * found[name])
+        found[f"{name}_standard_error"] = error.item()
+    return found
+
+
+def interval_coverage(results: Tensor, images: Tensor, share: float = 0.9) -> dict[str, float]:
+    """The share of entries inside the central interval of 90 % of their results.
+
+    For samples of the posterior it is 0.9 but for the coarseness of few results.
+
+    Args:
+        results: (rows, results, *D).
+        images: the truth, (rows, *D).
+    """
+    ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=results.dtype)
+    low, high = results.quantile(ends.to(results.device), dim=1)
+    inside = ((images >= low) & (images <= high)).flatten(1).double().mean(1)
+    return mean_and_error(f"inside_{share:.0%}_interval".replace("%", ""), inside.cpu().numpy())
+
+
 def recognised(run: Run, results: Tensor, labels: Tensor | None) -> dict[str, float]:
     """The share of results (rows, results, *D) that the evaluation's classifier, if the data set
     has one, assigns to their row's class."""
