@@ -86,10 +86,8 @@ def arrays(
     if place.is_dir():
         if split:
             raise DataError(f"data.split={split!r} divides one file, but {path} is a folder")
-        train, test = (
-            open_array_source(_part(place, name), shape, key, levels) for name in ("train", "test")
-        )
-        return train, test
+        parts = [_part(place, name) for name in ("train", "test")]
+        return tuple(open_array_source(part, shape, key, levels) for part in parts)
     return divided(open_array_source(place, shape, key, levels), path, split)
 
 
