@@ -62,6 +62,7 @@ def test_dinov2_prepares_images_as_torch_fidelity(dinov2_file, monkeypatch):
     assert found["logits"] is None and ours.distance == "fd" and isinstance(ours, DINOv2)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_clip_is_that_of_torch_fidelity(tmp_path):
     declare_box_operators()
     library = pytest.importorskip("torch_fidelity.feature_extractor_clip")

@@ -206,7 +206,16 @@ def test_agreement_of_pixels_is_told(own_images, tmp_path, caplog):
     "stats, reason",
     [
         (some_statistics(), "different extractors cannot be compared: the data's come from 'digi"),
-        (some_statistics(extractor=""), "are of 6 features, and the extractor 'corners' gives 4"),
+        (
+            some_statistics(extractor=""),
+            r"6 features \(pool_3\), and the extractor 'corners' gives 4",
+        ),
+        (
+            some_statistics(
+                pool_3=features(9, 4, 1), extractor="", logits=None, **moments("a", "_s")
+            ),
+            r"6 features \(spatial\), and the extractor 'corners' gives 4",
+        ),
     ],
 )
 def test_statistics_that_do_not_fit_are_refused_before_sampling(

@@ -35,17 +35,16 @@ def optional(module: str, extractor: str, package: str, install: str):
         ) from error
 
 
-def downloaded(url: str, name: str, file: str = "") -> pathlib.Path:
+def downloaded(url: str, name: str) -> pathlib.Path:
     """The file of weights from a URL, in PyTorch's hub folder; it is downloaded if it is missing.
 
     Args:
         name: of the network, for messages.
-        file: name of the file there; "" is its name in the URL.
     Raises:
         OSError: there is no network, or no place for the file.
     """
     folder = pathlib.Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / (file or url.rpartition("/")[2])
+    path = folder / url.rpartition("/")[2]
     if path.exists():
         return path
     logging.info("downloading the %s weights to %s", name, path)
@@ -60,13 +59,13 @@ def downloaded(url: str, name: str, file: str = "") -> pathlib.Path:
     return path
 
 
-def weights_file(weights: str, url: str, name: str, file: str = "") -> pathlib.Path:
+def weights_file(weights: str, url: str, name: str) -> pathlib.Path:
     """The file that `eval.extractor_weights` names, or the `downloaded` one for "".
 
     Raises:
         FileNotFoundError: there is no such file.
     """
-    path = pathlib.Path(weights) if weights else downloaded(url, name, file)
+    path = pathlib.Path(weights) if weights else downloaded(url, name)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of {name} weights at {path}")
     return path

@@ -122,12 +122,15 @@ def comparable_extractor(
     extractor.with_spatial = extractor.has_spatial and real.mu_s is not None
     check_comparable(real.made_by(), extractor.identity)
     channels, *sides = run.shape
-    found = extractor(np.zeros((1, *sides, channels), dtype=np.uint8))["pool_3"].shape[1]
-    if found != real.width:
-        raise ValueError(
-            f"the statistics in {find_statistics(run.config, workdir)} are of {real.width} "
-            f"features, and the extractor {extractor.name!r} gives {found}: {ADVICE}"
-        )
+    found = extractor(np.zeros((1, *sides, channels), dtype=np.uint8))
+    widths = {"pool_3": real.width, "spatial": 0 if real.mu_s is None else len(real.mu_s)}
+    for name in ("pool_3", "spatial") if extractor.with_spatial else ("pool_3",):
+        if found[name].shape[1] != widths[name]:
+            raise ValueError(
+                f"the statistics in {find_statistics(run.config, workdir)} are of {widths[name]} "
+                f"features ({name}), and the extractor {extractor.name!r} gives "
+                f"{found[name].shape[1]}: {ADVICE}"
+            )
     return extractor
 
 
