@@ -340,12 +340,17 @@ _EVAL = {
     "per_sample_error": (False, flag, "bits/dim: solver steps for each image alone"),
     "enable_sampling": (False, flag, "draw samples and compare them with the data"),
     "num_samples": (50000, count, "samples to compare"),
-    "extractor": ("", extractors, 'features of images; "": as suits the data set'),
+    "extractor": ("", extractors, 'features, or your own "module:function"; "": suits the data'),
     "extractor_weights": ("", text, 'file of its weights; "": where it keeps them'),
     "stats": (
         "",
         text,
         'file of the data\'s statistics; "": in stats/ of the run, or assets/stats',
+    ),
+    "stats_format": (
+        "features",
+        one_of("features", "moments"),
+        '`--mode fid_stats` writes all features, or "moments": mu and sigma for other tools',
     ),
     "suggest_noise_scales": (False, flag, "`--mode fid_stats`: find noise levels for the data"),
     "enable_accuracy": (False, flag, "measure the accuracy of a classifier"),

@@ -397,6 +397,20 @@ MUTATIONS = [
         ("tests/test_checks.py",),
     ),
     Mutation(
+        "every array of a file of statistics is read",
+        "score_lib/metrics/stats.py",
+        "[name for name in known if name in stored]",
+        "list(stored)",
+        ("tests/test_reference_statistics.py",),
+    ),
+    Mutation(
+        "spatial features are in PyTorch's order",
+        "score_lib/metrics/inception.py",
+        "[:, :_SPATIAL_CHANNELS].movedim(1, -1)",
+        "[:, :_SPATIAL_CHANNELS]",
+        ("tests/test_pretrained.py",),
+    ),
+    Mutation(
         "a checkpoint is read by any options",
         SETUP,
         "        check_same_output(path, trained, run.config)\n",

@@ -21,6 +21,7 @@ from benchmarks import (
     likelihood,
     measure,
     objectives,
+    reference_statistics,
     samplers,
     sampling,
     train,
@@ -275,6 +276,17 @@ def test_starts_with_a_folder_are_measured(tmp_path):
     # Two numbers for each name, and four for the state of each of the four folders.
     assert row["listing MB"] == (text + 30 * 16 + inside + 4 * 16 + 4 * 32) / 1e6
     assert row["s"] > 0 and row["peak MB"] >= 0 and row["worker MB"] < 10
+
+
+def test_reference_statistics_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_statistics, "WIDTH", 8)
+    monkeypatch.setattr(reference_statistics, "SPATIAL", 5)
+    reference_statistics.make_file(tmp_path / "v.npz", 2)
+    with np.load(tmp_path / "v.npz") as file:
+        assert file["arr_0"].shape == (2, 256, 256, 3) and file["arr_0"].dtype == np.uint8
+        assert file["mu"].shape == (8,) and file["sigma_s"].shape == (5, 5)
+    row = reference_statistics.read(str(tmp_path / "v.npz"))
+    assert row["s"] > 0 and row["peak MB"] >= row["imports MB"]
 
 
 def test_checkpoints_are_measured_with_the_whole_training_state(capsys):

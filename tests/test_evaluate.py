@@ -15,7 +15,7 @@ from score_lib.disk.arrays import load_arrays
 from score_lib.disk.reports import mean_and_error
 from score_lib.runs import rounds
 from score_lib.runs.evaluate import find_checkpoints
-from score_lib.runs.statistics import channel_means
+from score_lib.runs.statistics import sampled_pixels
 
 
 @pytest.fixture(scope="module")
@@ -286,10 +286,10 @@ def test_statistics_of_other_images_are_refused(tmp_path, caplog):
 
 def test_images_are_compared_by_the_means_of_evenly_spaced_ones():
     images = torch.arange(2500).remainder(16).reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2).byte()
-    found = channel_means(MemorySource(images, levels=17))
+    found = sampled_pixels(MemorySource(images, levels=17))["means"]
     numbers = (np.arange(1000) * 2.5).astype(int)
     np.testing.assert_allclose(found, np.repeat(numbers[:, None] % 16 * 255 / 16, 3, axis=1))
-    assert np.array_equal(channel_means(MemorySource(images[:7]))[:, 0], np.arange(7))
+    assert np.array_equal(sampled_pixels(MemorySource(images[:7]))["means"][:, 0], np.arange(7))
 
 
 def test_mean_and_error():

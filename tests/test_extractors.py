@@ -15,6 +15,7 @@ from datasets import get_streams
 from score_lib.disk.pictures import declare_box_operators
 from score_lib.metrics import inception
 from score_lib.metrics.digits import DigitsExtractor
+from score_lib.metrics.fidelity import resized as fidelity_resized
 
 
 def extractor_config(dataset="CIFAR10", **options):
@@ -184,6 +185,16 @@ def test_inception_from_a_file_of_weights(fidelity, tmp_path):
     with pytest.raises(ValueError, match="3 or 1 channels, not 2"):
         extractor(images[..., :2])
     assert extractor.name == "inception" and len(extractor.digest) == 16
+    extractor.with_spatial = True
+    found = extractor(images)
+    assert torch.equal(found["pool_3"], out["pool_3"]) and found["spatial"].shape == (3, 2023)
+    x = (fidelity_resized(images.movedim(-1, 1), 299, "inception") - 128) / 128
+    for name, layer in network.named_children():
+        if name == "Mixed_6d":
+            break
+        x = layer(x)
+    expected = network.Mixed_6d.branch1x1(x)[:, :7].permute(0, 2, 3, 1).reshape(3, -1)
+    torch.testing.assert_close(found["spatial"], expected)
 
 
 def random_inception(fidelity, tmp_path):

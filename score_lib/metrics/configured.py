@@ -7,8 +7,9 @@ import pathlib
 import torch
 
 from score_lib.base.tensors import derive_seed, image_shape
-from score_lib.metrics import digits, inception  # noqa: F401  (they register)
+from score_lib.metrics import digits, inception, pretrained  # noqa: F401  (they register)
 from score_lib.metrics.extractors import EXTRACTORS, Extractor
+from score_lib.metrics.own import OwnExtractor
 from score_lib.metrics.stats import Statistics, load_statistics
 from score_lib.options import complete
 
@@ -21,19 +22,24 @@ ADVICE = "compute them with --mode fid_stats, or name another file with --config
 def get_extractor(config, device: torch.device | str | None = None) -> Extractor:
     """The extractor of `eval.extractor`, with the weights of `eval.extractor_weights`.
 
-    An empty name is "digits" for the data set DIGITS, and "inception" for all others.  The default
-    device is the first GPU if there is one.  Errors: see `Extractor`.
+    An empty name is "digits" for the data set DIGITS, and "inception" for all others.  A name
+    "module:function" is a user's own, see `OwnExtractor`.  The default device is the first GPU if
+    there is one.  Errors: see `Extractor`.
     """
     config = complete(config)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return EXTRACTORS.build(_extractor_name(config), config, device=torch.device(device))
+    name, device = _extractor_name(config), torch.device(device)
+    if ":" in name:
+        return OwnExtractor(name, config.eval.extractor_weights, device)
+    return EXTRACTORS.build(name, config, device=device)
 
 
 def recognises_classes(config) -> bool:
     """Whether the class scores of the configured extractor are of the data set's classes."""
     config = complete(config)
-    extractor = EXTRACTORS.get(_extractor_name(config))
+    name = _extractor_name(config)
+    extractor = OwnExtractor if ":" in name else EXTRACTORS.get(name)
     return config.data.dataset in getattr(extractor, "classes_of", ())
 
 

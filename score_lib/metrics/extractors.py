@@ -25,6 +25,9 @@ class Extractor(abc.ABC):
         digest: hash of the weights.
         batch_size: images that the network processes at once.
         classes_of: names of the data sets whose labels its class scores are of.
+        distance: name of the Fréchet distance of its features in reports.
+        has_spatial: whether it can compute spatial features, for the sFID.
+        with_spatial: whether it does.
     """
 
     name: str
@@ -32,15 +35,26 @@ class Extractor(abc.ABC):
     digest: str
     batch_size = 64
     classes_of: tuple[str, ...] = ()
+    distance = "fid"
+    has_spatial = False
+    with_spatial = False
 
     @abc.abstractmethod
-    def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (b, F) and class scores (b, K) or None, of uint8 images (b, H, W, C)."""
+    def features(self, images: Tensor) -> tuple[Tensor | None, ...]:
+        """Features (b, F) and class scores (b, K) or None, of uint8 images (b, H, W, C).
+
+        With `with_spatial`, also the spatial features (b, S).
+        """
+
+    @property
+    def identity(self) -> str:
+        """Its name, weights and filter, in words that `Statistics.made_by` repeats."""
+        return described(self.name, self.digest, self.resize)
 
     def __call__(self, images: Tensor | np.ndarray) -> dict[str, Tensor | None]:
         """For uint8 images (B, H, W, C): "pool_3" (B, F), and "logits" (B, K) or None.
 
-        Both are float32 on the CPU.
+        With `with_spatial`, also "spatial" (B, S).  All are float32 on the CPU.
         """
         images = torch.as_tensor(images)
         if images.dim() != 4 or images.dtype != torch.uint8 or not len(images):
@@ -48,11 +62,17 @@ class Extractor(abc.ABC):
                 "features are computed from uint8 images (B, H, W, C), not from "
                 f"{images.dtype} of shape {tuple(images.shape)}"
             )
-        pool_3, logits = zip(*map(self.features, images.split(self.batch_size)), strict=True)
+        parts = zip(*map(self.features, images.split(self.batch_size)), strict=True)
+        names = ("pool_3", "logits", "spatial")[: 3 if self.with_spatial else 2]
         return {
-            "pool_3": torch.cat(pool_3).float().cpu(),
-            "logits": None if logits[0] is None else torch.cat(logits).float().cpu(),
+            name: None if values[0] is None else torch.cat(values).float().cpu()
+            for name, values in zip(names, parts, strict=True)
         }
+
+
+def described(name: str, digest: str, resize: str) -> str:
+    """An extractor in words, such as "'digits' (weights 9f31, resize: none)"."""
+    return f"{name!r} (weights {digest}, resize: {resize})"
 
 
 def register_extractor(cls: type | None = None, *, name: str | None = None, **entry) -> Callable:

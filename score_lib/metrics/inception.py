@@ -7,8 +7,6 @@ compared with statistics of the other.
 import contextlib
 import functools
 import hashlib
-import importlib
-import logging
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -18,13 +16,14 @@ import torch
 from torch import Tensor
 
 from score_lib.disk.files import file_digest, printable
-from score_lib.disk.pictures import declare_box_operators
 from score_lib.disk.records import load_verified
 from score_lib.metrics.extractors import Extractor, as_rgb, register_extractor
+from score_lib.metrics.fidelity import exact, fidelity, optional, weights_file
 
 TFGAN_URL = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 INCEPTION_V3_URL = "https://tfhub.dev/google/imagenet/inception_v3/feature_vector/4"
 _SIZE = 299
+_SPATIAL_CHANNELS = 7
 
 
 @register_extractor
@@ -34,46 +33,42 @@ class FidelityInception(Extractor):
     Features are the output of the last pooling layer, (B, 2048).  Class scores, (B, 1008), omit the
     bias of the last layer, as in the published Inception Score.
 
+    Spatial features are the first 7 channels of the map of 17 x 17 that the layer "mixed_6/conv"
+    of the original network gives, (B, 2023).  [Nash et al. 2021, sFID; Dhariwal and Nichol 2021]
+
     The weights are torch-fidelity's file; "" downloads it to PyTorch's hub folder.
     """
 
     name = "inception"
     resize = f"bilinear to {_SIZE} x {_SIZE}, aligned as in TensorFlow 1"
+    has_spatial = True
 
     def __init__(self, weights: str = "", device: torch.device | str = "cpu"):
-        path = pathlib.Path(weights) if weights else _downloaded_weights()
+        path = weights_file(weights, _fidelity().URL_INCEPTION_V3, "Inception")
         self.device = torch.device(device)
         self.network = _fidelity_network(path).to(self.device)
         self.digest = file_digest(path)
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
         x = as_rgb(images).movedim(-1, 1).contiguous().to(self.device)
-        # TF32 on a GPU would change distances in the third digit.
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            return self.network(x)
+        with exact():
+            return self._with_map(x) if self.with_spatial else self.network(x)
 
-
-def _downloaded_weights() -> pathlib.Path:
-    url = _fidelity().URL_INCEPTION_V3
-    path = pathlib.Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if path.exists():
-        return path
-    logging.info("downloading the Inception weights to %s", path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), progress=False)
-    except OSError as error:
-        raise OSError(
-            f"the Inception weights cannot be downloaded from {url} to {path} ({error}): copy "
-            "that file here and name it with --config.eval.extractor_weights=FILE"
-        ) from error
-    return path
+    def _with_map(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, class scores and spatial features."""
+        # torch-fidelity's name of "mixed_6/conv", which its forward does not give out.
+        layer, maps = self.network.Mixed_6d.branch1x1, []
+        hook = layer.register_forward_hook(lambda module, given, output: maps.append(output))
+        try:
+            pool_3, logits = self.network(x)
+        finally:
+            hook.remove()
+        # In TensorFlow's order, the channel last.
+        return pool_3, logits, maps[0][:, :_SPATIAL_CHANNELS].movedim(1, -1).flatten(1)
 
 
 def _fidelity_network(path: pathlib.Path) -> torch.nn.Module:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of Inception weights at {path}")
     network, outputs = _fidelity().FeatureExtractorInceptionV3, ["2048", "logits_unbiased"]
     try:
         # torch-fidelity unpickles the file, which can run code; a safe load refuses such files.
@@ -88,9 +83,7 @@ def _fidelity_network(path: pathlib.Path) -> torch.nn.Module:
 
 
 def _fidelity():
-    declare_box_operators()  # torch-fidelity imports torchvision
-    module = "torch_fidelity.feature_extractor_inceptionv3"
-    return _optional(module, "inception", "torch-fidelity", "torch-fidelity")
+    return fidelity("feature_extractor_inceptionv3", "inception")
 
 
 @register_extractor
@@ -196,7 +189,7 @@ def _hub_model(handle: str):
 
 def _tensorflow():
     """TensorFlow without GPUs, whose memory it would take from PyTorch."""
-    tensorflow = _optional("tensorflow", "inception_tfgan", "TensorFlow", "-r requirements.txt")
+    tensorflow = optional("tensorflow", "inception_tfgan", "TensorFlow", "-r requirements.txt")
     # Fails if TensorFlow is already initialised.
     with contextlib.suppress(RuntimeError):
         tensorflow.config.set_visible_devices([], "GPU")
@@ -204,17 +197,7 @@ def _tensorflow():
 
 
 def _hub():
-    return _optional("tensorflow_hub", "inception_tfgan", "TensorFlow Hub", "-r requirements.txt")
-
-
-def _optional(module: str, extractor: str, package: str, install: str):
-    """A module of a package that only this extractor needs."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"the extractor {extractor!r} needs {package} ({error}): pip install {install}"
-        ) from error
+    return optional("tensorflow_hub", "inception_tfgan", "TensorFlow Hub", "-r requirements.txt")
 
 
 def _folder_digest(folder: str | os.PathLike) -> str:

@@ -1,9 +1,11 @@
 """Statistics of a set of images: their features, and a record of the network that computed them.
 
 Files are .npz without pickle.  Ours hold `pool_3` (N, F), optionally `logits` (N, K) and `labels`
-(N,), and `extractor`, `resize`, `digest`, `dataset`, `place`, `shape`, `means`, `count` and `hash`.
-The common layouts are read too: `pool_3` alone, or `mu` (F,) and `sigma` (F, F), which suffice for
-the FID only.
+(N,), and `extractor`, `resize`, `digest`, `dataset`, `place`, `shape`, `means`, `pixels`,
+`sample`, `count` and `hash`.  The common layouts are read too, by the names of their arrays:
+`pool_3` alone (TF-GAN), or `mu` (F,) and `sigma` (F, F), which suffice for the FID only (TTUR,
+pytorch-fid, EDM).  Those of ADM have `mu_s` and `sigma_s` as well, for the sFID, and images
+`arr_0`, which are not read.
 """
 
 import dataclasses
@@ -13,6 +15,7 @@ import logging
 import math
 import operator
 import os
+import pathlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,16 +24,18 @@ from torch import Tensor
 
 from score_lib.base.distributed import gather
 from score_lib.base.tensors import derive_seed
-from score_lib.disk.arrays import load_arrays, save_arrays
+from score_lib.disk.arrays import array_sizes, load_arrays, save_arrays
 from score_lib.disk.files import printable
 from score_lib.disk.logs import progress_bar
 from score_lib.disk.reports import mean_and_error
 from score_lib.metrics import distances
-from score_lib.metrics.extractors import Extractor
+from score_lib.metrics.extractors import Extractor, described
+from score_lib.metrics.moments import check_moments
+from score_lib.metrics.pixels import hash_sum, pixel_digest
 
-_ARRAYS = ("pool_3", "logits", "mu", "sigma", "means", "labels")
+_ARRAYS = ("pool_3", "logits", "mu", "sigma", "means", "labels", "mu_s", "sigma_s")
 _RECORD = ("extractor", "resize", "digest", "dataset")
-_IMAGES = ("place", "shape")  # not in older files
+_IMAGES = ("place", "shape", "pixels", "sample")  # not in older files
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,12 +45,15 @@ class Statistics:
     Attributes:
         pool_3: features (N, F); None if only mu and sigma, (F,) and (F, F), are known.
         logits: class scores (N, K), or None.
+        mu_s, sigma_s: mean (S,) and covariance (S, S) of spatial features, or None.
         extractor, resize, digest: of the network that computed them; "" if not recorded.
         dataset: a description of the images.
         place, shape: last part of the path of the images, and "height x width x channels"; "" if
             not recorded.
         means: grey level of some of the images by channel (n, C), to tell whether images are the
             same; None if not recorded.
+        pixels, sample: `pixel_digest` of all images, and of those that `means` are of; "" if not
+            recorded.
         labels: class of each image (N,), or None.
         count: number of images; 0 if not known.
     """
@@ -60,13 +68,23 @@ class Statistics:
     dataset: str = ""
     place: str = ""
     shape: str = ""
+    pixels: str = ""
+    sample: str = ""
     means: np.ndarray | None = None
+    mu_s: np.ndarray | None = None
+    sigma_s: np.ndarray | None = None
     labels: np.ndarray | None = None
     count: int = 0
 
     def __post_init__(self):
+        if (self.mu_s is None) != (self.sigma_s is None):
+            raise ValueError("of 'mu_s' and 'sigma_s' there is only one")
+        if self.mu_s is not None:
+            check_moments("mu_s", self.mu_s, "sigma_s", self.sigma_s)
         if self.pool_3 is None:
-            _check_moments(self.mu, self.sigma)
+            if self.mu is None or self.sigma is None:
+                raise ValueError("there is neither 'pool_3' nor both 'mu' and 'sigma'")
+            check_moments("mu", self.mu, "sigma", self.sigma)
             return
         object.__setattr__(self, "count", len(self.pool_3))
         _check_rows("pool_3", self.pool_3, self.count)
@@ -88,12 +106,19 @@ class Statistics:
         logits: Tensor | None = None,
         dataset: str = "",
         labels: Tensor | None = None,
+        spatial: Tensor | None = None,
+        pixels: str = "",
     ) -> "Statistics":
-        """Statistics from an extractor's output: pool_3 (N, F) and logits (N, K) or None."""
+        """Statistics from an extractor's output: pool_3 (N, F), and logits (N, K) and spatial
+        features (N, S) or None."""
+        mu_s, sigma_s = (None, None) if spatial is None else distances.moments(spatial)
         return cls(
             pool_3=np.asarray(pool_3),
             logits=None if logits is None else np.asarray(logits),
             labels=None if labels is None else np.asarray(labels),
+            mu_s=None if mu_s is None else np.asarray(mu_s),
+            sigma_s=None if sigma_s is None else np.asarray(sigma_s),
+            pixels=pixels,
             extractor=extractor.name,
             resize=extractor.resize,
             digest=extractor.digest,
@@ -107,11 +132,21 @@ class Statistics:
             raise KeyError(f"these statistics have no {name!r}")
         return value
 
+    @property
+    def width(self) -> int:
+        """Number of features of an image."""
+        return (self.mu if self.pool_3 is None else self.pool_3).shape[-1]
+
     def moments(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Mean (F,) and unbiased covariance (F, F) of the features."""
         if self.pool_3 is None:
             return tuple(torch.as_tensor(x, device=device) for x in (self.mu, self.sigma))
         return distances.moments(torch.as_tensor(self.pool_3, device=device))
+
+    def as_moments(self) -> "Statistics":
+        """Only the mean and covariance, as other tools read them."""
+        mu, sigma = (np.asarray(value) for value in self.moments())
+        return dataclasses.replace(self, pool_3=None, logits=None, labels=None, mu=mu, sigma=sigma)
 
     def of_class(self, label: int) -> "Statistics":
         """Those of the images of a class alone.
@@ -137,9 +172,7 @@ class Statistics:
 
     def made_by(self) -> str:
         """The network, such as "'digits' (weights 9f31, resize: none)"; "" if unknown."""
-        if not self.extractor:
-            return ""
-        return f"{self.extractor!r} (weights {self.digest}, resize: {self.resize})"
+        return self.extractor and described(self.extractor, self.digest, self.resize)
 
     def describe(self) -> str:
         """The images and the network, for a message; says what is not known."""
@@ -166,17 +199,6 @@ def _check_rows(name: str, values: np.ndarray, count: int) -> None:
         raise ValueError(f"{name} has values that are not finite")
 
 
-def _check_moments(mu: np.ndarray | None, sigma: np.ndarray | None) -> None:
-    if mu is None or sigma is None:
-        raise ValueError("there is neither 'pool_3' nor both 'mu' and 'sigma'")
-    if mu.ndim != 1 or not mu.size or sigma.shape != (*mu.shape, *mu.shape):
-        raise ValueError(
-            f"mu and sigma must have shapes (F,) and (F, F), not {mu.shape} and {sigma.shape}"
-        )
-    if not all(np.issubdtype(x.dtype, np.floating) and np.isfinite(x).all() for x in (mu, sigma)):
-        raise ValueError("mu and sigma must be finite floating-point numbers")
-
-
 def compute_statistics(
     extractor: Extractor,
     batches: Iterable[Tensor | np.ndarray | tuple[Tensor, Tensor]],
@@ -201,18 +223,19 @@ def compute_statistics(
         bar.disable = bar.disable or not progress
         for images in batches:
             images, labels = images if isinstance(images, tuple) else (images, None)
-            parts.append({**extractor(images), "labels": labels})
+            parts.append({**extractor(images), "labels": labels, "pixels": hash_sum(images)})
             bar.update()
     parts = list(itertools.chain.from_iterable(gather(parts)))
     if sum(len(part["pool_3"]) for part in parts) < 2:
         raise ValueError("statistics need two or more images")
     pool_3 = torch.cat([part["pool_3"] for part in parts])
     order = np.random.default_rng(derive_seed("order of statistics")).permutation(len(pool_3))
-    logits, labels = (
-        None if parts[0][name] is None else torch.cat([part[name] for part in parts])[order]
-        for name in ("logits", "labels")
+    logits, labels, spatial = (
+        None if parts[0].get(name) is None else torch.cat([part[name] for part in parts])[order]
+        for name in ("logits", "labels", "spatial")
     )
-    return Statistics.of(extractor, pool_3[order], logits, dataset, labels)
+    pixels = pixel_digest(part["pixels"] for part in parts)
+    return Statistics.of(extractor, pool_3[order], logits, dataset, labels, spatial, pixels)
 
 
 def save_statistics(path: str | os.PathLike, stats: Statistics) -> None:
@@ -224,12 +247,19 @@ def save_statistics(path: str | os.PathLike, stats: Statistics) -> None:
 
 
 def load_statistics(path: str | os.PathLike) -> Statistics:
-    """Read statistics: ours, `pool_3` alone, or `mu` and `sigma`.
+    """Read statistics in any of the layouts above; other arrays of the file are not read.
 
     Raises:
         ValueError: the file is damaged or not one of statistics.
     """
-    arrays = load_arrays(path)
+    if pathlib.Path(path).suffix == ".pkl":
+        raise ValueError(
+            f"{path} is a pickle, which may run code and is not read: write the 'mu' and 'sigma' "
+            "in it with numpy.savez, and name that file"
+        )
+    known = (*_ARRAYS, *_RECORD, *_IMAGES, "count", "hash")
+    stored = array_sizes(path)
+    arrays = load_arrays(path, [name for name in known if name in stored])
     try:
         stats = Statistics(
             **{name: arrays[name] for name in _ARRAYS if name in arrays},
@@ -237,8 +267,10 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
             count=int(arrays.get("count", 0)),
         )
     except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path} is not a file of statistics: {printable(str(error))}") from error
-    if str(arrays.get("hash", stats.hash())) != stats.hash():
+        batch = ", only a batch of images" if "arr_0" in stored and not arrays else ""
+        reason = printable(str(error)) + batch
+        raise ValueError(f"{path} is not a file of statistics: {reason}") from error
+    if "hash" in arrays and str(arrays["hash"]) != stats.hash():
         raise ValueError(
             f"{path} was changed after it was written (its hash differs): compute it again with "
             "--mode fid_stats"
@@ -247,22 +279,30 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
 
 
 def metrics(
-    real: Statistics, fake: Statistics, device: torch.device | str = "cpu"
+    real: Statistics,
+    fake: Statistics,
+    device: torch.device | str = "cpu",
+    *,
+    distance: str = "fid",
 ) -> dict[str, float | None]:
     """All distances between two sets of images, as defined for the published results.
 
     Args:
         real, fake: statistics of the data set and of samples; the Inception Score is of samples.
+        distance: name of the Fréchet distance, see `Extractor`.
     Returns:
-        "fid", "inception_score", "kid", "kid_standard_error", "precision" and "recall"; None for
-        those that cannot be computed from these statistics, with a warning that says why.
+        "fid" (or `distance`), "inception_score", "kid", "kid_standard_error", "precision" and
+        "recall", and "sfid" if the data have spatial features; None for those that cannot be
+        computed from these statistics, with a warning that says why.
     Raises:
         ValueError: features of different extractors.
     """
-    _check_comparable(real, fake)
-    names = ("fid", "inception_score", "kid", "kid_standard_error", "precision", "recall")
+    check_comparable(real.made_by(), fake.made_by())
+    names = (distance, "inception_score", "kid", "kid_standard_error", "precision", "recall")
     result: dict[str, float | None] = dict.fromkeys(names)
-    result["fid"] = distances.frechet_distance(real.moments(device), fake.moments(device))
+    result[distance] = distances.frechet_distance(real.moments(device), fake.moments(device))
+    if real.mu_s is not None:
+        result["sfid"] = _spatial_distance(real, fake, device)
     if fake.logits is None:
         logging.warning("no Inception Score: the statistics of the samples have no logits")
     else:
@@ -285,12 +325,32 @@ def metrics(
     return result
 
 
-def class_metrics(real: Statistics, fake: Statistics, recognises: bool) -> dict[str, float]:
+def _spatial_distance(
+    real: Statistics, fake: Statistics, device: torch.device | str
+) -> float | None:
+    """sFID [Nash et al. 2021]: the distance in features that keep their place in the image."""
+    if fake.mu_s is None:
+        logging.warning(
+            "no sFID: the samples have no spatial features, which only the extractor 'inception' "
+            "computes"
+        )
+        return None
+    moments = [
+        tuple(torch.as_tensor(x, device=device) for x in (stats.mu_s, stats.sigma_s))
+        for stats in (real, fake)
+    ]
+    return distances.frechet_distance(*moments)
+
+
+def class_metrics(
+    real: Statistics, fake: Statistics, recognises: bool, *, distance: str = "fid"
+) -> dict[str, float]:
     """How well samples of given classes are of them.
 
     Args:
         real, fake: with labels; those of samples are the classes that they were drawn for.
         recognises: whether the class scores are of the data's classes.
+        distance: as for `metrics`.
     Returns:
         "recognised", the share of samples that the extractor assigns to their class, with its
         standard error, if it recognises them; "fid_within_classes", the mean over classes of the
@@ -311,23 +371,27 @@ def class_metrics(real: Statistics, fake: Statistics, recognises: bool) -> dict[
     if min(counts) < 2:
         logging.warning("no FID within classes: a class has fewer than two images")
         return result
-    distance = [
+    found = [
         distances.frechet_distance(real.of_class(c).moments(), fake.of_class(c).moments())
         for c in classes
     ]
-    return result | {"fid_within_classes": float(np.mean(distance))}
+    return result | {f"{distance}_within_classes": float(np.mean(found))}
 
 
-def _check_comparable(real: Statistics, fake: Statistics) -> None:
-    made_by = [real.made_by(), fake.made_by()]
-    if all(made_by) and made_by[0] != made_by[1]:
+def check_comparable(real: str, fake: str) -> None:
+    """Refuse features of different extractors, which `Statistics.made_by` describes.
+
+    Raises:
+        ValueError: they differ; if one of them is unknown, a warning is logged.
+    """
+    if real and fake and real != fake:
         raise ValueError(
             "features of different extractors cannot be compared: the data's come from "
-            f"{made_by[0]}, the samples' from {made_by[1]}"
+            f"{real}, the samples' from {fake}"
         )
-    if not all(made_by):
+    if not (real and fake):
         logging.warning(
             "the statistics of the %s do not name their extractor: distances are meaningless "
             "unless both sets have the same one",
-            "data" if not made_by[0] else "samples",
+            "samples" if real else "data",
         )

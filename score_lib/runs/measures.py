@@ -25,14 +25,14 @@ from score_lib.disk.reports import markdown_table, mean_and_error, save_histogra
 from score_lib.elbo import get_elbo_fn
 from score_lib.likelihood import get_log_likelihood_fn
 from score_lib.losses.objectives import ClassifierLoss, Draws, NoisyLoss
-from score_lib.metrics.configured import get_extractor, recognises_classes
+from score_lib.metrics.configured import recognises_classes
 from score_lib.metrics.stats import Statistics, class_metrics, metrics
 from score_lib.runs.comparisons import compare_with_data
 from score_lib.runs.dequantizer import get_dequantization
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.rounds import Job
 from score_lib.runs.setup import Run, given, in_batches
-from score_lib.runs.statistics import data_statistics
+from score_lib.runs.statistics import comparable_extractor, data_statistics, statistics_record
 from score_lib.vlb import get_vlb_fn
 
 
@@ -290,7 +290,7 @@ def evaluate_samples(job: Job) -> dict[str, float | None]:
     if not run.pictures:
         return compare_with_data(job)
     real = data_statistics(run, job.workdir)
-    extractor = get_extractor(run.config, run.device)
+    extractor = comparable_extractor(run, real, job.workdir)
     folder = f"ckpt_{job.label}"
     parts = in_batches(range(options.num_samples), options.batch_size)
 
@@ -312,15 +312,17 @@ def evaluate_samples(job: Job) -> dict[str, float | None]:
     def report() -> dict[str, float | None]:
         shown = torch.from_numpy(samples(0)[:64]).movedim(-1, 1) / 255
         save_grid(job.folder / folder / "samples.png", shown)
-        pool_3, logits = (_joined(found, name) for name in ("pool_3", "logits"))
+        pool_3, logits, spatial = (_joined(found, name) for name in ("pool_3", "logits", "spatial"))
         numbers = range(options.num_samples)
         labels = run.conditions.classes_of_samples(numbers, run.state["class_to_idx"])
-        fake = Statistics.of(extractor, pool_3, logits, "samples", labels)
-        result = metrics(real, fake, run.device)
+        fake = Statistics.of(extractor, pool_3, logits, "samples", labels, spatial)
+        name = extractor.distance
+        result = metrics(real, fake, run.device, distance=name)
         if labels is not None:
-            result |= class_metrics(real, fake, recognises_classes(run.config))
-        published = {"IS": "inception_score", "fid": "fid", "kid": "kid"}
-        arrays = {key: np.array(result[name], dtype=float) for key, name in published.items()}
+            result |= class_metrics(real, fake, recognises_classes(run.config), distance=name)
+        result["statistics"] = statistics_record(run, real, job.workdir)
+        published = {"IS": "inception_score", name: name, "kid": "kid"}
+        arrays = {key: np.array(result[of], dtype=float) for key, of in published.items()}
         save_arrays(job.folder / f"report_{job.label}.npz", **arrays)
         return {**result, "num_samples": options.num_samples}
 

@@ -29,6 +29,7 @@ _NOT_IN_FINGERPRINT = (
     "ema",
     "wait_minutes",
     "bpd_num_repeats",
+    "stats_format",
     "suggest_noise_scales",
 )
 

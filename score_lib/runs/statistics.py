@@ -20,8 +20,15 @@ from score_lib.metrics.configured import (
     shape_text,
     stats_path,
 )
+from score_lib.metrics.extractors import Extractor
 from score_lib.metrics.noise_scales import fitting_num_scales, largest_pairwise_distance
-from score_lib.metrics.stats import Statistics, compute_statistics, save_statistics
+from score_lib.metrics.pixels import hash_sum, pixel_digest
+from score_lib.metrics.stats import (
+    Statistics,
+    check_comparable,
+    compute_statistics,
+    save_statistics,
+)
 from score_lib.runs.heldout import DataBytes
 from score_lib.runs.setup import Run, setup
 
@@ -54,6 +61,8 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
             "--config.eval.stats=FILE"
         )
     extractor = get_extractor(config, run.device)
+    moments = config.eval.stats_format == "moments"
+    extractor.with_spatial = moments and extractor.has_spatial
     _, _, info = get_streams(config, evaluation=True)
     source = info.sources["train"]
     batches = DataBytes(config, source, labelled=source.num_classes > 1)
@@ -62,8 +71,9 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
 
     def save() -> None:
         place = pathlib.Path(config.data.path).resolve().name if config.data.path else ""
-        record = {"shape": shape_text(*source.shape), "means": channel_means(source)}
-        save_statistics(path, dataclasses.replace(stats, place=place, **record))
+        record = {"shape": shape_text(*source.shape), **sampled_pixels(source)}
+        found = dataclasses.replace(stats, place=place, **record)
+        save_statistics(path, found.as_moments() if moments else found)
 
     distributed.on_main(save)
     logging.info("statistics of %d images are in %s", stats.count, path)
@@ -72,13 +82,18 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
     return path
 
 
-def channel_means(source: Source) -> np.ndarray:
-    """Mean grey level in 0 ... 255 by channel, of up to 1,000 evenly spaced images: (n, C)."""
+def sampled_pixels(source: Source) -> dict[str, np.ndarray | str]:
+    """Of up to 1,000 evenly spaced images: "means", the mean grey level in 0 ... 255 by channel,
+    (n, C), and "sample", the `pixel_digest`."""
     count = min(len(source), COMPARED_IMAGES)
     numbers = np.arange(count) * len(source) // count
-    parts = np.array_split(numbers, -(-count // 32))
-    means = [source.images(part).float().mean(dim=(2, 3)) for part in parts]
-    return (torch.cat(means) * (255 / (source.levels - 1))).numpy()
+    means, sums = [], []
+    for part in np.array_split(numbers, -(-count // 32)):
+        images = source.images(part)
+        means.append(images.float().mean(dim=(2, 3)))
+        sums.append(hash_sum(images.movedim(1, -1)))
+    scaled = torch.cat(means) * (255 / (source.levels - 1))
+    return {"means": scaled.numpy(), "sample": pixel_digest(sums)}
 
 
 def data_statistics(run: Run, workdir: str | os.PathLike | None) -> Statistics:
@@ -93,18 +108,59 @@ def data_statistics(run: Run, workdir: str | os.PathLike | None) -> Statistics:
     stats = load_dataset_stats(run.config, workdir)
     if stats.means is not None:
         distributed.on_main(lambda: _compare(stats, run.config, workdir))
+    else:
+        logging.info("the statistics were not compared with the data: they do not record images")
     return stats
+
+
+def comparable_extractor(
+    run: Run, real: Statistics, workdir: str | os.PathLike | None
+) -> Extractor:
+    """The configured extractor, if its features can be compared with the statistics of the data.
+
+    Before samples are drawn, which may take days.
+
+    Raises:
+        ValueError: the statistics are of another extractor, or of features of another width.
+    """
+    extractor = get_extractor(run.config, run.device)
+    extractor.with_spatial = extractor.has_spatial and real.mu_s is not None
+    check_comparable(real.made_by(), extractor.identity)
+    channels, *sides = run.shape
+    found = extractor(np.zeros((1, *sides, channels), dtype=np.uint8))
+    widths = {"pool_3": real.width, "spatial": 0 if real.mu_s is None else len(real.mu_s)}
+    for name in ("pool_3", "spatial") if extractor.with_spatial else ("pool_3",):
+        if found[name].shape[1] != widths[name]:
+            raise ValueError(
+                f"the statistics in {find_statistics(run.config, workdir)} are of {widths[name]} "
+                f"features ({name}), and the extractor {extractor.name!r} gives "
+                f"{found[name].shape[1]}: {ADVICE}"
+            )
+    return extractor
+
+
+def statistics_record(run: Run, stats: Statistics, workdir: str | os.PathLike | None) -> dict:
+    """Which statistics samples are compared with, for a report."""
+    return {
+        "file": str(find_statistics(run.config, workdir)),
+        "images": stats.count,
+        "dataset": stats.dataset,
+        "place": stats.place,
+        "size": stats.shape,
+        "pixels": stats.pixels,
+        "extractor": stats.made_by(),
+    }
 
 
 def _compare(stats: Statistics, config, workdir: str | os.PathLike | None) -> None:
     try:
         with only_prepared():
             source = get_streams(config, evaluation=True)[2].sources["train"]
-            means = channel_means(source)
+            found = sampled_pixels(source)
     except (DataError, OSError, ImportError) as error:
         logging.info("the statistics were not compared with the data: %s", error)
         return
-    differ = "other pixels"
+    differ, means = "other pixels", found["means"]
     if len(source) != stats.count:
         differ = f"{len(source)} images"
     elif means.shape == stats.means.shape and np.abs(means - stats.means).max() <= TOLERANCE:
@@ -114,6 +170,15 @@ def _compare(stats: Statistics, config, workdir: str | os.PathLike | None) -> No
             f"the statistics in {find_statistics(config, workdir)} are of {stats.describe()}; the "
             f"training part of {config.data.dataset} now has {differ}: {ADVICE}"
         )
+    logging.info("the statistics are of these data: %s", _agreement(stats.sample, found["sample"]))
+
+
+def _agreement(recorded: str, found: str) -> str:
+    if not recorded:
+        return "the number and mean colours of images agree; the file has no digest of pixels"
+    if recorded == found:
+        return "the number and pixels of images agree"
+    return "the number and mean colours of images agree; some pixels differ, as by rounding"
 
 
 def _suggest_noise_scales(config, batches: DataBytes) -> None:

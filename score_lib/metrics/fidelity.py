@@ -1,0 +1,87 @@
+"""Networks of torch-fidelity, and files of weights that are downloaded at most once."""
+
+import contextlib
+import importlib
+import logging
+import pathlib
+
+import torch
+from torch import Tensor
+
+from score_lib.disk.pictures import declare_box_operators
+
+
+def fidelity(module: str, extractor: str):
+    """The module `torch_fidelity.{module}`, for an extractor.
+
+    Raises:
+        ImportError: torch-fidelity is not installed.
+    """
+    declare_box_operators()  # torch-fidelity imports torchvision
+    return optional(f"torch_fidelity.{module}", extractor, "torch-fidelity", "torch-fidelity")
+
+
+def optional(module: str, extractor: str, package: str, install: str):
+    """A module of a package that only this extractor needs.
+
+    Raises:
+        ImportError: the package is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"the extractor {extractor!r} needs {package} ({error}): pip install {install}"
+        ) from error
+
+
+def downloaded(url: str, name: str) -> pathlib.Path:
+    """The file of weights from a URL, in PyTorch's hub folder; it is downloaded if it is missing.
+
+    Args:
+        name: of the network, for messages.
+    Raises:
+        OSError: there is no network, or no place for the file.
+    """
+    folder = pathlib.Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / url.rpartition("/")[2]
+    if path.exists():
+        return path
+    logging.info("downloading the %s weights to %s", name, path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    except OSError as error:
+        raise OSError(
+            f"the {name} weights cannot be downloaded from {url} to {path} ({error}): copy "
+            "that file here and name it with --config.eval.extractor_weights=FILE"
+        ) from error
+    return path
+
+
+def weights_file(weights: str, url: str, name: str) -> pathlib.Path:
+    """The file that `eval.extractor_weights` names, or the `downloaded` one for "".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = pathlib.Path(weights) if weights else downloaded(url, name)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of {name} weights at {path}")
+    return path
+
+
+def resized(images: Tensor, side: int, extractor: str) -> Tensor:
+    """Images (B, C, H, W) of grey levels, float32, resized as torch-fidelity does.
+
+    The filter is bilinear without antialiasing, aligned as in TensorFlow 1.
+    """
+    library = fidelity("interpolate_compat_tensorflow", extractor)
+    return library.interpolate_bilinear_2d_like_tensorflow1x(
+        images.float(), size=(side, side), align_corners=False
+    )
+
+
+def exact() -> contextlib.AbstractContextManager:
+    """A context without TF32 on a GPU, which would change distances in the third digit."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
