@@ -272,8 +272,8 @@ def _image_files(
     files: Folder | Zip, shape, on_error: str, split: str | None, pixels: Pixels
 ) -> ImageFiles:
     """All images of a folder or zip file."""
-    bad = _bad_links(files, on_error)
-    is_image = [_named_image(name) and name not in bad for name in files.names]
+    bad = bad_links(files, on_error)
+    is_image = [named_image(name) and name not in bad for name in files.names]
     others = [k for k, chosen in enumerate(is_image) if not chosen]
     others = [name for name in files.names.chosen(np.array(others, dtype=int)) if name not in bad]
     report(files, others, "are not images")
@@ -292,14 +292,18 @@ def _image_files(
     return source
 
 
-def _bad_links(files: Folder | Zip, on_error: str) -> dict[str, str]:
-    """The links that cannot be followed and are left out, and the kind of each."""
+def bad_links(files: Folder | Zip, on_error: str) -> dict[str, str]:
+    """The links that cannot be followed and are left out, and the kind of each.
+
+    Raises:
+        DataError: with "raise", for a link that an image may have been meant by.
+    """
     bad = files.bad_links()
     hurt = [
         name
         for name, kind in bad.items()
         if (kind == BROKEN and not hidden(name))
-        or (kind in (OUTSIDE, IN_ZIP) and _named_image(name))
+        or (kind in (OUTSIDE, IN_ZIP) and named_image(name))
     ]
     if hurt and on_error == "raise":
         raise DataError(
@@ -311,7 +315,8 @@ def _bad_links(files: Folder | Zip, on_error: str) -> dict[str, str]:
     return bad
 
 
-def _named_image(name: str) -> bool:
+def named_image(name: str) -> bool:
+    """Whether a file is taken for an image, by its name."""
     return not hidden(name) and name.lower().endswith(SUFFIXES)
 
 

@@ -58,14 +58,20 @@ class Split(NamedTuple):
         return folder[: self.level] + folder[self.level + 1 :]
 
 
-def below_root(names: Iterable[str]) -> Places:
-    """The folders of files, at least one, without those that all files share."""
+def places_of(names: Iterable[str]) -> Places:
+    """The folders of files, at least one."""
     known: dict[str, int] = {}
     numbers = [known.setdefault(name[: name.rfind("/") + 1], len(known)) for name in names]
     folders = [pathlib.PurePosixPath(folder).parts for folder in known]
+    return Places(folders, np.array(numbers, dtype=np.int32))
+
+
+def below_root(names: Iterable[str]) -> Places:
+    """The folders of files, at least one, without those that all files share."""
+    folders, numbers = places_of(names)
     pairs = zip(min(folders), max(folders), strict=False)
     common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return Places([folder[common:] for folder in folders], np.array(numbers, dtype=np.int32))
+    return Places([folder[common:] for folder in folders], numbers)
 
 
 def find_split(folders: Sequence[Parts], wanted: str | None) -> Split | None:
