@@ -52,22 +52,22 @@ def known_listing(path: pathlib.Path) -> Listing:
 def index_places(path: pathlib.Path, kind: str = "index") -> Iterator[pathlib.Path]:
     """Where an index of a folder may be: as a hidden file in it, or in the user's cache."""
     yield path / f".score_lib_{kind}.npz"
-    if cache := cache_folder():
-        yield cache / f"{kind}_{path_digest(path)}.npz"
+    if file := cache_file(kind, path, ".npz"):
+        yield file
 
 
-def cache_folder() -> pathlib.Path | None:
-    """The project's folder in the user's cache; None for a user without a home."""
+def cache_file(
+    kind: str, path: str | os.PathLike, suffix: str, *state: object
+) -> pathlib.Path | None:
+    """A file in the user's cache for what is known of a path in a state; None without a home."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(cache):
         cache = os.path.expanduser("~/.cache")
-    return pathlib.Path(cache, "score_lib") if os.path.isabs(cache) else None
-
-
-def path_digest(path: str | os.PathLike) -> str:
-    """A name for a file in the cache that belongs to a path."""
-    name = os.fsencode(os.path.realpath(path))
-    return hashlib.blake2b(name, digest_size=16).hexdigest()
+    if not os.path.isabs(cache):  # a user without a home
+        return None
+    name = os.fsencode(os.path.realpath(path)) + "".join(f"\n{part}" for part in state).encode()
+    digest = hashlib.blake2b(name, digest_size=16).hexdigest()
+    return pathlib.Path(cache, "score_lib", f"{kind}_{digest}{suffix}")
 
 
 def save_index(path: pathlib.Path, about: str, kind: str = "index", **arrays: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from score_lib.base.tensors import derive_seed, image_shape
 from score_lib.data import (  # noqa: F401  (they register)
     digits,
+    huggingface,
     imagenet,
     images,
     public,

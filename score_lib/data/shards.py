@@ -4,17 +4,21 @@ import itertools
 import os
 import pathlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from score_lib.data.files import hidden
-from score_lib.data.sources import DataError, log_once
+from score_lib.data.images import split_tenths
+from score_lib.data.sources import DataError, Source, Subset, log_once
 from score_lib.data.splits import HELD_OUT, usual
 from score_lib.disk.files import printable
 
 # Limit on the files of a pattern: a misprint may mean billions.
 MOST = 1 << 17
+_COUNTED = re.compile(r"(.*)-\d+-of-(\d{1,9})[^/]*", re.DOTALL)
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -79,34 +83,80 @@ def _choices(inside: str) -> Iterator[str]:
     return iter(inside.split(","))
 
 
-def split_shards(
-    names: Sequence[str], wanted: str, place: pathlib.Path
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Whether each file is trained on, and whether it is held out; None: every tenth image is.
+class Shards(NamedTuple):
+    """The files of a data set that are used, below a root.
 
-    Its folders and the words of its own name say so: `train/000.tar`, `photos-val-000.tar`.
+    Attributes:
+        train: whether each is trained on; None: every tenth image of all files is held out.
+        held_out: whether each is held out.
+    """
+
+    root: pathlib.Path
+    names: list[str]
+    train: np.ndarray | None = None
+    held_out: np.ndarray | None = None
+
+    def divided(
+        self, source: Source, numbers: np.ndarray, files: np.ndarray
+    ) -> tuple[Source, Source]:
+        """The examples of a source with these numbers that are trained on, and those held out.
+
+        Args:
+            files: the number of the file that each of them is in.
+        Raises:
+            DataError: there are none in one of these parts.
+        """
+        if self.train is None:
+            return split_tenths(Subset(source, numbers), str(self.root))
+        parts = []
+        for goal, chosen in (("train on", self.train), ("hold out", self.held_out)):
+            parts.append(Subset(source, numbers[chosen[files]]))
+            if not len(parts[-1]):
+                raise DataError(f"{self.root} has no image to {goal} in the files of that part")
+        return tuple(parts)
+
+
+def split_shards(root: pathlib.Path, names: Sequence[str], wanted: str) -> Shards:
+    """Which files are trained on and which are held out; the others are left out.
+
+    Their folders and the words of their own names say so: `train/000.tar`, `photos-val-000.tar`.
 
     Args:
-        wanted: `data.split`: "" for the usual names, see `splits`; "tenths" for None;
-            "TRAIN:HELDOUT" for files with these words.
+        wanted: `data.split`: "" for the usual names, see `splits`, else every tenth image;
+            "tenths" for the latter; "TRAIN:HELDOUT" for files with these words.
     Raises:
         DataError: there are no such files, or several that might be meant.
     """
     if wanted == "tenths":
-        return None
+        return Shards(root, list(names))
     words = [_words(name) for name in names]
-    chosen = _chosen_parts(set().union(*words), wanted, place)
+    chosen = _chosen_parts(set().union(*words), wanted, root)
     if chosen is None:
-        return None
+        return Shards(root, list(names))
     train, held_out = (np.array([part in own for own in words]) for part in chosen)
     if chosen[0] != chosen[1] and (both := np.flatnonzero(train & held_out)).size:
         name = printable(names[both[0]])
-        raise DataError(f"{name} in {place} is called both {chosen[0]} and {chosen[1]}")
+        raise DataError(f"{name} in {root} is called both {chosen[0]} and {chosen[1]}")
+    used = np.flatnonzero(train | held_out)
     log_once(
-        f"{place}: trained on: {train.sum()} files of {chosen[0]}; held out: {held_out.sum()} of "
-        f"{chosen[1]}; left out: {(~(train | held_out)).sum()}"
+        f"{root}: trained on: {train.sum()} files of {chosen[0]}; held out: {held_out.sum()} of "
+        f"{chosen[1]}; left out: {len(names) - len(used)}"
     )
-    return train, held_out
+    return Shards(root, [names[k] for k in used], train[used], held_out[used])
+
+
+def require_complete(root: pathlib.Path, names: Sequence[str]) -> None:
+    """Refuse files called ...-00002-of-00005 unless there are as many.
+
+    Raises:
+        DataError: some are missing; names those that are there.
+    """
+    counted = filter(None, map(_COUNTED.fullmatch, names))
+    for (start, total), count in Counter(found.groups() for found in counted).items():
+        if count != int(total):
+            raise DataError(
+                f"{root} has {count} of the files {printable(start)}-...-of-{total}: get the others"
+            )
 
 
 def _chosen_parts(known: set[str], wanted: str, place: pathlib.Path) -> Sequence[str] | None:

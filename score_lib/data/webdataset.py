@@ -1,15 +1,13 @@
 """WEBDATASET: images in .tar files, shards, where files with the same key are a sample."""
 
-import pathlib
-
 import numpy as np
 import torch
 
 from score_lib.data.files import check_size, report
-from score_lib.data.images import EncodedImages, check_options, split_tenths
+from score_lib.data.images import EncodedImages, check_options
 from score_lib.data.pixels import Pixels
-from score_lib.data.shards import shard_files, split_shards
-from score_lib.data.sources import DataError, MissingDataError, Source, Subset, register_dataset
+from score_lib.data.shards import Shards, shard_files, split_shards
+from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
 from score_lib.data.tars import IMAGES, NONE, Samples, known_samples
 from score_lib.disk.files import printable
 
@@ -38,34 +36,24 @@ def webdataset(
             "data.path is empty: data.dataset='WEBDATASET' reads a folder of .tar files there, one "
             "of them, or a pattern such as shard-{000000..000012}.tar"
         )
-    root, files = shard_files(path, (".tar",))
-    source = TarImages(root, files, known_samples(root, files), shape, meaning)
+    shards = split_shards(*shard_files(path, (".tar",)), split)
+    source = TarImages(shards, known_samples(shards.root, shards.names), shape, meaning)
     numbers = source.usable(on_error)
     source.images(numbers[:1])  # a missing option is an error here, before training starts
-    parts = split_shards(files, split, root)
-    if parts is None:
-        return split_tenths(Subset(source, numbers), path)
-    by_file = source.files_of(numbers)
-    train, test = (Subset(source, numbers[part[by_file]]) for part in parts)
-    for name, part in (("train on", train), ("hold out", test)):
-        if not len(part):
-            raise DataError(f"{root} has no image to {name} in the files of that part")
-    return train, test
+    return shards.divided(source, numbers, source.files_of(numbers))
 
 
 class TarImages(EncodedImages):
     """The images of .tar files, read by their place."""
 
-    def __init__(
-        self, root: pathlib.Path, files: list[str], samples: Samples, shape, pixels: Pixels
-    ):
-        super().__init__(root, shape, pixels, torch.from_numpy(samples.labels), {})
+    def __init__(self, shards: Shards, samples: Samples, shape, pixels: Pixels):
+        super().__init__(shards.root, shape, pixels, torch.from_numpy(samples.labels), {})
+        self._files, self._samples = shards.names, samples
         if not len(samples.names):
             raise DataError(
-                f"there is no sample in the {len(files)} .tar files of {root}: files in them are "
-                f"named KEY.{IMAGES[0]}, KEY.cls and so on"
+                f"there is no sample in the {len(self._files)} .tar files of {self.path}: files in "
+                f"them are named KEY.{IMAGES[0]}, KEY.cls and so on"
             )
-        self._files, self._samples = files, samples
         self._ends = np.cumsum(samples.counts)
         self._check_labels()
 
