@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,28 +11,19 @@ import torch
 from score_lib.data.arrays import MAX_CLASSES
 from score_lib.data.files import check_size
 from score_lib.data.hub import downloaded, is_hub_name
-from score_lib.data.images import EncodedImages, check_options
+from score_lib.data.images import FILE_OPTIONS, EncodedImages, check_options
 from score_lib.data.pixels import Pixels
 from score_lib.data.shards import Shards, require_complete, shard_files, split_shards
 from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
 from score_lib.data.splits import HELD_OUT, TRAINING
-from score_lib.data.tables import SUFFIXES, Column, Rows, arrow, columns_of
+from score_lib.data.tables import SUFFIXES, Column, Rows, columns_of
 
 # Columns that are meant, where several could be, in this order.
 IMAGES, LABELS = ("image", "img"), ("label", "labels", "fine_label")
 _NO_LABEL = -1
 
 
-@register_dataset(
-    name="HUGGINGFACE",
-    options={
-        "path": "data.path",
-        "on_error": "data.on_error",
-        "split": "data.split",
-        "range": "data.range",
-        "background": "data.background",
-    },
-)
+@register_dataset(name="HUGGINGFACE", options=FILE_OPTIONS)
 def huggingface(
     shape: tuple[int, int, int], path: str, on_error: str, split: str, **pixels
 ) -> tuple[Source, Source]:
@@ -95,7 +87,7 @@ class TableImages(EncodedImages):
         titles = [] if label is None else label.feature.get("names") or []
         labels = np.zeros(len(self.rows), dtype=np.int64)
         if label is not None:
-            labels = self.rows.integers(label.name, _NO_LABEL)
+            labels = self.rows.integers(label.name, missing=_NO_LABEL)
         classes = {str(title): number for number, title in enumerate(titles)}
         super().__init__(shards.root, shape, pixels, torch.from_numpy(labels), classes)
         self._check_labels(labels, len(titles) or MAX_CLASSES)
@@ -164,14 +156,11 @@ def _only(
 def _may_hold_images(column: Column) -> bool:
     if column.feature:
         return column.feature.get("_type") == "Image"
-    types = arrow().types
-    if types.is_struct(column.type):
-        return any(field.name == "bytes" for field in column.type)
-    return types.is_binary(column.type) or types.is_large_binary(column.type)
+    return bool(re.fullmatch(r"(struct<(.*, )?bytes: )?(large_)?binary\b.*", column.type))
 
 
 def _labels(columns: Sequence[Column]) -> list[Column]:
     """Columns of classes; without a description, whole numbers with a usual name."""
     found = [column for column in columns if column.feature.get("_type") == "ClassLabel"]
-    is_integer = arrow().types.is_integer
-    return found or [c for c in columns if c.name in LABELS and is_integer(c.type)]
+    usual = [column for column in columns if column.name in LABELS]
+    return found or [column for column in usual if re.fullmatch(r"u?int\d+", column.type)]

@@ -10,6 +10,7 @@ import torch
 from score_lib.data import wordnet
 from score_lib.data.files import BROKEN, TO_FOLDER, Folder, report
 from score_lib.data.images import (
+    FILE_OPTIONS,
     EncodedImages,
     bad_links,
     check_options,
@@ -34,16 +35,7 @@ BASES: tuple[Parts, ...] = ((), ("ILSVRC", "Data", "CLS-LOC"), ("Data", "CLS-LOC
 _NO_CLASS = -1
 
 
-@register_dataset(
-    name="IMAGENET",
-    options={
-        "path": "data.path",
-        "on_error": "data.on_error",
-        "split": "data.split",
-        "range": "data.range",
-        "background": "data.background",
-    },
-)
+@register_dataset(name="IMAGENET", options=FILE_OPTIONS)
 def imagenet(
     shape: tuple[int, int, int], path: str, on_error: str, split: str, **pixels
 ) -> tuple[Source, Source]:

@@ -41,17 +41,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
-@register_dataset(
-    name="IMAGES",
-    options={
-        "path": "data.path",
-        "on_error": "data.on_error",
-        "split": "data.split",
-        "range": "data.range",
-        "background": "data.background",
-        "levels": "data.levels",
-    },
-)
+# Options of every data set of image files.
+FILE_OPTIONS = {
+    name: f"data.{name}" for name in ("path", "on_error", "split", "range", "background")
+}
+
+
+@register_dataset(name="IMAGES", options={**FILE_OPTIONS, "levels": "data.levels"})
 def images(
     shape: tuple[int, int, int], path: str, on_error: str, split: str, **pixels
 ) -> tuple[Source, Source]:

@@ -160,7 +160,7 @@ def require_complete(root: pathlib.Path, names: Sequence[str]) -> None:
 
 
 def _chosen_parts(known: set[str], wanted: str, place: pathlib.Path) -> Sequence[str] | None:
-    """What the files to train on and the files to hold out are called."""
+    """The words that mark files to train on, and files to hold out; None without such."""
     if wanted:
         chosen = wanted.split(":")
         if not known.issuperset(chosen):

@@ -30,12 +30,12 @@ class Column(NamedTuple):
     """A column: its name, how it is stored, and how the package `datasets` describes it.
 
     Attributes:
-        type: of pyarrow.
+        type: as pyarrow writes it, such as "int64" or "struct<bytes: binary, path: string>".
         feature: such as {"_type": "ClassLabel", "names": [...]}; empty without a description.
     """
 
     name: str
-    type: object
+    type: str
     feature: dict
 
 
@@ -71,7 +71,7 @@ def columns_of(file: pathlib.Path) -> list[Column]:
                 schema = _reader(source).schema
         record = (schema.metadata or {}).get(b"huggingface", b"{}")
         features = (json.loads(record).get("info") or {}).get("features") or {}
-        return [Column(f.name, f.type, dict(features.get(f.name) or {})) for f in schema]
+        return [Column(f.name, str(f.type), dict(features.get(f.name) or {})) for f in schema]
     except Exception as error:  # damaged files make readers raise errors of nearly any type
         raise DataError(f"{file} is not a readable {file.suffix} file: {error}") from error
 
@@ -90,14 +90,22 @@ class Rows:
     """
 
     def __init__(self, files: Sequence[pathlib.Path], columns: Sequence[str]):
-        self.files = list(files)
-        stored = [_mapped(file, columns) for file in files]
-        self._tables = PerProcess(functools.partial(_open, self.files, stored, list(columns)))
-        self.counts = np.array([table.num_rows for table in self._tables()], dtype=np.int64)
-        self._ends = np.cumsum(self.counts)
+        self._files, stored = list(files), [_mapped(file, columns) for file in files]
+        self._opened = PerProcess(functools.partial(_open, self._files, stored, list(columns)))
+        self._ends = np.cumsum([sum(b.num_rows for b in file) for file in self._opened().files])
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse files with places outside of them: to read there would end the process."""
+        for file, batches in zip(self._files, self._opened().files, strict=True):
+            try:
+                for batch in batches:
+                    batch.validate(full=True)  # reads the places, and no image
+            except Exception as error:  # pyarrow raises errors of several types
+                raise DataError(f"{file} is damaged: {error}") from error
 
     def __len__(self) -> int:
-        return int(self.counts.sum())
+        return int(self._ends[-1])
 
     def files_of(self, rows: np.ndarray) -> np.ndarray:
         """The number of the file of each row."""
@@ -106,19 +114,26 @@ class Rows:
     def place(self, row: int) -> tuple[int, int]:
         """Number of a row's file, and of the row within it."""
         file = int(self.files_of(row))
-        return file, int(row - self._ends[file] + self.counts[file])
+        return file, int(row) - int(self._ends[file - 1] if file else 0)
 
     def value(self, row: int, column: str):
         """A value as Python's: bytes, a number, a dictionary, or None."""
-        file, own = self.place(row)
-        return self._tables()[file].column(column)[own].as_py()
+        _, batches, ends = self._opened()
+        number = int(np.searchsorted(ends, row, side="right"))
+        batch = batches[number]
+        return batch.column(column)[int(row - ends[number]) + batch.num_rows].as_py()
 
     def integers(self, column: str, missing: int) -> np.ndarray:
-        """A whole column of integers, (N,) int64."""
+        """A whole column of integers, (N,) int64; `missing` where there is none.
+
+        Raises:
+            DataError: it holds others.
+        """
         parts = []
-        for file, table in zip(self.files, self._tables(), strict=True):
+        for file, batches in zip(self._files, self._opened().files, strict=True):
             try:
-                parts.append(table.column(column).cast("int64").fill_null(missing).to_numpy())
+                values = (batch.column(column).cast("int64") for batch in batches)
+                parts += [part.fill_null(missing).to_numpy() for part in values]
             except Exception as error:  # pyarrow raises errors of several types
                 raise DataError(
                     f"{file}: the column {column} holds other than whole numbers: {error}"
@@ -126,15 +141,30 @@ class Rows:
         return np.concatenate(parts)
 
 
-def _open(files: list[pathlib.Path], stored: list[pathlib.Path], columns: list[str]) -> list:
-    pyarrow, tables = arrow(), []
+class _Batches(NamedTuple):
+    """The rows of open files, in batches that are parts of the mapped memory.
+
+    Attributes:
+        files: the batches of each file.
+        batches: those of all files.
+        ends: number of rows up to the end of each.
+    """
+
+    files: list[list]
+    batches: list
+    ends: np.ndarray
+
+
+def _open(files: list[pathlib.Path], stored: list[pathlib.Path], columns: list[str]) -> _Batches:
+    pyarrow, found = arrow(), []
     for file, place in zip(files, stored, strict=True):
         try:
-            source = pyarrow.memory_map(os.fspath(place))
-            tables.append(_reader(source).read_all().select(columns))
+            table = _reader(pyarrow.memory_map(os.fspath(place))).read_all()
+            found.append(table.select(columns).to_batches())
         except Exception as error:  # damaged files make it raise errors of nearly any type
             raise DataError(f"{file} is damaged or cut off: {error}") from error
-    return tables
+    batches = [batch for own in found for batch in own]
+    return _Batches(found, batches, np.cumsum([batch.num_rows for batch in batches]))
 
 
 def _reader(source):

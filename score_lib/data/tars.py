@@ -98,7 +98,7 @@ def _save(root: pathlib.Path, found: dict[str, tuple[tuple[int, int], Samples]])
 
 
 def _kept(root: pathlib.Path) -> dict[str, tuple[tuple[int, int], Samples]]:
-    """What the index of a folder holds: state and samples of each file."""
+    """State and samples of each file in the index of a folder; none without one."""
     for place in index_places(root, _KIND):
         try:
             return _load(place)

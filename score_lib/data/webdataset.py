@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from score_lib.data.files import check_size, report
-from score_lib.data.images import EncodedImages, check_options
+from score_lib.data.images import FILE_OPTIONS, EncodedImages, check_options
 from score_lib.data.pixels import Pixels
 from score_lib.data.shards import Shards, shard_files, split_shards
 from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
@@ -12,16 +12,7 @@ from score_lib.data.tars import IMAGES, NONE, Samples, known_samples
 from score_lib.disk.files import printable
 
 
-@register_dataset(
-    name="WEBDATASET",
-    options={
-        "path": "data.path",
-        "on_error": "data.on_error",
-        "split": "data.split",
-        "range": "data.range",
-        "background": "data.background",
-    },
-)
+@register_dataset(name="WEBDATASET", options=FILE_OPTIONS)
 def webdataset(
     shape: tuple[int, int, int], path: str, on_error: str, split: str, **pixels
 ) -> tuple[Source, Source]:

@@ -1,4 +1,4 @@
-"""What comes with ImageNet: names of its classes, and the classes of its validation images."""
+"""Files that come with ImageNet: names of classes, and the classes of validation images."""
 
 import csv
 import json
