@@ -1,11 +1,13 @@
 """IMAGES: the user's own images, from a folder, a zip file, an .npy or an .npz."""
 
+import abc
+import functools
 import io
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import torch
@@ -39,17 +41,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
-@register_dataset(
-    name="IMAGES",
-    options={
-        "path": "data.path",
-        "on_error": "data.on_error",
-        "split": "data.split",
-        "range": "data.range",
-        "background": "data.background",
-        "levels": "data.levels",
-    },
-)
+# Options of every data set of image files.
+FILE_OPTIONS = {
+    name: f"data.{name}" for name in ("path", "on_error", "split", "range", "background")
+}
+
+
+@register_dataset(name="IMAGES", options={**FILE_OPTIONS, "levels": "data.levels"})
 def images(
     shape: tuple[int, int, int], path: str, on_error: str, split: str, **pixels
 ) -> tuple[Source, Source]:
@@ -70,7 +68,7 @@ def images(
         raise DataError(f"data.split={split!r} names folders, and {path} holds none")
     if isinstance(source, ImageFiles) and not split:
         refuse_lonely_held_out(source.places.folders, path)
-    return _split_tenths(source, path)
+    return split_tenths(source, path)
 
 
 def open_images(
@@ -90,13 +88,7 @@ def open_images(
         split: see `splits.find_split`: a folder of a split is no class.
         pixels: of `Pixels`.
     """
-    if on_error not in ("raise", "skip"):
-        raise DataError(f"data.on_error={on_error!r} must be 'raise' or 'skip'")
-    if shape[0] not in MODES:
-        raise DataError(
-            f"data.num_channels={shape[0]} must be 1 (gray), 3 (RGB) or 4 (RGBA) for image files"
-        )
-    meaning = Pixels(**pixels).check()
+    meaning = check_options(shape, on_error, **pixels)
     place = pathlib.Path(os.path.expanduser(path))
     if place.is_dir():
         return _image_files(Folder(place), shape, on_error, split, meaning)
@@ -116,7 +108,27 @@ def open_images(
     )
 
 
-def _split_tenths(source: Source, path: str) -> tuple[Source, Source]:
+def check_options(shape: tuple[int, int, int], on_error: str, **pixels) -> Pixels:
+    """The options of image files, if they are sound.
+
+    Args:
+        shape: (C, H, W).
+        on_error: "raise" or "skip".
+        pixels: of `Pixels`.
+    Raises:
+        DataError: names the option.
+    """
+    if on_error not in ("raise", "skip"):
+        raise DataError(f"data.on_error={on_error!r} must be 'raise' or 'skip'")
+    if shape[0] not in MODES:
+        raise DataError(
+            f"data.num_channels={shape[0]} must be 1 (gray), 3 (RGB) or 4 (RGBA) for image files"
+        )
+    return Pixels(**pixels).check()
+
+
+def split_tenths(source: Source, path: str) -> tuple[Source, Source]:
+    """Every tenth image held out; fewer than ten images are all in both parts."""
     if len(source) < 10:
         log_once(f"{path}: all {len(source)} images are both trained on and held out: too few")
         return source, source
@@ -126,8 +138,69 @@ def _split_tenths(source: Source, path: str) -> tuple[Source, Source]:
     return train, test
 
 
-class ImageFiles(Source):
-    """Image files of a folder or zip file, decoded when they are read.
+class EncodedImages(Source):
+    """Encoded images that are decoded, centre-cropped and resized when they are read.
+
+    Args:
+        path: where they are, for messages.
+        shape: (C, H, W) of the results.
+        pixels: what stored values mean.
+        labels: (N,) int64.
+        class_to_idx: name of a class -> its label.
+    """
+
+    def __init__(self, path: pathlib.Path, shape, pixels: Pixels, labels: Tensor, class_to_idx):
+        self.path, self.shape, self.pixels, self._labels = path, shape, pixels, labels
+        self.class_to_idx = class_to_idx
+
+    @abc.abstractmethod
+    def encoded(self, number: int) -> bytes:
+        """The file of an image; OSError or ValueError where there is none."""
+
+    @abc.abstractmethod
+    def name(self, number: int) -> str:
+        """Its name within the path, for messages."""
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """See `Source`."""
+        images = [fit(self.decoded(n), *self.shape[1:]) for n in numbers.tolist()]
+        return torch.cat(images), self._labels[numbers]
+
+    def decoded(self, number: int) -> Tensor:
+        """One image as it is stored, (1, C, h, w) uint8; the first frame of an animation."""
+        where = f"{printable(self.name(number))} in {self.path}"
+        with opened_bytes(functools.partial(self.encoded, number), where) as (image, _):
+            return to_bytes(image, where, self.shape[0], self.pixels)
+
+    def readable(self, numbers: np.ndarray) -> np.ndarray:
+        """Those of the numbers whose images can be decoded; the others are reported.
+
+        Raises:
+            DataError: none can, or an option is missing.
+        """
+
+        def is_readable(number: int) -> bool:
+            try:
+                self.decoded(number)
+            except Unsuited:
+                raise  # not a fault of the file: an option is missing
+            except DataError:
+                return False
+            return True
+
+        with ThreadPoolExecutor() as pool:
+            readable = np.array(list(pool.map(is_readable, numbers.tolist())), dtype=bool)
+        report(self, [self.name(n) for n in numbers[~readable]], "cannot be read")
+        if not readable.any():
+            raise DataError(f"none of the {len(numbers)} images in {self.path} can be read")
+        return numbers[readable]
+
+
+class ImageFiles(EncodedImages):
+    """Image files of a folder or zip file; labels are the classes of their folders.
 
     Args:
         files: the folder or zip file.
@@ -140,25 +213,21 @@ class ImageFiles(Source):
     def __init__(
         self, files: Folder | Zip, names: Names, places: Places, shape, pixels, split=None
     ):
-        self.files, self.names, self.places, self.shape = files, names, places, shape
-        self.pixels, self.split = pixels, split
+        self.files, self.names, self.places, self.split = files, names, places, split
         inside = [split.others(folder) if split else folder for folder in places.folders]
-        labels = classes(inside)
-        by_folder = torch.tensor([labels.get(folder[0], 0) if folder else 0 for folder in inside])
-        self._labels = by_folder[torch.from_numpy(places.numbers)]
-        self.class_to_idx = {} if "" in labels else labels
-        self.num_classes = len(labels)
+        known = classes(inside)
+        by_folder = torch.tensor([known.get(folder[0], 0) if folder else 0 for folder in inside])
+        labels = by_folder[torch.from_numpy(places.numbers)]
+        super().__init__(files.path, shape, pixels, labels, {} if "" in known else known)
+        self.num_classes = len(known)
 
-    def __len__(self) -> int:
-        return len(self.names)
+    def encoded(self, number: int) -> bytes:
+        """See `EncodedImages`."""
+        return self.files.read(self.names[number])
 
-    def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        channels, height, width = self.shape
-        images = [
-            fit(decode(self.files, self.names[n], channels, self.pixels), height, width)
-            for n in numbers
-        ]
-        return torch.cat(images), self._labels[numbers]
+    def name(self, number: int) -> str:
+        """See `EncodedImages`."""
+        return self.names[number]
 
 
 def decode(files: Folder | Zip, name: str, channels: int, pixels: Pixels) -> Tensor:
@@ -167,18 +236,22 @@ def decode(files: Folder | Zip, name: str, channels: int, pixels: Pixels) -> Ten
         return to_bytes(image, where, channels, pixels)
 
 
-@contextmanager
-def opened(files: Folder | Zip, name: str) -> Iterator[tuple]:
+def opened(files: Folder | Zip, name: str) -> AbstractContextManager[tuple]:
     """Context with an image, not yet loaded, and its name for messages.
 
     Raises:
         DataError: it cannot be read, or what is done inside fails.
     """
+    return opened_bytes(functools.partial(files.read, name), f"{printable(name)} in {files.path}")
+
+
+@contextmanager
+def opened_bytes(read: Callable[[], bytes], where: str) -> Iterator[tuple]:
+    """Context with the image in the bytes that a function gives; see `opened`."""
     from PIL import Image, UnidentifiedImageError
 
-    where = f"{printable(name)} in {files.path}"
     try:
-        with Image.open(io.BytesIO(files.read(name)), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(read()), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
                 raise ValueError(f"it is {size}, above the limit of {MAX_PIXELS} pixels")
@@ -195,8 +268,8 @@ def _image_files(
     files: Folder | Zip, shape, on_error: str, split: str | None, pixels: Pixels
 ) -> ImageFiles:
     """All images of a folder or zip file."""
-    bad = _bad_links(files, on_error)
-    is_image = [_named_image(name) and name not in bad for name in files.names]
+    bad = bad_links(files, on_error)
+    is_image = [named_image(name) and name not in bad for name in files.names]
     others = [k for k, chosen in enumerate(is_image) if not chosen]
     others = [name for name in files.names.chosen(np.array(others, dtype=int)) if name not in bad]
     report(files, others, "are not images")
@@ -205,22 +278,28 @@ def _image_files(
         raise DataError(
             f"there is no image in {files.path}: names of images end in {', '.join(SUFFIXES)}"
         )
-    if on_error == "skip":
-        found = _readable(files, found, shape[0], pixels)
     places = below_root(found)
+    if on_error == "skip":
+        everything = ImageFiles(files, found, places, shape, pixels)
+        readable = everything.readable(np.arange(len(found)))
+        found, places = found.chosen(readable), below_root(found.chosen(readable))
     source = ImageFiles(files, found, places, shape, pixels, find_split(places.folders, split))
     source.images([0])  # a wrong depth or transparency is an error here, before training starts
     return source
 
 
-def _bad_links(files: Folder | Zip, on_error: str) -> dict[str, str]:
-    """The links that cannot be followed and are left out, and the kind of each."""
+def bad_links(files: Folder | Zip, on_error: str) -> dict[str, str]:
+    """The links that cannot be followed and are left out, and the kind of each.
+
+    Raises:
+        DataError: with "raise", for a link that an image may have been meant by.
+    """
     bad = files.bad_links()
     hurt = [
         name
         for name, kind in bad.items()
         if (kind == BROKEN and not hidden(name))
-        or (kind in (OUTSIDE, IN_ZIP) and _named_image(name))
+        or (kind in (OUTSIDE, IN_ZIP) and named_image(name))
     ]
     if hurt and on_error == "raise":
         raise DataError(
@@ -232,28 +311,9 @@ def _bad_links(files: Folder | Zip, on_error: str) -> dict[str, str]:
     return bad
 
 
-def _named_image(name: str) -> bool:
+def named_image(name: str) -> bool:
+    """Whether a file is taken for an image, by its name."""
     return not hidden(name) and name.lower().endswith(SUFFIXES)
-
-
-def _readable(files: Folder | Zip, names: Names, channels: int, pixels: Pixels) -> Names:
-    """The images that can be decoded; the others are reported."""
-
-    def is_readable(name: str) -> bool:
-        try:
-            decode(files, name, channels, pixels)
-        except Unsuited:
-            raise  # not a fault of the file: an option is missing
-        except DataError:
-            return False
-        return True
-
-    with ThreadPoolExecutor() as pool:
-        readable = np.array(list(pool.map(is_readable, names)))
-    report(files, list(names.chosen(~readable)), "cannot be read")
-    if not readable.any():
-        raise DataError(f"none of the {len(names)} images in {files.path} can be read")
-    return names.chosen(readable)
 
 
 def _split_folders(source: ImageFiles) -> tuple[Source, Source]:
