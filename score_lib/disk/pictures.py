@@ -6,7 +6,7 @@ import os
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import rows
+from score_lib.base.tensors import check_floats, rows
 from score_lib.disk.files import atomic_write
 
 # Small images are enlarged to at least this height, so that a person can see them.
@@ -21,7 +21,10 @@ def make_grid(images: Tensor, columns: int | None = None) -> Tensor:
         columns: images in a row; by default the grid is about square.
     Returns:
         (3 or 4, H', W') in [0, 1], on the CPU.
+    Raises:
+        ValueError: bytes, or other numbers that are not real floating-point ones.
     """
+    check_floats("images", images)
     images = images.detach().float().cpu().clamp(0, 1)
     scale = math.ceil(_LEGIBLE_HEIGHT / images.shape[2])
     images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
@@ -57,7 +60,9 @@ def to_uint8(images: Tensor, levels: int = 256) -> Tensor:
 
     Raises:
         FloatingPointError: a value is not finite, for which there is no grey level.
+        ValueError: bytes, or other numbers that are not real floating-point ones.
     """
+    check_floats("images", images)
     finite = rows(images.isfinite()).all(1)
     if not finite.all():
         raise FloatingPointError(
