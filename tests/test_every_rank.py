@@ -1,4 +1,4 @@
-"""Data of every rank: samplers, likelihoods, bounds, losses and inverse problems.
+"""Data of every rank: samplers, likelihoods, bounds and losses.
 
 All shapes have as many entries.  With the same noise, entry by entry, the results for data of any
 rank are those for the flattened data, to rounding, and these are compared with closed forms:
@@ -11,76 +11,40 @@ import math
 
 import pytest
 import torch
-from ml_collections import ConfigDict
-from operator_cases import dense
 from oracles import GaussianDataOracle, exact_moments
+from ranks import (
+    DOUBLE,
+    EVERY_RANK,
+    FEW,
+    FEW_COVARIANCE,
+    FEW_MEAN,
+    ROOT,
+    SDES,
+    SHAPES,
+    B,
+    EntryNoise,
+    assert_as_flat,
+    batch,
+    coeffs,
+    configured,
+    few_oracle,
+    flow,
+    grey,
+    k,
+    n,
+    oracle,
+)
 
 import controllable_generation as control
 import likelihood
 import losses
-import sampling
-from models.conditioning import Given, Guided, Takes, taken_by
 from score_lib.base.tensors import batch_mul
 from score_lib.elbo import get_elbo_fn
-from score_lib.inverse.measurements import build_operator
-from score_lib.inverse.operators import OPERATORS
-from score_lib.inverse.restoration import RESTORATIONS
-from score_lib.options import complete
-from score_lib.runs.conditions import Conditions
-from score_lib.samplers.configured import _SAMPLERS, get_sampling_fn
+from score_lib.samplers.configured import _SAMPLERS
 from score_lib.samplers.grids import time_grid
 from score_lib.samplers.steps import _CORRECTORS, _PREDICTORS
-from score_lib.sdes.snr import marginal_coeffs
 from score_lib.vlb import get_vlb_fn
-from sde_lib import SDE, VESDE, VPSDE, CosineVPSDE, LinearSDE, subVPSDE
-
-# By rank: channels first, no two sides of one length where that can be.
-SHAPES = {1: (48,), 2: (3, 16), 3: (3, 2, 8), 4: (3, 2, 4, 2), 5: (3, 2, 2, 2, 2)}
-n, B = 48, 4
-RANKS = pytest.mark.parametrize("rank", (2, 3, 4, 5))
-SDES = {
-    "ve": lambda N: VESDE(sigma_max=20, N=N),
-    "vp": lambda N: VPSDE(N=N),
-    "subvp": lambda N: subVPSDE(N=N),
-    "cosine": lambda N: CosineVPSDE(N=N),
-}
-# Each process with another rank.
-EVERY_RANK = pytest.mark.parametrize(
-    ("rank", "kind"), [(1, "vp"), (2, "ve"), (3, "vp"), (4, "subvp"), (5, "cosine")]
-)
-
-DOUBLE = {"dtype": torch.float64}
-MEAN = torch.sin(torch.arange(n, **DOUBLE))
-_ROOT = torch.randn(n, n, generator=torch.Generator().manual_seed(0), **DOUBLE)
-COVARIANCE = 0.1 * torch.eye(n, **DOUBLE) + 0.2 * _ROOT @ _ROOT.T / n
-
-
-class EntryNoise:
-    """Standard normal noise that is a function of the number of the entry, whatever the shape."""
-
-    def __init__(self, seed=0):
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, like):
-        draw = torch.randn(like.numel(), generator=self.generator, **DOUBLE)
-        return draw.reshape(like.shape)
-
-
-def batch(shape, seed=1):
-    """Numbers (B, *D) that are a function of the entry alone."""
-    return EntryNoise(seed)(torch.empty(B, *shape))
-
-
-def assert_as_flat(result_of, rank, tolerance=1e-9):
-    """`result_of(shape)` has the same entries, in their order, as for vectors."""
-    result, flat = result_of(SHAPES[rank]), result_of((n,))
-    error = (result.reshape(flat.shape) - flat).abs().max() / flat.abs().max()
-    assert error <= tolerance, f"off by {error:.1e} of the largest value"
-
-
-def oracle(sde):
-    return GaussianDataOracle(sde, MEAN, COVARIANCE)
-
+from sde_lib import SDE, VPSDE, LinearSDE
 
 # --- Samplers ---------------------------------------------------------------------------------
 
@@ -97,19 +61,6 @@ def _names():
 
 
 SAMPLERS = _names()
-DEFAULTS = {
-    "snr": 0.16,
-    "n_steps_each": 1,
-    "probability_flow": False,
-    "noise_removal": True,
-    "adaptive_rtol": 0.5,
-}
-
-
-def configured(sde, shape, settings, **options):
-    config = {"sampling": DEFAULTS | settings, "training": {"continuous": True}}
-    options = {"eps": sde.sampling_eps, **options}
-    return get_sampling_fn(complete(ConfigDict(config)), sde, shape, lambda x: x, **options)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -123,38 +74,14 @@ def test_samples_of_any_rank_are_those_of_vectors(name):
 
         def samples(shape, sde=sde):
             sample = configured(sde, (B, *shape), SAMPLERS[name])
-            return sample(oracle(sde), noise=EntryNoise())[0]
+            x, _ = sample(oracle(sde), noise=EntryNoise())
+            assert x.shape == (B, *shape)
+            return x
 
         assert_as_flat(samples, rank)
 
 
 # --- Closed forms -------------------------------------------------------------------------------
-
-# The first entries, in few dimensions: moments of samples take a run for each.
-FEW = {1: (8,), 2: (2, 4), 3: (2, 1, 4), 4: (2, 1, 2, 2), 5: (2, 1, 2, 1, 2)}
-k = 8
-FEW_MEAN, FEW_COVARIANCE = MEAN[:k], COVARIANCE[:k, :k]
-
-
-def few_oracle(sde, mean=FEW_MEAN):
-    return GaussianDataOracle(sde, mean, FEW_COVARIANCE)
-
-
-def coeffs(sde, *times):
-    """m and s at times; at 0 those of the data, also where a process has noise there."""
-    m, s = marginal_coeffs(sde, torch.tensor(times, **DOUBLE))
-    of_data = torch.tensor(times) == 0
-    return torch.where(of_data, 1.0, m), torch.where(of_data, 0.0, s)
-
-
-def flow(sde, x, start, end, mean=FEW_MEAN):
-    """Where the probability flow takes x (B, k) of one time, and log |det| of that map."""
-    m, s = coeffs(sde, start, end)
-    spectrum, basis = torch.linalg.eigh(FEW_COVARIANCE)
-    variance = m[:, None] ** 2 * spectrum + s[:, None] ** 2
-    gain = (variance[1] / variance[0]).sqrt()
-    moved = m[1] * mean + ((x - m[0] * mean) @ basis * gain) @ basis.T
-    return moved, gain.log().sum()
 
 
 def flow_error(sde, settings, end):
@@ -282,14 +209,10 @@ def linear(shape):
     """A network of (x, labels) that mixes all entries, for bounds whose labels are indices."""
 
     def network(x, labels):
-        flat = x.flatten(1) @ _ROOT / math.sqrt(n)
+        flat = x.flatten(1) @ ROOT / math.sqrt(n)
         return batch_mul(torch.sin(labels.double()), flat.reshape(x.shape))
 
     return network
-
-
-def grey(shape):
-    return (batch(shape) * 40 + 128).clamp(0, 255).round() / 255
 
 
 def per_sample(loss_fn, network):
@@ -305,7 +228,7 @@ def per_sample(loss_fn, network):
 
 def classifier(shape):
     """Logits (B, 5) of all entries."""
-    return lambda x, label: batch_mul(1 / (1 + label), x.flatten(1) @ _ROOT[:, :5])
+    return lambda x, label: batch_mul(1 / (1 + label), x.flatten(1) @ ROOT[:, :5])
 
 
 _VE, _VP = SDES["ve"](21), SDES["vp"](21)
@@ -377,167 +300,6 @@ def test_the_elbo_is_the_exact_density(rank, kind):
     )
     exact = law.log_prob(x.flatten(1))
     assert ((found.total - exact).abs() < 4 * found.standard_error).all()
-
-
-# --- Inverse problems and guidance ----------------------------------------------------------------
-
-OPTIONS = complete(ConfigDict({}))
-
-
-def restored(method, operator, y, shape, **settings):
-    """A few steps of predictor-corrector sampling with a measurement, denoised."""
-    sde = VPSDE(beta_max=2.0, N=3)
-    restore = control.get_pc_restorer(
-        sde,
-        sampling.ReverseDiffusionPredictor,
-        sampling.AnnealedLangevinDynamics,
-        lambda x: x,
-        0.16,
-        continuous=True,
-        eps=1e-3,
-    )
-    found = restore(oracle(sde), operator, y, 0.1, method=method, noise=EntryNoise(), **settings)
-    assert found.shape == (B, *shape)
-    return found
-
-
-@pytest.mark.parametrize("name", sorted(OPERATORS))
-def test_restored_data_of_any_rank_are_those_of_a_matrix(name):
-    """Each operator of the rank against its matrix, for vectors: each method with each rank."""
-    first, methods = sorted(OPERATORS).index(name), [m for m in RESTORATIONS if m != "none"]
-    for rank in (2, 3, 4, 5):
-        operator = build_operator(name, OPTIONS, SHAPES[rank])
-        matrix = control.MatrixOperator((n,), dense(operator))
-        y = operator.apply(batch(SHAPES[rank], seed=3))
-        method = methods[(first + rank) % len(methods)]
-        x = restored(method, operator, y, SHAPES[rank]).flatten(1)
-        flat = restored(method, matrix, y.flatten(1), (n,))
-        torch.testing.assert_close(x, flat, rtol=0, atol=1e-7)
-
-
-@EVERY_RANK
-def test_the_guided_ode_ends_at_the_posterior(rank, kind):
-    """Mean and covariance of x_t at t = 0.05 given y = A x_0 + noise of deviation 0.1."""
-    sde = VESDE(sigma_max=100) if kind == "ve" else SDES[kind](10)
-    operator = control.RandomProjection(FEW[rank], 3)
-    truth = EntryNoise()(torch.empty(1, *FEW[rank]))
-    y, A = operator.apply(truth), dense(operator)
-
-    def draw(count, noise):
-        guided = control.get_restoration("tweedie")(
-            operator, y.expand(count, -1), 0.1, iterations=3
-        )
-        options = {"eps": 0.05, "constraints": [guided], "rtol": 1e-4, "atol": 1e-4}
-        sample = sampling.get_ode_sampler(sde, (count, *FEW[rank]), lambda x: x, **options)
-        return sample(few_oracle(sde), noise=noise)[0]
-
-    mean, covariance = exact_moments(draw, k)
-    gain = FEW_COVARIANCE @ A.T @ torch.linalg.inv(A @ FEW_COVARIANCE @ A.T + 0.01 * torch.eye(3))
-    (m,), (s,) = coeffs(sde, 0.05)
-    expected = FEW_MEAN + gain @ (y[0] - A @ FEW_MEAN)
-    torch.testing.assert_close(mean, m * expected, rtol=0, atol=0.01)
-    expected = m**2 * (FEW_COVARIANCE - gain @ A @ FEW_COVARIANCE) + s**2 * torch.eye(k)
-    torch.testing.assert_close(covariance, expected, rtol=0, atol=0.002)
-
-
-class Classes(torch.nn.Module):
-    """Gaussian data of two classes, of one covariance and of means of their own."""
-
-    takes = Takes(classes=2, droppable=True)
-
-    def __init__(self, sde, means):
-        super().__init__()
-        self.networks = [few_oracle(sde, mean) for mean in means]
-
-    def forward(self, x, labels, *, classes):
-        values = torch.stack([network(x, labels) for network in self.networks])
-        return values[classes, torch.arange(len(x))]
-
-
-def guided_samples(sde, network, rank, **options):
-    sample = configured(sde, (B, *FEW[rank]), SAMPLERS["dpmpp_sde-4"], **options)
-    return sample(network, noise=EntryNoise())[0]
-
-
-@EVERY_RANK
-def test_guidance_without_a_classifier_moves_the_mean(rank, kind):
-    """Scores of Gaussians of one covariance are linear in the means."""
-    sde, null = SDES[kind](10), -FEW_MEAN
-    means = torch.stack([FEW_MEAN, FEW_MEAN.flip(0), null])
-    classes = torch.tensor([0, 1, 1, 0])
-    network = Guided(Classes(sde, means), {"classes": classes}, {"classes": 2}, 2.5)
-    found = guided_samples(sde, network, rank)
-    for c in (0, 1):
-        alone = few_oracle(sde, null + 2.5 * (means[c] - null))
-        expected = guided_samples(sde, alone, rank)
-        torch.testing.assert_close(found[classes == c], expected[classes == c], rtol=0, atol=1e-9)
-
-
-@EVERY_RANK
-def test_guidance_by_the_exact_classifier_gives_the_class(rank, kind):
-    """Bayes: score of the mixture + grad log p(c | x_t) = score of the class."""
-    sde, means = SDES[kind](10), torch.stack([FEW_MEAN, -FEW_MEAN])
-
-    def log_p(x, m, s):
-        covariance = m[:, None, None] ** 2 * FEW_COVARIANCE + (s**2)[:, None, None] * torch.eye(k)
-        laws = [torch.distributions.MultivariateNormal(m[:, None] * c, covariance) for c in means]
-        return torch.stack([law.log_prob(x.flatten(1)) for law in laws], dim=1)
-
-    def logits(x, std):
-        scale = {"ve": std**0, "subvp": (1 - std).sqrt()}.get(kind, (1 - std**2).sqrt())
-        return log_p(x, scale, std)
-
-    networks = [few_oracle(sde, mean) for mean in means]
-
-    def mixture(x, labels):
-        t = labels / 999
-        if kind == "ve":
-            t = (labels / sde.sigma_min).log() / math.log(sde.sigma_max / sde.sigma_min)
-        weights = log_p(x, *sde.marginal_coeffs(t)).softmax(1)
-        return sum(batch_mul(w, f(x, labels)) for w, f in zip(weights.T, networks, strict=True))
-
-    classes = torch.tensor([0, 1, 1, 0])
-    guided = control.ClassGuidance(logits, classes)
-    found = guided_samples(sde, mixture, rank, constraints=[guided])
-    for c in (0, 1):
-        expected = guided_samples(sde, networks[c], rank)
-        torch.testing.assert_close(found[classes == c], expected[classes == c], rtol=0, atol=1e-7)
-
-
-class Shown(torch.nn.Module):
-    """Gaussian data whose mean is the image that the network is shown."""
-
-    def __init__(self, sde, channels):
-        super().__init__()
-        self.sde, self.takes = sde, Takes(image=channels)
-
-    def forward(self, x, labels, *, image):
-        self.takes.check({"image": image}, x)
-        return GaussianDataOracle(self.sde, image.flatten(1), FEW_COVARIANCE)(x, labels)
-
-
-@EVERY_RANK
-def test_a_measurement_is_a_condition(rank, kind):
-    """Samples are those of the mean A x, or of A^+ A x where the channels are not those of x."""
-    operator = ("gray", "projection", "half")[rank % 3]
-    shape, sde = FEW[rank], SDES[kind](10)
-    data = {"shape": shape, "centered": True, "uniform_dequantization": False}
-    config = complete(ConfigDict({"data": data}))
-    config.training.condition, config.training.condition_operator = "image", operator
-    conditions = Conditions(config, shape, lambda x: 2 * x - 1, "cpu")
-    x = grey(shape)
-    image = conditions.of_data(x, None)["image"]
-    A = dense(conditions.operator)
-    expected = (2 * x - 1).flatten(1) @ A.T
-    if operator != "half":
-        expected = expected @ torch.linalg.pinv(A).T
-    torch.testing.assert_close(image.flatten(1), expected, rtol=0, atol=1e-12)
-    network = Given(Shown(sde, taken_by(config).image), image=image)
-    z = sde.prior_std * batch(shape)
-    options = {"rtol": 1e-6, "atol": 1e-6, "eps": 0.01}
-    found, _ = sampling.get_ode_sampler(sde, z.shape, lambda x: x, **options)(network, z)
-    moved = flow(sde, z.flatten(1), sde.T, 0.01, mean=expected)[0]
-    torch.testing.assert_close(found.flatten(1), moved, rtol=0, atol=1e-4)
 
 
 # --- Processes of one rank ------------------------------------------------------------------------
