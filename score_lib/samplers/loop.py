@@ -129,7 +129,6 @@ def sampler_of(
         (B, *D) and the evaluations made; z is x at the first time, (B, *D), in place of a draw from
         the prior; see `run_steps` for the callback.
     """
-
     chosen = get_parametrization(parametrization)
 
     @(lambda fn: fn) if differentiable else torch.no_grad()
@@ -150,8 +149,7 @@ def sampler_of(
             score_fn = constraint.guide(sde, score_fn)
         draw = normal_noise(noise)
         if z is None:
-            given = None if noise is None else draw
-            x = draw_prior(sde, shape, where, given, dtype_of(model))
+            x = draw_prior(sde, shape, where, noise, dtype_of(model))
         else:
             check_floats("z", z)
             x = z.to(where)
@@ -176,7 +174,8 @@ def draw_prior(
         x = sde.prior_sampling(shape)
         check_real("the prior's samples", x)
         return x.to(device, dtype or torch.float32)
-    return sde.prior_from_normal(noise(torch.empty(shape, dtype=dtype, device=device)))
+    like = torch.empty(shape, dtype=dtype, device=device)
+    return sde.prior_from_normal(normal_noise(noise)(like))
 
 
 def without_wraps(constraints: Sequence[Constraint]) -> None:
