@@ -67,18 +67,15 @@ SAMPLERS = _names()
 def test_samples_of_any_rank_are_those_of_vectors(name):
     # Sub-VP has no ancestral sampling.
     kinds = [kind for kind in SDES if (kind, "ancestral" in name) != ("subvp", True)]
-    # Every process with every rank, over all samplers.
-    first = list(SAMPLERS).index(name)
-    for rank in (2, 3, 4, 5):
-        sde = SDES[kinds[(first + rank) % len(kinds)]](21)
+    sde = SDES[kinds[list(SAMPLERS).index(name) % len(kinds)]](21)
 
-        def samples(shape, sde=sde):
-            sample = configured(sde, (B, *shape), SAMPLERS[name])
-            x, _ = sample(oracle(sde), noise=EntryNoise())
-            assert x.shape == (B, *shape)
-            return x
+    def samples(shape):
+        sample = configured(sde, (B, *shape), SAMPLERS[name])
+        x, _ = sample(oracle(sde), noise=EntryNoise())
+        assert x.shape == (B, *shape)
+        return x
 
-        assert_as_flat(samples, rank)
+    assert_as_flat(samples)
 
 
 # --- Closed forms -------------------------------------------------------------------------------
@@ -160,13 +157,13 @@ def test_exact_traces_are_the_closed_form(rank, kind):
     """log p = log prior of the latent code and log |det| of the flow, which are both known."""
     sde = SDES[kind](10)
     x = EntryNoise()(torch.empty(B, *FEW[rank]))
-    solver = {"rtol": 1e-6, "atol": 1e-6, "eps": 0.01}
+    solver = {"rtol": 1e-5, "atol": 1e-5, "eps": 0.01}
     found = likelihood.get_log_likelihood_fn(sde, hutchinson_type="exact", **solver)(
         few_oracle(sde), x
     )
     z, volume = flow(sde, x.flatten(1), 0.01, sde.T)
-    torch.testing.assert_close(found.z.flatten(1), z, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(found.total, sde.prior_logp(z) + volume, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found.z.flatten(1), z, rtol=1e-5, atol=3e-4)
+    torch.testing.assert_close(found.total, sde.prior_logp(z) + volume, rtol=3e-5, atol=0)
 
 
 def test_probes_of_each_entry_sum_to_the_exact_trace():
@@ -196,7 +193,7 @@ def test_nats_of_a_series_are_those_of_its_innovations():
     log_scale = (length - 1) / 2 * math.log(1 - a**2)
     nats = -0.5 * (square + length * math.log(2 * math.pi)) - log_scale
     sde = VPSDE()
-    log_likelihood = likelihood.get_log_likelihood_fn(sde, hutchinson_type="exact", rtol=1e-6)
+    log_likelihood = likelihood.get_log_likelihood_fn(sde, hutchinson_type="exact", rtol=1e-5)
     network = GaussianDataOracle(sde, torch.zeros(length, **DOUBLE), covariance)
     found = log_likelihood(network, x[:, None])
     torch.testing.assert_close(found.total, nats, rtol=1e-4, atol=0)
@@ -284,8 +281,7 @@ VALUES = {
 
 @pytest.mark.parametrize("name", VALUES)
 def test_values_for_any_rank_are_those_of_vectors(name):
-    for rank in (2, 3, 4, 5):
-        assert_as_flat(VALUES[name], rank)
+    assert_as_flat(VALUES[name])
 
 
 @EVERY_RANK
