@@ -22,6 +22,8 @@ SDES = {
     "subvp": lambda N: subVPSDE(N=N),
     "cosine": lambda N: CosineVPSDE(N=N),
 }
+# Every registered sampler of networks that know all times.
+METHODS = ("adaptive", "ddim", "dpmpp_2m", "dpmpp_3m", "dpmpp_sde", "heun", "ode", "pc")
 # Each process with another rank.
 EVERY_RANK = pytest.mark.parametrize(
     ("rank", "kind"), [(1, "vp"), (2, "ve"), (3, "vp"), (4, "subvp"), (5, "cosine")]

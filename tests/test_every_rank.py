@@ -18,6 +18,7 @@ from ranks import (
     FEW,
     FEW_COVARIANCE,
     FEW_MEAN,
+    METHODS,
     ROOT,
     SDES,
     SHAPES,
@@ -40,7 +41,6 @@ import likelihood
 import losses
 from score_lib.base.tensors import batch_mul
 from score_lib.elbo import get_elbo_fn
-from score_lib.samplers.configured import _SAMPLERS
 from score_lib.samplers.grids import time_grid
 from score_lib.samplers.steps import _CORRECTORS, _PREDICTORS
 from score_lib.vlb import get_vlb_fn
@@ -50,8 +50,8 @@ from sde_lib import SDE, VPSDE, LinearSDE
 
 
 def _names():
-    """Every registered sampler, and predictor and corrector of predictor-corrector sampling."""
-    others = [{"method": name, "num_steps": 4} for name in _SAMPLERS if name != "pc"]
+    """Every sampler, and predictor and corrector of predictor-corrector sampling."""
+    others = [{"method": name, "num_steps": 4} for name in METHODS if name != "pc"]
     churned = [{"method": "heun", "num_steps": 4, "churn": 10.0}]
     pc = [{"predictor": name, "corrector": "none"} for name in _PREDICTORS if name != "none"]
     flow = [{"predictor": "reverse_diffusion", "corrector": "none", "probability_flow": True}]
@@ -333,9 +333,9 @@ class Same(LinearSDE):
         return torch.exp(-t / 2), torch.sqrt(1 - torch.exp(-t))
 
 
-@pytest.mark.parametrize("method", sorted(_SAMPLERS))
+@pytest.mark.parametrize("method", METHODS)
 def test_a_process_of_one_rank_has_every_sampler(method):
-    rank = 1 + sorted(_SAMPLERS).index(method) % 5
+    rank = 1 + METHODS.index(method) % 5
     pc = {"predictor": "euler_maruyama", "corrector": "ald"}
     z, network = batch(SHAPES[rank]), oracle(Same())
     found, expected = (

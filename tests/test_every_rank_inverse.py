@@ -193,8 +193,8 @@ def test_a_measurement_is_a_condition(rank, kind):
     """Samples are those of the mean A x, or of A^+ A x where the channels are not those of x."""
     operator = ("gray", "projection", "half")[rank % 3]
     shape, sde = FEW[rank], SDES[kind](10)
-    data = {"shape": shape, "centered": True, "uniform_dequantization": False}
-    config = complete(ConfigDict({"data": data}))
+    data = {"dataset": "IMAGES", "shape": shape, "centered": True}
+    config = complete(ConfigDict({"data": data | {"uniform_dequantization": False}}))
     config.training.condition, config.training.condition_operator = "image", operator
     conditions = Conditions(config, shape, lambda x: 2 * x - 1, "cpu")
     x = grey(shape)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 from oracles import GaussianOracle
+from ranks import METHODS
 
 import controllable_generation as control
 import evaluation
@@ -23,7 +24,7 @@ from score_lib.inverse.restoration import RESTORATIONS
 from score_lib.metrics import distances, point_sets, series
 from score_lib.metrics.samples import energy_distance, sample_metrics
 from score_lib.options import complete
-from score_lib.samplers.configured import _SAMPLERS, get_sampling_fn
+from score_lib.samplers.configured import get_sampling_fn
 from score_lib.vlb import get_vlb_fn
 from sde_lib import VESDE, VPSDE
 
@@ -82,7 +83,7 @@ SETS, POINTS, ROWS = (20, 2, 8), (20, 5, 2), (20, 4)
 def doors_of_data(bad):
     """Calls that take data x, as values that `bad(shape)` makes."""
     x = bad(SHAPE)
-    calls = {f"z-{m}": lambda m=m: sampler(m)(ORACLE, x) for m in _SAMPLERS}
+    calls = {f"z-{m}": lambda m=m: sampler(m)(ORACLE, x) for m in METHODS}
     calls |= {f"loss-{k}": lambda f=f: f(ORACLE, x, torch.arange(4)) for k, f in LOSSES.items()}
     for name, a in OPERATORS.items():
         y = bad((4, *a.measured_shape))
@@ -143,13 +144,13 @@ def doors_of_numbers():
     def classifier(x, label):
         return bad((4, 3))
 
-    calls = {f"noise-{m}": lambda m=m: sampler(m)(ORACLE, noise=noise) for m in _SAMPLERS}
+    calls = {f"noise-{m}": lambda m=m: sampler(m)(ORACLE, noise=noise) for m in METHODS}
     calls |= {
         f"later-noise-{m}": lambda m=m: sampler(m)(ORACLE, real(SHAPE), noise=noise)
         for m in ("pc", "adaptive", "dpmpp_sde")
     }
-    calls |= {f"prior-{m}": lambda m=m: sampler(m, Own(N=21))(ORACLE) for m in _SAMPLERS}
-    calls |= {f"output-{m}": lambda m=m: sampler(m)(lambda x, t: bad(SHAPE)) for m in _SAMPLERS}
+    calls |= {f"prior-{m}": lambda m=m: sampler(m, Own(N=21))(ORACLE) for m in METHODS}
+    calls |= {f"output-{m}": lambda m=m: sampler(m)(lambda x, t: bad(SHAPE)) for m in METHODS}
     calls |= {f"noise-{k}": lambda f=f: f.draw(real(SHAPE), noise) for k, f in LOSSES.items()}
     given = {"features": bad((4, 2))}
     moments = (torch.zeros(3), torch.eye(3))
