@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_lib.base.tensors import batch_mul, data_shape
+from score_lib.base.tensors import batch_mul, check_real, data_shape
 
 from .layers import ddpm_conv3x3, in_full_precision
 
-# classes: (B,) int64; image: (B, C, h, w) in the network's range; features: (B, K).
+# classes: (B,) int64; image: (B, C, h, w) in the network's range, of data of another rank (B, C) or
+# (B, C, *sides); features: (B, K).
 Condition = Mapping[str, Tensor]
 UNCONDITIONAL: Condition = types.MappingProxyType({})
 KINDS = ("classes", "image", "features")
@@ -89,12 +90,13 @@ class Takes(NamedTuple):
         batch = "B" if x is None else len(x)
         wanted = {
             "classes": f"({batch},) of int64",
-            "image": f"({batch}, {self.image}, h, w)",
+            "image": f"({batch}, {self.image}, h, w), or of other data as many sides as these have",
             "features": f"({batch}, {self.features})",
         }[kind]
         fits = {
             "classes": value.dim() == 1 and value.dtype == torch.int64,
-            "image": value.dim() >= 3 and value.shape[1] == self.image,
+            "image": value.dim() == (max(2, value.dim()) if x is None else x.dim())
+            and value.shape[1] == self.image,
             "features": value.dim() == 2 and value.shape[1] == self.features,
         }[kind]
         if not fits or (x is not None and len(value) != len(x)):
@@ -189,7 +191,7 @@ class Given(nn.Module):
         condition: classes, image or features, for each sample, (B, ...), or once for all,
             (1, ...); one class may be a number.
     Raises:
-        ValueError: the network takes other conditions.
+        ValueError: the network takes other conditions, or they are complex.
     """
 
     def __init__(self, module: Callable, **condition: Tensor | int):
@@ -200,6 +202,7 @@ class Given(nn.Module):
         device = next((parameter.device for parameter in parameters), None)
         for kind, value in condition.items():
             value = torch.as_tensor(value, device=device)
+            check_real(f"the condition {kind}", value)
             value = value[None] if value.dim() == 0 else value
             self.register_buffer(f"given_{kind}", value, persistent=False)
         if (takes := takes_of(module)) is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.dequantizer import Dequantizer
 from score_lib.base.distributed import share_of_batch
-from score_lib.base.tensors import LARGEST_SHARE, rows
+from score_lib.base.tensors import LARGEST_SHARE, check_floats, rows
 from score_lib.elbo import log_prior, log_ratio
 from score_lib.likelihood import bits_per_dim
 from score_lib.losses.objectives import Draws, get_sde_loss_fn
@@ -41,6 +41,7 @@ class Dequantization(abc.ABC):
         self.levels = levels
 
     def __call__(self, x: Tensor, noise: Callable | None = None) -> tuple[Tensor, Tensor]:
+        check_floats("images to dequantize", x)
         number = (x * (self.levels - 1)).round()
         uniform = (noise or torch.rand_like)(number).clamp(max=LARGEST_SHARE)
         u, log_q = self.spread(number / (self.levels - 1), uniform)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul, check_floats, rows, stratified_mean
+from score_lib.base.tensors import batch_mul, check_floats, normal_noise, rows, stratified_mean
 from score_lib.likelihood import value_and_divergence
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn
@@ -68,7 +68,7 @@ def get_elbo_fn(
 
     def elbo_fn(model, data, *, noise=None):
         check_floats("the data", data)
-        draw = noise or torch.randn_like
+        draw = normal_noise(noise)
         score_fn = get_score_fn(sde, model, False, continuous, parametrization=chosen)
         size, start = data[0].numel(), data.new_full((len(data),), eps)
         # One stratum of quantiles for each time, shifted alike for all times of a sample.

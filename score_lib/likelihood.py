@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.ode import integrate
-from score_lib.base.tensors import check_floats, rows
+from score_lib.base.tensors import check_floats, normal_noise, rows
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn
 from score_lib.sdes.foreign import as_process
@@ -210,7 +210,7 @@ def _draw_probes(kind: str, count: int, data: Tensor, noise: Callable | None) ->
     """(P, B, *D) probes; without a source of noise, from PyTorch's global generator."""
     if noise is None and kind == "rademacher":
         return 2.0 * torch.stack([torch.randint_like(data, 2) for _ in range(count)]) - 1.0
-    draws = torch.stack([(noise or torch.randn_like)(data) for _ in range(count)])
+    draws = torch.stack([normal_noise(noise)(data) for _ in range(count)])
     return _PROBES[kind](draws)
 
 

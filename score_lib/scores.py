@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from score_lib.base.distributed import unwrapped
-from score_lib.base.tensors import batch_mul
+from score_lib.base.tensors import batch_mul, check_real
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
@@ -37,9 +37,12 @@ def get_model_fn(model: Callable, train: bool = False) -> Callable[[Tensor, Tens
             model.train(train)
         dtype = dtype_of(model)
         if dtype in (None, x.dtype) or x.dtype not in _DTYPES:
-            return model(x, labels)
-        labels = labels.to(dtype) if labels.is_floating_point() else labels
-        return model(x.to(dtype), labels).to(x.dtype)
+            output = model(x, labels)
+        else:
+            labels = labels.to(dtype) if labels.is_floating_point() else labels
+            output = model(x.to(dtype), labels).to(x.dtype)
+        check_real("the network's output", output)
+        return output
 
     return model_fn
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul, check_floats, rows, stratified_mean
+from score_lib.base.tensors import batch_mul, check_floats, normal_noise, rows, stratified_mean
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_model_fn, reading_of_level
 from score_lib.sdes.chain import Chain
@@ -92,7 +92,7 @@ def get_vlb_fn(
     def vlb_fn(model, data, *, noise=None):
         check_floats("the data", data)
         grey.check(data)
-        draw = noise or torch.randn_like
+        draw = normal_noise(noise)
         limits = grey.limits if clip else None
         predict = Prediction(sde, model, variance, limits, data.device, chosen)
         prior, decoder = predict.prior_term(data), predict.decoder_term(data, draw(data), grey)

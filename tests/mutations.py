@@ -27,6 +27,8 @@ CHAINS = ("tests/test_parametrized_chains.py",)
 CONDITIONS = ("tests/test_wiring_conditions.py",)
 CONDITIONING = ("tests/test_conditioning.py",)
 DEQUANTIZER = ("tests/test_dequantizer_runs.py",)
+RANKS = ("tests/test_every_rank.py", "tests/test_every_rank_inverse.py")
+NUMBERS = ("tests/test_number_kinds.py",)
 ARRAYS = ("tests/test_any_data.py",)
 
 
@@ -653,6 +655,62 @@ MUTATIONS = [
         'batch.get("features")',
         "None",
         CONDITIONS,
+    ),
+    Mutation(
+        "rank: coefficients act along the last side where it is as long as the batch",
+        "score_lib/base/tensors.py",
+        "return a.reshape(-1, *(1,) * (x.dim() - 1)) * x",
+        "return a * x if x.shape[-1:] == a.shape else a.reshape(-1, *(1,) * (x.dim() - 1)) * x",
+        RANKS,
+    ),
+    Mutation(
+        "rank: solvers know processes of scalars only",
+        "score_lib/sdes/snr.py",
+        "range(_HIGHEST_RANK + 1)",
+        "range(1)",
+        RANKS,
+    ),
+    Mutation(
+        "rank: a vector is no condition",
+        "models/conditioning.py",
+        "max(2, value.dim())",
+        "max(3, value.dim())",
+        RANKS,
+    ),
+    Mutation(
+        "rank: data of other ranks than images lose the order of their entries",
+        "score_lib/inverse/measurements.py",
+        "return x.reshape(len(x), math.prod(x.shape[1:]))",
+        "return x.transpose(1, -1).reshape(len(x), math.prod(x.shape[1:]))",
+        RANKS,
+    ),
+    Mutation(
+        "numbers: complex noise is taken",
+        "score_lib/base/tensors.py",
+        'check_real("noise", z)',
+        "pass",
+        NUMBERS,
+    ),
+    Mutation(
+        "numbers: complex outputs are taken",
+        "score_lib/scores.py",
+        'check_real("the network\'s output", output)',
+        "pass",
+        NUMBERS,
+    ),
+    Mutation(
+        "numbers: operators round their matrices to integers",
+        "score_lib/inverse/operators.py",
+        'check_floats(f"{name} of {type(self).__name__}", tensor)',
+        "pass",
+        NUMBERS,
+    ),
+    Mutation(
+        "numbers: features lose their imaginary parts",
+        "score_lib/metrics/distances.py",
+        'check_real("features", x)',
+        "pass",
+        NUMBERS,
     ),
 ]
 

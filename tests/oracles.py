@@ -72,7 +72,10 @@ class GaussianOracle(torch.nn.Module):
 
 
 class GaussianDataOracle(torch.nn.Module):
-    """The network that has learned data ~ N(mean, covariance) exactly, for vectors (B, D)."""
+    """The network that has learned data ~ N(mean, covariance) exactly.
+
+    For data (B, *D), mean (n,) and covariance (n, n) are those of `x.flatten(1)`.
+    """
 
     def __init__(self, sde: LinearSDE, mean: torch.Tensor, covariance: torch.Tensor):
         super().__init__()
@@ -85,9 +88,10 @@ class GaussianDataOracle(torch.nn.Module):
             scale, std = torch.ones_like(labels), labels
         else:
             scale, std = self.sde.marginal_coeffs(labels / 999)
-        centred = (x - batch_mul(scale, self.mean.expand_as(x))) @ self.basis
+        flat = x.flatten(1)
+        centred = (flat - batch_mul(scale, self.mean.expand_as(flat))) @ self.basis
         variance = scale[:, None] ** 2 * self.spectrum + std[:, None] ** 2
-        score = -(centred / variance) @ self.basis.T
+        score = (-(centred / variance) @ self.basis.T).reshape(x.shape)
         return score if isinstance(self.sde, VESDE) else batch_mul(-std, score)
 
 
@@ -102,22 +106,24 @@ class UnitNoise:
         self.draws = 0
 
     def __call__(self, like):
-        noise, dimensions = torch.zeros_like(like), like.shape[1]
+        noise = torch.zeros_like(like).flatten(1)
+        dimensions = noise.shape[1]
         rows = noise[1 + self.draws * dimensions :][:dimensions]
         rows += torch.eye(dimensions)[: len(rows)]
         self.draws += 1
-        return noise
+        return noise.reshape(like.shape)
 
 
 def exact_moments(draw, dimensions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean (D,) and covariance (D, D) of the samples of a sampler that is linear in its noise.
+    """Mean (n,) and covariance (n, n) of the samples of a sampler that is linear in its noise.
 
     Such a sampler maps noise 0 to the mean, and unit noises to the columns of a matrix whose
-    product with its transpose is the covariance.  `draw(count, noise)` draws samples (count, D).
+    product with its transpose is the covariance.  `draw(count, noise)` draws samples (count, *D) of
+    n entries.
     """
     noise = UnitNoise()
     draw(1, noise)
-    mean, *responses = draw(1 + noise.draws * dimensions, UnitNoise()).double()
+    mean, *responses = draw(1 + noise.draws * dimensions, UnitNoise()).flatten(1).double()
     responses = torch.stack(responses) - mean
     return mean, responses.T @ responses
 

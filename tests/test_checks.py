@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import foreign_sde
 import numpy as np
@@ -16,6 +17,7 @@ import checks
 import evaluation
 import run_lib
 import sampling
+from score_lib.checks.process import few_entries
 from score_lib.runs.check import _process
 from score_lib.samplers.steps import Corrector
 from sde_lib import SDE, VESDE, VPSDE, batch_mul, subVPSDE
@@ -39,6 +41,16 @@ def test_published_processes_are_ok(kind, continuous):
         pytest.skip("it has no discrete networks")
     findings = checks.process(kind(), continuous) + checks.log_likelihood(kind())
     assert checks.worst(findings) == "ok", findings
+
+
+@pytest.mark.parametrize("shape", ((3,), (10_000,), (2, 5_000), (1, 64, 64, 64)), ids=str)
+def test_large_data_of_any_rank_are_checked_by_few_entries(shape):
+    """An exact trace of all entries would take hours, and more memory than there is."""
+    run = types.SimpleNamespace(sde=VPSDE(), shape=shape, reading={}, objective="score")
+    findings = _process(run)
+    assert checks.worst(findings) == "ok", findings
+    few = few_entries(shape)
+    assert len(few) == len(shape) and (few == shape) == (math.prod(shape) <= 64)
 
 
 @pytest.mark.quick_cases(1)

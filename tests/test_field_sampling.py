@@ -216,24 +216,6 @@ def test_scalars_have_likelihoods_and_losses():
     assert losses.get_sde_loss_fn(sde, train=False)(oracle, x).isfinite()
 
 
-@pytest.mark.parametrize("dtype", (torch.complex64, torch.int64, torch.uint8))
-def test_complex_numbers_and_integers_are_refused(dtype):
-    sde, x = VPSDE(N=10), torch.ones(2, 3).to(dtype)
-    oracle = GaussianOracle(sde)
-    calls = [
-        lambda: sampling.get_ode_sampler(sde, x.shape, lambda x: x)(oracle, x),
-        lambda: exact_pc(sde, x.shape, sampling.ReverseDiffusionPredictor)(oracle, x),
-        lambda: likelihood.get_likelihood_fn(sde, lambda x: x)(oracle, x),
-        lambda: losses.get_sde_loss_fn(sde, train=False)(oracle, x),
-        lambda: losses.get_ddpm_loss_fn(sde, train=False)(oracle, x),
-        lambda: controllable_generation.get_encoder(sde, lambda x: x)(oracle, x),
-        lambda: controllable_generation.StartFrom(x),
-    ]
-    for call in calls:
-        with pytest.raises(ValueError, match="numbers"):
-            call()
-
-
 @pytest.mark.parametrize("eps", (-1e-3, 2.0, float("nan")))
 @pytest.mark.parametrize("name", SDES)
 def test_times_outside_the_process_are_refused(name, eps):

@@ -311,7 +311,7 @@ def test_mistakes_are_named():
             factory(sde, scaler, eps=1.0)
     with pytest.raises(ValueError, match=r"eps = -0\.1"):
         get_reconstructor(sde, scaler, inverse_scaler, eps=-0.1)
-    with pytest.raises(ValueError, match="divide grey levels by 255"):
+    with pytest.raises(ValueError, match=r"images to encode .* divide bytes by 255"):
         get_encoder(sde, scaler)(oracle(sde), torch.zeros(2, 3, dtype=torch.uint8))
     for pairs in (lambda a, b: interpolate(a, b, [0.5]), code_correlation):
         with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 4\)"):

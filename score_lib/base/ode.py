@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from score_lib.base.tensors import check_floats
+
 # Butcher tableau: nodes, stage weights, the fifth-order solution's weights (which are also the
 # last stage's: the first evaluation of a step is the last of the one before), and the difference
 # between the two solutions.
@@ -62,9 +64,11 @@ def integrate(
     Returns:
         y at t1, (B, *D), and the number of evaluations of fn.
     Raises:
-        ValueError: an unknown method, or per_sample or a gradient with one other than RK45.
+        ValueError: an unknown method, per_sample or a gradient with one other than RK45, or y is
+            not of real floating-point numbers.
         FloatingPointError: the step became smaller than rounding (fn is stiff or not finite).
     """
+    check_floats("the state of an ODE", y)
     if method == "RK45":
         return _RK45(fn, y, t1, rtol, atol, per_sample).run(t0)
     if per_sample:

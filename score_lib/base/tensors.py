@@ -1,7 +1,7 @@
 """Tensor helpers: broadcasting over a batch, seeds, and noise that belongs to a sample."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -33,22 +33,47 @@ def stratified_mean(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(0), (variance / len(values)).sqrt()
 
 
-def check_floats(what: str, x: Tensor) -> None:
-    """Refuse anything but real floating-point numbers.
+def check_real(what: str, x: Tensor) -> None:
+    """Refuse complex numbers.
 
     Raises:
-        ValueError: integers, or complex numbers.
+        ValueError: there are some.
     """
     if x.is_complex():
         raise ValueError(
             f"{what} should hold real numbers, not {x.dtype}: give real and imaginary parts as two "
             "channels, as torch.view_as_real does"
         )
+
+
+def check_floats(what: str, x: Tensor) -> None:
+    """Refuse anything but real floating-point numbers.
+
+    Raises:
+        ValueError: integers, or complex numbers.
+    """
+    check_real(what, x)
     if not x.is_floating_point():
         raise ValueError(
             f"{what} should hold floating-point numbers in the network's range, not {x.dtype}: "
             "divide bytes by 255, and use the scaler"
         )
+
+
+def normal_noise(noise: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
+    """The source of standard normal noise that a caller gave, or `torch.randn_like`.
+
+    Its calls raise ValueError where the caller's gives complex numbers.
+    """
+    if noise is None:
+        return torch.randn_like
+
+    def checked(like: Tensor) -> Tensor:
+        z = noise(like)
+        check_real("noise", z)
+        return z
+
+    return checked
 
 
 def data_shape(config) -> tuple[int, ...]:

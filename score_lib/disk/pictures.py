@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import rows
+from score_lib.base.tensors import check_floats, rows
 from score_lib.disk.files import atomic_write
 
 # Small images are enlarged to at least this height, so that a person can see them.
@@ -22,7 +22,10 @@ def make_grid(images: Tensor, columns: int | None = None) -> Tensor:
         columns: images in a row; by default the grid is about square.
     Returns:
         (3 or 4, H', W') in [0, 1], on the CPU.
+    Raises:
+        ValueError: bytes, or other numbers that are not real floating-point ones.
     """
+    check_floats("images", images)
     images = images.detach().float().cpu().clamp(0, 1)
     scale = math.ceil(_LEGIBLE_HEIGHT / images.shape[2])
     images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
@@ -81,7 +84,9 @@ def to_uint8(images: Tensor, levels: int = 256) -> Tensor:
 
     Raises:
         FloatingPointError: a value is not finite, for which there is no grey level.
+        ValueError: bytes, or other numbers that are not real floating-point ones.
     """
+    check_floats("images", images)
     check_samples_finite(images)
     if levels == 256:
         pixels = (images * 255).clamp(0, 255)

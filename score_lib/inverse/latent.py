@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul, rows
+from score_lib.base.tensors import batch_mul, check_floats, rows
 from score_lib.samplers.adaptive import get_ode_sampler
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
@@ -74,11 +74,7 @@ def get_encoder(sde: SDE, scaler: Callable, *, eps: float | None = None, **optio
     follow = _flow(sde, _first_time(sde, eps), sde.T, **options)
 
     def encode(model: Callable, images: Tensor) -> tuple[Tensor, int]:
-        if not images.is_floating_point():
-            raise ValueError(
-                f"images to encode are floating-point numbers in [0, 1], not {images.dtype}: "
-                "divide grey levels by 255"
-            )
+        check_floats("images to encode", images)
         return follow(model, scaler(images))
 
     return encode
@@ -145,7 +141,8 @@ def interpolate(first: Tensor, second: Tensor, weights: Tensor | Sequence[float]
     Returns:
         Codes, (W, B, *D); differentiable in all three.
     Raises:
-        ValueError: shapes differ, or weights are not (W,) numbers in [0, 1].
+        ValueError: shapes differ, codes are not floating-point numbers, or weights are not (W,)
+            numbers in [0, 1].
     """
     _check_pair(first, second)
     weights = torch.as_tensor(weights, dtype=torch.float64, device=first.device)
@@ -173,8 +170,10 @@ def temper(z: Tensor, temperature: float) -> Tensor:
         temperature: below 1 for smoother and more typical images, 1 to change nothing, 0 for the
             prior's mean alone.
     Raises:
-        ValueError: the temperature is negative or not finite.
+        ValueError: the temperature is negative or not finite, or codes are not floating-point
+            numbers.
     """
+    check_floats("codes", z)
     if not 0 <= temperature < math.inf:
         raise ValueError(
             f"a temperature scales codes by a number of 0 or more, not {temperature}: try 0.8"
@@ -196,7 +195,8 @@ def code_correlation(first: Tensor, second: Tensor) -> Correlation:
     Returns:
         Correlations, nan where a code has the same value in every dimension.
     Raises:
-        ValueError: shapes differ, or there are fewer than two images or two dimensions.
+        ValueError: shapes differ, codes are not floating-point numbers, or there are fewer than two
+            images or two dimensions.
     """
     _check_pair(first, second)
     if len(first) < 2 or first[0].numel() < 2:
@@ -237,6 +237,8 @@ def _check_pair(first: Tensor, second: Tensor) -> None:
             f"codes come in pairs, but their shapes are {tuple(first.shape)} and "
             f"{tuple(second.shape)}"
         )
+    for codes in (first, second):
+        check_floats("codes", codes)
 
 
 def _arc_shares(first: Tensor, second: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul, derive_seed
+from score_lib.base.tensors import batch_mul, check_real, derive_seed
 from score_lib.inverse.operators import (
     OPERATORS,
     Constants,
@@ -394,7 +394,9 @@ def _measured_shape(shape: tuple[int, ...], matrices: Sequence[Tensor | None]) -
 
 
 def _float64(matrix: Tensor) -> Tensor:
-    return torch.as_tensor(matrix).detach().to("cpu", torch.float64)
+    matrix = torch.as_tensor(matrix)
+    check_real("a matrix", matrix)
+    return matrix.detach().to("cpu", torch.float64)
 
 
 def _flatten(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.registry import Registry
+from score_lib.base.tensors import check_floats, normal_noise
 
 # Builders take the shape D first.
 OPERATORS = Registry("operator")
@@ -97,11 +98,11 @@ class LinearOperator(abc.ABC):
         return self.pinv(y) if has_spectrum else self.adjoint(y)
 
     def check_x(self, x: Tensor) -> Tensor:
-        """x itself.  ValueError: it is not (B, *D)."""
+        """x itself.  ValueError: it is not (B, *D), or not of real floating-point numbers."""
         return self._check(x, self.shape, "x")
 
     def check_y(self, y: Tensor) -> Tensor:
-        """y itself.  ValueError: it is not (B, *M)."""
+        """y itself.  ValueError: it is not (B, *M), or not of real floating-point numbers."""
         return self._check(y, self.measured_shape, "y")
 
     def _check(self, tensor, shape, name):
@@ -111,6 +112,8 @@ class LinearOperator(abc.ABC):
                 f"{type(self).__name__} takes {name} of shape ({expected}), "
                 f"not {tuple(tensor.shape)}"
             )
+        # A matrix that is rounded to integers would give wrong numbers.
+        check_floats(f"{name} of {type(self).__name__}", tensor)
         return tensor
 
     def __repr__(self) -> str:
@@ -140,7 +143,7 @@ def measure(
     y = operator.apply(x)
     if noise_std == 0:
         return y
-    return y + noise_std * operator.observed((noise or torch.randn_like)(y))
+    return y + noise_std * operator.observed(normal_noise(noise)(y))
 
 
 class Constants:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.conditioning import NEVER, Condition, Dropping, Given
 from score_lib.base.distributed import share_of_batch
-from score_lib.base.tensors import batch_mul, check_floats, rows
+from score_lib.base.tensors import batch_mul, check_floats, normal_noise, rows
 from score_lib.losses.weightings import weighting_of
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import classifier_label, get_model_fn, get_score_fn, reading_of_level
@@ -206,10 +206,12 @@ class NoisyLoss(abc.ABC):
                 self._drop(lambda: share_of_batch(lambda n: torch.rand(n, **row), count)),
             )
 
-        def uniform() -> Tensor:
-            return torch.special.ndtr(noise(batch.new_empty(count)))
+        draw = normal_noise(noise)
 
-        return Draws(self.levels.at(uniform()), noise(batch), self._drop(uniform))
+        def uniform() -> Tensor:
+            return torch.special.ndtr(draw(batch.new_empty(count)))
+
+        return Draws(self.levels.at(uniform()), draw(batch), self._drop(uniform))
 
     def _drop(self, uniform: Callable[[], Tensor]) -> Tensor | None:
         rate = self.dropping.rate if self.train else 0.0

@@ -2,7 +2,7 @@
 
 Features are (N, F) and (M, F), tensors or arrays; the computation runs on their device.  Functions
 that follow a reference implementation name it, and equal it up to rounding.  They raise ValueError
-for too few rows, other shapes, and values that are not finite.
+for too few rows, other shapes, and values that are not finite or complex.
 """
 
 import itertools
@@ -11,6 +11,8 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+
+from score_lib.base.tensors import check_real
 
 Features = Tensor | np.ndarray
 
@@ -42,8 +44,8 @@ def frechet_distance(
     Args:
         stats_a, stats_b: mean (F,) and covariance (F, F), all on the same device.
     """
-    mu_a, sigma_a = (torch.as_tensor(value).double() for value in stats_a)
-    mu_b, sigma_b = (torch.as_tensor(value).double() for value in stats_b)
+    mu_a, sigma_a = (_double(value) for value in stats_a)
+    mu_b, sigma_b = (_double(value) for value in stats_b)
     _check_widths(mu_a, mu_b)
     # With S = L L', the trace of (S_a S_b)^(1/2) is the sum of the singular values of L_a' L_b.
     # The square root of an eigenvalue of S_a S_b would turn a rounding error of 1e-16 into 1e-8 in
@@ -224,9 +226,15 @@ def _check_widths(features_a: Features, features_b: Features) -> None:
 
 
 def _float64(features: Features) -> Tensor:
-    x = torch.as_tensor(features).detach().double()
+    x = _double(features).detach()
     if x.dim() != 2 or len(x) < 2:
         raise ValueError(f"features must be two or more rows (N, F), not {tuple(x.shape)}")
     if not bool(torch.isfinite(x).all()):
         raise ValueError("some features are not finite: check the images for nan or inf")
     return x
+
+
+def _double(values: Features) -> Tensor:
+    x = torch.as_tensor(values)
+    check_real("features", x)
+    return x.double()

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from score_lib.base.tensors import check_floats
 from score_lib.metrics.distances import squared_distances, tile_size
 from score_lib.metrics.estimates import Estimate, Values, checked_pair
 
@@ -83,6 +84,8 @@ def nearest_neighbour_accuracy(
     Args:
         within_samples, between, within_data: distances (N, N), (N, M), (M, M).
     """
+    for distances in (within_samples, between, within_data):
+        check_floats("distances", distances)
     n, m = between.shape
     apart = torch.cat(
         [torch.cat([within_samples, between], 1), torch.cat([between.T, within_data], 1)]
@@ -103,6 +106,7 @@ def coverage(between: Tensor) -> float:
 
     It grows with N and has no simple standard error: compare it with that of as many other data.
     """
+    check_floats("distances", between)
     return between.argmin(dim=1).unique().numel() / between.shape[1]
 
 
@@ -114,5 +118,6 @@ def matching_distance(between: Tensor) -> Estimate:
     Args:
         between: distances of samples and data, (N, M).
     """
+    check_floats("distances", between)
     nearest = between.amin(dim=0)
     return Estimate(nearest.mean().item(), (nearest.std() / math.sqrt(len(nearest))).item())

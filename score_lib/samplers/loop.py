@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from score_lib.base.devices import device_of, resolve_device
-from score_lib.base.tensors import check_floats
+from score_lib.base.tensors import check_floats, check_real, normal_noise
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import dtype_of, get_score_fn
 from score_lib.sdes.process import SDE
@@ -129,7 +129,6 @@ def sampler_of(
         (B, *D) and the evaluations made; z is x at the first time, (B, *D), in place of a draw from
         the prior; see `run_steps` for the callback.
     """
-
     chosen = get_parametrization(parametrization)
 
     @(lambda fn: fn) if differentiable else torch.no_grad()
@@ -148,6 +147,7 @@ def sampler_of(
         counted = score_fn = CountedScore(score_fn)
         for constraint in constraints:
             score_fn = constraint.guide(sde, score_fn)
+        draw = normal_noise(noise)
         if z is None:
             x = draw_prior(sde, shape, where, noise, dtype_of(model))
         else:
@@ -155,8 +155,8 @@ def sampler_of(
             x = z.to(where)
         t = torch.as_tensor(first_time, dtype=x.dtype, device=where).expand(x.shape[0])
         for constraint in constraints:
-            x = constraint.start(sde, x, t, noise or torch.randn_like)
-        x = follow(x, score_fn, noise or torch.randn_like, progress=progress, callback=callback)
+            x = constraint.start(sde, x, t, draw)
+        x = follow(x, score_fn, draw, progress=progress, callback=callback)
         return inverse_scaler(x), counted.evaluations
 
     return sample
@@ -171,8 +171,11 @@ def draw_prior(
 ) -> Tensor:
     """x_T ~ prior of the given shape, on a device."""
     if noise is None:
-        return sde.prior_sampling(shape).to(device, dtype or torch.float32)
-    return sde.prior_from_normal(noise(torch.empty(shape, dtype=dtype, device=device)))
+        x = sde.prior_sampling(shape)
+        check_real("the prior's samples", x)
+        return x.to(device, dtype or torch.float32)
+    like = torch.empty(shape, dtype=dtype, device=device)
+    return sde.prior_from_normal(normal_noise(noise)(like))
 
 
 def without_wraps(constraints: Sequence[Constraint]) -> None:
