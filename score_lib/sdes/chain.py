@@ -107,7 +107,7 @@ class Levels(SDE):
 
     def step_index(self, t: Tensor) -> Tensor:
         """The nearest level, (B,), int64."""
-        return torch.searchsorted(self.table_on("middles", t.device), t.double())
+        return torch.searchsorted(self.table_on("middles", t.device), t.double().contiguous())
 
     def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return self.process.sde(x, t)
