@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from score_lib.base.devices import device_of
 from score_lib.base.tensors import batch_mul
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.samplers.loop import Constraint, Noise, run_steps, sampler_of
@@ -204,17 +205,10 @@ def get_chain_sampler(
             "training.continuous = False: sample a network of all times by 'pc' with "
             "ancestral_sampling, or by a solver such as 'ddim', in sampling.num_steps"
         )
-    sde = as_process(sde)
-    kept = kept_levels(sde.N, respacing)
-    levels = Levels(sde, Chain(sde, kept=kept))
-    _check_prior(sde, levels, respacing)
-    times = _visited(levels, start_time, most_steps)
     limits = _range(inverse_scaler) if clip else None
-    chosen = get_parametrization(parametrization)
-
-    def read(model, where):
-        denoiser = LevelDenoiser(sde, model, variance == "learned", chosen)
-        return ChainScore(levels, Chain(sde, where, kept), denoiser, limits)
+    levels, read = _reader(sde, respacing, variance == "learned", limits, parametrization)
+    _check_prior(levels, respacing)
+    times = _visited(levels, start_time, most_steps)
 
     def follow(x, score_fn, noise, *, network, **watch):
         step = ChainStep(network, score_fn, noise, settings)
@@ -225,6 +219,63 @@ def get_chain_sampler(
 
     shared = False, device, constraints, differentiable
     return sampler_of(levels, shape, inverse_scaler, follow, times[0], *shared, read=read)
+
+
+def get_chain_step_fn(
+    sde: SDE,
+    model: Callable,
+    inverse_scaler: Callable | None = None,
+    *,
+    respacing: str | int = "",
+    guide: Callable | None = None,
+    noise: Noise = torch.randn_like,
+    parametrization: Parametrization | str | None = None,
+    **settings,
+) -> Callable:
+    """A single step of `get_chain_sampler`, for loops of one's own.
+
+    Args:
+        inverse_scaler: if given, the predicted x_0 is clamped to the range that it maps to [0, 1].
+        guide: from the score function of (x, t) to a guided one; t are times of `Levels`.
+        noise: source of standard normal noise, called like `torch.randn_like`.
+        settings: `variance`, `eta`, `clip_noise` and `shift_mean` of `get_chain_sampler`, as all
+            others.
+    Returns:
+        `step(x, i) -> (x, x_mean)`, for x (B, *D) at visited levels i (B,), int64, counted from 0,
+        the least noise; x at the next lower level, and without the step's noise.
+    """
+    chosen = StepSettings(**settings)
+    chosen.check()
+    limits = _range(inverse_scaler) if inverse_scaler else None
+    learned = chosen.variance == "learned"
+    levels, read = _reader(sde, respacing, learned, limits, parametrization)
+    network = read(model, device_of(model))
+    made = ChainStep(network, guide(network) if guide else network, noise, chosen)
+
+    def step(x: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
+        t = levels.lookup("times", i)
+        return made(x, t, t)
+
+    return step
+
+
+def _reader(
+    sde: SDE,
+    respacing: str | int,
+    learned: bool,
+    limits: tuple[float, float] | None,
+    parametrization: Parametrization | str | None,
+) -> tuple[Levels, Callable]:
+    """The visited levels, and `read(model, device)`, which gives a `ChainScore`."""
+    sde, chosen = as_process(sde), get_parametrization(parametrization)
+    kept = kept_levels(sde.N, respacing)
+    levels = Levels(sde, Chain(sde, kept=kept))
+
+    def read(model, where):
+        denoiser = LevelDenoiser(sde, model, learned, chosen)
+        return ChainScore(levels, Chain(sde, where, kept), denoiser, limits)
+
+    return levels, read
 
 
 def _range(inverse_scaler: Callable) -> tuple[float, float]:
@@ -247,17 +298,17 @@ def _visited(levels: Levels, start_time: float | None, most_steps: int) -> Tenso
     return torch.cat([times[: most_steps or None].flip(0), times.new_zeros(1)])
 
 
-def _check_prior(sde: SDE, levels: Levels, respacing: str | int) -> None:
+def _check_prior(levels: Levels, respacing: str | int) -> None:
     """Refuse to start below the last level where x has another spread there.
 
     A variance-preserving process has the same one at all levels, for data of unit variance.
     """
-    _, m, s = sde.discrete_chain()
+    _, m, s = levels.process.discrete_chain()
     spread, last = (
         float(torch.hypot(m_i[-1], s_i[-1])) for m_i, s_i in ((levels.m, levels.s), (m, s))
     )
     if abs(spread / last - 1) > 0.01:
         raise ValueError(
-            f"sampling.respacing = {respacing!r} leaves out the last level of {sde!r}, at which "
-            f"sampling starts: keep it by a number alone, such as '{levels.N}'"
+            f"sampling.respacing = {respacing!r} leaves out the last level of {levels.process!r}, "
+            f"at which sampling starts: keep it by a number alone, such as '{levels.N}'"
         )
