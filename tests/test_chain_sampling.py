@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import DATA, _weights, tiny_config
+from networks import DATA, drawn_weights, tiny_config
 from oracles import MU, S0, GaussianOracle, exact_moments, inverse_scaler
 from small_runs import small_config
 
@@ -118,7 +118,8 @@ PARTS = {
 def recorded_network():
     """Our DDPM with the weights of the recorded one, which are drawn by the names there."""
     config = tiny_config("ddpm", nf=32, attn_resolutions=(), num_scales=1000, centered=True)
-    model, state = get_model("ddpm")(config).eval(), {}
+    model = get_model("ddpm")(config).eval()
+    state = {"sigmas": model.sigmas}
     for name, value in model.state_dict().items():
         if name == "sigmas":
             continue
@@ -130,9 +131,9 @@ def recorded_network():
         if dense:
             shape = shape[::-1] + ((1, 1) if kind == "resnets" else ())
         leaf = {"W": "weight", "b": "bias"}.get(end, end)
-        filled = _weights(f"{theirs}.{leaf}", shape)
+        filled = drawn_weights(f"{theirs}.{leaf}", shape)
         state[name] = filled.flatten(1).T.contiguous() if dense else filled
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(state)
     return model
 
 
@@ -457,6 +458,33 @@ def test_learned_variances_arrive_by_config():
     assert torch.equal(images, by_hand) and expected[:, 1].std() > 1e-3
     run.config.sampling.variance = "small"
     assert not torch.allclose(run.draw(range(3), 5), images, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    (
+        {"shift_mean": True},
+        {"clip": False, "respacing": "trailing7", "variance": "large"},
+        {"variance": "ddim", "eta": 0.5, "clip_noise": False},
+    ),
+)
+def test_every_option_arrives_and_changes_guided_samples(changes):
+    named = {f"sampling__{key}": value for key, value in changes.items()}
+    config = small_config(sampling__method="chain", training__continuous=False, **named)
+    sde, shape = CHAINS["vp"], (5, 3)
+    oracle = GaussianOracle(sde, continuous=False)
+
+    def draw(build, *given, **options):
+        noise = sampling.SampleNoise(3, range(5))
+        return build(*given, constraints=[Toward()], **options)(oracle, noise=noise)[0]
+
+    given = sde, shape, lambda x: (x + 0.2) / 0.4  # a range that clamps much
+    found = draw(sampling.get_sampling_fn, config, *given, sde.sampling_eps)
+    assert torch.equal(found, draw(get_chain_sampler, *given, **changes))
+    for key, value in changes.items():  # back to the default of one of them
+        rest = {name: changes[name] for name in changes if name != key}
+        if (key, value) != ("variance", "ddim"):
+            assert not torch.equal(found, draw(get_chain_sampler, *given, **rest)), key
 
 
 def test_guidance_leaves_learned_variances_as_they_are():
