@@ -134,10 +134,7 @@ def sampler_of(
         the prior; see `run_steps` for the callback.
     """
 
-    chosen = get_parametrization(parametrization)
-
-    def published(model: Callable, device: torch.device) -> Callable:
-        return get_score_fn(sde, model, False, continuous, parametrization=chosen)
+    usual = functools.partial(_usual_score, sde, continuous, get_parametrization(parametrization))
 
     @(lambda fn: fn) if differentiable else torch.no_grad()
     def sample(
@@ -149,7 +146,7 @@ def sampler_of(
         callback: Callback | None = None,
     ) -> tuple[Tensor, int]:
         where = device_of(model) if device is None else resolve_device(device)
-        score_fn = (read or published)(model, where)
+        score_fn = (read or usual)(model, where)
         watch = {"network": score_fn} if read else {}
         if differentiable:
             score_fn = functools.partial(checkpoint, score_fn, use_reentrant=False)
@@ -165,6 +162,11 @@ def sampler_of(
         return inverse_scaler(x), counted.evaluations
 
     return sample
+
+
+def _usual_score(sde, continuous, parametrization, model: Callable, device) -> Callable:
+    """The score function of a network, whatever its device."""
+    return get_score_fn(sde, model, False, continuous, parametrization=parametrization)
 
 
 def _given_or_drawn(z: Tensor | None, sde: SDE, shape: tuple[int, ...], device, *drawn) -> Tensor:
