@@ -29,6 +29,7 @@ CONDITIONING = ("tests/test_conditioning.py",)
 DEQUANTIZER = ("tests/test_dequantizer_runs.py",)
 RANKS = ("tests/test_every_rank.py", "tests/test_every_rank_inverse.py")
 NUMBERS = ("tests/test_number_kinds.py",)
+SAMPLED_CHAINS = ("tests/test_chain_sampling.py",)
 ARRAYS = ("tests/test_any_data.py",)
 
 
@@ -45,6 +46,7 @@ class Mutation(NamedTuple):
 SETUP, TRAIN = "score_lib/runs/setup.py", "score_lib/runs/train.py"
 OPTIMIZATION = "score_lib/losses/optimization.py"
 CONFIGURED, PC = "score_lib/samplers/configured.py", "score_lib/samplers/pc.py"
+SAMPLED = "score_lib/samplers/chain.py"
 MUTATIONS = [
     Mutation(
         "arrays: the held-out part is standardised by",
@@ -317,8 +319,8 @@ MUTATIONS = [
     Mutation(
         "the callback is not called",
         "score_lib/samplers/loop.py",
-        "progress=progress, callback=callback)",
-        "progress=progress, callback=None)",
+        '"callback": callback}',
+        '"callback": None}',
         STEPS,
     ),
     Mutation(
@@ -711,6 +713,76 @@ MUTATIONS = [
         'check_real("features", x)',
         "pass",
         NUMBERS,
+    ),
+    Mutation(
+        "sampled chain starts from the last level of all",
+        SAMPLED,
+        "times = levels.times[levels.times <= start + tolerance]",
+        "times = levels.times",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain keeps other variances than it visits",
+        SAMPLED,
+        "return ChainScore(levels, Chain(sde, where, kept), denoiser, limits)",
+        "return ChainScore(levels, Chain(sde, where), denoiser, limits)",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain takes its noise from the free x_0",
+        SAMPLED,
+        "if self.settings.clip_noise\n",
+        "if not self.settings.clip_noise\n",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain shifts means by the step's variance",
+        SAMPLED,
+        "shift, noise = (chain.large(i), high) if",
+        "shift, noise = (high, high) if",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain has no variance of its own at level 0",
+        SAMPLED,
+        "shift, noise = (chain.large(i), high) if",
+        "shift, noise = (chain.large(i), chain.large(i)) if",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain has eta unsquared",
+        SAMPLED,
+        "variance = eta**2 * chain.posterior[i]",
+        "variance = eta * chain.posterior[i]",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain scales guidance by s",
+        SAMPLED,
+        "return self.network.denoised + batch_mul(s**2 / m, change)",
+        "return self.network.denoised + batch_mul(s / m, change)",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain tells constraints the level above",
+        "score_lib/sdes/chain.py",
+        "return self.lookup(table, self.step_index(t)).to(t.dtype)",
+        "return self.lookup(table, (self.step_index(t) + 1).clamp(max=self.N - 1)).to(t.dtype)",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "guidance extrapolates learned variances",
+        "models/conditioning.py",
+        "torch.cat([guided[:, : x.shape[1]], with_it[:, x.shape[1] :]], dim=1)",
+        "guided",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain never asks for learned variances",
+        SETUP,
+        "network = WithVariances(network)",
+        "pass",
+        SAMPLED_CHAINS,
     ),
 ]
 

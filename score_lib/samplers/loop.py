@@ -111,6 +111,8 @@ def sampler_of(
     constraints: Sequence[Constraint],
     differentiable: bool,
     parametrization: Parametrization | str | None = None,
+    *,
+    read: Callable | None = None,
 ) -> Callable:
     """The function that every factory returns: from a start at the first time to samples.
 
@@ -124,12 +126,14 @@ def sampler_of(
         device: where to sample; None is the network's own.
         constraints: conditions on samples; the first is innermost.
         differentiable: keep the graph, with x at every step; the backward pass recomputes scores.
+        read: `read(model, device)` gives the score in place of `get_score_fn`; `follow` then also
+            gets it as it is, without guidance, as `network`.
     Returns:
         `sample(model, z=None, *, noise=None, progress=False, callback=None)`, which gives samples
         (B, *D) and the evaluations made; z is x at the first time, (B, *D), in place of a draw from
         the prior; see `run_steps` for the callback.
     """
-    chosen = get_parametrization(parametrization)
+    usual = functools.partial(_usual_score, sde, continuous, get_parametrization(parametrization))
 
     @(lambda fn: fn) if differentiable else torch.no_grad()
     def sample(
@@ -141,25 +145,36 @@ def sampler_of(
         callback: Callback | None = None,
     ) -> tuple[Tensor, int]:
         where = device_of(model) if device is None else resolve_device(device)
-        score_fn = get_score_fn(sde, model, False, continuous, parametrization=chosen)
+        score_fn = (read or usual)(model, where)
+        watch = {"network": score_fn} if read else {}
         if differentiable:
             score_fn = functools.partial(checkpoint, score_fn, use_reentrant=False)
         counted = score_fn = CountedScore(score_fn)
         for constraint in constraints:
             score_fn = constraint.guide(sde, score_fn)
         draw = normal_noise(noise)
-        if z is None:
-            x = draw_prior(sde, shape, where, noise, dtype_of(model))
-        else:
-            check_floats("z", z)
-            x = z.to(where)
+        x = _given_or_drawn(z, sde, shape, where, noise, dtype_of(model))
         t = torch.as_tensor(first_time, dtype=x.dtype, device=where).expand(x.shape[0])
         for constraint in constraints:
             x = constraint.start(sde, x, t, draw)
-        x = follow(x, score_fn, draw, progress=progress, callback=callback)
+        watch |= {"progress": progress, "callback": callback}
+        x = follow(x, score_fn, draw, **watch)
         return inverse_scaler(x), counted.evaluations
 
     return sample
+
+
+def _usual_score(sde, continuous, parametrization, model: Callable, device) -> Callable:
+    """The score function of a network, whatever its device."""
+    return get_score_fn(sde, model, False, continuous, parametrization=parametrization)
+
+
+def _given_or_drawn(z: Tensor | None, sde: SDE, shape: tuple[int, ...], device, *drawn) -> Tensor:
+    """The start, on the device: z or, where it is None, `draw_prior`."""
+    if z is None:
+        return draw_prior(sde, shape, device, *drawn)
+    check_floats("z", z)
+    return z.to(device)
 
 
 def draw_prior(
