@@ -5,7 +5,7 @@
 - `inputs`: images and masks that a user hands in for editing
 - `stream`: a source as shuffled, flipped, dequantized batches
 - `sources`: examples by number, as uint8, the same on every call
-- `images`, `arrays`: the user's own files; `files`, `splits`, `pixels`: how these are meant
+- `images`, `arrays`: the user's own files; `files`, `folders`, `splits`, `pixels`: how these are meant
 - `listing`, `index`, `names`: very many files are listed once
 - `digits`, `public`, `tfrecords`: known data sets
 - `archives`, `lmdbs`: public ones from their authors' files; `formats`: readers of these
