@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from score_lib.base.tensors import derive_seed, image_shape
-from score_lib.data import digits, images, public, tfrecords  # noqa: F401  (they register)
+from score_lib.data import digits, images, points, public, quickdraw, tfrecords  # noqa: F401
 from score_lib.data.sources import DATASETS, DataError, Source, log_once, named
 from score_lib.data.stream import ImageStream
 from score_lib.options import complete
