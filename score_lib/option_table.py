@@ -103,7 +103,7 @@ _DATA = {
     "num_classes": (0, at_least(0), "classes that a classifier tells apart"),
     "levels": (0, at_least(0), "grey levels of a pixel; 0: those of the data set"),
     "num_workers": (4, at_least(0), "processes that prepare batches"),
-    "on_error": ("raise", one_of("raise", "skip"), "for an image that cannot be read"),
+    "on_error": ("raise", one_of("raise", "skip"), "for a file that cannot be read"),
 }
 
 _MODEL = {

@@ -36,15 +36,16 @@ def draw(strokes: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
     finer = max(_FACTOR, _SIDE // min(height, width))
     size = np.array([finer * width, finer * height])
     middle = (size - 1) / 2  # Pillow counts from the middle of the first pixel
-    side, radius = size.min(), size.min() / _PARTS / 2
+    side, line = size.min(), size.min() / _PARTS
+    cap = (line - 1) / 2  # between middles of pixels, which both are drawn
     canvas = Image.new("L", tuple(size.tolist()))
     pen = ImageDraw.Draw(canvas)
     for stroke in in_unit_box(strokes):
         places = (stroke - 0.5) * (side * _BOX / _PARTS) + middle
         if len(places) > 1:
-            pen.line([tuple(place) for place in places.tolist()], fill=255, width=round(2 * radius))
+            pen.line([tuple(place) for place in places.tolist()], fill=255, width=round(line))
         for x, y in places.tolist():
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+            pen.ellipse((x - cap, y - cap, x + cap, y + cap), fill=255)
     return np.asarray(canvas.reduce(finer))
 
 
