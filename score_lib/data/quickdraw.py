@@ -5,6 +5,7 @@ Their authors publish a file CATEGORY.ndjson for each category, with a drawing p
 do, raw and simplified.
 """
 
+import abc
 import functools
 import json
 import os
@@ -42,7 +43,7 @@ def quickdraw(shape: tuple[int, ...], path: str) -> tuple[Source, Source]:
             f"data.dataset='QUICKDRAW' has gray images (1, H, W), but the config asks for "
             f"{tuple(shape)}: set data.num_channels=1"
         )
-    return _split(_Images(_files(path, "QUICKDRAW"), shape), path)
+    return _split(DrawnImages(_files(path, "QUICKDRAW"), shape), path)
 
 
 @register_dataset(name="QUICKDRAW_STROKES", options={"path": "data.path"})
@@ -56,7 +57,7 @@ def quickdraw_strokes(shape: tuple[int, ...], path: str) -> tuple[Source, Source
             f"data.dataset='QUICKDRAW_STROKES' has series (3, L) of x, y and pen at L >= 2 points, "
             f"but the config asks for {tuple(shape)}: set it as in data.shape=(3, 128)"
         )
-    return _split(_Series(_files(path, "QUICKDRAW_STROKES"), shape), path)
+    return _split(DrawnSeries(_files(path, "QUICKDRAW_STROKES"), shape), path)
 
 
 quickdraw_strokes.continuous = True
@@ -75,8 +76,13 @@ class Drawings(NamedTuple):
     ends: np.ndarray
 
 
-class _Source(Source):
-    """Drawings in files, one class each."""
+class DrawingFiles(Source):
+    """Drawings in files, one class each.
+
+    Args:
+        files: by category, in the order of labels.
+        shape: of an example.
+    """
 
     def __init__(self, files: dict[str, Drawings], shape: tuple[int, ...]):
         self.shape = shape
@@ -85,6 +91,10 @@ class _Source(Source):
         self.class_to_idx = {name: label for label, name in enumerate(files)}
         self.num_classes = len(files)
 
+    @abc.abstractmethod
+    def example(self, strokes: list[np.ndarray]) -> np.ndarray:
+        """The example that a drawing is, of this shape."""
+
     def __len__(self) -> int:
         return int(self._first[-1])
 
@@ -92,21 +102,25 @@ class _Source(Source):
         labels = np.searchsorted(self._first, numbers, side="right") - 1
         rows = numbers - self._first[labels]
         examples = [
-            self._example(read_drawing(self._files[label], row))
+            self.example(read_drawing(self._files[label], row))
             for label, row in zip(labels.tolist(), rows.tolist(), strict=True)
         ]
         return torch.from_numpy(np.stack(examples)), torch.from_numpy(labels.astype(np.int64))
 
 
-class _Images(_Source):
-    def _example(self, strokes: list[np.ndarray]) -> np.ndarray:
+class DrawnImages(DrawingFiles):
+    """Drawings as images, see `quickdraw`."""
+
+    def example(self, strokes: list[np.ndarray]) -> np.ndarray:
         return draw(strokes, *self.shape[1:])[None]
 
 
-class _Series(_Source):
+class DrawnSeries(DrawingFiles):
+    """Drawings as series, see `quickdraw_strokes`."""
+
     dtype = torch.float32
 
-    def _example(self, strokes: list[np.ndarray]) -> np.ndarray:
+    def example(self, strokes: list[np.ndarray]) -> np.ndarray:
         return follow(strokes, self.shape[1])
 
 

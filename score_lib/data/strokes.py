@@ -10,8 +10,8 @@ import numpy as np
 # As in the bitmaps that come with Quick, Draw!: the longer side of a drawing takes 16/19 of the
 # side, a line is 1/19 wide, and 1/19 at each edge stays free.
 _PARTS, _BOX = 19, 16
-# Antialiasing averages an image that is larger by at least the factor, and has at least the side.
-_FACTOR, _SIDE = 8, 512
+# Antialiasing averages an image that is larger by this factor.
+_FINER = 8
 
 
 def in_unit_box(strokes: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -33,11 +33,10 @@ def draw(strokes: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
     """
     from PIL import Image, ImageDraw
 
-    finer = max(_FACTOR, _SIDE // min(height, width))
-    size = np.array([finer * width, finer * height])
+    size = _FINER * np.array([width, height])
     middle = (size - 1) / 2  # Pillow counts from the middle of the first pixel
     side, line = size.min(), size.min() / _PARTS
-    cap = (line - 1) / 2  # between middles of pixels, which both are drawn
+    cap = max(0.0, line - 1) / 2  # between middles of pixels, which both are drawn
     canvas = Image.new("L", tuple(size.tolist()))
     pen = ImageDraw.Draw(canvas)
     for stroke in in_unit_box(strokes):
@@ -46,7 +45,7 @@ def draw(strokes: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
             pen.line([tuple(place) for place in places.tolist()], fill=255, width=round(line))
         for x, y in places.tolist():
             pen.ellipse((x - cap, y - cap, x + cap, y + cap), fill=255)
-    return np.asarray(canvas.reduce(finer))
+    return np.asarray(canvas.reduce(_FINER))
 
 
 def follow(strokes: Sequence[np.ndarray], length: int) -> np.ndarray:
