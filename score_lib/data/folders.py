@@ -1,20 +1,25 @@
 """One example per file, in a folder or zip file: which files, their classes and their split."""
 
-import abc
-import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from score_lib.data.files import BROKEN, IN_ZIP, OUTSIDE, Folder, Zip, hidden, report
 from score_lib.data.names import Names
 from score_lib.data.pixels import Unsuited
 from score_lib.data.sources import DataError, Source, Subset, log_once
-from score_lib.data.splits import Places, classes, counts, refuse_lonely_held_out
+from score_lib.data.splits import (
+    Places,
+    Split,
+    below_root,
+    classes,
+    counts,
+    find_split,
+    refuse_lonely_held_out,
+)
 from score_lib.disk.files import printable
 
 
@@ -25,61 +30,61 @@ class Noun(NamedTuple):
     many: str
 
 
-class FileExamples(Source):
-    """Files of a folder or zip file, one example each, decoded when they are read.
+class Tree:
+    """Files of a folder or zip file, with classes and a split by the folders that they are in.
 
     Args:
         files: the folder or zip file.
         names: the files in it that are examples.
         places: their folders below the root.
-        shape: of every example.
         split: folders that are no classes, or None.
+    Attributes:
+        labels: (N,) int64.
+        class_to_idx, num_classes: see `Source`.
     """
 
-    noun: Noun
-
-    def __init__(self, files: Folder | Zip, names: Names, places: Places, shape, split=None):
-        self.files, self.shape, self.split = files, shape, split
-        self._hold(names, places)
-
-    def _hold(self, names: Names, places: Places) -> None:
-        self.names, self.places = names, places
-        split = self.split
+    def __init__(self, files: Folder | Zip, names: Names, places: Places, split: Split | None):
+        self.files, self.names, self.places, self.split = files, names, places, split
         inside = [split.others(folder) if split else folder for folder in places.folders]
         labels = classes(inside)
         by_folder = torch.tensor([labels.get(folder[0], 0) if folder else 0 for folder in inside])
-        self._labels = by_folder[torch.from_numpy(places.numbers)]
+        self.labels = by_folder[torch.from_numpy(places.numbers)]
         self.class_to_idx = {} if "" in labels else labels
         self.num_classes = len(labels)
-
-    def chosen(self, numbers: np.ndarray) -> "FileExamples":
-        """The files of these numbers; classes without any are none of theirs."""
-        other = copy.copy(self)
-        other._hold(self.names.chosen(numbers), self.places.chosen(numbers))
-        return other
-
-    @abc.abstractmethod
-    def decode(self, name: str) -> Tensor:
-        """The example in a file, (1, *shape).
-
-        Raises:
-            DataError: it cannot be read; names the file.
-        """
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.decode(self.names[n]) for n in numbers]), self._labels[numbers]
+    def chosen(self, numbers: np.ndarray) -> "Tree":
+        """The files of these numbers; classes without any are none of theirs."""
+        names, places = self.names.chosen(numbers), self.places.chosen(numbers)
+        return Tree(self.files, names, places, self.split)
 
 
-def find_files(files: Folder | Zip, suffixes: tuple[str, ...], noun: Noun, on_error: str) -> Names:
+def open_tree(
+    files: Folder | Zip,
+    suffixes: tuple[str, ...],
+    noun: Noun,
+    split: str | None,
+    decode: Callable[[str], object] | None,
+) -> Tree:
     """The files whose names end in one of the suffixes; the others are reported.
 
+    Args:
+        split: see `find_split`.
+        decode: for `data.on_error=skip`: raises a DataError for the files to leave out.  None: no
+            file is left out, and a link that cannot be followed is an error.
     Raises:
-        DataError: there are none, or one is a link that cannot be followed.
+        DataError: there are none.
     """
+    names = _find(files, suffixes, noun, "raise" if decode is None else "skip")
+    if decode is not None:
+        names = names.chosen(readable(files, names, decode, noun))
+    places = below_root(names)
+    return Tree(files, names, places, find_split(places.folders, split))
 
+
+def _find(files: Folder | Zip, suffixes: tuple[str, ...], noun: Noun, on_error: str) -> Names:
     def wanted(name: str) -> bool:
         return not hidden(name) and name.lower().endswith(suffixes)
 
@@ -113,8 +118,10 @@ def _bad_links(files: Folder | Zip, wanted: Callable[[str], bool], on_error: str
     return bad
 
 
-def readable(files: Folder | Zip, names: Names, decode: Callable[[str], Tensor], noun) -> Names:
-    """The files that can be decoded; the others are reported.
+def readable(
+    files: Folder | Zip, names: Names, decode: Callable[[str], object], noun: Noun
+) -> np.ndarray:
+    """Whether each of the files can be decoded; the others are reported.
 
     Raises:
         Unsuited: not a fault of the file: an option is missing.
@@ -135,22 +142,44 @@ def readable(files: Folder | Zip, names: Names, decode: Callable[[str], Tensor],
     report(files, list(names.chosen(~good)), "cannot be read")
     if not good.any():
         raise DataError(f"none of the {len(names)} {noun.many} in {files.path} can be read")
-    return names.chosen(good)
+    return good
 
 
-def split_files(source: FileExamples, path: str, wanted: str) -> tuple[Source, Source]:
+def split_tree(
+    tree: Tree, source_of: Callable[[Tree], Source], path: str, wanted: str, noun: Noun
+) -> tuple[Source, Source]:
     """Training and held-out part of files: by their folders, or else every tenth is held out.
 
     Args:
-        source: with the split that `find_split` found for `wanted`.
+        source_of: makes the examples of files.
         path: of the data, as the user named it.
         wanted: `data.split`.
     """
-    if source.split:
-        return _split_folders(source)
-    if not wanted:
-        refuse_lonely_held_out(source.places.folders, path)
-    return split_tenths(source, path, source.noun)
+    split = tree.split
+    if not split:
+        if not wanted:
+            refuse_lonely_held_out(tree.places.folders, path)
+        return split_tenths(source_of(tree), path, noun)
+    parts = [split.part(folder) for folder in tree.places.folders]
+    _tell(tree, parts, noun)
+    trained_on, held_out = (
+        np.array([part == chosen for part in parts])[tree.places.numbers]
+        for chosen in (split.train, split.held_out)
+    )
+    used = np.flatnonzero(trained_on | held_out)
+    source, trained_on = source_of(tree.chosen(used)), trained_on[used]
+    return Subset(source, np.flatnonzero(trained_on)), Subset(source, np.flatnonzero(~trained_on))
+
+
+def _tell(tree: Tree, parts: list[str], noun: Noun) -> None:
+    """Log how many files are trained on, held out and left out."""
+    totals, split = tree.places.totals(parts), tree.split
+    train, held_out = (
+        counts({name: totals[name]}, noun.many) for name in (split.train, split.held_out)
+    )
+    others = {name: n for name, n in totals.items() if name not in (split.train, split.held_out)}
+    others = counts(others, noun.many) or "nothing"
+    log_once(f"{tree.files.path}: trained on: {train}; held out: {held_out}; left out: {others}")
 
 
 def split_tenths(source: Source, path: str, noun: Noun) -> tuple[Source, Source]:
@@ -164,18 +193,3 @@ def split_tenths(source: Source, path: str, noun: Noun) -> tuple[Source, Source]
         f"{path}: every tenth {noun.one} is held out: {len(train)} to train on, {len(test)} not"
     )
     return train, test
-
-
-def _split_folders(source: FileExamples) -> tuple[Source, Source]:
-    places, split, many = source.places, source.split, source.noun.many
-    folders = [split.part(folder) for folder in places.folders]
-    totals = places.totals(folders)
-    train, held_out = (counts({name: totals[name]}, many) for name in (split.train, split.held_out))
-    others = {name: n for name, n in totals.items() if name not in (split.train, split.held_out)}
-    others = counts(others, many) or "nothing"
-    log_once(f"{source.files.path}: trained on: {train}; held out: {held_out}; left out: {others}")
-    trained_on = np.array([folder == split.train for folder in folders])[places.numbers]
-    held_out = np.array([folder == split.held_out for folder in folders])[places.numbers]
-    used = np.flatnonzero(trained_on | held_out)
-    trained_on, source = trained_on[used], source.chosen(used)
-    return Subset(source, np.flatnonzero(trained_on)), Subset(source, np.flatnonzero(~trained_on))

@@ -6,23 +6,18 @@ import pathlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from score_lib.data.arrays import open_array
 from score_lib.data.files import Folder, OneFile, Zip
-from score_lib.data.folders import (
-    FileExamples,
-    Noun,
-    find_files,
-    readable,
-    split_files,
-    split_tenths,
-)
+from score_lib.data.folders import Noun, Tree, open_tree, split_tenths, split_tree
 from score_lib.data.names import Names
 from score_lib.data.pixels import MODES, Pixels, to_bytes
 from score_lib.data.preprocess import MAX_PIXELS, fit
 from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
-from score_lib.data.splits import Places, below_root, find_split
+from score_lib.data.splits import below_root
 from score_lib.disk.files import printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -57,7 +52,7 @@ def images(
         )
     source = open_images(path, shape, on_error, name="data.path", split=split, **pixels)
     if isinstance(source, ImageFiles):
-        return split_files(source, path, split)
+        return split_tree(source.tree, source.of, path, split, IMAGE)
     if split not in ("", "tenths"):
         raise DataError(f"data.split={split!r} names folders, and {path} holds none")
     return split_tenths(source, path, IMAGE)
@@ -99,32 +94,45 @@ def open_images(
         return open_array(place, shape, meaning)
     if suffix in SUFFIXES:
         one = OneFile(place)
-        return ImageFiles(one, one.names, below_root(one.names), shape, meaning)
+        return ImageFiles(Tree(one, one.names, below_root(one.names), None), shape, meaning)
     raise DataError(
         f"{name}: {str(place)!r} is neither a folder nor a .zip, .npy or .npz file, nor an image "
         f"({', '.join(SUFFIXES)})"
     )
 
 
-class ImageFiles(FileExamples):
-    """Image files, cropped and resized.
+class ImageFiles(Source):
+    """Image files, decoded, cropped and resized when they are read.
 
     Args:
+        tree: the files.
+        shape: (C, H, W).
         pixels: what stored values mean.
-        others: of `FileExamples`.
     """
 
-    noun = IMAGE
+    def __init__(self, tree: Tree, shape: tuple[int, int, int], pixels: Pixels):
+        self.tree, self.shape, self.pixels = tree, shape, pixels
+        self.class_to_idx, self.num_classes = tree.class_to_idx, tree.num_classes
 
-    def __init__(
-        self, files: Folder | Zip, names: Names, places: Places, shape, pixels: Pixels, split=None
-    ):
-        super().__init__(files, names, places, shape, split)
-        self.pixels = pixels
+    def of(self, tree: Tree) -> "ImageFiles":
+        """Other files, read in the same way."""
+        return ImageFiles(tree, self.shape, self.pixels)
 
-    def decode(self, name: str) -> Tensor:
+    @property
+    def names(self) -> Names:
+        """Of the files, in the order of numbers."""
+        return self.tree.names
+
+    def __len__(self) -> int:
+        return len(self.tree)
+
+    def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         channels, height, width = self.shape
-        return fit(decode(self.files, name, channels, self.pixels), height, width)
+        images = [
+            fit(decode(self.tree.files, self.names[n], channels, self.pixels), height, width)
+            for n in numbers
+        ]
+        return torch.cat(images), self.tree.labels[numbers]
 
 
 def decode(files: Folder | Zip, name: str, channels: int, pixels: Pixels) -> Tensor:
@@ -161,10 +169,11 @@ def _image_files(
     files: Folder | Zip, shape, on_error: str, split: str | None, pixels: Pixels
 ) -> ImageFiles:
     """All images of a folder or zip file."""
-    found = find_files(files, SUFFIXES, IMAGE, on_error)
-    if on_error == "skip":
-        found = readable(files, found, lambda name: decode(files, name, shape[0], pixels), IMAGE)
-    places = below_root(found)
-    source = ImageFiles(files, found, places, shape, pixels, find_split(places.folders, split))
+
+    def is_image(name: str) -> Tensor:
+        return decode(files, name, shape[0], pixels)
+
+    tree = open_tree(files, SUFFIXES, IMAGE, split, is_image if on_error == "skip" else None)
+    source = ImageFiles(tree, shape, pixels)
     source.images([0])  # a wrong depth or transparency is an error here, before training starts
     return source

@@ -1,5 +1,6 @@
 """POINTS: the user's own point clouds and vertices of meshes, a file each, in a folder or zip."""
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -9,11 +10,10 @@ import torch
 from torch import Tensor
 
 from score_lib.data.files import Folder, Zip
-from score_lib.data.folders import FileExamples, Noun, find_files, readable, split_files
+from score_lib.data.folders import Noun, Tree, open_tree, split_tree
 from score_lib.data.pixels import Unsuited
 from score_lib.data.point_files import READERS, read_points
 from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
-from score_lib.data.splits import below_root, find_split
 from score_lib.disk.files import printable
 
 CLOUD = Noun("point file", "point files")
@@ -49,30 +49,44 @@ def points(shape: tuple[int, ...], path: str, on_error: str, split: str) -> tupl
             f"data.path: {str(place)!r} is neither a folder nor a .zip of point files; an array "
             f"of many clouds is read by data.dataset='ARRAYS'"
         )
-    found = find_files(files, tuple(READERS), CLOUD, on_error)
-    if on_error == "skip":
-        found = readable(files, found, lambda name: decode(files, name, shape), CLOUD)
-    places = below_root(found)
-    source = PointFiles(files, found, places, shape, find_split(places.folders, split))
-    source.read(np.array([0]))  # a wrong shape is an error here, before training starts
-    return split_files(source, path, split)
+
+    def is_cloud(name: str) -> Tensor:
+        return decode(files, name, shape)
+
+    skipping = on_error == "skip"
+    tree = open_tree(files, tuple(READERS), CLOUD, split, is_cloud if skipping else None)
+    is_cloud(tree.names[0])  # a wrong shape is an error here, before training starts
+    return split_tree(tree, functools.partial(PointFiles, shape=shape), path, split, CLOUD)
 
 
 points.continuous = True
 
 
-class PointFiles(FileExamples):
-    """Files of points, see `points`."""
+class PointFiles(Source):
+    """Files of points, see `points`.
 
-    noun = CLOUD
+    Args:
+        tree: the files.
+        shape: (N, C).
+    """
+
     dtype = torch.float32
 
-    def decode(self, name: str) -> Tensor:
-        return decode(self.files, name, self.shape)
+    def __init__(self, tree: Tree, shape: tuple[int, int]):
+        self.tree, self.shape = tree, shape
+        self.class_to_idx, self.num_classes = tree.class_to_idx, tree.num_classes
+
+    def __len__(self) -> int:
+        return len(self.tree)
+
+    def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        files, names = self.tree.files, self.tree.names
+        clouds = [decode(files, names[n], self.shape) for n in numbers]
+        return torch.stack(clouds), self.tree.labels[numbers]
 
 
 def decode(files: Folder | Zip, name: str, shape: tuple[int, int]) -> Tensor:
-    """N points of a file, (1, N, C) float32.
+    """N points of a file, (N, C) float32.
 
     Raises:
         Unsuited: its points have another number of coordinates.
@@ -94,7 +108,7 @@ def decode(files: Folder | Zip, name: str, shape: tuple[int, int]) -> Tensor:
             f"data.shape=({len(found)}, {channels}), or leave such files out with "
             f"data.on_error=skip"
         )
-    return torch.from_numpy(found[chosen_rows(name, len(found), count)])[None]
+    return torch.from_numpy(found[chosen_rows(name, len(found), count)])
 
 
 def chosen_rows(name: str, total: int, count: int) -> np.ndarray:
