@@ -1,5 +1,6 @@
 """One example per file, in a folder or zip file: which files, their classes and their split."""
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -79,16 +80,16 @@ def open_tree(
     """
     names = _find(files, suffixes, noun, "raise" if decode is None else "skip")
     if decode is not None:
-        names = names.chosen(readable(files, names, decode, noun))
+        everything, name = np.arange(len(names)), names.__getitem__
+        good = readable(files, everything, lambda number: decode(name(number)), name, noun)
+        names = names.chosen(good)
     places = below_root(names)
     return Tree(files, names, places, find_split(places.folders, split))
 
 
 def _find(files: Folder | Zip, suffixes: tuple[str, ...], noun: Noun, on_error: str) -> Names:
-    def wanted(name: str) -> bool:
-        return not hidden(name) and name.lower().endswith(suffixes)
-
-    bad = _bad_links(files, wanted, on_error)
+    wanted = functools.partial(is_named, suffixes=suffixes)
+    bad = bad_links(files, wanted, on_error)
     is_example = np.array([wanted(name) and name not in bad for name in files.names], dtype=bool)
     others = [name for name in files.names.chosen(~is_example) if name not in bad]
     report(files, others, f"are not {noun.many}")
@@ -100,8 +101,17 @@ def _find(files: Folder | Zip, suffixes: tuple[str, ...], noun: Noun, on_error: 
     return files.names.chosen(np.flatnonzero(is_example))
 
 
-def _bad_links(files: Folder | Zip, wanted: Callable[[str], bool], on_error: str) -> dict[str, str]:
-    """The links that cannot be followed and are left out, and the kind of each."""
+def is_named(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file is taken for an example, by its name."""
+    return not hidden(name) and name.lower().endswith(suffixes)
+
+
+def bad_links(files: Folder | Zip, wanted: Callable[[str], bool], on_error: str) -> dict[str, str]:
+    """The links that cannot be followed and are left out, and the kind of each.
+
+    Raises:
+        DataError: with "raise", for a link that an example may have been meant by.
+    """
     bad = files.bad_links()
     hurt = [
         name
@@ -119,18 +129,26 @@ def _bad_links(files: Folder | Zip, wanted: Callable[[str], bool], on_error: str
 
 
 def readable(
-    files: Folder | Zip, names: Names, decode: Callable[[str], object], noun: Noun
+    files: Folder | Zip,
+    numbers: np.ndarray,
+    decode: Callable[[int], object],
+    name: Callable[[int], str],
+    noun: Noun,
 ) -> np.ndarray:
-    """Whether each of the files can be decoded; the others are reported.
+    """Those of the numbers whose examples can be decoded; the others are reported.
 
+    Args:
+        files: where they are.
+        decode: raises a DataError for an example that cannot be decoded.
+        name: of an example, for the report.
     Raises:
         Unsuited: not a fault of the file: an option is missing.
         DataError: none can be read.
     """
 
-    def is_readable(name: str) -> bool:
+    def is_readable(number: int) -> bool:
         try:
-            decode(name)
+            decode(number)
         except Unsuited:
             raise
         except DataError:
@@ -138,11 +156,11 @@ def readable(
         return True
 
     with ThreadPoolExecutor() as pool:
-        good = np.array(list(pool.map(is_readable, names)))
-    report(files, list(names.chosen(~good)), "cannot be read")
+        good = np.array(list(pool.map(is_readable, numbers.tolist())), dtype=bool)
+    report(files, [name(number) for number in numbers[~good].tolist()], "cannot be read")
     if not good.any():
-        raise DataError(f"none of the {len(names)} {noun.many} in {files.path} can be read")
-    return good
+        raise DataError(f"none of the {len(numbers)} {noun.many} in {files.path} can be read")
+    return numbers[good]
 
 
 def split_tree(
