@@ -139,7 +139,7 @@ def _ply_header(content: bytes) -> tuple[str, list[_Element], int]:
             ):
                 elements[-1].properties.append(_Property(name, _TYPES[type_], _TYPES[length]))
             case _:
-                raise ValueError(f"its header has the line {line[:80]!r}")
+                raise ValueError(f"its header has a line that is not known: {line[:80]!r}")
     if not kind:
         raise ValueError("its header has no line 'format'")
     return kind, elements, end.end()
