@@ -104,8 +104,8 @@ classes = Check(
     lambda v: isinstance(v, list | tuple) and all(whole.accepts(x) or text.accepts(x) for x in v),
 )
 split = Check(
-    "'', 'tenths' or 'TRAIN:HELDOUT', two names of folders",
-    lambda value: text.accepts(value) and (value in ("", "tenths") or _two_names(value)),
+    "'', 'tenths', 'last' or 'TRAIN:HELDOUT', two names of folders",
+    lambda value: text.accepts(value) and (value in ("", "tenths", "last") or _two_names(value)),
 )
 color = Check(
     "'', the name of a colour or '#rrggbb'",
@@ -132,7 +132,7 @@ device = Check("'auto', 'cpu', 'cuda' or 'cuda:1'", lambda value: bool(str(value
 precision = one_of("float32", "tf32", "bfloat16")
 compiling = one_of("", "default", "reduce-overhead", "max-autotune")
 data_sets = name(
-    "CIFAR10 CIFAR100 SVHN MNIST FASHION_MNIST CELEBA LSUN FFHQ CelebAHQ IMAGES DIGITS "
+    "CIFAR10 CIFAR100 SVHN MNIST FASHION_MNIST CELEBA LSUN FFHQ CelebAHQ IMAGES ARRAYS DIGITS "
     "COLOR_DIGITS POINTS QUICKDRAW QUICKDRAW_STROKES"
 )
 networks = name(
