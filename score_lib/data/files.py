@@ -58,7 +58,7 @@ class Folder:
     def _contents(self, file: pathlib.Path) -> bytes:
         if not file.is_file():  # reading a pipe or device may never end
             raise OSError("it is not a regular file")
-        _check_size(file.stat().st_size)
+        check_size(file.stat().st_size)
         return file.read_bytes()
 
 
@@ -94,12 +94,13 @@ class Zip:
 
     def read(self, name: str) -> bytes:
         member = self._zip().getinfo(name)
-        _check_size(member.file_size)
+        check_size(member.file_size)
         with open_member(self._zip(), member) as file:
             return file.read(member.file_size)
 
 
-def _check_size(size: int) -> None:
+def check_size(size: int) -> None:
+    """Refuse an encoded image that is too large; raises OSError."""
     if size > MAX_BYTES:
         raise OSError(f"{size} bytes are too many for one file")
 

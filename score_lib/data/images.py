@@ -1,10 +1,12 @@
 """IMAGES: the user's own images, from a folder, a zip file, an .npy or an .npz."""
 
+import abc
+import functools
 import io
 import os
 import pathlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import torch
@@ -12,7 +14,15 @@ from torch import Tensor
 
 from score_lib.data.arrays import open_array
 from score_lib.data.files import Folder, OneFile, Zip
-from score_lib.data.folders import Noun, Tree, open_tree, split_tenths, split_tree
+from score_lib.data.folders import (
+    Noun,
+    Tree,
+    is_named,
+    open_tree,
+    readable,
+    split_tenths,
+    split_tree,
+)
 from score_lib.data.names import Names
 from score_lib.data.pixels import MODES, Pixels, to_bytes
 from score_lib.data.preprocess import MAX_PIXELS, fit
@@ -26,17 +36,13 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 IMAGE = Noun("image", "images")
 
 
-@register_dataset(
-    name="IMAGES",
-    options={
-        "path": "data.path",
-        "on_error": "data.on_error",
-        "split": "data.split",
-        "range": "data.range",
-        "background": "data.background",
-        "levels": "data.levels",
-    },
-)
+# Options of every data set of image files.
+FILE_OPTIONS = {
+    name: f"data.{name}" for name in ("path", "on_error", "split", "range", "background")
+}
+
+
+@register_dataset(name="IMAGES", options={**FILE_OPTIONS, "levels": "data.levels"})
 def images(
     shape: tuple[int, int, int], path: str, on_error: str, split: str, **pixels
 ) -> tuple[Source, Source]:
@@ -75,13 +81,7 @@ def open_images(
         split: see `splits.find_split`: a folder of a split is no class.
         pixels: of `Pixels`.
     """
-    if on_error not in ("raise", "skip"):
-        raise DataError(f"data.on_error={on_error!r} must be 'raise' or 'skip'")
-    if shape[0] not in MODES:
-        raise DataError(
-            f"data.num_channels={shape[0]} must be 1 (gray), 3 (RGB) or 4 (RGBA) for image files"
-        )
-    meaning = Pixels(**pixels).check()
+    meaning = check_options(shape, on_error, **pixels)
     place = pathlib.Path(os.path.expanduser(path))
     if place.is_dir():
         return _image_files(Folder(place), shape, on_error, split, meaning)
@@ -101,8 +101,73 @@ def open_images(
     )
 
 
-class ImageFiles(Source):
-    """Image files, decoded, cropped and resized when they are read.
+def check_options(shape: tuple[int, int, int], on_error: str, **pixels) -> Pixels:
+    """The options of image files, if they are sound.
+
+    Args:
+        shape: (C, H, W).
+        on_error: "raise" or "skip".
+        pixels: of `Pixels`.
+    Raises:
+        DataError: names the option.
+    """
+    if on_error not in ("raise", "skip"):
+        raise DataError(f"data.on_error={on_error!r} must be 'raise' or 'skip'")
+    if shape[0] not in MODES:
+        raise DataError(
+            f"data.num_channels={shape[0]} must be 1 (gray), 3 (RGB) or 4 (RGBA) for image files"
+        )
+    return Pixels(**pixels).check()
+
+
+class EncodedImages(Source):
+    """Encoded images that are decoded, centre-cropped and resized when they are read.
+
+    Args:
+        path: where they are, for messages.
+        shape: (C, H, W) of the results.
+        pixels: what stored values mean.
+        labels: (N,) int64.
+        class_to_idx: name of a class -> its label.
+    """
+
+    def __init__(self, path: pathlib.Path, shape, pixels: Pixels, labels: Tensor, class_to_idx):
+        self.path, self.shape, self.pixels, self._labels = path, shape, pixels, labels
+        self.class_to_idx = class_to_idx
+
+    @abc.abstractmethod
+    def encoded(self, number: int) -> bytes:
+        """The file of an image; OSError or ValueError where there is none."""
+
+    @abc.abstractmethod
+    def name(self, number: int) -> str:
+        """Its name within the path, for messages."""
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """See `Source`."""
+        images = [fit(self.decoded(n), *self.shape[1:]) for n in numbers.tolist()]
+        return torch.cat(images), self._labels[numbers]
+
+    def decoded(self, number: int) -> Tensor:
+        """One image as it is stored, (1, C, h, w) uint8; the first frame of an animation."""
+        where = f"{printable(self.name(number))} in {self.path}"
+        with opened_bytes(functools.partial(self.encoded, number), where) as (image, _):
+            return to_bytes(image, where, self.shape[0], self.pixels)
+
+    def readable(self, numbers: np.ndarray) -> np.ndarray:
+        """Those of the numbers whose images can be decoded; the others are reported.
+
+        Raises:
+            DataError: none can, or an option is missing.
+        """
+        return readable(self, numbers, self.decoded, self.name, IMAGE)
+
+
+class ImageFiles(EncodedImages):
+    """Image files of a folder or zip file; labels are the classes of their folders.
 
     Args:
         tree: the files.
@@ -111,8 +176,8 @@ class ImageFiles(Source):
     """
 
     def __init__(self, tree: Tree, shape: tuple[int, int, int], pixels: Pixels):
-        self.tree, self.shape, self.pixels = tree, shape, pixels
-        self.class_to_idx, self.num_classes = tree.class_to_idx, tree.num_classes
+        super().__init__(tree.files.path, shape, pixels, tree.labels, tree.class_to_idx)
+        self.tree, self.num_classes = tree, tree.num_classes
 
     def of(self, tree: Tree) -> "ImageFiles":
         """Other files, read in the same way."""
@@ -123,16 +188,13 @@ class ImageFiles(Source):
         """Of the files, in the order of numbers."""
         return self.tree.names
 
-    def __len__(self) -> int:
-        return len(self.tree)
+    def encoded(self, number: int) -> bytes:
+        """See `EncodedImages`."""
+        return self.tree.files.read(self.names[number])
 
-    def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        channels, height, width = self.shape
-        images = [
-            fit(decode(self.tree.files, self.names[n], channels, self.pixels), height, width)
-            for n in numbers
-        ]
-        return torch.cat(images), self.tree.labels[numbers]
+    def name(self, number: int) -> str:
+        """See `EncodedImages`."""
+        return self.names[number]
 
 
 def decode(files: Folder | Zip, name: str, channels: int, pixels: Pixels) -> Tensor:
@@ -141,18 +203,22 @@ def decode(files: Folder | Zip, name: str, channels: int, pixels: Pixels) -> Ten
         return to_bytes(image, where, channels, pixels)
 
 
-@contextmanager
-def opened(files: Folder | Zip, name: str) -> Iterator[tuple]:
+def opened(files: Folder | Zip, name: str) -> AbstractContextManager[tuple]:
     """Context with an image, not yet loaded, and its name for messages.
 
     Raises:
         DataError: it cannot be read, or what is done inside fails.
     """
+    return opened_bytes(functools.partial(files.read, name), f"{printable(name)} in {files.path}")
+
+
+@contextmanager
+def opened_bytes(read: Callable[[], bytes], where: str) -> Iterator[tuple]:
+    """Context with the image in the bytes that a function gives; see `opened`."""
     from PIL import Image, UnidentifiedImageError
 
-    where = f"{printable(name)} in {files.path}"
     try:
-        with Image.open(io.BytesIO(files.read(name)), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(read()), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
                 raise ValueError(f"it is {size}, above the limit of {MAX_PIXELS} pixels")
@@ -177,3 +243,8 @@ def _image_files(
     source = ImageFiles(tree, shape, pixels)
     source.images([0])  # a wrong depth or transparency is an error here, before training starts
     return source
+
+
+def named_image(name: str) -> bool:
+    """Whether a file is taken for an image, by its name."""
+    return is_named(name, SUFFIXES)

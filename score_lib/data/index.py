@@ -4,11 +4,11 @@ import hashlib
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from score_lib.data.listing import INDEX, SMALL, Listing, is_current, list_tree
+from score_lib.data.listing import SMALL, Listing, is_current, list_tree
 from score_lib.data.names import Names
 from score_lib.disk.arrays import load_arrays, save_arrays
 
@@ -30,7 +30,7 @@ def known_listing(path: pathlib.Path) -> Listing:
         DataError: see `list_tree`.
     """
     fault = ""
-    for file in _places(path):
+    for file in index_places(path):
         try:
             listing = _load(file)
         except FileNotFoundError:
@@ -49,34 +49,46 @@ def known_listing(path: pathlib.Path) -> Listing:
     return listing
 
 
-def _places(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Where the index of a folder may be."""
-    yield path / INDEX
+def index_places(path: pathlib.Path, kind: str = "index") -> Iterator[pathlib.Path]:
+    """Where an index of a folder may be: as a hidden file in it, or in the user's cache."""
+    yield path / f".score_lib_{kind}.npz"
+    if file := cache_file(kind, path, ".npz"):
+        yield file
+
+
+def cache_file(
+    kind: str, path: str | os.PathLike, suffix: str, *state: object
+) -> pathlib.Path | None:
+    """A file in the user's cache for what is known of a path in a state; None without a home."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(cache):
         cache = os.path.expanduser("~/.cache")
-    if os.path.isabs(cache):  # not for a user without a home
-        name = os.fsencode(os.path.realpath(path))
-        digest = hashlib.blake2b(name, digest_size=16).hexdigest()
-        yield pathlib.Path(cache, "score_lib", f"index_{digest}.npz")
+    if not os.path.isabs(cache):  # a user without a home
+        return None
+    name = os.fsencode(os.path.realpath(path)) + "".join(f"\n{part}" for part in state).encode()
+    digest = hashlib.blake2b(name, digest_size=16).hexdigest()
+    return pathlib.Path(cache, "score_lib", f"{kind}_{digest}{suffix}")
 
 
-def _save(path: pathlib.Path, listing: Listing) -> None:
-    """Write an index to the first place that can be written, if any."""
-    arrays = {"states": listing.states, "begun": np.int64(listing.begun)}
-    for name in _NAMES:
-        names = getattr(listing, name)
-        arrays |= {f"{name}_text": names.text, f"{name}_ends": names.ends}
+def save_index(path: pathlib.Path, about: str, kind: str = "index", **arrays: np.ndarray) -> None:
+    """Write an index of a folder to the first place that can be written, if any."""
     errors = []
-    for file in _places(path):
+    for file in index_places(path, kind):
         try:
-            save_arrays(file, version=np.int64(_VERSION), **arrays)
+            save_arrays(file, **arrays)
         except OSError as error:
             errors.append(str(error))
         else:
-            log.info("%s: an index of %d files is kept in %s", path, len(listing.names), file)
+            log.info("%s: an index of %s is kept in %s", path, about, file)
             return
     log.warning("%s is listed at each start, since no index can be kept: %s", path, errors[-1])
+
+
+def _save(path: pathlib.Path, listing: Listing) -> None:
+    arrays = {"states": listing.states, "begun": np.int64(listing.begun)}
+    for name in _NAMES:
+        arrays |= packed_names(name, getattr(listing, name))
+    save_index(path, f"{len(listing.names)} files", version=np.int64(_VERSION), **arrays)
 
 
 def _load(file: pathlib.Path) -> Listing:
@@ -92,13 +104,20 @@ def _load(file: pathlib.Path) -> Listing:
         raise ValueError(f"{file} holds something else")
     if arrays["version"] != _VERSION:
         raise ValueError(f"{file} is of version {arrays['version']}, not {_VERSION}")
-    names = [_names(file, arrays[f"{name}_text"], arrays[f"{name}_ends"]) for name in _NAMES]
+    names = [unpacked_names(file, arrays, name) for name in _NAMES]
     if states.dtype != np.int64 or states.shape != (len(names[-1]), 4) or names[-1][0]:
         raise ValueError(f"{file} holds something else")
     return Listing(*names, states, int(arrays["begun"]))
 
 
-def _names(file: pathlib.Path, text: np.ndarray, ends: np.ndarray) -> Names:
+def packed_names(name: str, names: Names) -> dict[str, np.ndarray]:
+    """Names as arrays of an index."""
+    return {f"{name}_text": names.text, f"{name}_ends": names.ends}
+
+
+def unpacked_names(file: pathlib.Path, arrays: Mapping[str, np.ndarray], name: str) -> Names:
+    """Names in an index; ValueError unless its arrays are those of names."""
+    text, ends = arrays[f"{name}_text"], arrays[f"{name}_ends"]
     plain = text.dtype == np.uint8 and ends.dtype == np.int64 and text.ndim == ends.ndim == 1
     edges = np.concatenate([[0], ends, [text.size]]) if plain else np.array([1, 0])
     if (np.diff(edges) < 0).any() or edges[-2] != edges[-1]:

@@ -10,12 +10,15 @@ from torch import Tensor
 from score_lib.base.tensors import data_shape, derive_seed
 from score_lib.data import (  # noqa: F401  (they register)
     digits,
+    huggingface,
+    imagenet,
     images,
     points,
     public,
     quickdraw,
     tfrecords,
     values,
+    webdataset,
 )
 from score_lib.data.kinds import is_continuous, kind_of, stored_shape
 from score_lib.data.sources import DATASETS, DataError, Source, log_once, named

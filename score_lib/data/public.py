@@ -258,9 +258,14 @@ def only_prepared() -> Iterator[None]:
         _MAY_PREPARE.reset(token)
 
 
+def may_prepare() -> bool:
+    """Whether data may be downloaded and prepared here, see `only_prepared`."""
+    return _MAY_PREPARE.get()
+
+
 def _prepare(builder, name: str, folder: str) -> None:
     """Download and prepare a data set in a separate process, because this imports TensorFlow."""
-    if not _MAY_PREPARE.get():
+    if not may_prepare():
         raise MissingDataError(f"{name} is not in {builder.data_dir}")
     place = [os.path.abspath(os.path.expanduser(folder))] if folder else []
     command = ["-m", "score_lib.data.prepare", name, *place]

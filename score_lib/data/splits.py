@@ -4,7 +4,7 @@ import collections
 import itertools
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,14 +58,20 @@ class Split(NamedTuple):
         return folder[: self.level] + folder[self.level + 1 :]
 
 
-def below_root(names: Iterable[str]) -> Places:
-    """The folders of files, at least one, without those that all files share."""
+def places_of(names: Iterable[str]) -> Places:
+    """The folders of files, at least one."""
     known: dict[str, int] = {}
     numbers = [known.setdefault(name[: name.rfind("/") + 1], len(known)) for name in names]
     folders = [pathlib.PurePosixPath(folder).parts for folder in known]
+    return Places(folders, np.array(numbers, dtype=np.int32))
+
+
+def below_root(names: Iterable[str]) -> Places:
+    """The folders of files, at least one, without those that all files share."""
+    folders, numbers = places_of(names)
     pairs = zip(min(folders), max(folders), strict=False)
     common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return Places([folder[common:] for folder in folders], np.array(numbers, dtype=np.int32))
+    return Places([folder[common:] for folder in folders], numbers)
 
 
 def find_split(folders: Sequence[Parts], wanted: str | None) -> Split | None:
@@ -85,7 +91,7 @@ def find_split(folders: Sequence[Parts], wanted: str | None) -> Split | None:
             train, _, held_out = wanted.partition(":")
             if {train, held_out} <= names:
                 return Split(level, train, held_out)
-        elif found := _usual(names, strict=wanted is not None):
+        elif found := usual(names, strict=wanted is not None):
             return Split(level, *found)
     if wanted:
         known = sorted({folder[0] for folder in folders if folder})
@@ -96,16 +102,21 @@ def find_split(folders: Sequence[Parts], wanted: str | None) -> Split | None:
     return None
 
 
-def _usual(folders: set[str], strict: bool) -> tuple[str, str] | None:
-    train = [name for name in folders if name.lower() in TRAINING]
-    kinds = [[name for name in folders if name.lower() in kind] for kind in HELD_OUT]
+def usual(names: Collection[str], strict: bool, kind: str = "folder") -> tuple[str, str] | None:
+    """Names for the part to train on and the part to hold out, if some are the usual ones.
+
+    Raises:
+        DataError: with `strict`, several are those of one part; calls each a `kind`.
+    """
+    train = [name for name in names if name.lower() in TRAINING]
+    kinds = [[name for name in names if name.lower() in others] for others in HELD_OUT]
     held_out = next(filter(None, kinds), [])
     if not train or not held_out:
         return None
     if strict and len(several := max(train, held_out, key=len)) > 1:
         raise DataError(
-            f"the folders {', '.join(sorted(several))} all have names of one part of the data: "
-            f"choose two folders, as in data.split={min(train)}:{min(held_out)}"
+            f"the {kind}s {', '.join(sorted(several))} all have names of one part of the data: "
+            f"choose two {kind}s, as in data.split={min(train)}:{min(held_out)}"
         )
     return min(train), min(held_out)
 
