@@ -235,6 +235,7 @@ DAMAGED = {
     "10^9000 faces": ("off", OFF.replace(b" 1 0", b" 1" + b"0" * 9000 + b" 0"), "claims .* faces"),
     "more than fit": ("off", OFF.replace(b"50 1", b"500 1"), "within the vertices"),
     "a word": ("off", OFF.replace(b"1 0\n", b"1 0\nx"), r"byte 11, in the vertices, begins 'x"),
+    "a word after a comment": ("off", b"OFF # one\n1 0 0\n0 0 one", "byte 20, in the vertices"),
     "colours": ("off", b"OFF\n2 0 0\n0 0 0 9 9 9\n1 1 1 9 9 9\n", "first vertex has 6 numbers"),
     "other off": ("off", b"NOFF" + OFF[3:], "does not begin with OFF"),
     "binary off": ("off", b"OFF BINARY\n" + bytes(99), "does not begin with OFF"),

@@ -55,7 +55,8 @@ def _npy(content: bytes) -> np.ndarray:
 
 
 def _off(content: bytes) -> np.ndarray:
-    content = re.sub(rb"#[^\r\n]*", b"", content) if b"#" in content else content
+    if b"#" in content:  # comments become spaces, so that bytes keep their numbers
+        content = re.sub(rb"#[^\r\n]*", lambda comment: b" " * len(comment[0]), content)
     header = re.match(rb"\s*OFF\s*([-+]?[0-9]+)\s+([-+]?[0-9]+)\s+([-+]?[0-9]+)(?=\s|$)", content)
     if not header:
         raise ValueError("it does not begin with OFF and the counts of vertices, faces, edges")

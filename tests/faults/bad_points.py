@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pathlib
 from collections.abc import Iterator
 
@@ -43,19 +42,16 @@ def _read(name: str, path: pathlib.Path, shape: tuple[int, ...]) -> str:
 
 def cases() -> Iterator[Case]:
     """All of them."""
-    array = io.BytesIO()
-    np.save(array, POINTS)
-    files = {"x.off": off(POINTS), "x.npy": array.getvalue()}
-    files |= {f"{kind}.ply": content for kind, content in PLY.items()}
+    files = {"x.off": off(POINTS), **{f"{kind}.ply": content for kind, content in PLY.items()}}
     for name, content in files.items():
         make, cut = written(name, content), "refused or same"
         yield from flips_and_cuts(
-            f"points {name}", make, _read_points, 3, 2, "refused or valid", cut
+            f"points {name}", make, _read_points, 2, 1, "refused or valid", cut
         )
     for name, content in _claims().items():
         yield Case("points: claims", name, written(f"x.{name.split()[0]}", content), _read_points)
     make = written("cat.ndjson", DRAWING.encode())
-    yield from flips_and_cuts("drawings", make, _read_drawings, 3, 2, "refused or valid")
+    yield from flips_and_cuts("drawings", make, _read_drawings, 2, 1, "refused or valid")
 
 
 def _claims() -> dict[str, bytes]:
@@ -67,7 +63,7 @@ def _claims() -> dict[str, bytes]:
     for count in (10**8, 10**30, -1):
         claims[f"ply {count} rows"] = binary.replace(rows % 40, rows % count)
         claims[f"off {count} rows"] = text.replace(b"40 1", b"%d 1" % count)
-    long = b" " * (1 << 24)
+    long = b" " * (1 << 20)
     claims["off as many rows as bytes"] = b"OFF\n%d 0 0\n" % len(long) + long
     claims["ply as many rows as bytes"] = (
         b"ply\nformat ascii 1.0\nelement vertex %d\nproperty float x\nproperty float y\n"
@@ -77,5 +73,5 @@ def _claims() -> dict[str, bytes]:
     claims["ply lists of 4 GB"] = binary.replace(b"element vertex", lists).replace(
         b"end_header\n", b"end_header\n\xff\xff\xff\xff"
     )
-    claims["ply header of 16 MB"] = b"ply\n" + b"comment\n" * (1 << 21)
+    claims["ply header of 1 MB"] = b"ply\n" + b"comment\n" * (1 << 17)
     return claims
