@@ -200,8 +200,10 @@ def pictures(numbers):
 )
 def test_columns_are_found_by_kind_and_name(tmp_path, features, columns, labels):
     write(tmp_path / "a.arrow", table(range(4), features, **columns))
-    images, found = everything(opened(tmp_path)[2].sources["train"])
+    info = opened(tmp_path)[2]
+    images, found = everything(info.sources["train"])
     assert torch.equal(images, PIXELS[:4]) and found.tolist() == labels
+    assert info.num_classes == (3 if features else max(labels) + 1)
 
 
 def test_the_split_and_images_that_cannot_be_read(tmp_path, caplog):
@@ -236,7 +238,10 @@ TWO = {"x": {"_type": "Image"}, "y": {"_type": "Image"}}
             {"a.arrow": table(range(2), TWO, image=None, x=pictures(range(2)), y=[None, None])},
             "a.arrow has several columns of images: x, y: rename the one that is meant to image",
         ),
-        ({"a.arrow": table(range(2), label=[0, 3])}, r"row 1 .* has the label 3 of 3 classes"),
+        (
+            {"a.arrow": table(range(2)), "b.arrow": table(range(2), label=[0, 3])},
+            r"row 1 \(from 0\) of b.arrow in .* has the label 3 of 3 classes",
+        ),
         ({"a.arrow": table(range(2), label=["0", "x"])}, "column label holds other than whole"),
         ({"a.arrow": b"none"}, "a.arrow is not a readable .arrow file"),
         ({"a.parquet": b"none"}, "a.parquet is not a readable .parquet file"),

@@ -49,8 +49,10 @@ def opened(path, **options):
     return datasets.get_streams(config, evaluation=True)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize(
+    "form, workers",
+    [(tarfile.USTAR_FORMAT, 0), (tarfile.PAX_FORMAT, 2), (tarfile.GNU_FORMAT, 0)],
+)
 def test_images_and_labels_are_those_of_the_files(tmp_path, form, workers):
     longest = "é" * 80 + "/" + "x" * 90  # needs extended headers
     for shard in range(3):
@@ -164,6 +166,15 @@ def test_a_file_that_is_cut_off_is_refused_wherever_that_is(tmp_path, size):
         opened(tmp_path)
 
 
+def test_a_file_that_is_cut_off_later_is_refused(tmp_path):
+    path = write_tar(tmp_path / "a.tar", samples(range(4)))
+    source = opened(tmp_path)[2].sources["train"]
+    os.truncate(path, 6700)
+    assert torch.equal(source.images([2]), PIXELS[[2]])
+    with pytest.raises(DataError, match=r"0003.png \(byte 6656 of a.tar\).*ends after 44 of \d+"):
+        source.images([3])
+
+
 def test_damaged_headers_and_packed_files_are_refused(tmp_path):
     path = write_tar(tmp_path / "a.tar", samples(range(4)))
     content = bytearray(path.read_bytes())
@@ -227,6 +238,10 @@ def test_later_starts_go_through_new_and_changed_files_alone(tmp_path, monkeypat
     look(["3.tar"], range(16))
     write_tar(tmp_path / "1.tar", samples(range(16, 21)))
     look(["1.tar"], [0, 1, 2, 3, 16, 17, 18, 19, 20, *range(8, 16)])
+    write_tar(tmp_path / "2.tar", samples(range(8, 11)))
+    look(["2.tar"], [16, 17, 18, 19, 20, 8, 9, 10], tmp_path / "{1..2}.tar")
+    write_tar(tmp_path / "2.tar", samples(range(8, 12)))
+    look(["2.tar"], [0, 1, 2, 3, 16, 17, 18, 19, 20, *range(8, 16)])
     (tmp_path / ".score_lib_shards.npz").write_bytes(b"damaged")
     look(["0.tar", "1.tar", "2.tar", "3.tar"], [0, 1, 2, 3, 16, 17, 18, 19, 20, *range(8, 16)])
     assert "is gone through again: the index" in caplog.text

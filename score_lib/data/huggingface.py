@@ -64,7 +64,7 @@ def _require_one_set(shards: Shards, split: str) -> None:
     """Refuse folders of several data sets: those whose names are none of a part."""
     parts = {*TRAINING, *(name for kind in HELD_OUT for name in kind), *split.lower().split(":")}
     folders = (pathlib.PurePosixPath(name).parent.parts for name in shards.names)
-    sets = {"/".join(part for part in own if part.lower() not in parts) for own in folders}
+    sets = {"/".join(p for p in own if p.lower() not in parts) or "." for own in folders}
     if len(sets) > 1:
         raise DataError(
             f"{shards.root} holds several data sets: {', '.join(sorted(sets)[:20])}: add one of "
