@@ -88,7 +88,7 @@ _DATA = {
     "kind": (
         "",
         one_of("", "vectors", "series", "points", "images", "volumes"),
-        'what a datum is; "": by its data set, or else its shape; points in ARRAYS have to be named',
+        'what a datum is; "": by its data set or shape; points in ARRAYS have to be named',
     ),
     "standardize": (
         "channel",
