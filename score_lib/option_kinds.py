@@ -104,8 +104,8 @@ classes = Check(
     lambda v: isinstance(v, list | tuple) and all(whole.accepts(x) or text.accepts(x) for x in v),
 )
 split = Check(
-    "'', 'tenths' or 'TRAIN:HELDOUT', two names of folders",
-    lambda value: text.accepts(value) and (value in ("", "tenths") or _two_names(value)),
+    "'', 'tenths', 'last' or 'TRAIN:HELDOUT', two names of folders",
+    lambda value: text.accepts(value) and (value in ("", "tenths", "last") or _two_names(value)),
 )
 color = Check(
     "'', the name of a colour or '#rrggbb'",
@@ -132,8 +132,8 @@ device = Check("'auto', 'cpu', 'cuda' or 'cuda:1'", lambda value: bool(str(value
 precision = one_of("float32", "tf32", "bfloat16")
 compiling = one_of("", "default", "reduce-overhead", "max-autotune")
 data_sets = name(
-    "CIFAR10 CIFAR100 SVHN MNIST FASHION_MNIST CELEBA LSUN FFHQ CelebAHQ IMAGES DIGITS "
-    "COLOR_DIGITS POINTS QUICKDRAW QUICKDRAW_STROKES"
+    "CIFAR10 CIFAR100 SVHN MNIST FASHION_MNIST CELEBA LSUN FFHQ CelebAHQ IMAGES ARRAYS POINTS "
+    "QUICKDRAW QUICKDRAW_STROKES DIGITS COLOR_DIGITS"
 )
 networks = name(
     "ncsnpp ddpm ncsn ncsnv2_64 ncsnv2_128 ncsnv2_256 adm adm_classifier "

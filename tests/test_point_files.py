@@ -10,7 +10,9 @@ import torch
 from dataset_helpers import everything, make_config
 from point_helpers import ENCODINGS, VERTEX, off, ply, some_points
 
+import datasets
 from datasets import DataError
+from score_lib.data.kinds import kind_of
 from score_lib.data.point_files import read_points
 from score_lib.data.points import chosen_rows
 from score_lib.data.sources import DATASETS
@@ -135,6 +137,20 @@ def test_folders_are_classes_and_splits(model_net, kind):
     found, labels = everything(test)
     expected = [made[name] for name in ("bed/test/11.off", "chair/test/2.ply")]
     assert np.array_equal(found.numpy(), np.stack(expected)) and labels.tolist() == [0, 1]
+
+
+def test_streams_of_points_are_continuous_and_permuted(model_net):
+    path, made = model_net
+    config = make_config("POINTS", path=str(path), shape=(4, 3), batch_size=3)
+    assert kind_of(config) == "points"
+    train, _, info = datasets.get_streams(config)
+    batch = next(iter(train))["image"]
+    assert batch.dtype == torch.float32 and info.num_examples == {"train": 3, "test": 2}
+    stored = {tuple(map(tuple, sorted(points.tolist()))) for points in made.values()}
+    assert {tuple(map(tuple, sorted(points.tolist()))) for points in batch} <= stored
+    assert not all(any(np.array_equal(x, points) for points in made.values()) for x in batch)
+    ordered = next(iter(datasets.get_streams(config, evaluation=True)[1]))["image"]
+    assert np.array_equal(ordered[0].numpy(), made["bed/test/11.off"])
 
 
 def test_every_tenth_of_other_folders_is_held_out(tmp_path):

@@ -10,6 +10,7 @@ from dataset_helpers import everything, make_config
 import datasets
 from datasets import DataError
 from score_lib.data import quickdraw
+from score_lib.data.kinds import kind_of
 from score_lib.data.sources import DATASETS
 from score_lib.data.strokes import draw, follow, in_unit_box
 from score_lib.options import complete
@@ -151,6 +152,14 @@ def test_files_are_classes_in_natural_order(folder):
     assert found[:, 1, 0].tolist() == [0.5] * 9 + [0.0] * 9 + [0.25]
     found, labels = train.read(np.array([18, 0, 9]))
     assert found[:, 1, 0].tolist() == [0.25, 0.5, 0.0] and labels.tolist() == [2, 0, 1]
+
+
+def test_streams_of_strokes_are_series(folder):
+    config = make_config("QUICKDRAW_STROKES", path=str(folder), shape=(3, 7))
+    assert kind_of(config) == "series"
+    batch = next(iter(datasets.get_streams(config)[0]))
+    assert batch["image"].shape == (4, 3, 7) and batch["image"].dtype == torch.float32
+    assert batch["image"][:, 2].tolist() == [[1.0] * 6 + [0.0]] * 4
 
 
 def test_images_of_files(folder):

@@ -200,14 +200,17 @@ def _tell(tree: Tree, parts: list[str], noun: Noun) -> None:
     log_once(f"{tree.files.path}: trained on: {train}; held out: {held_out}; left out: {others}")
 
 
-def split_tenths(source: Source, path: str, noun: Noun) -> tuple[Source, Source]:
-    """Every tenth example is held out; fewer than ten are all in both parts."""
-    if len(source) < 10:
-        log_once(f"{path}: all {len(source)} {noun.many} are both trained on and held out: too few")
+def split_tenths(
+    source: Source, path: str, noun: Noun, *, last: bool = False
+) -> tuple[Source, Source]:
+    """Every tenth example is held out, or the last tenth; fewer than ten are all in both parts."""
+    size = len(source)
+    if size < 10:
+        log_once(f"{path}: all {size} {noun.many} are both trained on and held out: too few")
         return source, source
-    numbers = np.arange(len(source))
-    train, test = Subset(source, numbers[numbers % 10 != 9]), Subset(source, numbers[9::10])
-    log_once(
-        f"{path}: every tenth {noun.one} is held out: {len(train)} to train on, {len(test)} not"
-    )
+    numbers = np.arange(size)
+    held_out = numbers >= size - size // 10 if last else numbers % 10 == 9
+    train, test = Subset(source, numbers[~held_out]), Subset(source, numbers[held_out])
+    which = "the last tenth" if last else f"every tenth {noun.one}"
+    log_once(f"{path}: {which} is held out: {len(train)} to train on, {len(test)} not")
     return train, test

@@ -59,7 +59,7 @@ def points(shape: tuple[int, ...], path: str, on_error: str, split: str) -> tupl
     return split_tree(tree, functools.partial(PointFiles, shape=shape), path, split, CLOUD)
 
 
-points.continuous = True
+points.continuous, points.kind = True, "points"
 
 
 class PointFiles(Source):

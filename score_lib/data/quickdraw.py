@@ -60,7 +60,7 @@ def quickdraw_strokes(shape: tuple[int, ...], path: str) -> tuple[Source, Source
     return _split(DrawnSeries(_files(path, "QUICKDRAW_STROKES"), shape), path)
 
 
-quickdraw_strokes.continuous = True
+quickdraw_strokes.continuous, quickdraw_strokes.kind = True, "series"
 
 
 class Drawings(NamedTuple):
