@@ -371,6 +371,11 @@ def test_every_kind_trains_resumes_and_is_evaluated(folder, kind, monkeypatch):
     for name, value in ends[0]["model"].items():
         assert torch.equal(value, ends[1]["model"][name]), name
     assert torch.equal(ends[0]["standardization"]["std"], ends[1]["standardization"]["std"])
+    part = np.load(folder / f"{kind}.npz")["data"][np.arange(40) % 10 != 9]
+    axes = tuple(k for k in range(part.ndim) if k != (part.ndim - 1 if kind == "points" else 1))
+    axes = {"points": None}.get(kind, axes)  # whose config shares one deviation among all
+    mean = ends[0]["standardization"]["mean"].numpy()
+    np.testing.assert_allclose(mean.ravel(), np.mean(part, axes, "f8").ravel(), rtol=1e-6)
     samples = [np.load(w / "samples/iter_4/sample.npy") for w in (whole, parts)]
     assert np.array_equal(*samples) and samples[0].shape == (3, *SHAPES[kind])
     assert (whole / "samples/iter_4/sample.png").is_file() == drawn
