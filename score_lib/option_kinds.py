@@ -141,7 +141,7 @@ precision = one_of("float32", "tf32", "bfloat16")
 compiling = one_of("", "default", "reduce-overhead", "max-autotune")
 data_sets = name(
     "CIFAR10 CIFAR100 SVHN MNIST FASHION_MNIST CELEBA LSUN FFHQ CelebAHQ IMAGENET HUGGINGFACE "
-    "WEBDATASET IMAGES ARRAYS DIGITS COLOR_DIGITS"
+    "WEBDATASET IMAGES ARRAYS POINTS QUICKDRAW QUICKDRAW_STROKES DIGITS COLOR_DIGITS"
 )
 networks = name(
     "ncsnpp ddpm ncsn ncsnv2_64 ncsnv2_128 ncsnv2_256 adm adm_classifier "

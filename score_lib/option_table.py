@@ -89,7 +89,7 @@ _DATA = {
     "kind": (
         "",
         one_of("", "vectors", "series", "points", "images", "volumes"),
-        'what a datum is; "": by its shape, where sets of points have to be named',
+        'what a datum is; "": by its data set or shape; points in ARRAYS have to be named',
     ),
     "standardize": (
         "channel",
@@ -115,7 +115,7 @@ _DATA = {
     "num_classes": (0, at_least(0), "classes that a classifier tells apart"),
     "levels": (0, at_least(0), "grey levels of a pixel; 0: those of the data set"),
     "num_workers": (4, at_least(0), "processes that prepare batches"),
-    "on_error": ("raise", one_of("raise", "skip"), "for an image that cannot be read"),
+    "on_error": ("raise", one_of("raise", "skip"), "for a file that cannot be read"),
 }
 
 _MODEL = {

@@ -30,6 +30,8 @@ DEQUANTIZER = ("tests/test_dequantizer_runs.py",)
 RANKS = ("tests/test_every_rank.py", "tests/test_every_rank_inverse.py")
 NUMBERS = ("tests/test_number_kinds.py",)
 SAMPLED_CHAINS = ("tests/test_chain_sampling.py",)
+DRAWINGS = ("tests/test_quickdraw.py",)
+POINTS = ("tests/test_point_files.py",)
 ARRAYS = ("tests/test_any_data.py",)
 
 
@@ -783,6 +785,76 @@ MUTATIONS = [
         "network = WithVariances(network)",
         "pass",
         SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "drawing: the pen is down between strokes",
+        "score_lib/data/strokes.py",
+        "number[end][1:] == number[end][:-1]",
+        "number[end][1:] >= number[end][:-1]",
+        DRAWINGS,
+    ),
+    Mutation(
+        "drawing: the way between strokes has a length",
+        "score_lib/data/strokes.py",
+        "[np.append(0.0, sizes[k]) for k in drawn]",
+        "[np.append(0.1, sizes[k]) for k in drawn]",
+        DRAWINGS,
+    ),
+    Mutation(
+        "drawing: stretched to a square",
+        "score_lib/data/strokes.py",
+        "(high - low).max()",
+        "(high - low).mean()",
+        DRAWINGS,
+    ),
+    Mutation(
+        "drawing: lines of half the width",
+        "score_lib/data/strokes.py",
+        "width=round(line)",
+        "width=round(line / 2)",
+        DRAWINGS,
+    ),
+    Mutation(
+        "drawing: a line of a file is another drawing",
+        "score_lib/data/quickdraw.py",
+        'side="right") - 1',
+        'side="left") - 1',
+        DRAWINGS,
+    ),
+    Mutation(
+        "points: the folder takes part in the choice",
+        "score_lib/data/points.py",
+        'name[name.rfind("/") + 1 :].encode',
+        "name.encode",
+        POINTS,
+    ),
+    Mutation(
+        "points: the first ones are chosen",
+        "score_lib/data/points.py",
+        "keys = np.random.PCG64(seed).random_raw(total)",
+        "keys = np.arange(total)",
+        POINTS,
+    ),
+    Mutation(
+        "points: the order of bytes is not followed",
+        "score_lib/data/point_files.py",
+        "np.dtype(kind).newbyteorder(self._order)",
+        'np.dtype(kind).newbyteorder("<")',
+        POINTS,
+    ),
+    Mutation(
+        "points: a header is believed",
+        "score_lib/data/point_files.py",
+        "0 <= (count := int(digits)) <= len(content)",
+        "0 <= (count := int(digits))",
+        POINTS,
+    ),
+    Mutation(
+        "points: nan is read",
+        "score_lib/data/point_files.py",
+        "np.isfinite(points).all(axis=1)",
+        "(points == points).any(axis=1)",
+        POINTS,
     ),
 ]
 

@@ -365,7 +365,7 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(image_files, "MAX_BYTES", 50)
     for path in (tmp_path, zipped(tmp_path)):
-        with pytest.raises(DataError, match=r"1.png in .* too many for an image"):
+        with pytest.raises(DataError, match=r"1.png in .* too many for one file"):
             list(open_images(path)[0])
 
 

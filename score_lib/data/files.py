@@ -16,7 +16,7 @@ from score_lib.disk.files import printable
 
 log = logging.getLogger(__name__)
 
-# Limit on an encoded file, above the size of any image within MAX_PIXELS.
+# Limit on the file of one example, above the size of any image within MAX_PIXELS.
 MAX_BYTES = 1 << 29
 # Links that are not followed.
 BROKEN, TO_FOLDER = "a broken link", "a link to a folder, which is not followed"
@@ -102,7 +102,7 @@ class Zip:
 def check_size(size: int) -> None:
     """Refuse an encoded image that is too large; raises OSError."""
     if size > MAX_BYTES:
-        raise OSError(f"{size} bytes are too many for an image")
+        raise OSError(f"{size} bytes are too many for one file")
 
 
 def hidden(name: str) -> bool:

@@ -9,13 +9,13 @@ import torch
 
 from score_lib.data import wordnet
 from score_lib.data.files import BROKEN, TO_FOLDER, Folder, report
+from score_lib.data.folders import bad_links, split_tenths
 from score_lib.data.images import (
     FILE_OPTIONS,
+    IMAGE,
     EncodedImages,
-    bad_links,
     check_options,
     named_image,
-    split_tenths,
 )
 from score_lib.data.names import Names
 from score_lib.data.pixels import Pixels
@@ -67,7 +67,7 @@ def imagenet(
 
     training = part(train)
     if split == "tenths" or (not split and not tree.holds((*base, held_out))):
-        return split_tenths(training, path)
+        return split_tenths(training, path, IMAGE)
     testing = part(held_out)
     log_once(
         f"{path}: trained on: {train}/ ({len(training)} images); held out: {held_out}/ "
@@ -83,7 +83,7 @@ class Tree:
         if not root.is_dir():
             raise DataError(f"data.path: there is no folder {str(root)!r}")
         self.root, self.files = root, Folder(root)
-        self._bad = bad_links(self.files, on_error)
+        self._bad = bad_links(self.files, named_image, on_error)
         images = [named_image(name) and name not in self._bad for name in self.files.names]
         self.names = self.files.names.chosen(np.flatnonzero(images))
         self._places = places_of(self.names)

@@ -6,7 +6,6 @@ import io
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
@@ -14,31 +13,27 @@ import torch
 from torch import Tensor
 
 from score_lib.data.arrays import open_array
-from score_lib.data.files import BROKEN, IN_ZIP, OUTSIDE, Folder, OneFile, Zip, hidden, report
+from score_lib.data.files import Folder, OneFile, Zip
+from score_lib.data.folders import (
+    Noun,
+    Tree,
+    is_named,
+    open_tree,
+    readable,
+    split_tenths,
+    split_tree,
+)
 from score_lib.data.names import Names
-from score_lib.data.pixels import MODES, Pixels, Unsuited, to_bytes
+from score_lib.data.pixels import MODES, Pixels, to_bytes
 from score_lib.data.preprocess import MAX_PIXELS, fit
-from score_lib.data.sources import (
-    DataError,
-    MissingDataError,
-    Source,
-    Subset,
-    log_once,
-    register_dataset,
-)
-from score_lib.data.splits import (
-    Places,
-    below_root,
-    classes,
-    counts,
-    find_split,
-    refuse_lonely_held_out,
-)
+from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
+from score_lib.data.splits import below_root
 from score_lib.disk.files import printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Pillow detects the format from the contents; some of its other formats run external programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+IMAGE = Noun("image", "images")
 
 
 # Options of every data set of image files.
@@ -62,13 +57,11 @@ def images(
             "data.path is empty: data.dataset='IMAGES' reads a folder, a .zip, .npy or .npz there"
         )
     source = open_images(path, shape, on_error, name="data.path", split=split, **pixels)
-    if isinstance(source, ImageFiles) and source.split:
-        return _split_folders(source)
+    if isinstance(source, ImageFiles):
+        return split_tree(source.tree, source.of, path, split, IMAGE)
     if split not in ("", "tenths"):
         raise DataError(f"data.split={split!r} names folders, and {path} holds none")
-    if isinstance(source, ImageFiles) and not split:
-        refuse_lonely_held_out(source.places.folders, path)
-    return split_tenths(source, path)
+    return split_tenths(source, path, IMAGE)
 
 
 def open_images(
@@ -101,7 +94,7 @@ def open_images(
         return open_array(place, shape, meaning)
     if suffix in SUFFIXES:
         one = OneFile(place)
-        return ImageFiles(one, one.names, below_root(one.names), shape, meaning)
+        return ImageFiles(Tree(one, one.names, below_root(one.names), None), shape, meaning)
     raise DataError(
         f"{name}: {str(place)!r} is neither a folder nor a .zip, .npy or .npz file, nor an image "
         f"({', '.join(SUFFIXES)})"
@@ -125,17 +118,6 @@ def check_options(shape: tuple[int, int, int], on_error: str, **pixels) -> Pixel
             f"data.num_channels={shape[0]} must be 1 (gray), 3 (RGB) or 4 (RGBA) for image files"
         )
     return Pixels(**pixels).check()
-
-
-def split_tenths(source: Source, path: str) -> tuple[Source, Source]:
-    """Every tenth image held out; fewer than ten images are all in both parts."""
-    if len(source) < 10:
-        log_once(f"{path}: all {len(source)} images are both trained on and held out: too few")
-        return source, source
-    numbers = np.arange(len(source))
-    train, test = Subset(source, numbers[numbers % 10 != 9]), Subset(source, numbers[9::10])
-    log_once(f"{path}: every tenth image is held out: {len(train)} to train on, {len(test)} not")
-    return train, test
 
 
 class EncodedImages(Source):
@@ -181,49 +163,34 @@ class EncodedImages(Source):
         Raises:
             DataError: none can, or an option is missing.
         """
-
-        def is_readable(number: int) -> bool:
-            try:
-                self.decoded(number)
-            except Unsuited:
-                raise  # not a fault of the file: an option is missing
-            except DataError:
-                return False
-            return True
-
-        with ThreadPoolExecutor() as pool:
-            readable = np.array(list(pool.map(is_readable, numbers.tolist())), dtype=bool)
-        report(self, [self.name(n) for n in numbers[~readable]], "cannot be read")
-        if not readable.any():
-            raise DataError(f"none of the {len(numbers)} images in {self.path} can be read")
-        return numbers[readable]
+        return readable(self, numbers, self.decoded, self.name, IMAGE)
 
 
 class ImageFiles(EncodedImages):
     """Image files of a folder or zip file; labels are the classes of their folders.
 
     Args:
-        files: the folder or zip file.
-        names: the images in it.
-        places: their folders below the root.
+        tree: the files.
+        shape: (C, H, W).
         pixels: what stored values mean.
-        split: folders that are no classes, or None.
     """
 
-    def __init__(
-        self, files: Folder | Zip, names: Names, places: Places, shape, pixels, split=None
-    ):
-        self.files, self.names, self.places, self.split = files, names, places, split
-        inside = [split.others(folder) if split else folder for folder in places.folders]
-        known = classes(inside)
-        by_folder = torch.tensor([known.get(folder[0], 0) if folder else 0 for folder in inside])
-        labels = by_folder[torch.from_numpy(places.numbers)]
-        super().__init__(files.path, shape, pixels, labels, {} if "" in known else known)
-        self.num_classes = len(known)
+    def __init__(self, tree: Tree, shape: tuple[int, int, int], pixels: Pixels):
+        super().__init__(tree.files.path, shape, pixels, tree.labels, tree.class_to_idx)
+        self.tree, self.num_classes = tree, tree.num_classes
+
+    def of(self, tree: Tree) -> "ImageFiles":
+        """Other files, read in the same way."""
+        return ImageFiles(tree, self.shape, self.pixels)
+
+    @property
+    def names(self) -> Names:
+        """Of the files, in the order of numbers."""
+        return self.tree.names
 
     def encoded(self, number: int) -> bytes:
         """See `EncodedImages`."""
-        return self.files.read(self.names[number])
+        return self.tree.files.read(self.names[number])
 
     def name(self, number: int) -> str:
         """See `EncodedImages`."""
@@ -268,65 +235,16 @@ def _image_files(
     files: Folder | Zip, shape, on_error: str, split: str | None, pixels: Pixels
 ) -> ImageFiles:
     """All images of a folder or zip file."""
-    bad = bad_links(files, on_error)
-    is_image = [named_image(name) and name not in bad for name in files.names]
-    others = [k for k, chosen in enumerate(is_image) if not chosen]
-    others = [name for name in files.names.chosen(np.array(others, dtype=int)) if name not in bad]
-    report(files, others, "are not images")
-    found = files.names.chosen(np.flatnonzero(is_image))
-    if not len(found):
-        raise DataError(
-            f"there is no image in {files.path}: names of images end in {', '.join(SUFFIXES)}"
-        )
-    places = below_root(found)
-    if on_error == "skip":
-        everything = ImageFiles(files, found, places, shape, pixels)
-        readable = everything.readable(np.arange(len(found)))
-        found, places = found.chosen(readable), below_root(found.chosen(readable))
-    source = ImageFiles(files, found, places, shape, pixels, find_split(places.folders, split))
+
+    def is_image(name: str) -> Tensor:
+        return decode(files, name, shape[0], pixels)
+
+    tree = open_tree(files, SUFFIXES, IMAGE, split, is_image if on_error == "skip" else None)
+    source = ImageFiles(tree, shape, pixels)
     source.images([0])  # a wrong depth or transparency is an error here, before training starts
     return source
 
 
-def bad_links(files: Folder | Zip, on_error: str) -> dict[str, str]:
-    """The links that cannot be followed and are left out, and the kind of each.
-
-    Raises:
-        DataError: with "raise", for a link that an image may have been meant by.
-    """
-    bad = files.bad_links()
-    hurt = [
-        name
-        for name, kind in bad.items()
-        if (kind == BROKEN and not hidden(name))
-        or (kind in (OUTSIDE, IN_ZIP) and named_image(name))
-    ]
-    if hurt and on_error == "raise":
-        raise DataError(
-            f"{printable(min(hurt))} in {files.path} is {bad[min(hurt)]}: mend or remove it, or "
-            f"leave such files out with data.on_error=skip"
-        )
-    for kind in sorted(set(bad.values())):
-        report(files, [name for name in bad if bad[name] == kind], f"are each {kind}")
-    return bad
-
-
 def named_image(name: str) -> bool:
     """Whether a file is taken for an image, by its name."""
-    return not hidden(name) and name.lower().endswith(SUFFIXES)
-
-
-def _split_folders(source: ImageFiles) -> tuple[Source, Source]:
-    files, places, split = source.files, source.places, source.split
-    folders = [split.part(folder) for folder in places.folders]
-    totals = places.totals(folders)
-    train, held_out = (counts({name: totals[name]}) for name in (split.train, split.held_out))
-    others = {name: n for name, n in totals.items() if name not in (split.train, split.held_out)}
-    others = counts(others) or "nothing"
-    log_once(f"{files.path}: trained on: {train}; held out: {held_out}; left out: {others}")
-    trained_on = np.array([folder == split.train for folder in folders])[places.numbers]
-    held_out = np.array([folder == split.held_out for folder in folders])[places.numbers]
-    used = np.flatnonzero(trained_on | held_out)
-    names, places, trained_on = source.names.chosen(used), places.chosen(used), trained_on[used]
-    source = ImageFiles(files, names, places, source.shape, source.pixels, split)
-    return Subset(source, np.flatnonzero(trained_on)), Subset(source, np.flatnonzero(~trained_on))
+    return is_named(name, SUFFIXES)

@@ -18,17 +18,19 @@ _BY_RANK = {1: "vectors", 2: "series", 3: "images", 4: "volumes"}
 
 
 def kind_of(config) -> str:
-    """`data.kind` or, where that is "", the kind that a shape usually has.
+    """`data.kind` or, where that is "", that of the data set, or the one a shape usually has.
 
-    (D,) are vectors, (C, L) series, (C, H, W) images, (C, D, H, W) volumes, and others vectors: of
-    these nothing is assumed.  Sets of points, (N, C), have to be named.
+    The opener of a data set of one kind says so by its attribute `kind`.  By their shapes, (D,) are
+    vectors, (C, L) series, (C, H, W) images, (C, D, H, W) volumes, and others vectors: of these
+    nothing is assumed.  Sets of points, (N, C), have to be named.
 
     Raises:
         DataError: the kind does not suit the shape.
     """
     config = complete(config)
     shape = data_shape(config)
-    kind = config.data.kind or _BY_RANK.get(len(shape), "vectors")
+    told = config.data.kind or getattr(_opener(config), "kind", "")
+    kind = told or _BY_RANK.get(len(shape), "vectors")
     ranks = KINDS[kind]
     if ranks is not None and len(shape) not in ranks:
         suited = [name for name, r in KINDS.items() if r is None or len(shape) in r]

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from score_lib.data.files import hidden
-from score_lib.data.images import split_tenths
+from score_lib.data.folders import split_tenths
+from score_lib.data.images import IMAGE
 from score_lib.data.sources import DataError, Source, Subset, log_once
 from score_lib.data.splits import HELD_OUT, usual
 from score_lib.disk.files import printable
@@ -107,7 +108,7 @@ class Shards(NamedTuple):
             DataError: there are none in one of these parts.
         """
         if self.train is None:
-            return split_tenths(Subset(source, numbers), str(self.root))
+            return split_tenths(Subset(source, numbers), str(self.root), IMAGE)
         parts = []
         for goal, chosen in (("train on", self.train), ("hold out", self.held_out)):
             parts.append(Subset(source, numbers[chosen[files]]))

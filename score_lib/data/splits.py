@@ -1,4 +1,4 @@
-"""Which images of a folder are trained on, which are held out, and the classes of both."""
+"""Which files of a folder are trained on, which are held out, and the classes of both."""
 
 import collections
 import itertools
@@ -43,14 +43,14 @@ class Places(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Folders whose images are trained on and held out, at a level below the root."""
+    """Folders whose files are trained on and held out, at a level below the root."""
 
     level: int
     train: str
     held_out: str
 
     def part(self, folder: Parts) -> str:
-        """The folder of an image at this level; "" without one."""
+        """The folder of a file at this level; "" without one."""
         return folder[self.level] if len(folder) > self.level else ""
 
     def others(self, folder: Parts) -> Parts:
@@ -96,7 +96,7 @@ def find_split(folders: Sequence[Parts], wanted: str | None) -> Split | None:
     if wanted:
         known = sorted({folder[0] for folder in folders if folder})
         raise DataError(
-            f"data.split={wanted!r} names folders that do not lie side by side among the images: "
+            f"data.split={wanted!r} names folders that do not lie side by side among the data: "
             f"there are {', '.join(map(printable, known[:20])) or 'none'}"
         )
     return None
@@ -146,15 +146,15 @@ def natural(name: str) -> tuple[list, str]:
 
 
 def classes(folders: Iterable[Parts]) -> dict[str, int]:
-    """Class -> label: first-level folders in natural order; {"": 0} unless all images have one."""
+    """Class -> label: first-level folders in natural order; {"": 0} unless all files have one."""
     names = {folder[0] if folder else "" for folder in folders}
     titles = {""} if "" in names else names
     return {title: label for label, title in enumerate(sorted(titles, key=natural))}
 
 
-def counts(totals: Mapping[str, int]) -> str:
-    """For messages: train/ (12 images), test/ (3 images)."""
+def counts(totals: Mapping[str, int], many: str) -> str:
+    """For messages: train/ (12 images), test/ (3 images), where `many` is "images"."""
     return ", ".join(
-        f"{printable(folder)}/ ({n} images)" if folder else f"no folder ({n} images)"
+        f"{printable(folder)}/ ({n} {many})" if folder else f"no folder ({n} {many})"
         for folder, n in sorted(totals.items())
     )

@@ -7,18 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_lib.data.folders import Noun, split_tenths
 from score_lib.data.sources import (
     DataError,
     MissingDataError,
     Source,
-    Subset,
     check_finite,
-    log_once,
     register_dataset,
 )
 from score_lib.data.stored import SUFFIXES, Rows, open_rows
 
 MAX_CLASSES = 1 << 24
+EXAMPLE = Noun("example", "examples")
 # NumPy's types that are read without loss, by what they become.
 _CONTINUOUS = {"f2": torch.float32, "f4": torch.float32, "f8": torch.float64}
 
@@ -109,16 +109,7 @@ def divided(source: Source, path: str, split: str = "") -> tuple[Source, Source]
     """
     if split not in ("", "tenths", "last"):
         raise DataError(f"data.split={split!r} names folders, and {path} holds none")
-    size = len(source)
-    if size < 10:
-        log_once(f"{path}: all {size} examples are both trained on and held out: too few")
-        return source, source
-    numbers = np.arange(size)
-    held_out = numbers % 10 == 9 if split != "last" else numbers >= size - size // 10
-    train, test = Subset(source, numbers[~held_out]), Subset(source, numbers[held_out])
-    which = "the last tenth" if split == "last" else "every tenth example"
-    log_once(f"{path}: {which} is held out: {len(train)} to train on, {len(test)} not")
-    return train, test
+    return split_tenths(source, path, EXAMPLE, last=split == "last")
 
 
 def _part(folder: pathlib.Path, name: str) -> pathlib.Path:

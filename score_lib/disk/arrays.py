@@ -71,19 +71,37 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
     """One array; memory is taken only once its header agrees with the size of the member."""
     with open_member(archive, member) as file:
         start = io.BytesIO(file.read(_LONGEST_HEADER))
-    version = np.lib.format.read_magic(start)
-    if version not in _HEADERS:
-        raise ValueError(f"{member.filename} is in version {version} of the format, not 1 or 2")
-    shape, _, dtype = _HEADERS[version](start)
-    count, size = math.prod(shape), member.file_size - start.tell()
-    if dtype.hasobject:
-        raise ValueError(f"{member.filename} holds Python objects")
-    if min(shape, default=0) < 0 or count * dtype.itemsize != size or count > member.file_size:
-        raise ValueError(
-            f"{member.filename} should be {dtype} of shape {shape}, which is not {size} bytes"
-        )
+    _check_header(start, member.filename, member.file_size)
     with open_member(archive, member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def parse_array(content: bytes) -> np.ndarray:
+    """The array in the contents of an .npy file, read-only: no memory is taken for it.
+
+    Raises:
+        ValueError: they are damaged, or not a plain array.
+    """
+    start = io.BytesIO(content[:_LONGEST_HEADER])
+    shape, fortran, dtype = _check_header(start, "it", len(content))
+    flat = np.frombuffer(content, dtype, math.prod(shape), start.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _check_header(
+    start: IO[bytes], name: str, total: int
+) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and dtype of an .npy file of `total` bytes."""
+    version = np.lib.format.read_magic(start)
+    if version not in _HEADERS:
+        raise ValueError(f"{name} is in version {version} of the format, not 1 or 2")
+    shape, fortran, dtype = _HEADERS[version](start)
+    count, size = math.prod(shape), total - start.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects")
+    if min(shape, default=0) < 0 or count * dtype.itemsize != size or count > total:
+        raise ValueError(f"{name} should be {dtype} of shape {shape}, which is not {size} bytes")
+    return shape, fortran, dtype
 
 
 _HEADERS = {

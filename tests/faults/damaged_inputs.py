@@ -24,12 +24,28 @@ from collections.abc import Iterator
 
 from score_lib.disk.files import printable
 
-from . import bad_arrays, bad_checkpoints, bad_images, bad_records, bad_workdirs, bad_zips
+from . import (
+    bad_arrays,
+    bad_checkpoints,
+    bad_images,
+    bad_points,
+    bad_records,
+    bad_workdirs,
+    bad_zips,
+)
 from .cases import CANARY, Case
 from .forked import Outcome, call
 
 SECONDS = 20.0
-MODULES = (bad_arrays, bad_checkpoints, bad_images, bad_records, bad_workdirs, bad_zips)
+MODULES = (
+    bad_arrays,
+    bad_checkpoints,
+    bad_images,
+    bad_points,
+    bad_records,
+    bad_workdirs,
+    bad_zips,
+)
 
 
 def all_cases() -> Iterator[Case]:
