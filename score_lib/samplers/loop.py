@@ -120,14 +120,13 @@ def sampler_of(
         follow: `follow(x, score_fn, noise, progress=..., callback=...)` gives x at the end; the
             score is guided by the constraints.
         first_time: time of the start.
-        shape: shape of a batch of samples, (B, *D).
-        inverse_scaler: from the network's range to [0, 1].
+        shape, inverse_scaler: (B, *D); from the network's range to [0, 1].
         continuous, parametrization: how the network is read, see `get_score_fn`.
         device: where to sample; None is the network's own.
         constraints: conditions on samples; the first is innermost.
         differentiable: keep the graph, with x at every step; the backward pass recomputes scores.
-        read: `read(model, device)` gives the score in place of `get_score_fn`; `follow` then also
-            gets it as it is, without guidance, as `network`.
+        read: `read(model, device)` gives the score in place of `get_score_fn`, and `follow` then
+            gets it without guidance, too, as `network`.
     Returns:
         `sample(model, z=None, *, noise=None, progress=False, callback=None)`, which gives samples
         (B, *D) and the evaluations made; z is x at the first time, (B, *D), in place of a draw from
@@ -146,7 +145,8 @@ def sampler_of(
     ) -> tuple[Tensor, int]:
         where = device_of(model) if device is None else resolve_device(device)
         score_fn = (read or usual)(model, where)
-        watch = {"network": score_fn} if read else {}
+        watch = {"progress": progress, "callback": callback}
+        watch |= {"network": score_fn} if read else {}
         if differentiable:
             score_fn = functools.partial(checkpoint, score_fn, use_reentrant=False)
         counted = score_fn = CountedScore(score_fn)
@@ -154,10 +154,9 @@ def sampler_of(
             score_fn = constraint.guide(sde, score_fn)
         draw = normal_noise(noise)
         x = _given_or_drawn(z, sde, shape, where, noise, dtype_of(model))
-        t = torch.as_tensor(first_time, dtype=x.dtype, device=where).expand(x.shape[0])
+        t = torch.as_tensor(first_time, dtype=x.dtype, device=where).expand(len(x))
         for constraint in constraints:
             x = constraint.start(sde, x, t, draw)
-        watch |= {"progress": progress, "callback": callback}
         x = follow(x, score_fn, draw, **watch)
         return inverse_scaler(x), counted.evaluations
 
