@@ -155,7 +155,7 @@ def learned(density: Density, workdir: pathlib.Path, sizes: Sizes) -> run_lib.Ru
     config.model.update(parametrization="edm", embedding_type="fourier", fourier_log=False)
     config.training.update(noise_levels="lognormal", lognormal_mean=-0.8, weighting="output")
     config.model.nf = 64
-    config.training.update(n_iters=sizes.steps, snapshot_freq=sizes.steps, log_freq=500)
+    config.training.update(n_iters=sizes.steps, snapshot_freq=sizes.steps, snapshot_sampling=False)
     run_lib.train(config, workdir)
     return run_lib.restored(config, workdir)
 
