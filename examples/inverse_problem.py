@@ -98,7 +98,7 @@ def trained(workdir: pathlib.Path, sizes: Sizes):
     config.data.update(path=str(path), shape=(1, _LENGTH), standardize="all")
     config.model.update(parametrization="edm", embedding_type="fourier", fourier_log=False)
     config.model.update(nf=96, num_res_blocks=1)
-    config.training.update(noise_levels="lognormal", lognormal_mean=-0.8, weighting="output")
+    config.training.weighting = "output"
     config.training.update(n_iters=sizes.steps, snapshot_freq=sizes.steps, snapshot_sampling=False)
     config.sampling.num_steps = sizes.sampling_steps
     # Exact for Gaussian data, if the network is.
