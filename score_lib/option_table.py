@@ -277,7 +277,7 @@ _CONTROL = {
     "noise_std": (
         0.0,
         at_least(0.0),
-        "noise of a measurement: of images in [0, 1], or in the data's units",
+        "noise of a measurement: of images in [0, 1] or in the units of other data",
     ),
     "mask": ("", text, "file of a mask, white where pixels are known"),
     "box": ((), numbers, 'operator "box": (top, left, height, width); (): the centre'),

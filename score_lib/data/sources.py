@@ -89,12 +89,13 @@ class Source(abc.ABC):
         return self.read(np.asarray(numbers, dtype=np.int64))[0]
 
 
-def check_finite(examples: Tensor, numbers: np.ndarray) -> None:
+def check_finite(examples: Tensor, numbers: np.ndarray, what: str = "example") -> None:
     """Refuse values that are not finite.
 
     Args:
         examples: (n, *D).
         numbers: of the examples, (n,).
+        what: they are called.
     Raises:
         DataError: names the first example and entry.
     """
@@ -102,7 +103,7 @@ def check_finite(examples: Tensor, numbers: np.ndarray) -> None:
         return
     row, *entry = (~examples.isfinite()).nonzero()[0].tolist()
     raise DataError(
-        f"example {int(numbers[row])} (from 0) holds {examples[(row, *entry)].item()} at entry "
+        f"{what} {int(numbers[row])} (from 0) holds {examples[(row, *entry)].item()} at entry "
         f"{tuple(entry)}: continuous data should be finite numbers; remove such examples or fill "
         "them in"
     )

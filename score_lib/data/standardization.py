@@ -119,7 +119,7 @@ def fit(source: Source, how: str, kind: str) -> dict[str, Tensor | str]:
 
 def _check_varying(mean: Tensor, std: Tensor, how: str) -> None:
     # Rounding errors of a constant are not a deviation.
-    constant = std <= 1e-12 * mean.abs()
+    constant = std <= 1e-14 * mean.abs()
     if constant.any():
         place = tuple(constant.nonzero()[0].tolist())
         raise DataError(

@@ -12,6 +12,7 @@ from score_lib.data.sources import (
     MissingDataError,
     Source,
     Subset,
+    check_finite,
     log_once,
     register_dataset,
 )
@@ -45,8 +46,10 @@ class ArraySource(Source):
         if self.dtype == torch.uint8 and rows.dtype != np.uint8:
             rows = self._as_bytes(rows, numbers)
         native = rows.astype(rows.dtype.newbyteorder("="), copy=False)
-        labels = None if self._labels is None else self._labels[numbers]
-        return torch.from_numpy(native).to(self.dtype), labels
+        examples = torch.from_numpy(native).to(self.dtype)
+        if examples.is_floating_point():
+            check_finite(examples, numbers, f"{self._rows.path}: row")
+        return examples, None if self._labels is None else self._labels[numbers]
 
     def _as_bytes(self, rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         outside = (rows < 0) | (rows >= self.levels)

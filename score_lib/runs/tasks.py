@@ -16,7 +16,7 @@ from torch import Tensor
 from models.conditioning import Condition
 from score_lib.base.registry import Registry
 from score_lib.data.inputs import read_inputs
-from score_lib.disk.pictures import to_uint8
+from score_lib.disk.pictures import check_samples_finite, to_uint8
 from score_lib.disk.reports import mean_and_error
 from score_lib.metrics.configured import get_extractor, recognises_classes
 from score_lib.runs.conditions import as_known, check_classes, class_numbers
@@ -107,6 +107,8 @@ def draw(
         condition: of each row; default: that of the sample's number.
         constrain: from the rows (B,) of a batch of samples to their constraints.
         options: of the sampler.
+    Raises:
+        FloatingPointError: a result is not finite.
     """
     results, parts = run.config.control.num_results, []
     for part in in_batches(range(rows * results), run.config.training.batch_size):
@@ -115,6 +117,7 @@ def draw(
         if condition is not None:
             given = {kind: value[of_row.to(value.device)] for kind, value in condition.items()}
         drawn = run.draw(part, condition=given, constraints=constrain(of_row), **options)
+        check_samples_finite(drawn)
         parts.append(drawn)
         logging.info("%d of %d results", part[-1] + 1, rows * results)
     return torch.cat(parts).unflatten(0, (rows, results))
