@@ -41,8 +41,8 @@ class Sizes:
     each, and steps of sampling."""
 
     examples: int = 50_000
-    steps: int = 3000
-    signals: int = 24
+    steps: int = 4000
+    signals: int = 20
     results: int = 100
     sampling_steps: int = 20
 
@@ -98,6 +98,8 @@ def trained(workdir: pathlib.Path, sizes: Sizes):
     config.data.update(path=str(path), shape=(1, _LENGTH), standardize="all")
     config.model.update(parametrization="edm", embedding_type="fourier", fourier_log=False)
     config.model.update(nf=96, num_res_blocks=1)
+    # Guidance needs the network's derivative at all noise levels of the process.
+    config.training.update(noise_levels="lognormal", lognormal_mean=-0.3, lognormal_std=1.8)
     config.training.weighting = "output"
     config.training.update(n_iters=sizes.steps, snapshot_freq=sizes.steps, snapshot_sampling=False)
     config.sampling.num_steps = sizes.sampling_steps

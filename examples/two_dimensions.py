@@ -41,7 +41,7 @@ class Sizes:
     divergence, and points on a side of the grid."""
 
     examples: int = 100_000
-    steps: int = 3000
+    steps: int = 4500
     fresh: int = 4000
     side: int = 72
 
@@ -154,9 +154,13 @@ def learned(density: Density, workdir: pathlib.Path, sizes: Sizes) -> run_lib.Ru
     # Training as in EDM, on the noise levels at which these densities have structure.
     config.model.update(parametrization="edm", embedding_type="fourier", fourier_log=False)
     config.training.update(noise_levels="lognormal", lognormal_mean=-0.8, weighting="output")
-    config.model.nf = 64
-    config.training.update(n_iters=sizes.steps, snapshot_freq=sizes.steps, snapshot_sampling=False)
-    run_lib.train(config, workdir)
+    config.model.update(nf=64, input_fourier_scale=0.5)
+    config.training.update(batch_size=256, snapshot_sampling=False)
+    # A resumed run takes a new rate: with the lower one, the noise of the weights dies out.
+    for lr, steps in ((2e-3, sizes.steps * 2 // 3), (3e-4, sizes.steps)):
+        config.optim.lr = lr
+        config.training.update(n_iters=steps, snapshot_freq=steps)
+        run_lib.train(config, workdir)
     return run_lib.restored(config, workdir)
 
 

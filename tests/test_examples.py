@@ -9,7 +9,7 @@ from examples import inverse_problem, series, two_dimensions
 
 @pytest.mark.slow
 def test_densities_of_the_plane(tmp_path):
-    sizes = two_dimensions.Sizes(examples=200, steps=2, fresh=20, side=6)
+    sizes = two_dimensions.Sizes(examples=200, steps=3, fresh=20, side=6)
     records, picture = two_dimensions.demonstrate(tmp_path, sizes)
     assert [record["density"] for record in records] == list(two_dimensions.DENSITIES)
     assert all(math.isfinite(v) for record in records for v in list(record.values())[1:])
