@@ -70,7 +70,7 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dic
         rows of figures, three for each operator, and the picture's file.
     """
     config = trained(workdir, sizes)
-    figure = new_figure(11, 2.8 * len(_MEASUREMENTS))
+    figure = new_figure(8, 2.1 * len(_MEASUREMENTS))
     panels = figure.subplots(len(_MEASUREMENTS), 2, squeeze=False, sharex=True, sharey=True)
     records = []
     for row, (operator, options) in zip(panels, _MEASUREMENTS.items(), strict=True):
@@ -201,7 +201,7 @@ def draw(axes, of_signal: dict[str, Tensor], exact: Summary) -> None:
     found = of_samples(samples[None])
     places = range(_LENGTH)
     axes.fill_between(places, found.low[0], found.high[0], alpha=0.3, label="interval of samples")
-    axes.plot(samples[:5].T, color="C0", linewidth=0.4)
+    axes.plot(samples[:3].T, color="C0", linewidth=0.4)
     for end, label in ((exact.low, "exact interval"), (exact.high, None)):
         axes.plot(end, "k--", linewidth=0.8, label=label)
     axes.plot(of_signal["input"][0], color="C1", linewidth=1.5, label="truth")

@@ -41,7 +41,7 @@ class Sizes:
     divergence, and points on a side of the grid."""
 
     examples: int = 100_000
-    steps: int = 4500
+    steps: int = 7000
     fresh: int = 4000
     side: int = 72
 
@@ -132,7 +132,7 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dic
     Returns:
         a row of figures for each density, and the picture's file.
     """
-    figure = new_figure(12, 2.6 * len(DENSITIES))
+    figure = new_figure(10, 2.2 * len(DENSITIES))
     panels = figure.subplots(len(DENSITIES), 5, squeeze=False)
     records = []
     for row, (name, density) in zip(panels, DENSITIES.items(), strict=True):
@@ -156,8 +156,9 @@ def learned(density: Density, workdir: pathlib.Path, sizes: Sizes) -> run_lib.Ru
     config.training.update(noise_levels="lognormal", lognormal_mean=-0.8, weighting="output")
     config.model.update(nf=64, input_fourier_scale=0.5)
     config.training.update(batch_size=256, snapshot_sampling=False)
-    # A resumed run takes a new rate: with the lower one, the noise of the weights dies out.
-    for lr, steps in ((2e-3, sizes.steps * 2 // 3), (3e-4, sizes.steps)):
+    # A resumed run takes a new rate: with lower ones, the noise of the weights dies out.
+    for lr, share in ((2e-3, 0.5), (5e-4, 0.8), (1e-4, 1.0)):
+        steps = math.ceil(share * sizes.steps)
         config.optim.lr = lr
         config.training.update(n_iters=steps, snapshot_freq=steps)
         run_lib.train(config, workdir)
@@ -228,7 +229,7 @@ def draw(row, name: str, run: run_lib.Run, density: Density, sizes: Sizes) -> No
         axes.imshow(image.numpy(), origin="lower", extent=(-_HALF, _HALF) * 2)
         axes.set_title(title)
     samples = run.draw(range(sizes.fresh)).cpu()
-    row[2].scatter(*samples.T.numpy(), s=1, linewidths=0)
+    row[2].scatter(*samples[:1500].T.numpy(), s=1, linewidths=0)
     row[2].set_title("samples of the model")
     places, _ = grid(16)
     x = run.scaler(places.to(run.device))
