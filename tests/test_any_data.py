@@ -19,9 +19,11 @@ from score_lib.data.loading import get_scaling, get_streams
 from score_lib.data.standardization import Standardization, fit
 from score_lib.data.stored import open_rows
 from score_lib.data.stream import ImageStream
+from score_lib.inverse.measurements import Mask
+from score_lib.inverse.restoration import STANDARDIZED
 from score_lib.options import complete
 from score_lib.runs.evaluate import evaluate
-from score_lib.runs.image_tasks import restore
+from score_lib.runs.image_tasks import _view, restore
 from score_lib.runs.measures import likelihood_terms
 from score_lib.runs.setup import setup
 from score_lib.runs.train import standardize, train, training_streams
@@ -302,6 +304,14 @@ def test_none_leaves_data_as_they_are():
     scaler = Standardization((3,))
     scaler.load_state_dict(fit(MemorySource(data), "none", "vectors"))
     assert torch.equal(scaler(data), data) and scaler.log_volume == 0
+
+
+@pytest.mark.parametrize("how, bounds", [("channel", STANDARDIZED), ("none", None)])
+def test_estimates_of_standardized_data_are_bounded(tmp_path, how, bounds):
+    """Data in units of their own may be anywhere."""
+    np.save(tmp_path / "data.npy", numbers(20, SHAPES["series"]))
+    run = setup(config_of("series", tmp_path / "data.npy", data__standardize=how))
+    assert _view(run, Mask.half(run.shape)).bounds == bounds
 
 
 def test_constant_entries_are_refused():

@@ -17,7 +17,7 @@ from controllable_generation import (
     get_restoration,
 )
 from models.utils import get_score_fn
-from score_lib.inverse.restoration import build_restoration
+from score_lib.inverse.restoration import STANDARDIZED, build_restoration
 from score_lib.options import complete
 from sde_lib import VESDE, VPSDE, subVPSDE
 
@@ -332,6 +332,15 @@ def test_settings_come_from_the_config():
     assert built["dps"].strength == 0.7
     assert built["pigdm"].data_std == pytest.approx(0.6) and built["pigdm"].iterations == 3
     assert built["tweedie"].iterations == 3
+
+
+@pytest.mark.parametrize("data_std", [0.0, 0.2])
+def test_deviations_of_standardized_data_are_in_the_networks_range(data_std):
+    """1 by default, with bounds or without, and not a share of the width of the bounds."""
+    config = complete(ConfigDict({"control": {"data_std": data_std}}))
+    for bounds in (None, STANDARDIZED):
+        built = build_restoration("pigdm", config, OPERATORS["mask"], TRUTH, 0.1, bounds=bounds)
+        assert (built.data_std, built.bounds) == (data_std or 1.0, bounds)
 
 
 def test_mistakes_are_named():

@@ -13,6 +13,9 @@ from score_lib.inverse.operators import LinearOperator
 from score_lib.samplers.loop import Constraint, Noise, Step
 from score_lib.sdes.process import SDE
 
+# Within which standardised data lie, and an estimate of them should: far outside of most.
+STANDARDIZED = (-10.0, 10.0)
+
 # Builders take (operator, measurement, noise_std) and `bounds`, the range of the data, or None.
 RESTORATIONS = Registry("restoration method")
 register_restoration = RESTORATIONS.register
@@ -285,12 +288,14 @@ class TweedieGuidance(PosteriorGuidance):
 def _configured_pigdm(
     *measured, bounds: tuple[float, float] | None, data_std: float, iterations: int
 ) -> PseudoInverseGuidance:
-    """With a deviation in units of images in [0, 1], as configs have it; without bounds, in the
-    network's range."""
-    low, high = bounds or (0.0, 1.0)
-    data_std = data_std or (0.3 if bounds else 1.0)
+    """With a deviation in units of images in [0, 1], as configs have it; of standardised data, and
+    without bounds, in the network's range."""
+    low, high = bounds or STANDARDIZED
+    pixels = (low, high) != STANDARDIZED
+    unit = high - low if pixels else 1.0
+    data_std = data_std or (0.3 if pixels else 1.0)
     return PseudoInverseGuidance(
-        *measured, bounds=bounds, data_std=data_std * (high - low), iterations=iterations
+        *measured, bounds=bounds, data_std=data_std * unit, iterations=iterations
     )
 
 

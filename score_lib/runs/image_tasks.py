@@ -12,7 +12,7 @@ from score_lib.inverse.conditions import ClassGuidance, StartFrom
 from score_lib.inverse.measurements import Mask, build_operator
 from score_lib.inverse.operators import LinearOperator, measure
 from score_lib.inverse.rescaled import rescaled
-from score_lib.inverse.restoration import build_restoration
+from score_lib.inverse.restoration import STANDARDIZED, build_restoration
 from score_lib.runs.setup import Run
 from score_lib.runs.tasks import (
     Outcome,
@@ -108,7 +108,8 @@ class View(NamedTuple):
 
 def _view(run: Run, operator: LinearOperator) -> View:
     if run.continuous:
-        return View(rescaled(operator, run.scaler.std), 1.0, None, 0.0)
+        bounds = None if run.config.data.standardize == "none" else STANDARDIZED
+        return View(rescaled(operator, run.scaler.std), 1.0, bounds, 0.0)
     low, high = (run.scaler(torch.tensor(end)).item() for end in (0.0, 1.0))
     return View(operator, high - low, (low, high), (low + high) / 2)
 
