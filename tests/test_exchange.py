@@ -8,21 +8,27 @@ import pytest
 import torch
 from diffusers_helpers import (
     DDPM,
+    OURS,
     PIPELINES,
     VE,
     arrays_of,
+    as_trained,
+    ddpm_config,
     error,
     golden,
+    google,
+    ncsnpp_config,
     recorded_folder,
     write_json,
 )
-from networks import build, fill_weights, tiny_config
+from networks import build, fill_weights, images, tiny_config
 
 import run_lib
 from configs.defaults import load
 from models.foreign import load_diffusers, save_diffusers
 from models.utils import create_model
 from sampling import get_sampling_fn
+from score_lib.exchange import unet_configs
 from score_lib.options import checked, complete
 from sde_lib import VESDE, VPSDE, CosineVPSDE, subVPSDE
 
@@ -56,6 +62,29 @@ def test_networks_are_the_recorded_functions(case, tmp_path):
     assert error(gradient, arrays_of(case)["grad_x"]) < 2e-5
 
 
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("num_head_channels", 0),
+        ("norm_groups", 8),
+        ("norm_eps", 1e-3),
+        ("freq_shift", 1.0),
+        ("symmetric_padding", False),
+        ("attn_every_block", False),
+    ],
+)
+def test_options_of_networks_arrive(option, value, tmp_path):
+    """The library's defaults are recorded, and differ from ours in each of these."""
+    model, _, facts = load_diffusers(recorded_folder(tmp_path, "defaults"), "cpu")
+    assert facts["config"].model[option] != value
+    other = build(as_trained(facts["config"], **{f"model__{option}": value})).eval()
+    if option == "attn_every_block":
+        assert len(model.all_modules) == len(other.all_modules) + 1
+        return
+    other.load_state_dict(model.state_dict())
+    assert error(outputs(other, "defaults")[0], arrays_of("defaults")["out"]) > 1e-4
+
+
 @pytest.mark.parametrize("case", ["ncsnpp_a", "ddpm_a", "defaults"])
 def test_networks_are_written_as_they_were_read(case, tmp_path):
     model, sde, facts = load_diffusers(recorded_folder(tmp_path / "a", case, VE), "cpu")
@@ -80,6 +109,27 @@ def test_both_layouts_on_disk(layout):
     version = {"subfolders": "0.42.1", "flat_legacy": "0.1.1"}[layout]
     assert set(facts["versions"].values()) == {version}
     assert facts["sampling"]["snr"] == 0.15 and "sigma_max = 50" in facts["notes"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("ncsnpp-church-256", 65_574_549),
+        ("ncsnpp-ffhq-1024", 105_785_896),
+        ("ddpm-cifar10-32", 35_746_307),
+        ("ddpm-celebahq-256", 113_673_219),
+    ],
+)
+def test_public_networks_are_expressible(name, parameters):
+    options = unet_configs.checked(name, google(name))
+    config = complete(unet_configs.to_ours(options))
+    with torch.device("meta"):
+        network = build(config)
+    unet_configs.check_groups(name, network, options)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    written = unet_configs.to_theirs(config, network)
+    assert {key: written[key] for key in google(name)} == google(name)
 
 
 def test_early_folders_say_model_for_unet(tmp_path):
@@ -154,26 +204,6 @@ def written(tmp_path, config, sde=None, **scheduler):
     return model, again, facts
 
 
-def ddpm_config(**changes):
-    """DDPM with attention at one of two resolutions."""
-    options = {"nf": 32, "ch_mult": (1, 2), "centered": True, "attn_resolutions": (4,), **changes}
-    return complete(tiny_config("ddpm", **options))
-
-
-def ncsnpp_config(**changes):
-    """NCSN++ with both pyramids."""
-    pyramids = {"progressive": "output_skip", "progressive_input": "input_skip", "fir": True}
-    embedding = {"embedding_type": "fourier", "scale_by_sigma": True, "nf": 16}
-    options = {**pyramids, **embedding, "attn_resolutions": (), **changes}
-    return complete(tiny_config("ncsnpp", **options))
-
-
-def as_trained(config, **options):
-    """A config with options of other sections, by names with __ for the dot."""
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in options.items()})
-    return config
-
-
 def test_attention_that_the_network_lacks_adds_nothing(tmp_path):
     """Published DDPM attends once at a resolution on the way up, theirs after each block."""
     config = as_trained(ddpm_config(num_head_channels=16), training__continuous=False)
@@ -185,26 +215,12 @@ def test_attention_that_the_network_lacks_adds_nothing(tmp_path):
     assert error(again(x, labels), model(x, labels)) < 1e-6
 
 
-@pytest.mark.parametrize("variant", ["plain ncsnpp", "positional pyramids", "rectangle"])
+@pytest.mark.parametrize("variant", OURS)
 def test_other_networks_that_can_be_written(variant, tmp_path):
-    config = {
-        "plain ncsnpp": lambda: ncsnpp_config(
-            progressive="none", progressive_input="none", fir=False, skip_rescale=False,
-            resblock_type="ddpm", norm_groups=4, attn_resolutions=(4,), num_heads=2, ch_mult=(1, 1),
-        ),
-        "positional pyramids": lambda: ncsnpp_config(
-            embedding_type="positional", scale_by_sigma=False, freq_shift=0.0, centered=True
-        ),
-        "rectangle": lambda: ncsnpp_config(image_size=(8, 12)),
-    }[variant]()  # fmt: skip
+    config = OURS[variant]()
     model, again, _ = written(tmp_path, config)
-    x, labels = torch.randn(2, 3, *again_size(config)), torch.tensor([3.0, 7.0])
+    x, labels = images(config), torch.tensor([3.0, 7.0])
     assert error(again(x, labels), model(x, labels)) < 1e-6
-
-
-def again_size(config):
-    size = config.data.image_size
-    return (size, size) if isinstance(size, int) else size
 
 
 def test_settings_of_schedulers_are_written(tmp_path):
