@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers_helpers import (
@@ -11,9 +12,11 @@ from diffusers_helpers import (
     OURS,
     PIPELINES,
     VE,
+    a_folder,
     arrays_of,
     as_trained,
     ddpm_config,
+    drawn_for,
     error,
     golden,
     google,
@@ -21,10 +24,11 @@ from diffusers_helpers import (
     recorded_folder,
     write_json,
 )
-from networks import build, fill_weights, images, tiny_config
+from networks import DATA, build, fill_weights, images, tiny_config
 
 import run_lib
 from configs.defaults import load
+from datasets import get_data_inverse_scaler
 from models.foreign import load_diffusers, save_diffusers
 from models.utils import create_model
 from sampling import get_sampling_fn
@@ -174,6 +178,34 @@ def test_samples_are_the_recorded_ones_from_the_same_noise(run, tmp_path):
     assert error(images, arrays["final_mean"]) < 1e-4
     shown = images.clamp(0, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(shown, arrays["pipeline_images_NHWC"], rtol=0, atol=1e-4)
+
+
+CHAINS = {
+    "ddpm_fixed_large": (DDPM, 20, {"variance_type": "fixed_large", "clip_sample": False}),
+    "ddpm_fixed_small_clip_strided": (DDPM, 1000, {"variance_type": "fixed_small"}),
+    "ddim_clip": ({"_class_name": "DDIMScheduler"}, 1000, {}),
+}
+
+
+@pytest.mark.parametrize("run", CHAINS)
+def test_samples_of_chains_are_the_recorded_ones(run, tmp_path):
+    record = golden().chains[run]
+    scheduler, N, changes = CHAINS[run]
+    scheduler = {**scheduler, **changes, "num_train_timesteps": N}
+    weights = drawn_for(record["network"])
+    a_folder(tmp_path, record["network"], weights, scheduler, "DDPMPipeline")
+    model, sde, facts = load_diffusers(tmp_path, "cpu")
+    with np.load(DATA / "golden_chains.npz") as file:
+        noises = torch.from_numpy(file[f"ddpm_run/{run}/noises"])
+        expected = torch.from_numpy(file[f"ddpm_run/{run}/x_after_step"][-1])
+    z, *draws = [*noises, torch.zeros(())]
+    config = facts["config"]
+    if record["num_inference_steps"] < N:
+        config.sampling.respacing = f"leading{record['num_inference_steps']}"
+    inverse_scaler = get_data_inverse_scaler(config)
+    sample = get_sampling_fn(config, sde, z.shape, inverse_scaler, sde.sampling_eps)
+    images, _ = sample(model, z, noise=lambda x: draws.pop(0).expand_as(x))
+    assert error(2 * images - 1, expected) < 1e-4
 
 
 def test_settings_of_schedulers_arrive(tmp_path):

@@ -95,17 +95,13 @@ def _network(path: pathlib.Path, config: Config) -> UNet:
 
 
 def _notes(config: Config, process: schedulers.Process | None) -> list[str]:
-    notes = []
     if process is None:
-        notes.append("there is no scheduler, so that the process is unknown")
-    elif config.training.sde == "vesde":
-        notes.append(
-            f"sampling starts at sigma_max = {config.model.sigma_max:g}, as the scheduler says; "
-            "training may have gone to another noise level"
-        )
-        if config.data.centered:
-            notes.append("the network's range is [-1, 1], but the pipeline cuts samples to [0, 1]")
-    elif not config.data.centered:
+        return ["there is no scheduler, so that the process is unknown"]
+    exploding, centered = config.training.sde == "vesde", config.data.centered
+    notes = list(process.notes)
+    if exploding and centered:
+        notes.append("the network's range is [-1, 1], but the pipeline cuts samples to [0, 1]")
+    if not exploding and not centered:
         notes.append("the network's range is [0, 1], but the pipeline maps samples from [-1, 1]")
     return notes
 
