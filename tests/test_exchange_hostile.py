@@ -13,13 +13,12 @@ import struct
 
 import pytest
 import torch
-from diffusers_helpers import DDPM, VE, a_folder
+from diffusers_helpers import DDPM, VE, a_folder, drawn_for
 
 from models.foreign import load_diffusers
 from models.utils import create_model
 from score_lib.disk.safetensors_files import read_safetensors, write_safetensors
-from score_lib.exchange import diffusers, unet_configs
-from score_lib.options import complete
+from score_lib.exchange import diffusers
 
 HUGE = 10**9
 TINY = {
@@ -149,9 +148,7 @@ def encoded(table):
 def good(tmp_path_factory):
     """A right folder."""
     folder = tmp_path_factory.mktemp("folders") / "good"
-    options = unet_configs.checked("", TINY)
-    model = create_model(complete(unet_configs.to_ours(options)), "cpu")
-    a_folder(folder, TINY, diffusers._their_weights(model), VE, "ScoreSdeVePipeline")
+    a_folder(folder, TINY, drawn_for(TINY), VE, "ScoreSdeVePipeline")
     return folder
 
 
@@ -241,11 +238,8 @@ def test_tensors(folder):
         ({"more": right}, "1 are not in the network"),
         ({old: right}, "1 are twice"),
         ({name: right[:, :2]}, "1 are of another shape"),
-        ({name: right[:, :, None, None]}, "1 are of another shape"),
         ({name: hole}, "other than finite numbers"),
-        ({name: right / 0}, "other than finite numbers"),
         ({name: right.long()}, "other than finite numbers"),
-        ({name: right.bool()}, "other than finite numbers"),
     ):
         tensors = {k: v for k, v in {**stored, **changes}.items() if v is not None}
         write_safetensors(folder / WEIGHTS, tensors)
