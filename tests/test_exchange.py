@@ -1,4 +1,4 @@
-"""Folders of Diffusers: the same networks and samples, both ways; and what cannot be expressed."""
+"""Folders of Diffusers: the same networks and samples, both ways, or a refusal and its reason."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from datasets import get_data_inverse_scaler
 from models.foreign import load_diffusers, save_diffusers
 from models.utils import create_model
 from sampling import get_sampling_fn
-from score_lib.exchange import unet_configs
+from score_lib.exchange import unet_configs, unet_names
 from score_lib.options import checked, complete
 from sde_lib import VESDE, VPSDE, CosineVPSDE, subVPSDE
 
@@ -145,6 +145,18 @@ def test_early_folders_say_model_for_unet(tmp_path):
     write_json(folder / "model_index.json", index)
     model, _, _ = load_diffusers(folder, "cpu")
     assert error(outputs(model, "ncsnpp_files")[0], arrays_of("ncsnpp_files")["out"]) < 2e-5
+
+
+def test_names_of_before_2023():
+    attention = "mid_block.attentions.0"
+    renamed = {
+        f"{attention}.query.bias": f"{attention}.to_q.bias",
+        "time_proj.W": "time_proj.weight",
+    }
+    renamed |= {f"{attention}.proj_attn.weight": f"{attention}.to_out.0.weight"}
+    assert unet_names.todays_names(renamed) == renamed
+    both = {"time_proj.W", "time_proj.weight", "down_blocks.0.query.weight"}
+    assert unet_names.todays_names(both) == {name: name for name in both - {"time_proj.W"}}
 
 
 def test_loading_leaves_the_random_numbers_alone(tmp_path):

@@ -259,7 +259,7 @@ def test_headers_whose_places_overlap(folder):
         table[name]["data_offsets"] = places
         header = json.dumps(table).encode()
         (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + whole[8 + size :])
-        refused(folder)
+        assert refused(folder)
     for damaged in (b"", whole[:-1], whole + b"0", b"\xff" * 8 + whole[8:], bytes(len(whole))):
         (folder / WEIGHTS).write_bytes(damaged)
         refused(folder)

@@ -53,7 +53,7 @@ _PREDICTIONS = {"epsilon": "", "sample": "x0", "v_prediction": "v"}
 
 
 class Process(NamedTuple):
-    """What a scheduler says of a network.
+    """A process as a scheduler describes it.
 
     Attributes:
         sde: the process.

@@ -113,9 +113,7 @@ def checked(path, stored: Mapping[str, object]) -> dict[str, object]:
     for name, value in options.items():
         allowed = _READ[name][1]
         if not allowed.accepts(value):
-            raise ExchangeError(
-                f"{path} has {name} = {shown(value)}, which should be {allowed.allowed}"
-            )
+            raise wrong_value(path, name, value, allowed.allowed)
     for name, values in _FIXED.items():
         if not _same_as_one(stored.get(name, values[0]), values):
             allowed = " or ".join(map(shown, values))
@@ -182,10 +180,11 @@ def _mirrored(down: list[str]) -> list[str]:
 def fewest_weights(options: Mapping[str, object]) -> int:
     """Fewer weights than the network has, but not many times fewer.
 
-    Those of the second convolution of each residual block.
+    Those of the second convolution of each residual block, and of the first and the last one.
     """
-    blocks = 2 * options["layers_per_block"] + 1
-    return blocks * sum(9 * width**2 for width in options["block_out_channels"])
+    blocks, widths = 2 * options["layers_per_block"] + 1, options["block_out_channels"]
+    ends = 2 * options["in_channels"] * widths[0]
+    return 9 * (ends + blocks * sum(width**2 for width in widths))
 
 
 def to_ours(options: Mapping[str, object]) -> dict[str, dict]:
@@ -225,7 +224,7 @@ def to_ours(options: Mapping[str, object]) -> dict[str, dict]:
     return {"data": data, "model": model}
 
 
-# What all of their networks are in our terms, and those of each family.
+# All of their networks in our terms, and those of each family.
 _COMMON = {
     "conditional": True,
     "normalization": "GroupNorm",
@@ -304,7 +303,7 @@ def _is_fourier(ours) -> bool:
 
 
 def _check_ours(config, pyramids: bool) -> None:
-    """Refuse what no blocks of theirs compute."""
+    """Refuse options that no blocks of theirs have."""
     ours = config.model
     if ours.name not in ("ddpm", "ncsnpp"):
         raise ExchangeError(f"model.name is {ours.name!r}, and only ddpm and ncsnpp can be written")
