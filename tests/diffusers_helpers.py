@@ -121,7 +121,14 @@ def positional_ncsnpp():
     return ncsnpp_config(**time, centered=True, norm_eps=1e-3)
 
 
+def classes_ddpm():
+    """DDPM that is told one of five classes, or none."""
+    options = {"data__num_classes": 5, "training__condition_dropout": 0.1}
+    return as_trained(ddpm_config(), training__condition="classes", **options)
+
+
 OURS = {
+    "classes": classes_ddpm,
     "published ddpm": ddpm_config,
     "plain ncsnpp": plain_ncsnpp,
     "positional ncsnpp": positional_ncsnpp,

@@ -60,7 +60,8 @@ def computed(written, tmp_path_factory):
     for name, (_, sde, _, folder) in written.items():
         arrays = arguments(name)
         at = folder if sde is None else folder / "unet"
-        jobs[name] = {"folder": at, "x": arrays["x"], "timesteps": arrays["timesteps"]}
+        given = {key: arrays[key] for key in ("x", "timesteps", "classes") if key in arrays}
+        jobs[name] = {"folder": at, **given}
         if sde is not None:
             jobs[f"{name} samples"] = {"folder": folder, "seed": 5, "steps": 4}
     root = tmp_path_factory.mktemp("jobs")
@@ -74,14 +75,16 @@ def computed(written, tmp_path_factory):
 def arguments(name):
     """Arrays of a recorded case, or arguments of one of our own networks."""
     if name in OURS:
-        return {"x": images(OURS[name]()), "timesteps": torch.tensor([3.0, 70.0])}
+        given = {"x": images(OURS[name]()), "timesteps": torch.tensor([3.0, 70.0])}
+        return {**given, "classes": torch.tensor([2, 5])} if name == "classes" else given
     return arrays_of("ncsnpp_files" if name in ("subfolders", "flat_legacy") else name)
 
 
 @pytest.mark.parametrize("name", [*NAMES, *OURS])
 def test_networks(name, written, computed):
     arrays = arguments(name)
-    ours = written[name][0](arrays["x"], arrays["timesteps"]).detach()
+    condition = {"classes": arrays["classes"]} if "classes" in arrays else {}
+    ours = written[name][0](arrays["x"], arrays["timesteps"], **condition).detach()
     assert error(computed[name], ours) < 2e-5
     if name in NAMES:
         assert error(computed[name], arrays["out"]) < 2e-5
