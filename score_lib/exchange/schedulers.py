@@ -3,6 +3,7 @@
 A scheduler holds the noise levels that a network was trained with, and how its pipeline samples.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -171,9 +172,16 @@ def described(config, sde: SDE, changes: Mapping[str, object]) -> dict[str, obje
     for name in options.keys() - SCHEDULERS.get(kind, options).keys() - {"_class_name"}:
         raise ExchangeError(f"the scheduler {kind} has no option {name}")
     again = read("the scheduler to write", options)
-    if repr(again.sde) != repr(sde):
+    if not _same(again.sde, sde):
         raise ExchangeError(f"the options given for the scheduler are {again.sde!r}, not {sde!r}")
     return options
+
+
+def _same(sde: SDE, other: SDE) -> bool:
+    """Whether two processes have the same noise levels, up to rounding."""
+    names = ("N", "sigma_min", "sigma_max", "beta_0", "beta_1")
+    pairs = [(getattr(sde, name, 0), getattr(other, name, 0)) for name in names]
+    return type(sde) is type(other) and all(math.isclose(a, b) for a, b in pairs)
 
 
 def _of_variance_exploding(config, sde: VESDE) -> dict[str, object]:
