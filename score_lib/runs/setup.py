@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -25,8 +26,9 @@ from models.precision import accelerated, matmul_precision
 from models.utils import create_model
 from score_lib.base import distributed
 from score_lib.base.devices import resolve_device
-from score_lib.base.tensors import SampleNoise, image_shape
-from score_lib.data.loading import DatasetInfo, get_data_inverse_scaler, get_data_scaler
+from score_lib.base.tensors import SampleNoise, data_shape
+from score_lib.data.kinds import check_options, is_continuous, kind_of
+from score_lib.data.loading import DatasetInfo, get_scaling
 from score_lib.data.sources import named
 from score_lib.disk import checkpoints
 from score_lib.losses.objectives import NoisyLoss, get_loss_fn, levels_of
@@ -37,6 +39,7 @@ from score_lib.parametrization import parametrization_of
 from score_lib.runs.averages import choose_average, get_averages, get_ema, one_average
 from score_lib.runs.conditions import Conditions
 from score_lib.runs.history import check_same_output, trained_config
+from score_lib.runs.units import BitsPerDim, Nats
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
 from score_lib.scores import label_at
 from score_lib.sdes.process import SDE
@@ -52,8 +55,9 @@ class Run:
 
     Attributes:
         config: complete and checked.
-        scaler, inverse_scaler: from [0, 1] to the network's range and back.
-        shape: of one image, (C, H, W).
+        scaler, inverse_scaler: from the data to the network's range and back.  Grey levels are in
+            [0, 1]; the scaler of continuous values is a `Standardization`.
+        shape: of one example, such as (C, H, W).
     """
 
     config: ConfigDict
@@ -65,13 +69,14 @@ class Run:
 
     @functools.cached_property
     def state(self) -> dict:
-        """ "model", "ema", "step" (updates made) and "class_to_idx" (names of classes -> labels),
-        built when first used."""
+        """ "model", "ema", "step" (updates made), "class_to_idx" (names of classes -> labels) and,
+        of continuous data, "standardization"; built when first used."""
         with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
             torch.manual_seed(self.config.seed)
             model = create_model(self.config, self.device)
         ema = get_ema(self.config, model.parameters())
-        return {"model": model, "ema": ema, "step": 0, "class_to_idx": {}}
+        state = {"model": model, "ema": ema, "step": 0, "class_to_idx": {}}
+        return state | ({"standardization": self.scaler} if self.continuous else {})
 
     def add_optimizer(self) -> None:
         """Put the "optimizer" into the state, for training, and "averages" beside the main one if
@@ -87,6 +92,21 @@ class Run:
         """The training objective: "score" or "classifier"."""
         return self.config.training.objective
 
+    @functools.cached_property
+    def kind(self) -> str:
+        """What an example is, such as "images"."""
+        return kind_of(self.config)
+
+    @functools.cached_property
+    def continuous(self) -> bool:
+        """Whether the data are continuous values, in the user's units, and not grey levels."""
+        return is_continuous(self.config)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the data are images of grey levels, of which feature extractors know."""
+        return self.kind == "images" and not self.continuous
+
     @property
     def levels(self) -> int:
         """Grey levels of the images that are written."""
@@ -101,6 +121,13 @@ class Run:
         }
 
     @functools.cached_property
+    def unit(self) -> BitsPerDim | Nats:
+        """What log-likelihoods are told in."""
+        if self.continuous:
+            return Nats(self.scaler)
+        return BitsPerDim(self.inverse_scaler, math.prod(self.shape))
+
+    @functools.cached_property
     def conditions(self) -> Conditions:
         """The conditions of the network, by data and by the numbers of samples."""
         return Conditions(self.config, self.shape, self.scaler, self.device)
@@ -113,9 +140,9 @@ class Run:
         Args:
             dequantized: whether its images are; default: `data.uniform_dequantization`.
         """
-        images, labels, features = batch["image"], batch["label"], batch.get("features")
-        condition = self.conditions.of_data(images, labels, features, dequantized=dequantized)
-        return self.scaler(images), labels, condition
+        data, labels, features = batch["image"], batch["label"], batch.get("features")
+        condition = self.conditions.of_data(data, labels, features, dequantized=dequantized)
+        return self.scaler(data), labels, condition
 
     def conditioned(self, network: nn.Module, condition: Condition) -> nn.Module:
         """The network for sampling, with a condition, guided as `sampling.guidance_scale` says."""
@@ -232,7 +259,7 @@ class Run:
             condition: of each sample; default: that of its number.
             options: of `get_sampling_fn`, such as `constraints`.
         Returns:
-            Images (B, *D) in [0, 1].
+            (B, *D), images in [0, 1], continuous values in the user's units.
         Raises:
             ValueError: the config is a classifier's, which draws no samples.
         """
@@ -253,7 +280,7 @@ class Run:
         return images
 
     def first_samples(self) -> Tensor:
-        """The first `sampling.num_samples` images of the run's seed, (B, *D), on the CPU.
+        """The first `sampling.num_samples` samples of the run's seed, (B, *D), on the CPU.
 
         In batches no larger than training's, so that they fit into memory;
         several processes share the batches.
@@ -286,14 +313,10 @@ def setup(config) -> Run:
     config, unknown = checked(config)
     for key in unknown:
         logging.warning("no code is known to read the option %s", key)
-    run = Run(
-        config=config,
-        device=resolve_device(config.device),
-        sde=create_sde(config),
-        scaler=get_data_scaler(config),
-        inverse_scaler=get_data_inverse_scaler(config),
-        shape=image_shape(config),
-    )
+    check_options(config)
+    device = resolve_device(config.device)
+    scaler, inverse_scaler = get_scaling(config, device)
+    run = Run(config, device, create_sde(config), scaler, inverse_scaler, data_shape(config))
     _dry_run(run)
     return run
 
@@ -330,6 +353,7 @@ def load_trained(
     run.state |= {"config": "", "averages": {}}
     restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
     restore(path, run.state, run.device, must_exist=True)
+    check_standardization(path, run)
     trained = trained_config(path, {"config": run.state.pop("config")})
     if trained is not None:
         check_same_output(path, trained, run.config)
@@ -353,7 +377,21 @@ def from_checkpoint(path: str | os.PathLike, device: torch.device) -> Run:
     config.device = str(device)
     run = setup(config)
     checkpoints.restore_contents(path, contents, run.state)
+    check_standardization(path, run)
     return run
+
+
+def check_standardization(path: str | os.PathLike, run: Run) -> None:
+    """Refuse a checkpoint that does not say how continuous data become the network's range.
+
+    Raises:
+        CheckpointError: it holds no "standardization".
+    """
+    if run.continuous and not run.scaler.fitted:
+        raise checkpoints.CheckpointError(
+            f"{path} holds no 'standardization', the mean and deviation of its data: it was not "
+            f"trained on data such as data.dataset = {run.config.data.dataset!r}"
+        )
 
 
 def _dry_run(run: Run) -> None:
