@@ -171,7 +171,7 @@ def refused(folder):
 
 @pytest.mark.parametrize("name", FILES)
 def test_descriptions(name, folder, monkeypatch):
-    """Of the index, the network and the scheduler: 114 variants, and none makes a large network."""
+    """Of the index, the network and the scheduler: 134 variants, and none makes a large network."""
 
     def build(config, device):
         assert sum(config.model.ch_mult) * config.model.nf * config.model.num_res_blocks < 100
