@@ -33,6 +33,7 @@ SAMPLED_CHAINS = ("tests/test_chain_sampling.py",)
 DRAWINGS = ("tests/test_quickdraw.py",)
 POINTS = ("tests/test_point_files.py",)
 ARRAYS = ("tests/test_any_data.py",)
+EXCHANGE = ("tests/test_exchange.py", "tests/test_exchange_hostile.py")
 
 
 class Mutation(NamedTuple):
@@ -50,6 +51,76 @@ OPTIMIZATION = "score_lib/losses/optimization.py"
 CONFIGURED, PC = "score_lib/samplers/configured.py", "score_lib/samplers/pc.py"
 SAMPLED = "score_lib/samplers/chain.py"
 MUTATIONS = [
+    Mutation(
+        "exchange: weights of attention are not transposed",
+        "score_lib/exchange/unet_names.py",
+        "form = POINTWISE if theirs.endswith(_SHORTCUT) else TRANSPOSED",
+        "form = POINTWISE if theirs.endswith(_SHORTCUT) else SAME",
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: the order of sines and cosines is lost",
+        "score_lib/exchange/diffusers.py",
+        "if flipped and model.plan",
+        "if False and model.plan",
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: groups are not compared",
+        "score_lib/exchange/unet_configs.py",
+        "            if theirs != ours:\n",
+        "            if False:\n",
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: attentions that are missing add something",
+        "score_lib/exchange/diffusers.py",
+        "torch.zeros_like(tensor) if ends else tensor",
+        "tensor",
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: the correctors of a scheduler do not arrive",
+        "score_lib/exchange/schedulers.py",
+        '"n_steps_each": options["correct_steps"],',
+        '"n_steps_each": 1,',
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: the noise of DDIM follows the clamped image",
+        "score_lib/exchange/schedulers.py",
+        '"clip_noise": False,',
+        '"clip_noise": True,',
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: a small file makes a large network",
+        "score_lib/exchange/diffusers.py",
+        "if unet_configs.fewest_weights(options) > found.weights.stat().st_size:",
+        "if False:",
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: weights that are not finite are read",
+        "score_lib/exchange/diffusers.py",
+        "or not stored[name].isfinite().all()",
+        "or False",
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: heads do not arrive",
+        "models/unet_plan.py",
+        '"num_head_channels": model.num_head_channels or -1,',
+        '"num_head_channels": -1,',
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: frequencies of the time do not arrive",
+        "models/unet.py",
+        "self.fourier_log, self.freq_shift)",
+        "self.fourier_log)",
+        EXCHANGE,
+    ),
     Mutation(
         "arrays: the held-out part is standardised by",
         TRAIN,
