@@ -103,6 +103,10 @@ classes = Check(
     "several whole numbers or names, such as ('cat', 'dog')",
     lambda v: isinstance(v, list | tuple) and all(whole.accepts(x) or text.accepts(x) for x in v),
 )
+patterns = Check(
+    "several patterns of names, such as ('label_emb.*', '*.W')",
+    lambda v: isinstance(v, list | tuple) and all(text.accepts(x) and x for x in v),
+)
 split = Check(
     "'', 'tenths' or 'TRAIN:HELDOUT', two names of folders",
     lambda value: text.accepts(value) and (value in ("", "tenths") or _two_names(value)),

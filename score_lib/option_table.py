@@ -38,6 +38,7 @@ from score_lib.option_kinds import (
     one_of,
     operators,
     parametrizations,
+    patterns,
     pools,
     precision,
     predictors,
@@ -108,6 +109,8 @@ _DATA = {
 
 _MODEL = {
     "name": (NEEDED, networks, "network"),
+    "weights": ("", text, "weights to start from: a file or folder; used before a run's own"),
+    "weights_except": ((), patterns, "patterns of weights that stay as initialised"),
     "ema_rate": (NEEDED, between(0.0, 1.0), "decay of the averaged weights; 0: no average"),
     "ema_halflife": (
         0.0,
@@ -217,6 +220,7 @@ _TRAINING = {
     "grad_accumulation": (1, count, "parts that a batch is computed in, one by one"),
     "precision": ("float32", precision, "precision of the network in training"),
     "compile": ("", compiling, 'mode of torch.compile in training; "": not compiled'),
+    "wandb": ("", text, 'project of Weights & Biases to log to, beside TensorBoard; "": none'),
 }
 
 _OPTIM = {
@@ -342,6 +346,11 @@ _DEQUANTIZER = {
     "n_iters": (5000, count, "optimisation steps"),
 }
 
+_EXPORT = {
+    "format": ("safetensors", one_of("safetensors", "pth", "diffusers"), "kind of file"),
+    "folder": ("", text, 'folder to write; "": `export/` in the folder of the run'),
+}
+
 # Sections in the order of the docs: name, title, options.
 SECTIONS = (
     ("", "A run", _RUN),
@@ -353,6 +362,7 @@ SECTIONS = (
     ("control", "Control: `--mode control`", _CONTROL),
     ("eval", "Evaluation", _EVAL),
     ("dequantizer", "Learned dequantization: `--mode train_dequantizer`", _DEQUANTIZER),
+    ("export", "Sharing a network: `--mode export`", _EXPORT),
 )
 # Every option by its dotted name, such as "model.nf".
 TABLE: dict[str, Option] = {

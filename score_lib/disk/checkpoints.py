@@ -8,6 +8,7 @@ have a NumPy scalar as learning rate.
 import contextlib
 import copy
 import errno
+import json
 import logging
 import os
 import pathlib
@@ -27,6 +28,7 @@ from score_lib.base.weights import as_published, without_wrapper
 from score_lib.disk.files import atomic_write, keep_earlier, with_earlier
 from score_lib.disk.fit import CheckpointError, check_fit, check_weights, count
 from score_lib.disk.records import load_verified
+from score_lib.disk.safetensors_files import read_safetensors
 
 # Errors that damaged or foreign bytes may raise when they are read as a checkpoint.
 _UNREADABLE = (
@@ -266,7 +268,15 @@ def read_checkpoint(
         raise FileNotFoundError(
             f"there is no checkpoint at {path}: train first, or set eval.checkpoint to a file"
         )
-    loaded = read_plain(path, device, mapped=mapped)
+    return contents_of_file(path, read_plain(path, device, mapped=mapped))
+
+
+def contents_of_file(path: str | os.PathLike, loaded: object) -> dict:
+    """What a file holds, see `read_plain`, as a checkpoint.
+
+    Raises:
+        CheckpointError: it is no checkpoint.
+    """
     if _are_weights(loaded):
         loaded = {"model": loaded}
     if not isinstance(loaded, dict) or "model" not in loaded:
@@ -288,10 +298,14 @@ def read_plain(
 ) -> Any:
     """The tensors and plain values in a file, see `read_checkpoint`.
 
+    Of a safetensors file, they are those of a checkpoint of weights alone.
+
     Raises:
         CheckpointError: the file is damaged, or holds other objects.
     """
     where = resolve_device(device)
+    if pathlib.Path(path).suffix == ".safetensors":
+        return from_safetensors(path, *read_safetensors(path, where))
     try:
         return load_verified(path, where, mapped=mapped)
     except (*_UNREADABLE, OSError) as error:
@@ -303,6 +317,22 @@ def read_plain(
             f"{path} cannot be read as a checkpoint: it is damaged, incomplete, or holds objects "
             f"other than tensors and plain values ({reason})"
         ) from error
+
+
+def from_safetensors(path: str | os.PathLike, weights: dict, metadata: dict[str, str]) -> dict:
+    """Weights and metadata of a safetensors file as a checkpoint's contents.
+
+    Raises:
+        CheckpointError: the metadata of ours are damaged.
+    """
+    contents = {"model": weights}
+    if "config" in metadata:
+        contents["config"] = metadata["config"]
+    try:
+        contents |= {k: json.loads(metadata[k]) for k in ("step", "class_to_idx") if k in metadata}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} has metadata that cannot be read: {error}") from error
+    return contents
 
 
 def _are_weights(loaded: object) -> bool:

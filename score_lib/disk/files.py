@@ -141,11 +141,15 @@ def open_folder(folder: str | os.PathLike, config) -> pathlib.Path:
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    """A short hash of a file's contents."""
-    digest = hashlib.blake2b(digest_size=8)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    """A short hash of a file's contents, or of a folder's names and contents."""
+    path, digest = pathlib.Path(path), hashlib.blake2b(digest_size=8)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for member in files:
+        if member != path:
+            digest.update(member.relative_to(path).as_posix().encode())
+        with member.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

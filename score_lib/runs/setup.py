@@ -36,13 +36,11 @@ from score_lib.parametrization import parametrization_of
 from score_lib.runs.averages import choose_average, get_averages, get_ema, one_average
 from score_lib.runs.conditions import Conditions
 from score_lib.runs.history import check_same_output, trained_config
+from score_lib.runs.start import META, load_start, needs_start
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
 from score_lib.scores import label_at
 from score_lib.sdes.process import SDE
 from score_lib.sdes.published import create_sde
-
-# The checkpoint at which training resumes, in the folder of a run.
-META = pathlib.Path("checkpoints-meta", "checkpoint.pth")
 
 
 @dataclasses.dataclass
@@ -296,17 +294,42 @@ def setup(config) -> Run:
 
 
 def restored(config, workdir: str | os.PathLike) -> Run:
-    """The run of a config, with the weights of `eval.checkpoint` or the run's latest, averaged as
-    `eval.ema` says.
+    """The run of a config, with the weights that `load_chosen` finds, averaged as `eval.ema` says.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: the config or the checkpoint does not fit.
     """
     run = setup(config)
-    chosen, average = run.config.eval.checkpoint, one_average(run.config.eval.ema)
-    load_trained(run, chosen or pathlib.Path(workdir) / META, latest=not chosen, average=average)
+    load_chosen(run, workdir, one_average(run.config.eval.ema))
     return run
+
+
+def load_chosen(run: Run, workdir: str | os.PathLike, average: str = "") -> str:
+    """Load the weights of `eval.checkpoint`, else of the run's latest checkpoint, else of
+    `model.weights`; see `load_trained`."""
+    chosen = run.config.eval.checkpoint
+    if not chosen and distributed.on_main(lambda: needs_start(run.config, workdir)):
+        return load_weights(run, average)
+    path = chosen or pathlib.Path(workdir) / META
+    return load_trained(run, path, latest=not chosen, average=average)
+
+
+def load_weights(run: Run, average: str = "") -> str:
+    """Load `model.weights`; see `load_start`.
+
+    Returns:
+        as `load_trained`: "", as there is one average only.
+    Raises:
+        ValueError: another average is asked for, or the file does not fit.
+    """
+    if average not in ("", "none"):
+        raise ValueError(
+            f"eval.ema = {average!r} chooses an average of a checkpoint, but model.weights are one "
+            "set of weights: leave it empty, or give the file as eval.checkpoint"
+        )
+    load_start(run.config, run.state, run.device)
+    return ""
 
 
 def load_trained(
@@ -324,12 +347,14 @@ def load_trained(
             what its output means.
         ValueError: it has no such average.
     """
-    run.state |= {"config": "", "averages": {}}
+    run.state |= {"config": "", "averages": {}, "start": {}}
     restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
     restore(path, run.state, run.device, must_exist=True)
     trained = trained_config(path, {"config": run.state.pop("config")})
     if trained is not None:
         check_same_output(path, trained, run.config)
+    if not run.state["start"]:
+        del run.state["start"]
     return choose_average(pathlib.Path(path), run.state, average, run.state.pop("averages"))
 
 

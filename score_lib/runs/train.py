@@ -44,6 +44,7 @@ from score_lib.runs.history import (
 )
 from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import META, Run, setup
+from score_lib.runs.start import needs_start, start_training
 
 Streams = tuple[ImageStream, ImageStream]
 
@@ -78,7 +79,8 @@ def train(config, workdir: str | os.PathLike) -> None:
         if distributed.is_main():
             open_folder(workdir, run.config)
             stack.enter_context(messages_to(workdir / "stdout.txt", said))
-            record_config(workdir, run.state["step"], run.config, old, applied)
+            start = run.state.get("start")
+            record_config(workdir, run.state["step"], run.config, old, applied, start)
             log = stack.enter_context(MetricsLog(workdir, run.state["step"]))
         writer = stack.enter_context(CheckpointWriter())
         stack.enter_context(matmul_precision(run.config.training.precision))
@@ -115,7 +117,7 @@ def _check_share(training) -> None:
 
 
 def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
-    """Load the last undamaged checkpoint of the run, if there is one.
+    """Load the last undamaged checkpoint of the run, if there is one, else `model.weights`.
 
     Returns:
         in the main process, the config that it was trained with, if it is known.
@@ -123,7 +125,7 @@ def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
         CheckpointError: it is of another network, process or data set.
         ValueError: a classifier was trained with other labels than the data have now.
     """
-    run.state |= {"position": 0, "snapshot_due": False}
+    run.state |= {"position": 0, "snapshot_due": False, "start": {}}
     path, old, classes = workdir / META, None, run.state["class_to_idx"]
 
     def check(chosen: pathlib.Path, contents: dict) -> None:
@@ -133,7 +135,9 @@ def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
             check_same_run(chosen, old, run.config)
         check_same_profiles(chosen, contents, run.config)
 
+    fresh = distributed.on_main(lambda: needs_start(run.config, workdir))
     restore_latest(path, run.state, run.device, check=check)
+    start_training(run.config, run.state, run.device, fresh)
     start_averages(run.state)
     run.check_classes(classes)
     run.state["class_to_idx"] = classes
