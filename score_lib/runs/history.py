@@ -6,6 +6,7 @@ resumed after S steps with other options.
 Options that change no weight are left out, so that only the training decides on the file.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -164,6 +165,12 @@ def record_config(
     for key, (before, after) in changed.items():
         logging.warning("from step %d on, %s = %r instead of %r", step, key, after, before)
     write_text(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records))
+
+
+def run_digest(config: ConfigDict) -> str:
+    """A short hash of the options that decide on the weights of a run."""
+    text = json.dumps(_trained_by(config), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _earlier(path: pathlib.Path, step: int) -> list[dict]:

@@ -358,7 +358,7 @@ def load_trained(
     return choose_average(pathlib.Path(path), run.state, average, run.state.pop("averages"))
 
 
-def from_checkpoint(path: str | os.PathLike, device: torch.device) -> Run:
+def from_checkpoint(path: str | os.PathLike, device: torch.device | str) -> Run:
     """The run of the config inside a checkpoint, with the checkpoint's weights.
 
     Raises:

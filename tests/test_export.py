@@ -1,0 +1,108 @@
+"""`--mode export`: files for others, and the page beside them."""
+
+import json
+
+import pytest
+import torch
+from small_runs import small_config
+
+import run_lib
+from models.utils import create_model
+from score_lib.disk.checkpoints import read_checkpoint
+from score_lib.disk.safetensors_files import read_safetensors
+from score_lib.options import flatten
+
+CHANGES = {"training__snapshot_sampling": False, "training__eval_freq": 50}
+CHANGES |= {"training__n_iters": 2, "optim__lr": 0.05, "optim__warmup": 0}
+CHANGES |= {"model__ema_rates": (0.5,)}
+
+
+def config(**changes):
+    return small_config(**{**CHANGES, **changes})
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run_lib.train(config(), folder)
+    return folder
+
+
+CASES = [
+    ("safetensors", "", "model"),
+    ("safetensors", "0.5", "model"),
+    ("pth", "none", "checkpoint"),
+]
+
+
+@pytest.mark.parametrize("kind, average, stem", CASES)
+def test_an_exported_file_gives_the_same_samples(kind, average, stem, workdir, tmp_path):
+    options = config(eval__ema=average, export__format=kind)
+    expected = run_lib.restored(options, workdir).draw(range(2))
+    path = run_lib.export(options, workdir) / f"{stem}.{kind}"
+    assert path.parent == workdir / "export" / "_".join(filter(None, ["step_2", average, kind]))
+    given = run_lib.restored(config(model__weights=str(path)), tmp_path)
+    assert torch.equal(given.draw(range(2)), expected)
+    alone = run_lib.from_checkpoint(path, "cpu")
+    assert torch.equal(alone.draw(range(2)), expected) and alone.state["step"] == 2
+    assert alone.state["class_to_idx"] == {str(k): k for k in range(10)}
+
+
+def test_published_code_loads_the_layout(workdir):
+    """It takes over four parts, with weights inside `DataParallel`, and the optimiser's state."""
+    path = run_lib.export(config(export__format="pth"), workdir) / "checkpoint.pth"
+    contents = torch.load(path, weights_only=True)
+    network = torch.nn.DataParallel(create_model(config(), "cpu"))
+    optimizer = torch.optim.Adam(network.parameters())
+    assert list(contents["model"]) == ["module." + k for k in network.module.state_dict()]
+    network.module.__class__ = type("Plain", (type(network.module),), {
+        "load_state_dict": torch.nn.Module.load_state_dict,
+    })  # fmt: skip
+    network.load_state_dict(contents["model"], strict=True)
+    optimizer.load_state_dict(contents["optimizer"])
+    assert optimizer.param_groups[0]["lr"] == 0.05 and contents["step"] == 2
+    trained = [p for p in network.parameters() if p.requires_grad]
+    torch.testing.assert_close(contents["ema"]["shadow_params"], trained, rtol=0, atol=0)
+    assert set(contents["ema"]) == {"decay", "num_updates", "shadow_params"}
+
+
+def test_metadata_and_the_card_say_what_it_is(workdir):
+    record = {"step": 2, "bpd": 2.5, "bpd_standard_error": 0.25, "checkpoint": "0"}
+    (workdir / "eval").mkdir()
+    report = workdir / "eval" / "report.json"
+    report.write_text(json.dumps([record, {**record, "step": 1, "bpd": 7.0}]))
+    path = run_lib.export(config(export__folder=str(workdir / "shared")), workdir)
+    _, metadata = read_safetensors(path / "model.safetensors")
+    stored = flatten(config(export__folder=""))
+    assert json.loads(metadata["config"])["optim"]["lr"] == 0.05 == stored["optim.lr"]
+    assert metadata["step"] == "2" and str(workdir) not in json.dumps(metadata)
+    card = (path / "README.md").read_text()
+    for line in (
+        "- licence: not stated", "- seed: 42", "- step: 2", f"PyTorch {torch.__version__}",
+        "experiment: `vp/digits`", "2.5000 ± 0.2500", "- held out from training: 296 of 1797",
+    ):  # fmt: skip
+        assert line in card, line
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in card.splitlines()]
+    assert ["optim.lr", "0.05", "0.004"] in rows and ["model.nf", "8", "16"] in rows
+    assert "7.0000" not in card and str(workdir) not in card
+    report.write_text("[1")
+    with pytest.raises(ValueError, match=r"report\.json is damaged"):
+        run_lib.export(config(), workdir)
+    report.unlink()
+
+
+def test_only_an_export_of_the_same_run_is_replaced(workdir, tmp_path):
+    folder = tmp_path / "shared"
+    options = {"export__folder": str(folder)}
+    run_lib.export(config(**options), workdir)
+    (folder / "model.safetensors").write_bytes(b"")
+    run_lib.export(config(**options), workdir)
+    before = (folder / "model.safetensors").read_bytes()
+    assert before and [path.name for path in tmp_path.iterdir()] == ["shared"]
+    with pytest.raises(ValueError, match="holds the export of a run with other training"):
+        run_lib.export(config(**options, optim__lr=0.01), workdir)
+    (folder / "export.json").unlink()
+    with pytest.raises(ValueError, match="holds other files: choose another folder"):
+        run_lib.export(config(**options), workdir)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert read_checkpoint(folder / "model.safetensors")["step"] == 2
