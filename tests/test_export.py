@@ -29,8 +29,8 @@ def workdir(tmp_path_factory):
 
 
 CASES = [
-    ("safetensors", "", "model"),
-    ("safetensors", "0.5", "model"),
+    ("safetensors", "", "weights"),
+    ("safetensors", "0.5", "weights"),
     ("pth", "none", "checkpoint"),
 ]
 
@@ -72,7 +72,7 @@ def test_metadata_and_the_card_say_what_it_is(workdir):
     report = workdir / "eval" / "report.json"
     report.write_text(json.dumps([record, {**record, "step": 1, "bpd": 7.0}]))
     path = run_lib.export(config(export__folder=str(workdir / "shared")), workdir)
-    _, metadata = read_safetensors(path / "model.safetensors")
+    _, metadata = read_safetensors(path / "weights.safetensors")
     stored = flatten(config(export__folder=""))
     assert json.loads(metadata["config"])["optim"]["lr"] == 0.05 == stored["optim.lr"]
     assert metadata["step"] == "2" and str(workdir) not in json.dumps(metadata)
@@ -95,14 +95,14 @@ def test_only_an_export_of_the_same_run_is_replaced(workdir, tmp_path):
     folder = tmp_path / "shared"
     options = {"export__folder": str(folder)}
     run_lib.export(config(**options), workdir)
-    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "weights.safetensors").write_bytes(b"")
     run_lib.export(config(**options), workdir)
-    before = (folder / "model.safetensors").read_bytes()
+    before = (folder / "weights.safetensors").read_bytes()
     assert before and [path.name for path in tmp_path.iterdir()] == ["shared"]
     with pytest.raises(ValueError, match="holds the export of a run with other training"):
         run_lib.export(config(**options, optim__lr=0.01), workdir)
-    (folder / "export.json").unlink()
+    (folder / "exported.json").unlink()
     with pytest.raises(ValueError, match="holds other files: choose another folder"):
         run_lib.export(config(**options), workdir)
-    assert (folder / "model.safetensors").read_bytes() == before
-    assert read_checkpoint(folder / "model.safetensors")["step"] == 2
+    assert (folder / "weights.safetensors").read_bytes() == before
+    assert read_checkpoint(folder / "weights.safetensors")["step"] == 2

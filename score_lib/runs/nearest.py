@@ -1,8 +1,32 @@
-"""The shipped experiment that a config is nearest to."""
+"""Shipped experiments by their names, and the one that a config is nearest to."""
 
+import pathlib
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from score_lib.options import flatten
+from score_lib.runs.history import trained_config
+
+
+def named_config(name: str) -> ConfigDict:
+    """The config of a shipped experiment, such as "vp/digits", or of a run's `config.json`.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: there is no such experiment, or the file is damaged.
+    """
+    from configs import defaults
+
+    if name.endswith(".json"):
+        contents = pathlib.Path(name).read_text(encoding="utf-8", errors="replace")
+        return trained_config(name, {"config": contents})
+    if name not in defaults.experiments():
+        raise ValueError(
+            f"{name!r} is no experiment: give its name, such as 'adm/imagenet64_classifier', or a "
+            "config.json"
+        )
+    return defaults.load(name)
 
 
 class Nearest(NamedTuple):

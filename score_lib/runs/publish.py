@@ -20,7 +20,7 @@ from score_lib.runs.history import run_digest
 from score_lib.runs.nearest import nearest_experiment
 from score_lib.runs.setup import Run, restored
 
-RECORD = "export.json"
+RECORD = "exported.json"
 # Options that name files.
 _FILES = (
     "control.classifier",
@@ -44,9 +44,9 @@ def export(config, workdir: str | os.PathLike) -> pathlib.Path:
     """Write the weights of a checkpoint, averaged as `eval.ema` says, in `export.format`.
 
     For the source see `load_chosen`.  The folder is `export.folder`, or `export/` in the folder of
-    the run; a `README.md` in it is the model card, and `export.json` says whose export it is.
+    the run; a `README.md` in it is the model card, and `exported.json` says whose export it is.
 
-    - "safetensors": `model.safetensors`, with the config, the step and the classes as metadata.
+    - "safetensors": `weights.safetensors`, with the config, the step and the classes as metadata.
     - "pth": `checkpoint.pth`, in the layout of published checkpoints.  Its optimiser has made no
       step.
 
@@ -102,7 +102,7 @@ def shared_config(run: Run) -> Config:
 
 
 def _write_safetensors(run: Run, folder: pathlib.Path, average: str) -> str:
-    state, path = run.state, folder / "model.safetensors"
+    state, path = run.state, folder / "weights.safetensors"
     metadata = {
         "config": shared_config(run).to_json_best_effort(),
         "step": str(state["step"]),

@@ -7,7 +7,6 @@ optimiser.  Every mode draws samples through `Run.draw`.
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 import os
 import pathlib
@@ -31,7 +30,7 @@ from score_lib.disk import checkpoints
 from score_lib.losses.objectives import NoisyLoss, get_loss_fn, levels_of
 from score_lib.losses.optimization import get_optimizer, optimization_manager
 from score_lib.losses.steps import get_step_fn
-from score_lib.options import checked
+from score_lib.options import checked, complete
 from score_lib.parametrization import parametrization_of
 from score_lib.runs.averages import choose_average, get_averages, get_ema, one_average
 from score_lib.runs.conditions import Conditions
@@ -358,20 +357,25 @@ def load_trained(
     return choose_average(pathlib.Path(path), run.state, average, run.state.pop("averages"))
 
 
-def from_checkpoint(path: str | os.PathLike, device: torch.device | str) -> Run:
+def from_checkpoint(
+    path: str | os.PathLike, device: torch.device | str, config: ConfigDict | None = None
+) -> Run:
     """The run of the config inside a checkpoint, with the checkpoint's weights.
 
+    Args:
+        config: for a file that holds none.
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it is not a checkpoint, or holds no config, as published ones do not.
     """
     contents = checkpoints.read_checkpoint(path, device)
-    if not contents.get("config"):
+    own = trained_config(path, contents) or config
+    if own is None:
         raise checkpoints.CheckpointError(
             f"{path} holds no config, so that its network is unknown: use a checkpoint that was "
-            "trained here"
+            "trained here, or give that of a classifier as control.classifier_config"
         )
-    config = ConfigDict(json.loads(contents["config"]))
+    config = complete(own)
     config.device = str(device)
     run = setup(config)
     checkpoints.restore_contents(path, contents, run.state)

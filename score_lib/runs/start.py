@@ -13,6 +13,7 @@ import torch
 from score_lib.disk.files import file_digest, printable, with_earlier
 from score_lib.disk.fit import count
 from score_lib.disk.weights_files import completed, read_weights, weights_by_name
+from score_lib.exchange import adm
 from score_lib.runs.history import check_same_output, trained_config
 
 # The checkpoint at which training resumes, in the folder of a run.
@@ -49,6 +50,10 @@ def load_start(config, state: dict, device: torch.device) -> None:
     if trained is not None:
         check_same_output(path, trained, config)
     weights = weights_by_name(path, contents, model)
+    if config.model.name in adm.NETWORKS:
+        if not config.model.weights_except:
+            adm.check_description(path, weights, model)
+        logging.info("of %s, %s", path, adm.untold(config))
     model.load_state_dict(completed(path, weights, model, config.model.weights_except))
     averages = getattr(state.get("averages"), "named", {}).values()
     trainable = [p for p in model.parameters() if p.requires_grad]
