@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attention
+from .attention import attention, heads_of
 from .layers import choose
 
 GROUPS = 32
@@ -55,23 +55,6 @@ def zeroed(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
-
-
-def heads_of(channels: int, num_heads: int, num_head_channels: int) -> int:
-    """Attention heads: `num_heads`, unless `num_head_channels` says how wide each is (-1: not).
-
-    Raises:
-        ValueError: the channels cannot be split so.
-    """
-    option, value = "num_head_channels", num_head_channels
-    if num_head_channels == -1:
-        option, value = "num_heads", num_heads
-    if value < 1 or channels % value:
-        raise ValueError(
-            f"attention over {channels} channels cannot have {option} = {value}: it must be at "
-            f"least 1 and divide {channels}"
-        )
-    return num_heads if num_head_channels == -1 else channels // num_head_channels
 
 
 def qkv_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:

@@ -20,6 +20,23 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return _Differentiable.apply(result, query, key, value) if result.requires_grad else result
 
 
+def heads_of(channels: int, num_heads: int, num_head_channels: int) -> int:
+    """Attention heads: `num_heads`, unless `num_head_channels` says how wide each is (-1: not).
+
+    Raises:
+        ValueError: the channels cannot be split so.
+    """
+    option, value = "num_head_channels", num_head_channels
+    if num_head_channels == -1:
+        option, value = "num_heads", num_heads
+    if value < 1 or channels % value:
+        raise ValueError(
+            f"attention over {channels} channels cannot have {option} = {value}: it must be at "
+            f"least 1 and divide {channels}"
+        )
+    return num_heads if num_head_channels == -1 else channels // num_head_channels
+
+
 def _weights(query: Tensor, key: Tensor) -> Tensor:
     return torch.softmax(query @ key.mT * query.shape[-1] ** -0.5, dim=-1)
 

@@ -168,13 +168,15 @@ class NIN(nn.Module):
 
 
 def get_timestep_embedding(
-    timesteps: Tensor, embedding_dim: int, max_positions: int = 10000
+    timesteps: Tensor, embedding_dim: int, max_positions: int = 10000, *, shift: float = 1
 ) -> Tensor:
     """Sines and cosines of t at frequencies from 1 down to 1 / max_positions.  [Ho et al. 2020]
 
     Args:
         timesteps: (B,), whole or fractional steps.
         embedding_dim: an odd one is filled up with a zero.
+        shift: frequency k of n is max_positions^(-k / (n - shift)); with 0 the last of them is
+            above 1 / max_positions.
     Returns:
         (B, embedding_dim), at least float32.
     Raises:
@@ -185,7 +187,7 @@ def get_timestep_embedding(
     timesteps = timesteps.to(torch.promote_types(timesteps.dtype, torch.float32))
     half = embedding_dim // 2
     steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    frequencies = torch.exp(steps * -(math.log(max_positions) / max(half - 1, 1)))
+    frequencies = torch.exp(steps * -(math.log(max_positions) / max(half - shift, 1)))
     angles = timesteps[:, None] * frequencies
     embedding = torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
     return F.pad(embedding, (0, 1)) if embedding_dim % 2 else embedding

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .attention import attention
+from .attention import attention, heads_of
 from .layers import NIN, choose, ddpm_conv1x1, ddpm_conv3x3, dense, get_timestep_embedding
 from .normalization import group_norm
 from .up_or_down_sampling import Conv2d, Taps, resampler
@@ -50,7 +50,11 @@ def fourier_projection(embedding_type: str, model) -> GaussianFourierProjection 
 
 
 def level_features(
-    labels: Tensor, fourier: GaussianFourierProjection | None, nf: int, log: bool
+    labels: Tensor,
+    fourier: GaussianFourierProjection | None,
+    nf: int,
+    log: bool,
+    shift: float = 1,
 ) -> Tensor:
     """Features of the noise level, before the layers that embed it.
 
@@ -60,11 +64,12 @@ def level_features(
         fourier: random Fourier features; None: sines and cosines of the time step.
         nf: number of sines and cosines.
         log: whether Fourier features are of the label's logarithm.
+        shift: of the frequencies of sines and cosines, see `get_timestep_embedding`.
     Returns:
         (B, 2 nf) with Fourier features, otherwise (B, nf).
     """
     if fourier is None:
-        return get_timestep_embedding(labels, nf)
+        return get_timestep_embedding(labels, nf, shift=shift)
     return fourier(torch.log(labels) if log else labels)
 
 
@@ -95,12 +100,16 @@ def residual_sum(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
 
 
 class AttnBlockpp(nn.Module):
-    """Self-attention with one head over all pixels, added to its input.
+    """Self-attention over all pixels, added to its input.
 
     Args:
         skip_rescale: divide the sum by sqrt(2).
         init_scale: initial scale of the output layer.
         norm: function of the number of channels that returns a normalisation.
+        num_heads: attention heads.
+        num_head_channels: how wide a head is, in place of their number; -1: see `num_heads`.
+    Raises:
+        ValueError: the channels cannot be split so.
     """
 
     def __init__(
@@ -110,8 +119,11 @@ class AttnBlockpp(nn.Module):
         init_scale: float = 0.0,
         *,
         norm: Norm = group_norm,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
     ):
         super().__init__()
+        self.heads = heads_of(channels, num_heads, num_head_channels)
         self.GroupNorm_0 = norm(channels)
         self.NIN_0 = NIN(channels, channels)
         self.NIN_1 = NIN(channels, channels)
@@ -120,10 +132,14 @@ class AttnBlockpp(nn.Module):
         self.skip_rescale = skip_rescale
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        tokens = self.GroupNorm_0(x).flatten(2).transpose(1, 2)[:, None]  # (B, 1, H W, C)
-        query, key, value = (nin.on_tokens(tokens) for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
-        h = self.NIN_3.on_tokens(attention(query, key, value))
-        return residual_sum(x, h[:, 0].transpose(1, 2).reshape(x.shape), self.skip_rescale)
+        tokens = self.GroupNorm_0(x).flatten(2).transpose(1, 2)  # (B, H W, C)
+        query, key, value = (
+            nin.on_tokens(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for nin in (self.NIN_0, self.NIN_1, self.NIN_2)
+        )
+        h = attention(query, key, value)  # (B, heads, H W, C / heads)
+        h = self.NIN_3.on_tokens(h.transpose(1, 2).flatten(2))
+        return residual_sum(x, h.transpose(1, 2).reshape(x.shape), self.skip_rescale)
 
 
 class _Resample(nn.Sequential):
@@ -133,6 +149,8 @@ class _Resample(nn.Sequential):
         in_ch, out_ch: channels; needed (out_ch: equal to in_ch by default) with a convolution.
         with_conv: convolve.
         fir: use the filter `fir_kernel`; the convolution is then fused with it.
+        symmetric: an unfiltered convolution that halves pads all four sides, rather than the right
+            and the bottom, with zeros.
     Raises:
         ValueError: a convolution without in_ch.
     """
@@ -146,6 +164,7 @@ class _Resample(nn.Sequential):
         with_conv: bool = False,
         fir: bool = False,
         fir_kernel: Taps = (1, 3, 3, 1),
+        symmetric: bool = False,
     ):
         if with_conv and in_ch is None:
             raise ValueError("resampling with a convolution needs in_ch, the number of channels")
@@ -158,8 +177,9 @@ class _Resample(nn.Sequential):
         elif up:
             layers = {"resample": resampler(up=True, k=None), "Conv_0": ddpm_conv3x3(in_ch, out_ch)}
         else:
+            pad = (1, 1, 1, 1) if symmetric else (0, 1, 0, 1)
             conv = ddpm_conv3x3(in_ch, out_ch, stride=2, padding=0)
-            layers = {"pad": nn.ZeroPad2d((0, 1, 0, 1)), "Conv_0": conv}
+            layers = {"pad": nn.ZeroPad2d(pad), "Conv_0": conv}
         super().__init__(OrderedDict(layers))
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:

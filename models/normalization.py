@@ -60,17 +60,31 @@ class GroupNorm(nn.GroupNorm):
             return F.group_norm(x, self.num_groups, *affine, self.eps)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int, eps: float = 1e-6) -> nn.GroupNorm:
     """Group normalisation of NCSN++: min(C // 4, 32) groups, or the next fewer that divide C."""
     groups = max(1, min(channels // 4, 32))
     while channels % groups:
         groups -= 1
-    return GroupNorm(groups, channels, eps=1e-6)
+    return GroupNorm(groups, channels, eps)
 
 
-def group_norm_32(channels: int) -> nn.GroupNorm:
+def group_norm_32(channels: int, eps: float = 1e-6) -> nn.GroupNorm:
     """Group normalisation of DDPM: 32 groups or, where they do not divide C, those of NCSN++."""
-    return group_norm(channels) if channels % 32 else nn.GroupNorm(32, channels, eps=1e-6)
+    return group_norm(channels, eps) if channels % 32 else nn.GroupNorm(32, channels, eps)
+
+
+def group_norm_of(channels: int, groups: int, eps: float = 1e-6) -> nn.GroupNorm:
+    """Group normalisation with some number of groups.
+
+    Raises:
+        ValueError: they do not divide the channels.
+    """
+    if channels % groups:
+        raise ValueError(
+            f"model.norm_groups = {groups} should divide the number of channels of each layer, "
+            f"but one has {channels}: choose another number, or 0 for as many as published"
+        )
+    return GroupNorm(groups, channels, eps)
 
 
 class InstanceNorm2d(nn.Module):

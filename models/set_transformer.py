@@ -9,8 +9,7 @@ from score_lib.base.tensors import data_shape
 from score_lib.options import complete
 
 from .adaptive import TokenNetwork, feed_forward, normalised
-from .adm_layers import heads_of
-from .attention import attention
+from .attention import attention, heads_of
 from .utils import register_model
 
 

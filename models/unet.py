@@ -24,7 +24,12 @@ class UNet(Network):
     """Noise-conditional U-Net: x_t and its noise level -> a field of the shape of x_t.
 
     Attention goes where `model.attn_resolutions` contains the height of the images at a level:
-    after each residual block on the way down, once on the way up; and always in the middle.
+    after each residual block on the way down, once on the way up, or with `attn_every_block` after
+    each there, too; and always in the middle.  It has `num_heads` heads, or heads of
+    `num_head_channels` features.
+
+    `norm_groups` and `norm_eps` are of all group normalisations; `freq_shift` is of the sines and
+    cosines of a time step; `symmetric_padding` is of unfiltered convolutions that halve.
 
     With `model.checkpoint_activations`, training keeps only the input of each block and recomputes
     the block in the backward pass: less memory for a third more time.
@@ -43,7 +48,7 @@ class UNet(Network):
         self.centered = config.data.centered
         self.scale_by_sigma = config.model.scale_by_sigma
         self.fourier_log = config.model.fourier_log
-        self.nf = config.model.nf
+        self.nf, self.freq_shift = config.model.nf, config.model.freq_shift
         self.register_buffer("sigmas", torch.tensor(get_sigmas(config)))
         self.checkpoint_activations = config.model.checkpoint_activations
         # Published blocks have layers for the noise level even in networks that are not told it.
@@ -111,7 +116,7 @@ class UNet(Network):
         if dense_layers is None:
             return None
         by_fourier = None if fourier is None else layer[fourier]
-        temb = level_features(labels, by_fourier, self.nf, self.fourier_log)
+        temb = level_features(labels, by_fourier, self.nf, self.fourier_log, self.freq_shift)
         first, second = dense_layers
         temb = in_full_precision(
             lambda temb: layer[second](self.act(layer[first](temb))), temb.to(dtype)
@@ -145,10 +150,9 @@ class UNet(Network):
         """Coarsest features, and skips, which it empties -> images (B, C, H, W)."""
         layer, pyramid = self.all_modules, None
         for level in self.plan.decoder:
-            for block in level.blocks:
+            for block, attention in level.blocks:
                 h = self._run(block, temb, h, skips.pop())
-            if level.attention is not None:
-                h = self._run(level.attention, temb, h)
+                h = h if attention is None else self._run(attention, temb, h)
             if level.merge is not None:
                 h, pyramid = layer[level.merge](h, pyramid)
             if level.project is not None:

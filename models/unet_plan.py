@@ -24,7 +24,7 @@ from .layerspp import (
     fourier_projection,
     residual_sum,
 )
-from .normalization import group_norm
+from .normalization import group_norm, group_norm_of
 from .up_or_down_sampling import Taps
 
 Make = Callable[..., nn.Module]  # from numbers of channels to a layer
@@ -78,8 +78,7 @@ class EncoderLevel(NamedTuple):
 class DecoderLevel(NamedTuple):
     """Slots of one resolution on the way up; None where there is no such layer."""
 
-    blocks: list[int]
-    attention: int | None
+    blocks: list[tuple[int, int | None]]  # (residual block, attention)
     merge: int | None  # joins the output pyramid
     project: Projection | None  # from the features to the output pyramid
     up: int | None  # None at the finest resolution
@@ -113,26 +112,34 @@ class Builder:
             for mult, side in zip(model.ch_mult, heights, strict=True)
         ]
         self.slots = Slots()
-        self.norm = choose("model.normalization", model.normalization, {"GroupNorm": options.norm})
+        choose("model.normalization", model.normalization, {"GroupNorm": None})
+        groups = model.norm_groups
+        norm = partial(group_norm_of, groups=groups) if groups else options.norm
+        self.norm = partial(norm, eps=model.norm_eps)
         self.fir = {"fir": options.fir, "fir_kernel": options.fir_kernel}
         residual = {
             "skip_rescale": options.skip_rescale,
             "init_scale": options.init_scale,
             "norm": self.norm,
         }
-        self.attention = partial(AttnBlockpp, **residual)
+        heads = {
+            "num_heads": model.num_heads,
+            "num_head_channels": model.num_head_channels or -1,
+        }
+        self.attention = partial(AttnBlockpp, **residual, **heads)
         block = {"temb_dim": self.temb_dim, "dropout": model.dropout, **residual}
-        self.block, self.down, self.up = self._blocks(act, block, model.resamp_with_conv)
+        self.block, self.down, self.up = self._blocks(act, block)
         self.join_input = self._input_joint()
         self.image_only, self.join_output = self._output_joint()
 
-    def _blocks(self, act: nn.Module, block: dict, with_conv: bool) -> tuple[Make, Make, Make]:
+    def _blocks(self, act: nn.Module, block: dict) -> tuple[Make, Make, Make]:
         """Makers of a residual block, and of layers that halve and double the resolution."""
         ddpm = partial(ResnetBlockDDPMpp, act, **block)
         biggan = partial(ResnetBlockBigGANpp, act, **block, **self.fir)
-        resample = {"with_conv": with_conv, **self.fir}
+        resample = {"with_conv": self.model.resamp_with_conv, **self.fir}
+        down = partial(Downsample, **resample, symmetric=self.model.symmetric_padding)
         kinds = {
-            "ddpm": (ddpm, partial(Downsample, **resample), partial(Upsample, **resample)),
+            "ddpm": (ddpm, down, partial(Upsample, **resample)),
             "biggan": (biggan, partial(biggan, down=True), partial(biggan, up=True)),
         }
         return choose("model.resblock_type", self.options.resblock_type, kinds)
@@ -198,13 +205,13 @@ class Builder:
         add, plan, ch = self.slots.add, [], skips[-1]
         for i, (width, attends) in reversed(list(enumerate(self.levels))):
             blocks = []
-            for _ in range(self.num_res_blocks + 1):
-                blocks.append(add(self.block(ch + skips.pop(), width)))
-                ch = width
-            attention = add(self.attention(ch)) if attends else None
+            for k in range(self.num_res_blocks + 1):
+                block, ch = add(self.block(ch + skips.pop(), width)), width
+                attention = attends and (k == self.num_res_blocks or self.model.attn_every_block)
+                blocks.append((block, add(self.attention(ch)) if attention else None))
             merge, project = self._output_pyramid(i)
             up = add(self.up(ch)) if i > 0 else None
-            plan.append(DecoderLevel(blocks, attention, merge, project, up))
+            plan.append(DecoderLevel(blocks, merge, project, up))
         return plan
 
     def _output_pyramid(self, i: int) -> tuple[int | None, Projection | None]:

@@ -48,7 +48,7 @@ def golden_networks() -> dict[str, SimpleNamespace]:
 def fill_weights(model: nn.Module) -> nn.Module:
     """Fill every entry of the state dict but `sigmas` with numbers drawn by its name."""
     state = {
-        name: value if name == "sigmas" else _weights(name, tuple(value.shape))
+        name: value if name == "sigmas" else drawn_weights(name, tuple(value.shape))
         for name, value in model.state_dict().items()
     }
     model.load_state_dict(state)
@@ -56,7 +56,7 @@ def fill_weights(model: nn.Module) -> nn.Module:
 
 
 @functools.lru_cache(maxsize=4096)
-def _weights(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+def drawn_weights(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) > 1:
         value = z / np.sqrt(np.prod(shape[1:]))

@@ -19,6 +19,7 @@ DOORS = {
     "evaluation",
     "likelihood",
     "losses",
+    "models.foreign",
     "run_lib",
     "sampling",
     "sde_lib",
@@ -37,6 +38,7 @@ ROOMS = {
     "score_lib.parametrization": ["score_lib.sdes"],
     "score_lib.scores": ["score_lib.parametrization"],
     "models": ["op", "score_lib.scores"],
+    "score_lib.exchange": ["models", "score_lib.disk"],
     "score_lib.losses": ["models", "score_lib.sdes", "score_lib.scores"],
     "score_lib.samplers": ["score_lib.sdes", "score_lib.scores"],
     "score_lib.likelihood": ["score_lib.sdes", "score_lib.scores"],
@@ -77,6 +79,8 @@ MODULES = modules()
 
 def room(module: str) -> str | None:
     """The room that a module is in; None for a door, a program and `score_lib` itself."""
+    if module in DOORS:  # `models.foreign` is inside of a package, and its room above that
+        return None
     inside = [name for name in ROOMS if f"{module}.".startswith(f"{name}.")]
     return max(inside, key=len, default=None)
 

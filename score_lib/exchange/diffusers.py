@@ -1,0 +1,219 @@
+"""Pipelines of Diffusers as our networks and processes, and back.
+
+The library itself is not needed, and nothing in its folders is run.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from models.unet import UNet
+from models.utils import create_model
+from score_lib.base.devices import resolve_device
+from score_lib.base.distributed import unwrapped
+from score_lib.exchange import folders, schedulers, unet_configs, unet_names
+from score_lib.exchange.errors import ExchangeError
+from score_lib.options import Config, complete
+from score_lib.sdes.process import SDE
+
+_FIRST_DENSE = "time_embedding.linear_1.weight"
+# What a config needs beside the network and the process, to train on or to be evaluated.
+_RUN = {"data": {"dataset": "IMAGES"}, "model": {"ema_rate": 0.9999}}
+
+
+def load_diffusers(
+    folder: str | os.PathLike, device: torch.device | str = "auto"
+) -> tuple[UNet, SDE | None, dict[str, object]]:
+    """The network and the process of a pipeline, or a bare UNet2DModel, that Diffusers saved.
+
+    Args:
+        folder: with subfolders, as today, or without, as in 2022; weights are .safetensors or .bin.
+        device: of the network; "auto" is a GPU where there is one.
+    Returns:
+        the network, in evaluation mode and float32; the process, None for a bare network; and
+        facts: "config", complete, with which `models.utils.create_model` builds the same network
+        and `get_sampling_fn` samples as the pipeline does; "sampling", the options of its scheduler
+        by its own names; "scheduler" and "pipeline", the classes; "dtype" of the stored weights;
+        "versions" of the library that wrote it; "notes", sentences for the user.
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a part is missing, damaged or hostile, or the network is not one of ours; the
+            message is one sentence that says why.
+    """
+    where = resolve_device(device)
+    found = folders.open_folder(folder)
+    options = unet_configs.checked(found.config, found.network)
+    process = None if found.process is None else schedulers.read(found.scheduler, found.process)
+    config = _config(unet_configs.to_ours(options), process)
+    # Each weight takes at least a byte, so that no small file makes a large network.
+    if unet_configs.fewest_weights(options) > found.weights.stat().st_size:
+        raise ExchangeError(f"{found.weights} is too small for the network in {found.config}")
+    model = _network(found.config, config)
+    unet_configs.check_groups(found.config, model, options)
+    weights = _our_weights(found.weights, model, flipped=options["flip_sin_to_cos"])
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
+    model.load_state_dict({**model.state_dict(), **weights})
+    facts = {
+        "config": config,
+        "pipeline": found.pipeline,
+        "scheduler": "" if process is None else found.process["_class_name"],
+        "sampling": {} if process is None else process.sampling,
+        "dtype": ", ".join(sorted(dtypes)),
+        "versions": found.versions,
+        "notes": _notes(config, process),
+    }
+    return model.to(where), None if process is None else process.sde, facts
+
+
+def _config(ours: dict[str, dict], process: schedulers.Process | None) -> Config:
+    parts = [_RUN, ours, {} if process is None else process.config]
+    sections = {name for part in parts for name in part}
+    return complete(
+        {name: {k: v for part in parts for k, v in part.get(name, {}).items()} for name in sections}
+    )
+
+
+def _network(path: pathlib.Path, config: Config) -> UNet:
+    """The network of a config, in evaluation mode, on the CPU.
+
+    Raises:
+        ExchangeError: it cannot be built.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):  # the weights that are drawn do not stay
+            return create_model(config, "cpu").eval()
+    except ValueError as error:
+        raise ExchangeError(f"{path} describes no network of ours: {error}") from error
+
+
+def _notes(config: Config, process: schedulers.Process | None) -> list[str]:
+    notes = []
+    if process is None:
+        notes.append("there is no scheduler, so that the process is unknown")
+    elif config.training.sde == "vesde":
+        notes.append(
+            f"sampling starts at sigma_max = {config.model.sigma_max:g}, as the scheduler says; "
+            "training may have gone to another noise level"
+        )
+        if config.data.centered:
+            notes.append("the network's range is [-1, 1], but the pipeline cuts samples to [0, 1]")
+    elif not config.data.centered:
+        notes.append("the network's range is [0, 1], but the pipeline maps samples from [-1, 1]")
+    return notes
+
+
+# --- Weights -----------------------------------------------------------------------------------
+
+
+def _our_weights(path: pathlib.Path, model: UNet, *, flipped: bool) -> dict[str, Tensor]:
+    """The weights in a file under the names of a network, in the file's precision.
+
+    Args:
+        flipped: whether sines and cosines of the time are in the other order than ours.
+    """
+    pairs, own = unet_names.pairs(model), model.state_dict()
+    expected = {pair.theirs: tuple(pair.form.to_theirs(own[pair.ours]).shape) for pair in pairs}
+    stored = folders.read_weights(path)
+    names = _check_shapes(path, {k: tuple(v.shape) for k, v in stored.items()}, expected)
+    for name in names:
+        if not stored[name].is_floating_point() or not stored[name].isfinite().all():
+            raise ExchangeError(f"{path} holds {name!r} with other than finite numbers")
+    theirs = {today: stored[name] for name, today in names.items()}
+    if flipped and model.plan.embedding.fourier is None:
+        theirs[_FIRST_DENSE] = _swapped(theirs[_FIRST_DENSE])
+    return {pair.ours: pair.form.to_ours(theirs[pair.theirs]) for pair in pairs}
+
+
+def _check_shapes(
+    path: pathlib.Path, shapes: Mapping[str, tuple], expected: Mapping[str, tuple]
+) -> dict[str, str]:
+    """Names in the file -> today's names, if the tensors are exactly those of the network.
+
+    Raises:
+        ExchangeError: says which are missing, not in the network, or of another shape.
+    """
+    names = unet_names.todays_names(shapes)
+    found = {today: shapes[name] for name, today in names.items()}
+    problems = {
+        "missing": expected.keys() - found.keys(),
+        "not in the network": found.keys() - expected.keys(),
+        "twice": [t for t in found if sum(today == t for today in names.values()) > 1],
+        "of another shape": [k for k in found.keys() & expected if found[k] != expected[k]],
+    }
+    listed = [
+        f"{len(keys)} are {problem} ({', '.join(sorted(keys)[:3])})"
+        for problem, keys in problems.items()
+        if keys
+    ]
+    if listed:
+        raise ExchangeError(
+            f"{path} does not fit the network that is described beside it: of its weights, "
+            f"{'; '.join(listed)}"
+        )
+    return names
+
+
+def _swapped(weight: Tensor) -> Tensor:
+    """A map (out, in) of features whose two halves are swapped; an odd one's last one stays."""
+    half = weight.shape[1] // 2
+    first, second, rest = weight.split([half, half, weight.shape[1] - 2 * half], dim=1)
+    return torch.cat([second, first, rest], dim=1)
+
+
+# --- Writing -----------------------------------------------------------------------------------
+
+
+def save_diffusers(
+    folder: str | os.PathLike,
+    config: object,
+    model: torch.nn.Module | None = None,
+    sde: SDE | None = None,
+    *,
+    scheduler: Mapping[str, object] | None = None,
+) -> None:
+    """Write a network and its process as a folder that Diffusers loads.
+
+    Args:
+        folder: is made; files of the same names are replaced.
+        config: of the network; or a run, see `score_lib.runs.setup.Run`, of which the averaged
+            network and the process are written.
+        model: the network, ddpm or ncsnpp.
+        sde: its process; None writes the network alone, a UNet2DModel.
+        scheduler: options of the scheduler by its own names, such as `clip_sample`, in place of
+            those that the config tells; `_class_name` selects "DDIMScheduler".
+    Raises:
+        ValueError: Diffusers cannot express it; the message says why.
+        OSError: the folder cannot be written.
+    """
+    if model is None:
+        run = config
+        with run.state["ema"].applied(run.state["model"].parameters()):
+            save_diffusers(folder, run.config, run.state["model"], run.sde, scheduler=scheduler)
+        return
+    config, network = complete(_plain(config)), unwrapped(model)
+    if not isinstance(network, UNet):
+        raise ExchangeError(f"a {type(network).__name__} cannot be written: only ddpm and ncsnpp")
+    options = unet_configs.to_theirs(config, network)
+    process = None
+    if sde is not None:
+        process = schedulers.described(config, sde, scheduler or {})
+    folders.write_folder(folder, options, _their_weights(network), process)
+
+
+def _plain(config: object) -> object:
+    return config if not isinstance(config, Mapping) else ConfigDict(dict(config))
+
+
+def _their_weights(model: UNet) -> dict[str, Tensor]:
+    """The weights under their names; attentions that the network lacks add nothing."""
+    own = model.state_dict()
+    weights = {pair.theirs: pair.form.to_theirs(own[pair.ours]) for pair in unet_names.pairs(model)}
+    for name, like in unet_names.missing_attentions(model):
+        for key, tensor in unet_names.attention_tensors(name, like):
+            ends = key.startswith(f"{name}.to_out")
+            weights[key] = torch.zeros_like(tensor) if ends else tensor
+    return {name: weights[name].float() for name in sorted(weights)}

@@ -1,0 +1,195 @@
+"""The schedulers of Diffusers beside our processes.
+
+A scheduler holds the noise levels that a network was trained with, and how its pipeline samples.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from score_lib.exchange.errors import ExchangeError
+from score_lib.option_kinds import Check, between, flag, one_of
+from score_lib.sdes.process import SDE
+from score_lib.sdes.published import VESDE, VPSDE, CosineVPSDE
+
+_MOST_STEPS = 1_000_000
+_STEPS = between(1, _MOST_STEPS)
+_LEVEL = between(1e-12, 1e12)
+
+# Options of each scheduler: what they are where a file lacks them, and what is read.
+_VE: dict[str, tuple[object, Check]] = {
+    "num_train_timesteps": (2000, _STEPS),
+    "snr": (0.15, between(0.0, 1e6)),
+    "sigma_min": (0.01, _LEVEL),
+    "sigma_max": (1348.0, _LEVEL),
+    "sampling_eps": (1e-5, between(0.0, 0.5)),
+    "correct_steps": (1, between(0, 10_000)),
+}
+_CHAIN: dict[str, tuple[object, Check]] = {
+    "num_train_timesteps": (1000, _STEPS),
+    "beta_start": (1e-4, between(1e-12, 0.999)),
+    "beta_end": (0.02, between(1e-12, 0.999)),
+    "beta_schedule": ("linear", one_of("linear", "squaredcos_cap_v2")),
+    "trained_betas": (None, Check("null", lambda value: value is None)),
+    "prediction_type": ("epsilon", one_of("epsilon", "sample", "v_prediction")),
+    "clip_sample": (True, flag),
+    "clip_sample_range": (1.0, between(1e-12, 1e12)),
+    "thresholding": (False, Check("false", lambda value: value is False)),
+    "timestep_spacing": ("leading", one_of("leading", "linspace", "trailing")),
+    "steps_offset": (0, between(0, _MOST_STEPS)),
+    "rescale_betas_zero_snr": (False, Check("false", lambda value: value is False)),
+}
+_DDPM = {**_CHAIN, "variance_type": ("fixed_small", one_of("fixed_small", "fixed_large"))}
+_DDIM = {**_CHAIN, "set_alpha_to_one": (True, flag)}
+SCHEDULERS = {"ScoreSdeVeScheduler": _VE, "DDPMScheduler": _DDPM, "DDIMScheduler": _DDIM}
+# The pipeline that belongs to each.
+PIPELINES = {
+    "ScoreSdeVeScheduler": "ScoreSdeVePipeline",
+    "DDPMScheduler": "DDPMPipeline",
+    "DDIMScheduler": "DDIMPipeline",
+}
+# What a network predicts: their name, and ours.
+_PREDICTIONS = {"epsilon": "", "sample": "x0", "v_prediction": "v"}
+
+
+class Process(NamedTuple):
+    """What a scheduler says of a network.
+
+    Attributes:
+        sde: the process.
+        config: options of ours by section.
+        sampling: how its pipeline samples, by its own names; complete.
+    """
+
+    sde: SDE
+    config: dict[str, dict]
+    sampling: dict[str, object]
+
+
+def read(path, stored: Mapping[str, object]) -> Process:
+    """The process of a scheduler.
+
+    Args:
+        path: for messages.
+        stored: the contents of its file.
+    Raises:
+        ExchangeError: an unknown scheduler, an option of a wrong kind, or noise levels that no
+            process here has.
+    """
+    kind = stored.get("_class_name")
+    if not isinstance(kind, str) or kind not in SCHEDULERS:
+        raise ExchangeError(
+            f"{path} describes a {kind!r}, and only {', '.join(SCHEDULERS)} can be read"
+        )
+    options = {}
+    for name, (default, allowed) in SCHEDULERS[kind].items():
+        options[name] = stored.get(name, default)
+        if not allowed.accepts(options[name]):
+            raise ExchangeError(
+                f"{path} has {name} = {options[name]!r}, which should be {allowed.allowed}"
+            )
+    make = _variance_exploding if kind == "ScoreSdeVeScheduler" else _chain
+    try:
+        return make(options)
+    except ValueError as error:  # noise levels that do not grow, or too few
+        raise ExchangeError(f"{path} describes no process: {error}") from error
+
+
+def _variance_exploding(options: dict[str, object]) -> Process:
+    N, corrects = options["num_train_timesteps"], options["correct_steps"] > 0
+    levels = {"sigma_min": float(options["sigma_min"]), "sigma_max": float(options["sigma_max"])}
+    config = {
+        "model": {**levels, "num_scales": N},
+        "training": {"sde": "vesde", "continuous": True, "reduce_mean": False},
+        "sampling": {
+            "predictor": "reverse_diffusion",
+            "corrector": "langevin" if corrects else "none",
+            "snr": float(options["snr"]),
+            "n_steps_each": options["correct_steps"],
+        },
+    }
+    sde = VESDE(**levels, N=N)
+    sde.sampling_eps = float(options["sampling_eps"])
+    return Process(sde, config, options)
+
+
+def _chain(options: dict[str, object]) -> Process:
+    N = options["num_train_timesteps"]
+    model = {"num_scales": N, "parametrization": _PREDICTIONS[options["prediction_type"]]}
+    if options["beta_schedule"] == "linear":
+        betas = {"beta_min": options["beta_start"] * N, "beta_max": options["beta_end"] * N}
+        sde, name, model = VPSDE(**betas, N=N), "vpsde", {**model, **betas}
+    else:
+        sde, name = CosineVPSDE(N, continuous=False), "cosine_vpsde"
+    config = {
+        "model": model,
+        "training": {"sde": name, "continuous": False, "reduce_mean": True},
+        "sampling": {"predictor": "ancestral_sampling", "corrector": "none"},
+    }
+    return Process(sde, config, options)
+
+
+# --- Writing -----------------------------------------------------------------------------------
+
+
+def described(config, sde: SDE, changes: Mapping[str, object]) -> dict[str, object]:
+    """The contents of a scheduler's file for a process of ours.
+
+    Args:
+        config: complete, of the network: how it was trained and is sampled.
+        changes: options of the scheduler that take precedence, by its own names; `_class_name`
+            selects DDIMScheduler.
+    Raises:
+        ExchangeError: no scheduler has this process, or an option is unknown or of a wrong kind.
+    """
+    if isinstance(sde, VESDE) and config.training.continuous:
+        options = _of_variance_exploding(config, sde)
+    elif isinstance(sde, VPSDE | CosineVPSDE) and not config.training.continuous:
+        options = _of_chain(config, sde)
+    else:
+        times = "all times" if config.training.continuous else "discrete noise levels"
+        raise ExchangeError(
+            f"no scheduler of theirs is {sde!r} with {times}: only VESDE with all times, and VPSDE "
+            "and CosineVPSDE with discrete levels; without a process, the network alone is written"
+        )
+    options |= {name: value for name, value in changes.items() if name != "_diffusers_version"}
+    known = SCHEDULERS.get(str(options["_class_name"]), {})
+    for name in options.keys() - known.keys() - {"_class_name"}:
+        raise ExchangeError(f"the scheduler {options['_class_name']} has no option {name}")
+    again = read("the scheduler to write", options)
+    if repr(again.sde) != repr(sde):
+        raise ExchangeError(f"the options given for the scheduler are {again.sde!r}, not {sde!r}")
+    return options
+
+
+def _of_variance_exploding(config, sde: VESDE) -> dict[str, object]:
+    if config.model.parametrization:
+        raise ExchangeError(
+            f"model.parametrization = {config.model.parametrization!r} cannot be written: their "
+            "ScoreSdeVeScheduler takes the output as the score"
+        )
+    corrects = config.sampling.get("corrector", "none").lower() != "none"
+    return {
+        "_class_name": "ScoreSdeVeScheduler",
+        "num_train_timesteps": sde.N,
+        "snr": config.sampling.snr,
+        "sigma_min": sde.sigma_min,
+        "sigma_max": sde.sigma_max,
+        "sampling_eps": sde.sampling_eps,
+        "correct_steps": config.sampling.n_steps_each if corrects else 0,
+    }
+
+
+def _of_chain(config, sde: VPSDE | CosineVPSDE) -> dict[str, object]:
+    ours = config.model.parametrization.lower()
+    names = {value: key for key, value in {**_PREDICTIONS}.items()} | {"noise": "epsilon"}
+    if ours not in names:
+        raise ExchangeError(
+            f"model.parametrization = {ours!r} cannot be written: their schedulers know "
+            f"{', '.join(_PREDICTIONS)}"
+        )
+    options = {"_class_name": "DDPMScheduler"}
+    options |= {name: default for name, (default, _) in _DDPM.items()}
+    options |= {"num_train_timesteps": sde.N, "prediction_type": names[ours]}
+    if isinstance(sde, VPSDE):
+        return options | {"beta_start": sde.beta_0 / sde.N, "beta_end": sde.beta_1 / sde.N}
+    return options | {"beta_schedule": "squaredcos_cap_v2"}
