@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from networks import fill_weights
 from small_runs import small_config
 
 import run_lib
 from models.utils import create_model
-from score_lib.disk.checkpoints import read_checkpoint
+from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.disk.safetensors_files import read_safetensors
 from score_lib.options import flatten
 
@@ -106,3 +107,25 @@ def test_only_an_export_of_the_same_run_is_replaced(workdir, tmp_path):
         run_lib.export(config(**options), workdir)
     assert (folder / "weights.safetensors").read_bytes() == before
     assert read_checkpoint(folder / "weights.safetensors")["step"] == 2
+
+
+def test_a_folder_for_diffusers_is_a_start(tmp_path):
+    """A network that Diffusers can express, whose folder holds no config of ours."""
+    options = {"model__name": "ddpm", "model__nf": 32, "model__attn_resolutions": ()}
+    options |= {"training__continuous": False, "model__num_scales": 30, "eval__enable_bpd": False}
+    options |= {"eval__enable_sampling": False, "eval__enable_loss": False}
+    run = run_lib.setup(config(**options))
+    fill_weights(run.state["model"])
+    save_checkpoint(tmp_path / "c.pth", run.state)
+    stored = config(**options, eval__checkpoint=str(tmp_path / "c.pth"), eval__ema="none")
+    stored.export.format = "diffusers"
+    folder = run_lib.export(stored, tmp_path / "a")
+    assert (folder / "model_index.json").exists() and (folder / "README.md").exists()
+    start = {**options, "model__weights": str(folder)}
+    found = run_lib.restored(config(**start), tmp_path / "b").state
+    expected = run.state["model"].state_dict()
+    torch.testing.assert_close(found["model"].state_dict(), expected, rtol=0, atol=0)
+    (record,) = run_lib.evaluate(config(**start), tmp_path / "b")
+    assert record["checkpoint"] == folder.stem
+    with pytest.raises(ValueError, match=r"model.num_scales = 31 instead of 30"):
+        run_lib.restored(config(**{**start, "model__num_scales": 31}), tmp_path / "b")

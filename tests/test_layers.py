@@ -49,7 +49,6 @@ ROOMS = {
     "score_lib.data": ["score_lib.disk", "score_lib.options"],
     "score_lib.metrics": ["score_lib.disk", "score_lib.options"],
     "score_lib.checks": ["models", "score_lib.likelihood", "score_lib.inverse"],
-    "score_lib.exchange": ["models", "score_lib.disk"],
     "score_lib.runs": [
         "configs",
         "score_lib.exchange",

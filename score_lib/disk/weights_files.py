@@ -39,8 +39,8 @@ def read_weights(path: str | os.PathLike, device: torch.device | str = "cpu") ->
 def weights_by_name(path: str | os.PathLike, contents: dict, model: nn.Module) -> dict[str, Tensor]:
     """The weights in a file under the network's names: the average, where the file holds one.
 
-    Averages are lists of the trainable parameters.  Where the file has no other weights, tables
-    that the network makes from its config stay as they are, and frozen parameters are missing.
+    Averages are lists of the trainable parameters.  Where the file has no other weights, frozen
+    parameters are missing.  Tables that the network makes from its config may be missing, and stay.
 
     Args:
         path: for messages.
@@ -51,13 +51,10 @@ def weights_by_name(path: str | os.PathLike, contents: dict, model: nn.Module) -
     """
     own, average = model.state_dict(), contents.get("ema")
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    tables = {name for name, _ in model.named_buffers()}
-    if "model" in contents:
-        weights = without_wrapper(_table(path, contents["model"]), own)
-        names = [name for name in weights if name not in frozen | tables]
-    else:
-        weights = {name: own[name] for name in own if name in tables}
-        names = [name for name in own if name not in frozen | tables]
+    tables = {name: own[name] for name, _ in model.named_buffers() if name in own}
+    stored = without_wrapper(_table(path, contents.get("model", {})), own)
+    names = [name for name in stored or own if name not in frozen | tables.keys()]
+    weights = tables | stored
     if average is None:
         return weights
     if not isinstance(average, dict) or "shadow_params" not in average:

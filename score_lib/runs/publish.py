@@ -11,6 +11,7 @@ from score_lib.base import distributed
 from score_lib.disk.checkpoints import contents_of, write_contents
 from score_lib.disk.files import whole_folder, write_text
 from score_lib.disk.safetensors_files import write_safetensors
+from score_lib.exchange.diffusers import save_diffusers
 from score_lib.losses.optimization import get_optimizer
 from score_lib.option_table import TABLE
 from score_lib.options import Config, complete
@@ -49,6 +50,7 @@ def export(config, workdir: str | os.PathLike) -> pathlib.Path:
     - "safetensors": `weights.safetensors`, with the config, the step and the classes as metadata.
     - "pth": `checkpoint.pth`, in the layout of published checkpoints.  Its optimiser has made no
       step.
+    - "diffusers": a folder that Diffusers loads, see `save_diffusers`.
 
     Returns:
         the folder.
@@ -123,6 +125,24 @@ def _write_pth(run: Run, folder: pathlib.Path, average: str) -> str:
     return _usage(path.name)
 
 
+def _write_diffusers(run: Run, folder: pathlib.Path, average: str) -> str:
+    save_diffusers(folder, run)
+    return """In Diffusers:
+
+```python
+from diffusers import DiffusionPipeline
+
+images = DiffusionPipeline.from_pretrained("FOLDER")(batch_size=4).images
+```
+
+And here, with a config of these options:
+
+```sh
+python main.py --config CONFIG --workdir RUN --mode sample --config.model.weights=FOLDER
+```
+"""
+
+
 def _usage(file: str) -> str:
     return f"""The file holds the config above. In Python:
 
@@ -141,4 +161,4 @@ python main.py --config CONFIG --workdir RUN --mode sample --config.model.weight
 """
 
 
-_WRITERS = {"safetensors": _write_safetensors, "pth": _write_pth}
+_WRITERS = {"safetensors": _write_safetensors, "pth": _write_pth, "diffusers": _write_diffusers}

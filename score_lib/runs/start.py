@@ -14,6 +14,8 @@ from score_lib.disk.files import file_digest, printable, with_earlier
 from score_lib.disk.fit import count
 from score_lib.disk.weights_files import completed, read_weights, weights_by_name
 from score_lib.exchange import adm
+from score_lib.exchange.diffusers import load_diffusers
+from score_lib.options import complete
 from score_lib.runs.history import check_same_output, trained_config
 
 # The checkpoint at which training resumes, in the folder of a run.
@@ -45,7 +47,7 @@ def load_start(config, state: dict, device: torch.device) -> None:
     path, model = pathlib.Path(config.model.weights), state["model"]
     if not path.exists():
         raise FileNotFoundError(f"there are no weights at model.weights = {str(path)!r}")
-    contents = read_weights(path, device)
+    contents = _of_folder(path, config) if path.is_dir() else read_weights(path, device)
     trained = trained_config(path, contents)
     if trained is not None:
         check_same_output(path, trained, config)
@@ -66,6 +68,29 @@ def load_start(config, state: dict, device: torch.device) -> None:
     if config.model.weights_except:
         state["start"]["except"] = list(config.model.weights_except)
     logging.info("starting from the weights in %s (%s)", path, state["start"]["digest"])
+
+
+def _of_folder(folder: pathlib.Path, config) -> dict:
+    """The contents of a folder of Diffusers, as those of a checkpoint."""
+    model, process, facts = load_diffusers(folder, "cpu")
+    for note in facts["notes"]:
+        logging.info("of %s: %s", folder, note)
+    told, trained = facts["config"], complete(config)
+    # Networks that are told sigma do not depend on where it begins and ends.
+    free = {"sigma_min", "sigma_max"}
+    if process is None or told.training.sde == "vesde":
+        free |= {"beta_min", "beta_max"}
+    if process is None:
+        free.add("num_scales")
+    if told.model.name == "ddpm":  # has no other
+        free.add("embedding_type")
+    with trained.unlocked():
+        trained.model.update({k: v for k, v in told.model.items() if k not in free})
+        trained.data.centered = told.data.centered
+        if process is not None:
+            trained.training.update(sde=told.training.sde, continuous=told.training.continuous)
+    weights = dict(model.named_parameters())  # tables are made from the run's config
+    return {"model": weights, "config": trained.to_json_best_effort()}
 
 
 def start_training(config, state: dict, device: torch.device, fresh: bool) -> None:
