@@ -33,6 +33,7 @@ from score_lib.disk.logs import (
     progress_bar,
 )
 from score_lib.disk.pictures import is_picture, make_grid
+from score_lib.disk.wandb_log import WandbWriter
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.losses.optimization import LossGuard, apply_settings
 from score_lib.runs.averages import start_averages
@@ -81,7 +82,9 @@ def train(config, workdir: str | os.PathLike) -> None:
             stack.enter_context(messages_to(workdir / "stdout.txt", said))
             start = run.state.get("start")
             record_config(workdir, run.state["step"], run.config, old, applied, start)
-            log = stack.enter_context(MetricsLog(workdir, run.state["step"]))
+            project = run.config.training.wandb
+            others = [WandbWriter(project, workdir, run.config)] if project else []
+            log = stack.enter_context(MetricsLog(workdir, run.state["step"], others))
         writer = stack.enter_context(CheckpointWriter())
         stack.enter_context(matmul_precision(run.config.training.precision))
         Training(run, streams, workdir, log, writer, stop).run_to_the_end()
