@@ -31,8 +31,8 @@ class WandbWriter:
             import wandb
         except ImportError as error:
             raise ImportError(
-                f"training.wandb = {project!r} needs the package wandb: pip install wandb, or set "
-                "training.wandb to ''"
+                f"training.wandb = {project!r} needs the package wandb ({error}): "
+                "pip install wandb==0.31.0, or set training.wandb to ''"
             ) from error
         workdir = pathlib.Path(workdir)
         if not (workdir / _ID).is_file():
