@@ -272,7 +272,7 @@ def read_checkpoint(
 
 
 def contents_of_file(path: str | os.PathLike, loaded: object) -> dict:
-    """What a file holds, see `read_plain`, as a checkpoint.
+    """The contents of a file, see `read_plain`, as those of a checkpoint.
 
     Raises:
         CheckpointError: it is no checkpoint.
