@@ -1,4 +1,4 @@
-"""Sampling: predictor-corrector, probability-flow ODE and solvers of few steps.  [S21, section 4]
+"""Sampling: predictor-corrector, probability-flow ODE, solvers, discrete chains.  [S21, section 4]
 
 Behind this door: `score_lib.samplers`.  Every factory returns
 `sample(model, z=None) -> (samples, function evaluations)`.
@@ -12,6 +12,7 @@ treats samples apart.
 
 from score_lib.base.tensors import SampleNoise, batch_mul
 from score_lib.samplers.adaptive import get_adaptive_sampler, get_ode_sampler
+from score_lib.samplers.chain import get_chain_sampler, get_chain_step_fn
 from score_lib.samplers.configured import get_sampling_fn, register_sampler, register_solver
 from score_lib.samplers.grids import time_grid, visited_times
 from score_lib.samplers.loop import Constraint
@@ -20,6 +21,7 @@ from score_lib.samplers.pc import (
     shared_corrector_update_fn,
     shared_predictor_update_fn,
 )
+from score_lib.samplers.respacing import kept_levels
 from score_lib.samplers.solvers import (
     DDIM,
     DPMSolver2M,

@@ -280,7 +280,11 @@ class Guided(Given):
         both = {kind: torch.cat([given[kind], null[kind]]) for kind in given}
         output = self.module(torch.cat([x, x]), torch.cat([labels, labels]), **both)
         with_it, without = output.chunk(2)
-        return without + batch_mul(self._scale(labels, x), with_it - without)
+        guided = without + batch_mul(self._scale(labels, x), with_it - without)
+        if output.shape[1:2] == x.shape[1:2]:
+            return guided
+        # Learned variances are those of the conditional network.
+        return torch.cat([guided[:, : x.shape[1]], with_it[:, x.shape[1] :]], dim=1)
 
     def _scale(self, labels: Tensor, x: Tensor) -> Tensor:
         """The scale of each sample, (B,)."""

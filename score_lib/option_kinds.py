@@ -137,6 +137,14 @@ profiles = Check(
 # A torch.device has a text, and this module needs no torch.
 device = Check("'auto', 'cpu', 'cuda' or 'cuda:1'", lambda value: bool(str(value)))
 
+respacings = Check(
+    "'', '250', '10,10,5', 'ddim50', 'leading50' or 'trailing50'",
+    lambda v: (
+        bool(re.fullmatch(r"|\d+(,\d+)*|(ddim|leading|trailing)\d+", str(v)))
+        and (text.accepts(v) or whole.accepts(v))
+    ),
+)
+
 precision = one_of("float32", "tf32", "bfloat16")
 compiling = one_of("", "default", "reduce-overhead", "max-autotune")
 data_sets = name(
@@ -147,7 +155,7 @@ networks = name(
     "wideresnet_noise_conditional mlp set_transformer"
 )
 normalizations = name("GroupNorm InstanceNorm InstanceNorm++ VarianceNorm")
-samplers = name("pc ode adaptive ddim heun dpmpp_2m dpmpp_3m dpmpp_sde")
+samplers = name("pc ode adaptive chain ddim heun dpmpp_2m dpmpp_3m dpmpp_sde")
 predictors = name("euler_maruyama reverse_diffusion ancestral_sampling none")
 correctors = name("langevin langevin_per_sample ald none")
 time_grids = name("uniform log_snr edm arctan", empty=True)

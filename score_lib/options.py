@@ -244,6 +244,7 @@ def _conflicts(flat: Options) -> Iterator[str]:
             f"sampling.time_grid = {grid!r} should be '' with sampling.method = {method!r}, "
             "which chooses its steps as it goes"
         )
+    yield from _conflicts_of_chain(flat)
     yield from _conflicts_of_cosine(flat)
     multiples, network = flat.get("model.ch_mult", ()), flat["model.name"].lower()
     if not network.startswith("adm") and any(value != int(value) for value in multiples):
@@ -257,6 +258,24 @@ def _conflicts(flat: Options) -> Iterator[str]:
             f"model.beta_max = {beta_max} of them. Raise model.num_scales, or sample with the "
             "euler_maruyama predictor and no corrector"
         )
+
+
+def _conflicts_of_chain(flat: Options) -> Iterator[str]:
+    if flat["sampling.method"].lower() != "chain":
+        return
+    if flat["training.continuous"]:
+        yield (
+            "sampling.method = 'chain' needs training.continuous = False, as it visits discrete "
+            "noise levels: sample a network of all times by 'pc' or by a solver such as 'ddim'"
+        )
+    for key, unset in (("sampling.num_steps", 0), ("sampling.time_grid", "")):
+        if (value := flat[key]) != unset:
+            yield (
+                f"{key} = {value!r} should be {unset!r} with sampling.method = 'chain': set "
+                "sampling.respacing, such as '50'"
+            )
+    if flat["sampling.variance"] == "learned" and not flat["model.learn_sigma"]:
+        yield "sampling.variance = 'learned' needs a network with model.learn_sigma = True"
 
 
 def _conflicts_of_cosine(flat: Options) -> Iterator[str]:

@@ -122,6 +122,48 @@ def reading_of_level(
     return Reading(given, label, lambda output: batch_mul(skip, x) + batch_mul(out, output))
 
 
+class LevelDenoiser:
+    """Reads networks of discrete noise levels for E[x_0 | x] and, if learned, variances.
+
+    Args:
+        sde: the process.
+        model: a network, or any function of (x, labels).
+        learned: whether its output has twice the channels of x: its usual output, then v.
+        parametrization: None is the convention of the process.
+    """
+
+    def __init__(
+        self, sde: SDE, model: Callable, learned: bool, parametrization: Parametrization | None
+    ):
+        self.sde, self.learned, self.parametrization = sde, learned, parametrization
+        self.model_fn = get_model_fn(model)
+
+    def __call__(
+        self, x: Tensor, index: Tensor, coeffs: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The denoised x and v, each (B, *D), in float64; v is None if it is not learned.
+
+        Args:
+            x, index, coeffs: see `reading_of_level`; coeffs in float64.
+        Raises:
+            ValueError: the network has another number of channels.
+        """
+        m, s = coeffs
+        reading = reading_of_level(self.sde, x, index, coeffs, self.parametrization)
+        output, v = self._parts(self.model_fn(reading.given, reading.label), x)
+        return batch_mul(1 / m, x + batch_mul(s**2, reading.score(output))), v
+
+    def _parts(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        expected = (len(x), 2 * x.shape[1], *x.shape[2:]) if self.learned else x.shape
+        if output.shape != expected:
+            raise ValueError(
+                f"the network gives {tuple(output.shape)} for data of {tuple(x.shape)}, where "
+                f"{tuple(expected)} is needed: learned variances are for networks with twice the "
+                "channels of the data, fixed ones for all others"
+            )
+        return output.double().chunk(2, dim=1) if self.learned else (output.double(), None)
+
+
 def label_at(
     sde,
     t: Tensor,

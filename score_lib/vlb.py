@@ -20,7 +20,7 @@ from torch import Tensor
 
 from score_lib.base.tensors import batch_mul, check_floats, rows, stratified_mean
 from score_lib.parametrization import Parametrization, get_parametrization
-from score_lib.scores import get_model_fn, reading_of_level
+from score_lib.scores import LevelDenoiser
 from score_lib.sdes.chain import Chain
 from score_lib.sdes.process import SDE, LinearSDE, check_linear
 
@@ -125,8 +125,8 @@ class Prediction:
         parametrization: Parametrization | None = None,
     ):
         self.sde, self.variance, self.limits = sde, variance, limits
-        self.parametrization = parametrization
-        self.chain, self.model_fn = Chain(sde, device), get_model_fn(model)
+        self.chain = Chain(sde, device)
+        self.denoiser = LevelDenoiser(sde, model, variance == "learned", parametrization)
 
     def __call__(self, x_0: Tensor, i: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """The predicted x_0 (B, *D), and log variances that broadcast to it, in float64.
@@ -137,27 +137,13 @@ class Prediction:
         """
         m, s = self.chain.m[i], self.chain.s[i]
         x = (batch_mul(m, x_0.double()) + batch_mul(s, z.double())).to(x_0.dtype)
-        labels = self.chain.labels[i]
-        reading = reading_of_level(self.sde, x, labels, (m, s), self.parametrization)
-        output, v = self._parts(self.model_fn(reading.given, reading.label), x)
-        predicted = batch_mul(1 / m, x + batch_mul(s**2, reading.score(output)))
+        predicted, v = self.denoiser(x, self.chain.labels[i], (m, s))
         if self.limits is not None:
             predicted = predicted.clamp(*self.limits)
         if v is not None:
             return predicted, self.chain.between(i, v)
         fixed = self.chain.log_posterior[i] if self.variance == "small" else self.chain.large(i)
         return predicted, batch_mul(fixed, fixed.new_ones((1,) * x.dim()))
-
-    def _parts(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        learned = self.variance == "learned"
-        expected = (len(x), 2 * x.shape[1], *x.shape[2:]) if learned else x.shape
-        if output.shape != expected:
-            raise ValueError(
-                f"the network gives {tuple(output.shape)} for data of {tuple(x.shape)}, where "
-                f"variance = {self.variance!r} needs {tuple(expected)}: 'learned' is for networks "
-                "with twice the channels of the data, 'small' and 'large' are for all others"
-            )
-        return output.double().chunk(2, dim=1) if learned else (output.double(), None)
 
     def prior_term(self, x_0: Tensor) -> Tensor:
         """KL(q(x_T | x_0) || prior), (B,), in nats."""

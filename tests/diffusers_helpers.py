@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from networks import DATA, drawn_weights, load_json
+from networks import DATA, drawn_weights, load_json, tiny_config
 
 from score_lib.disk.safetensors_files import write_safetensors
+from score_lib.options import complete
 
 PIPELINES = DATA / "diffusers"
 VE = {"_class_name": "ScoreSdeVeScheduler", "num_train_timesteps": 2000, "sigma_max": 50.0}
@@ -70,3 +71,78 @@ def recorded_folder(folder, case, scheduler=None, **options):
 def error(value, expected):
     """Relative to the largest value."""
     return ((value - expected).abs().max() / expected.abs().max()).item()
+
+
+# --- Networks of ours --------------------------------------------------------------------------
+
+
+def ddpm_config(**changes):
+    """DDPM with attention at one of two resolutions."""
+    options = {"nf": 32, "ch_mult": (1, 2), "centered": True, "attn_resolutions": (4,), **changes}
+    return complete(tiny_config("ddpm", **options))
+
+
+def ncsnpp_config(**changes):
+    """NCSN++ with both pyramids."""
+    pyramids = {"progressive": "output_skip", "progressive_input": "input_skip", "fir": True}
+    embedding = {"embedding_type": "fourier", "scale_by_sigma": True, "nf": 16}
+    options = {**pyramids, **embedding, "attn_resolutions": (), **changes}
+    return complete(tiny_config("ncsnpp", **options))
+
+
+def as_trained(config, **options):
+    """A config with options of other sections, by names with __ for the dot."""
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in options.items()})
+    return config
+
+
+def plain_ncsnpp():
+    """NCSN++ with the blocks of DDPM, several attention heads and Fourier features."""
+    plain = {"progressive": "none", "progressive_input": "none", "fir": False}
+    plain |= {"skip_rescale": False, "resblock_type": "ddpm", "norm_groups": 4}
+    return ncsnpp_config(**plain, attn_resolutions=(4,), num_heads=2, ch_mult=(1, 1))
+
+
+def positional_ncsnpp():
+    """NCSN++ with its pyramids, told of time steps."""
+    time = {"embedding_type": "positional", "scale_by_sigma": False, "freq_shift": 0.0}
+    return ncsnpp_config(**time, centered=True, norm_eps=1e-3)
+
+
+OURS = {
+    "published ddpm": ddpm_config,
+    "plain ncsnpp": plain_ncsnpp,
+    "positional ncsnpp": positional_ncsnpp,
+    "rectangle": lambda: ncsnpp_config(image_size=(8, 12)),
+}
+
+# --- Networks of the Hub -----------------------------------------------------------------------
+
+_WIDTHS = {
+    "ncsnpp-church-256": [128, 128, 256, 256, 256, 256, 256],
+    "ncsnpp-ffhq-1024": [16, 32, 64, 128, 256, 512, 512, 512],
+    "ddpm-cifar10-32": [128, 256, 256, 256],
+    "ddpm-celebahq-256": [128, 128, 256, 256, 512, 512],
+}
+_NCSNPP = {"center_input_sample": True, "time_embedding_type": "fourier", "freq_shift": 0}
+_NCSNPP |= {"mid_block_scale_factor": 2**0.5, "norm_num_groups": None, "downsample_padding": 1}
+_NCSNPP |= {"flip_sin_to_cos": True, "attention_head_dim": None, "norm_eps": 1e-6}
+_DDPM = {"center_input_sample": False, "time_embedding_type": "positional", "freq_shift": 1}
+_DDPM |= {"mid_block_scale_factor": 1, "norm_num_groups": 32, "downsample_padding": 0}
+_DDPM |= {"flip_sin_to_cos": False, "attention_head_dim": None, "norm_eps": 1e-6}
+
+
+def google(name):
+    """The options of a public network: attention is at 16 px."""
+    skips, size = name.startswith("ncsnpp"), int(name.rpartition("-")[2])
+    kind = "SkipDownBlock2D" if skips else "DownBlock2D"
+    sides = [size >> i for i in range(len(_WIDTHS[name]))]
+    down = [f"Attn{kind}" if side == 16 else kind for side in sides]
+    return {
+        **(_NCSNPP if skips else _DDPM),
+        "sample_size": size,
+        "block_out_channels": _WIDTHS[name],
+        "layers_per_block": 1 if size == 1024 else 2,
+        "down_block_types": down,
+        "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
+    }

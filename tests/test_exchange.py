@@ -8,20 +8,29 @@ import pytest
 import torch
 from diffusers_helpers import (
     DDPM,
+    OURS,
     PIPELINES,
     VE,
     arrays_of,
+    as_trained,
+    ddpm_config,
     error,
     golden,
+    google,
+    ncsnpp_config,
     recorded_folder,
     write_json,
 )
+from networks import build, fill_weights, images, tiny_config
 
+import run_lib
+from configs.defaults import load
 from models.foreign import load_diffusers, save_diffusers
 from models.utils import create_model
 from sampling import get_sampling_fn
-from score_lib.options import checked
-from sde_lib import CosineVPSDE
+from score_lib.exchange import unet_configs
+from score_lib.options import checked, complete
+from sde_lib import VESDE, VPSDE, CosineVPSDE, subVPSDE
 
 EXPRESSIBLE = ["ncsnpp_a", "ncsnpp_b", "ncsnpp_files", "ddpm_a", "ddpm_b", "defaults"]
 
@@ -33,6 +42,12 @@ def outputs(model, case):
     out = model(x, arrays["timesteps"])
     (gradient,) = torch.autograd.grad((out * arrays["cotangent"]).sum(), x)
     return out.detach(), gradient
+
+
+def assert_same_weights(model, other):
+    ours, theirs = model.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 # --- Networks ----------------------------------------------------------------------------------
@@ -47,13 +62,36 @@ def test_networks_are_the_recorded_functions(case, tmp_path):
     assert error(gradient, arrays_of(case)["grad_x"]) < 2e-5
 
 
-@pytest.mark.parametrize("case", EXPRESSIBLE)
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("num_head_channels", 0),
+        ("norm_groups", 8),
+        ("norm_eps", 1e-3),
+        ("freq_shift", 1.0),
+        ("symmetric_padding", False),
+        ("attn_every_block", False),
+    ],
+)
+def test_options_of_networks_arrive(option, value, tmp_path):
+    """The library's defaults are recorded, and differ from ours in each of these."""
+    model, _, facts = load_diffusers(recorded_folder(tmp_path, "defaults"), "cpu")
+    assert facts["config"].model[option] != value
+    other = build(as_trained(facts["config"], **{f"model__{option}": value})).eval()
+    if option == "attn_every_block":
+        assert len(model.all_modules) == len(other.all_modules) + 1
+        return
+    other.load_state_dict(model.state_dict())
+    assert error(outputs(other, "defaults")[0], arrays_of("defaults")["out"]) > 1e-4
+
+
+@pytest.mark.parametrize("case", ["ncsnpp_a", "ddpm_a", "defaults"])
 def test_networks_are_written_as_they_were_read(case, tmp_path):
     model, sde, facts = load_diffusers(recorded_folder(tmp_path / "a", case, VE), "cpu")
     save_diffusers(tmp_path / "b", facts["config"], model, sde)
     again, sde_again, facts_again = load_diffusers(tmp_path / "b", "cpu")
     assert facts_again["config"] == facts["config"] and repr(sde_again) == repr(sde)
-    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert_same_weights(again, model)
     stored = json.loads((tmp_path / "b/unet/config.json").read_text())
     arguments = golden().networks[case]["arguments"]
     if case != "defaults":  # whose sines and cosines are swapped
@@ -71,6 +109,27 @@ def test_both_layouts_on_disk(layout):
     version = {"subfolders": "0.42.1", "flat_legacy": "0.1.1"}[layout]
     assert set(facts["versions"].values()) == {version}
     assert facts["sampling"]["snr"] == 0.15 and "sigma_max = 50" in facts["notes"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("ncsnpp-church-256", 65_574_549),
+        ("ncsnpp-ffhq-1024", 105_785_896),
+        ("ddpm-cifar10-32", 35_746_307),
+        ("ddpm-celebahq-256", 113_673_219),
+    ],
+)
+def test_public_networks_are_expressible(name, parameters):
+    options = unet_configs.checked(name, google(name))
+    config = complete(unet_configs.to_ours(options))
+    with torch.device("meta"):
+        network = build(config)
+    unet_configs.check_groups(name, network, options)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    written = unet_configs.to_theirs(config, network)
+    assert {key: written[key] for key in google(name)} == google(name)
 
 
 def test_early_folders_say_model_for_unet(tmp_path):
@@ -131,3 +190,151 @@ def test_settings_of_schedulers_arrive(tmp_path):
     scheduler = {**DDPM, "beta_schedule": "squaredcos_cap_v2"}
     _, sde, _ = load_diffusers(recorded_folder(tmp_path / "cos", "ddpm_a", scheduler), "cpu")
     assert isinstance(sde, CosineVPSDE) and not sde.continuous and sde.N == 1000
+
+
+# --- Writing -----------------------------------------------------------------------------------
+
+
+def written(tmp_path, config, sde=None, **scheduler):
+    """A network of ours written and read again: both networks, and the facts."""
+    model = fill_weights(build(config)).eval()
+    save_diffusers(tmp_path, config, model, sde, scheduler=scheduler)
+    again, sde_again, facts = load_diffusers(tmp_path, "cpu")
+    assert repr(sde_again) == repr(sde)
+    return model, again, facts
+
+
+def test_attention_that_the_network_lacks_adds_nothing(tmp_path):
+    """Published DDPM attends once at a resolution on the way up, theirs after each block."""
+    config = as_trained(ddpm_config(num_head_channels=16), training__continuous=False)
+    model, again, facts = written(tmp_path, config, VPSDE(0.1, 20.0, 1000))
+    assert facts["config"].model.attn_every_block and not config.model.attn_every_block
+    more = len(again.state_dict()) - len(model.state_dict())
+    assert more == 10 * config.model.num_res_blocks
+    x, labels = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
+    assert error(again(x, labels), model(x, labels)) < 1e-6
+
+
+@pytest.mark.parametrize("variant", OURS)
+def test_other_networks_that_can_be_written(variant, tmp_path):
+    config = OURS[variant]()
+    model, again, _ = written(tmp_path, config)
+    x, labels = images(config), torch.tensor([3.0, 7.0])
+    assert error(again(x, labels), model(x, labels)) < 1e-6
+
+
+def test_settings_of_schedulers_are_written(tmp_path):
+    sde = VESDE(0.02, 7.0, N=30)
+    sde.sampling_eps = 1e-4
+    options = {"sampling__corrector": "langevin", "sampling__predictor": "reverse_diffusion"}
+    config = as_trained(ncsnpp_config(), **options, sampling__snr=0.2, sampling__n_steps_each=2)
+    as_trained(config, training__continuous=True)
+    _, _, facts = written(tmp_path / "ve", config, sde)
+    levels = {"sigma_min": 0.02, "sigma_max": 7.0, "num_train_timesteps": 30}
+    assert facts["sampling"] == {**levels, "snr": 0.2, "correct_steps": 2, "sampling_eps": 1e-4}
+    config = as_trained(ddpm_config(parametrization="v"), training__continuous=False)
+    changes = {"variance_type": "fixed_small", "clip_sample": True}
+    _, _, facts = written(tmp_path / "ddpm", config, CosineVPSDE(50, False), **changes)
+    assert changes.items() <= facts["sampling"].items() and facts["pipeline"] == "DDPMPipeline"
+    assert facts["sampling"]["prediction_type"] == "v_prediction"
+    assert facts["config"].model.parametrization == "v"
+    ddim = {"_class_name": "DDIMScheduler", "set_alpha_to_one": False}
+    config = as_trained(ddpm_config(), training__continuous=False)
+    _, _, facts = written(tmp_path / "ddim", config, VPSDE(0.1, 20.0, 1000), **ddim)
+    assert facts["pipeline"] == "DDIMPipeline" and not facts["sampling"]["set_alpha_to_one"]
+
+
+def test_a_run_is_written_averaged(tmp_path):
+    run = run_lib.setup(load("ve/celebahq_256_ncsnpp_continuous"))
+    changes = {"data.image_size": 8, "model.nf": 8, "model.ch_mult": (1, 2)}
+    config = as_trained(run.config, **{k.replace(".", "__"): v for k, v in changes.items()})
+    run = run_lib.setup(as_trained(config, device="cpu"))
+    with torch.no_grad():
+        for shadow in run.state["ema"].shadow_params:
+            shadow.mul_(0.5)
+    own = [p.detach().clone() for p in run.state["model"].parameters()]
+    save_diffusers(tmp_path, run)
+    model, sde, facts = load_diffusers(tmp_path, "cpu")
+    assert repr(sde) == repr(run.sde) == "VESDE(0.01, 348.0, N=2000)"
+    trained = [p.requires_grad for p in run.state["model"].parameters()]
+    for mine, averaged, trains in zip(own, model.parameters(), trained, strict=True):
+        assert torch.equal(averaged, 0.5 * mine if trains else mine)
+    assert all(map(torch.equal, own, run.state["model"].parameters()))
+    assert facts["sampling"]["snr"] == 0.075
+
+
+# --- What cannot be expressed ------------------------------------------------------------------
+
+
+def test_unequal_groups_are_refused(tmp_path):
+    """Names and shapes fit, and the function would be another one."""
+    with pytest.raises(ValueError, match="in 32 groups and the one here in 16"):
+        load_diffusers(recorded_folder(tmp_path, "ncsnpp_c"), "cpu")
+    config = ncsnpp_config(nf=32, attn_resolutions=(4,))
+    with pytest.raises(ValueError, match=r"at down_blocks.1.attentions.0.group_norm"):
+        save_diffusers(tmp_path / "b", config, build(config))
+    config = ddpm_config(nf=48, attn_resolutions=())
+    with pytest.raises(ValueError, match="the same weights would be another function"):
+        save_diffusers(tmp_path / "b", config, build(config))
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        (lambda: ncsnpp_config(progressive="residual"), "model.progressive = 'residual'"),
+        (lambda: ncsnpp_config(progressive_input="residual"), "model.progressive_input"),
+        (lambda: ncsnpp_config(progressive_combine="cat"), "model.progressive_combine = 'cat'"),
+        (lambda: ncsnpp_config(fir=False), "model.fir = False"),
+        (lambda: ncsnpp_config(fir_kernel=(1, 2, 1)), "model.fir_kernel"),
+        (lambda: ncsnpp_config(skip_rescale=False), "model.skip_rescale"),
+        (lambda: ncsnpp_config(num_channels=1), "data.num_channels = 1"),
+        (lambda: ncsnpp_config(ch_mult=(2, 2)), r"model.ch_mult\[0\] = 2"),
+        (lambda: ncsnpp_config(nonlinearity="elu"), "model.nonlinearity"),
+        (lambda: ncsnpp_config(conditional=False), "model.conditional"),
+        (lambda: ncsnpp_config(scale_by_sigma=False), "model.scale_by_sigma = False"),
+        (lambda: ncsnpp_config(embedding_type="positional"), "model.scale_by_sigma = True"),
+        (lambda: ncsnpp_config(fourier_log=False), "model.fourier_log"),
+        (lambda: ncsnpp_config(norm_groups=2), "model.norm_groups"),
+        (lambda: ddpm_config(scale_by_sigma=True), "model.scale_by_sigma"),
+        (lambda: ddpm_config(resamp_with_conv=False), "model.resamp_with_conv"),
+        (lambda: ddpm_config(num_res_blocks=0), "model.num_res_blocks = 0"),
+        (lambda: ddpm_config(num_heads=2, attn_resolutions=(8, 4)), "16 or 32 features"),
+        (lambda: tiny_config("ncsnv2_64", image_size=16, nf=4), "a NCSNv2 cannot be written"),
+    ],
+)
+def test_networks_that_cannot_be_written(config, reason, tmp_path):
+    config = config()
+    with pytest.raises(ValueError, match=reason):
+        save_diffusers(tmp_path / "a", config, build(config))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "sde, continuous, options, reason",
+    [
+        (VPSDE(), True, {}, "no scheduler of theirs"),
+        (subVPSDE(), True, {}, "no scheduler of theirs"),
+        (VESDE(), False, {}, "no scheduler of theirs is VESDE.* with discrete noise levels"),
+        (VESDE(), True, {"model__parametrization": "x0"}, "model.parametrization = 'x0'"),
+        (VPSDE(), False, {"model__parametrization": "edm"}, "model.parametrization = 'edm'"),
+    ],
+)
+def test_processes_that_cannot_be_written(sde, continuous, options, reason, tmp_path):
+    config = as_trained(ddpm_config(), training__continuous=continuous, **options)
+    with pytest.raises(ValueError, match=reason):
+        save_diffusers(tmp_path / "a", config, build(config), sde)
+    assert not (tmp_path / "a").exists()
+
+
+def test_options_of_schedulers_that_do_not_fit(tmp_path):
+    config = as_trained(ddpm_config(), training__continuous=False)
+    network = build(config)
+    for changes, reason in (
+        ({"clip": True}, "has no option clip"),
+        ({"beta_end": 0.1}, "not VPSDE"),
+        ({"variance_type": "learned"}, "fixed_small"),
+        ({"_class_name": "PNDMScheduler"}, "PNDMScheduler"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            save_diffusers(tmp_path, config, network, VPSDE(), scheduler=changes)

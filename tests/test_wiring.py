@@ -303,6 +303,11 @@ def few(factory, *arguments, **options):
     return lambda run: draw_by_hand(run, factory, *arguments, run.inverse_scaler, **options)
 
 
+def chain(**changes):
+    """A draw along the levels of a discrete network."""
+    return {"sampling__method": "chain", "training__continuous": False, **changes}
+
+
 EM, RD = sampling.EulerMaruyamaPredictor, sampling.ReverseDiffusionPredictor
 LANGEVIN = {"sampling__corrector": "langevin"}
 SAMPLING = {
@@ -347,6 +352,30 @@ SAMPLING = {
     "churn": (
         {"sampling__method": "heun", "sampling__num_steps": 6, "sampling__churn": 2.0},
         few(sampling.get_solver_sampler, sampling.Heun, steps=6, churn=2.0),
+    ),
+    "ancestral chain": (
+        chain(sampling__variance="large", sampling__respacing="6,7", sampling__noise_removal=False),
+        few(
+            sampling.get_chain_sampler,
+            continuous=False,
+            variance="large",
+            respacing="6,7",
+            denoise=False,
+        ),
+    ),
+    "unclamped chain": (
+        chain(sampling__clip=False, model__parametrization="v"),
+        few(sampling.get_chain_sampler, continuous=False, clip=False, parametrization="v"),
+    ),
+    "ddim chain": (
+        chain(sampling__variance="ddim", sampling__eta=0.7, sampling__clip_noise=False),
+        few(
+            sampling.get_chain_sampler,
+            continuous=False,
+            variance="ddim",
+            eta=0.7,
+            clip_noise=False,
+        ),
     ),
     "tolerances": (
         {

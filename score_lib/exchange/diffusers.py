@@ -5,6 +5,7 @@ The library itself is not needed, and nothing in its folders is run.
 
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -52,9 +53,12 @@ def load_diffusers(
     # Each weight takes at least a byte, so that no small file makes a large network.
     if unet_configs.fewest_weights(options) > found.weights.stat().st_size:
         raise ExchangeError(f"{found.weights} is too small for the network in {found.config}")
+    stored = folders.read_weights(found.weights)
     model = _network(found.config, config)
     unet_configs.check_groups(found.config, model, options)
-    weights = _our_weights(found.weights, model, flipped=options["flip_sin_to_cos"])
+    names = _check_fit(found.weights, stored, model)
+    theirs = {today: stored[name] for name, today in names.items()}
+    weights = _our_weights(theirs, model, flipped=options["flip_sin_to_cos"])
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
     model.load_state_dict({**model.state_dict(), **weights})
     facts = {
@@ -109,39 +113,20 @@ def _notes(config: Config, process: schedulers.Process | None) -> list[str]:
 # --- Weights -----------------------------------------------------------------------------------
 
 
-def _our_weights(path: pathlib.Path, model: UNet, *, flipped: bool) -> dict[str, Tensor]:
-    """The weights in a file under the names of a network, in the file's precision.
-
-    Args:
-        flipped: whether sines and cosines of the time are in the other order than ours.
-    """
-    pairs, own = unet_names.pairs(model), model.state_dict()
-    expected = {pair.theirs: tuple(pair.form.to_theirs(own[pair.ours]).shape) for pair in pairs}
-    stored = folders.read_weights(path)
-    names = _check_shapes(path, {k: tuple(v.shape) for k, v in stored.items()}, expected)
-    for name in names:
-        if not stored[name].is_floating_point() or not stored[name].isfinite().all():
-            raise ExchangeError(f"{path} holds {name!r} with other than finite numbers")
-    theirs = {today: stored[name] for name, today in names.items()}
-    if flipped and model.plan.embedding.fourier is None:
-        theirs[_FIRST_DENSE] = _swapped(theirs[_FIRST_DENSE])
-    return {pair.ours: pair.form.to_ours(theirs[pair.theirs]) for pair in pairs}
-
-
-def _check_shapes(
-    path: pathlib.Path, shapes: Mapping[str, tuple], expected: Mapping[str, tuple]
-) -> dict[str, str]:
+def _check_fit(path: pathlib.Path, stored: Mapping[str, Tensor], model: UNet) -> dict[str, str]:
     """Names in the file -> today's names, if the tensors are exactly those of the network.
 
     Raises:
-        ExchangeError: says which are missing, not in the network, or of another shape.
+        ExchangeError: says which are missing, not in the network, of another shape or not finite.
     """
-    names = unet_names.todays_names(shapes)
-    found = {today: shapes[name] for name, today in names.items()}
+    own = model.state_dict()
+    expected = {p.theirs: p.form.to_theirs(own[p.ours]).shape for p in unet_names.pairs(model)}
+    names = unet_names.todays_names(stored)
+    found = {today: stored[name].shape for name, today in names.items()}
     problems = {
         "missing": expected.keys() - found.keys(),
         "not in the network": found.keys() - expected.keys(),
-        "twice": [t for t in found if sum(today == t for today in names.values()) > 1],
+        "twice": [t for t, count in Counter(names.values()).items() if count > 1],
         "of another shape": [k for k in found.keys() & expected if found[k] != expected[k]],
     }
     listed = [
@@ -154,7 +139,22 @@ def _check_shapes(
             f"{path} does not fit the network that is described beside it: of its weights, "
             f"{'; '.join(listed)}"
         )
+    for name in names:
+        if not stored[name].is_floating_point() or not stored[name].isfinite().all():
+            raise ExchangeError(f"{path} holds {name!r} with other than finite numbers")
     return names
+
+
+def _our_weights(theirs: dict[str, Tensor], model: UNet, *, flipped: bool) -> dict[str, Tensor]:
+    """Weights by today's names under the names of a network.
+
+    Args:
+        flipped: whether sines and cosines of the time are in the other order than ours.
+    """
+    if flipped and model.plan.embedding.fourier is None:
+        theirs = {**theirs, _FIRST_DENSE: _swapped(theirs[_FIRST_DENSE])}
+    pairs = unet_names.pairs(model)
+    return {pair.ours: pair.form.to_ours(theirs[pair.theirs]) for pair in pairs}
 
 
 def _swapped(weight: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from score_lib.disk.checkpoints import read_plain
 from score_lib.disk.files import printable, write_text
 from score_lib.disk.safetensors_files import read_safetensors, write_safetensors
-from score_lib.exchange.errors import ExchangeError
+from score_lib.exchange.errors import ExchangeError, shown, wrong_class, wrong_value
 from score_lib.exchange.schedulers import PIPELINES
 
 _INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
@@ -90,18 +90,14 @@ def _check_index(path: pathlib.Path, index: Mapping[str, object]) -> None:
     """Refuse pipelines of other parts, and parts with code of their own."""
     pipeline = index.get("_class_name", "")
     if index and pipeline not in PIPELINES.values():
-        raise ExchangeError(
-            f"{path} describes a {pipeline!r}, and only {', '.join(PIPELINES.values())} can be read"
-        )
+        raise wrong_class(path, pipeline, PIPELINES.values())
     for name, part in index.items():
         if name.startswith("_") or part in (None, [None, None]):
             continue
         if name not in (*_NETWORKS, "scheduler"):
-            raise ExchangeError(f"{path} has a part {name!r}, which these pipelines have not")
+            raise ExchangeError(f"{path} has a part {shown(name)}, which these pipelines have not")
         if not (isinstance(part, list) and len(part) == 2 and part[0] == "diffusers"):
-            raise ExchangeError(
-                f"{path} has {name} = {part!r}, which should be of diffusers itself"
-            )
+            raise wrong_value(path, name, part, "a class of diffusers itself")
 
 
 def _first(folder: pathlib.Path, names: list[str]) -> pathlib.Path | None:

@@ -6,7 +6,7 @@ A scheduler holds the noise levels that a network was trained with, and how its 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from score_lib.exchange.errors import ExchangeError
+from score_lib.exchange.errors import ExchangeError, wrong_class, wrong_value
 from score_lib.option_kinds import Check, between, flag, one_of
 from score_lib.sdes.process import SDE
 from score_lib.sdes.published import VESDE, VPSDE, CosineVPSDE
@@ -77,16 +77,12 @@ def read(path, stored: Mapping[str, object]) -> Process:
     """
     kind = stored.get("_class_name")
     if not isinstance(kind, str) or kind not in SCHEDULERS:
-        raise ExchangeError(
-            f"{path} describes a {kind!r}, and only {', '.join(SCHEDULERS)} can be read"
-        )
+        raise wrong_class(path, kind, SCHEDULERS)
     options = {}
     for name, (default, allowed) in SCHEDULERS[kind].items():
         options[name] = stored.get(name, default)
         if not allowed.accepts(options[name]):
-            raise ExchangeError(
-                f"{path} has {name} = {options[name]!r}, which should be {allowed.allowed}"
-            )
+            raise wrong_value(path, name, options[name], allowed.allowed)
     make = _variance_exploding if kind == "ScoreSdeVeScheduler" else _chain
     try:
         return make(options)
@@ -144,7 +140,7 @@ def described(config, sde: SDE, changes: Mapping[str, object]) -> dict[str, obje
     if isinstance(sde, VESDE) and config.training.continuous:
         options = _of_variance_exploding(config, sde)
     elif isinstance(sde, VPSDE | CosineVPSDE) and not config.training.continuous:
-        options = _of_chain(config, sde)
+        options = _of_chain(config, sde, changes.get("_class_name", "DDPMScheduler"))
     else:
         times = "all times" if config.training.continuous else "discrete noise levels"
         raise ExchangeError(
@@ -152,9 +148,9 @@ def described(config, sde: SDE, changes: Mapping[str, object]) -> dict[str, obje
             "and CosineVPSDE with discrete levels; without a process, the network alone is written"
         )
     options |= {name: value for name, value in changes.items() if name != "_diffusers_version"}
-    known = SCHEDULERS.get(str(options["_class_name"]), {})
-    for name in options.keys() - known.keys() - {"_class_name"}:
-        raise ExchangeError(f"the scheduler {options['_class_name']} has no option {name}")
+    kind = options["_class_name"]
+    for name in options.keys() - SCHEDULERS.get(kind, options).keys() - {"_class_name"}:
+        raise ExchangeError(f"the scheduler {kind} has no option {name}")
     again = read("the scheduler to write", options)
     if repr(again.sde) != repr(sde):
         raise ExchangeError(f"the options given for the scheduler are {again.sde!r}, not {sde!r}")
@@ -179,17 +175,20 @@ def _of_variance_exploding(config, sde: VESDE) -> dict[str, object]:
     }
 
 
-def _of_chain(config, sde: VPSDE | CosineVPSDE) -> dict[str, object]:
+def _of_chain(config, sde: VPSDE | CosineVPSDE, kind: str) -> dict[str, object]:
     ours = config.model.parametrization.lower()
-    names = {value: key for key, value in {**_PREDICTIONS}.items()} | {"noise": "epsilon"}
+    names = {value: key for key, value in _PREDICTIONS.items()} | {"noise": "epsilon"}
     if ours not in names:
         raise ExchangeError(
             f"model.parametrization = {ours!r} cannot be written: their schedulers know "
             f"{', '.join(_PREDICTIONS)}"
         )
-    options = {"_class_name": "DDPMScheduler"}
-    options |= {name: default for name, (default, _) in _DDPM.items()}
-    options |= {"num_train_timesteps": sde.N, "prediction_type": names[ours]}
+    defaults = {name: default for name, (default, _) in SCHEDULERS.get(kind, {}).items()}
+    options = {"num_train_timesteps": sde.N, "prediction_type": names[ours], "clip_sample": False}
+    if kind == "DDPMScheduler":
+        options["variance_type"] = "fixed_large"  # as the ancestral sampler here
     if isinstance(sde, VPSDE):
-        return options | {"beta_start": sde.beta_0 / sde.N, "beta_end": sde.beta_1 / sde.N}
-    return options | {"beta_schedule": "squaredcos_cap_v2"}
+        options |= {"beta_start": sde.beta_0 / sde.N, "beta_end": sde.beta_1 / sde.N}
+    else:
+        options["beta_schedule"] = "squaredcos_cap_v2"
+    return {"_class_name": kind, **defaults, **options}

@@ -12,7 +12,7 @@ from torch import nn
 from models.layerspp import AttnBlockpp
 from models.unet import UNet
 from score_lib.base.tensors import image_shape
-from score_lib.exchange.errors import ExchangeError
+from score_lib.exchange.errors import ExchangeError, shown, wrong_class, wrong_value
 from score_lib.exchange.unet_names import Leaf, leaves
 from score_lib.option_kinds import Check, between, flag, number, one_of, text
 
@@ -52,7 +52,7 @@ def _is_size(value: object) -> bool:
 
 # Options that are read: what they are where a file lacks them, and what they may be.
 _READ: dict[str, tuple[object, Check]] = {
-    "sample_size": (None, Check("a side, or a list of two", _is_size)),
+    "sample_size": (None, Check(f"{_SIDE.allowed}, or a list of two", _is_size)),
     "in_channels": (3, _CHANNELS),
     "out_channels": (3, _CHANNELS),
     "center_input_sample": (False, flag),
@@ -101,25 +101,25 @@ def checked(path, stored: Mapping[str, object]) -> dict[str, object]:
         ExchangeError: an option is unknown, of a wrong kind, or cannot be expressed.
     """
     if (kind := stored.get("_class_name", CLASS)) != CLASS:
-        raise ExchangeError(f"{path} describes a {kind!r}, and only {CLASS} can be read")
+        raise wrong_class(path, kind, [CLASS])
     known = {*_READ, *_FIXED, *_DEPENDENT}
     for name, value in stored.items():
         if not name.startswith("_") and name not in known and value is not None:
             raise ExchangeError(
-                f"{path} has the option {name} = {value!r}, which is unknown here and may change "
-                "what the network computes"
+                f"{path} has the option {name} = {shown(value)}, which is unknown here and may "
+                "change what the network computes"
             )
     options = {name: stored.get(name, default) for name, (default, _) in _READ.items()}
     for name, value in options.items():
         allowed = _READ[name][1]
         if not allowed.accepts(value):
-            raise ExchangeError(f"{path} has {name} = {value!r}, which should be {allowed.allowed}")
+            raise ExchangeError(
+                f"{path} has {name} = {shown(value)}, which should be {allowed.allowed}"
+            )
     for name, values in _FIXED.items():
         if not _same_as_one(stored.get(name, values[0]), values):
-            raise ExchangeError(
-                f"{path} has {name} = {stored[name]!r}, but the networks here have "
-                f"{' or '.join(map(repr, values))} only"
-            )
+            allowed = " or ".join(map(shown, values))
+            raise wrong_value(path, name, stored[name], f"{allowed}, as in all networks here")
     _check_dependent(path, stored, options)
     _check_blocks(path, options)
     return options
@@ -136,9 +136,7 @@ def _check_dependent(path, stored: Mapping[str, object], options: Mapping[str, o
         ("time_embedding_dim", width),
     ):
         if stored.get(name) not in (None, usual):
-            raise ExchangeError(
-                f"{path} has {name} = {stored[name]!r}, but the networks here have {usual} only"
-            )
+            raise wrong_value(path, name, stored[name], f"{shown(usual)}, as in all networks here")
     if options["in_channels"] != options["out_channels"]:
         raise ExchangeError(
             f"{path} has {options['in_channels']} channels at the input and "
@@ -152,10 +150,7 @@ def _check_blocks(path, options: Mapping[str, object]) -> None:
     channels = options["block_out_channels"]
     unknown = [name for name in down if name not in _BLOCKS]
     if unknown:
-        raise ExchangeError(
-            f"{path} has blocks {unknown[0]!r}, but the networks here have {', '.join(_BLOCKS)} "
-            "only"
-        )
+        raise wrong_value(path, "a block", unknown[0], f"one of {', '.join(_BLOCKS)}")
     if list(up) != _mirrored(down) or len(down) != len(channels):
         raise ExchangeError(
             f"{path} has the blocks {', '.join(down)} and {', '.join(up)} of {len(channels)} "
@@ -164,10 +159,7 @@ def _check_blocks(path, options: Mapping[str, object]) -> None:
     if len({_BLOCKS[name][0] for name in down}) > 1:
         raise ExchangeError(f"{path} has blocks with and without Skip, and a network here has one")
     if any(width % channels[0] for width in channels):
-        raise ExchangeError(
-            f"{path} has block_out_channels = {list(channels)}, which are not all multiples of the "
-            "first, as model.ch_mult needs them"
-        )
+        raise wrong_value(path, "block_out_channels", channels, "multiples of the first of them")
     pyramids = _BLOCKS[down[0]][0]
     if pyramids and options["in_channels"] != 3:
         raise ExchangeError(

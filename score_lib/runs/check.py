@@ -32,6 +32,8 @@ from score_lib.runs.statistics import data_statistics
 from score_lib.samplers.configured import get_sampling_fn
 from score_lib.samplers.steps import NoneCorrector, get_corrector, get_predictor
 from score_lib.scores import label_at
+from score_lib.sdes.chain import Chain, Levels
+from score_lib.sdes.process import SDE
 
 # Data that stand for images in checks of processes and samplers.
 SMALL = (1, 2, 2)
@@ -155,7 +157,10 @@ def _samplers(run: Run) -> list[Finding]:
         keywords = {"continuous": True, "constraints": constraints, **keywords}
         return get_sampling_fn(config, sde, shape, lambda x: x, eps, **keywords)
 
-    findings = sampler(build, run.sde, SMALL)
+    sde = run.sde
+    if options.method == "chain":
+        sde, build = Levels(sde, Chain(sde)), functools.partial(_chain, config, sde)
+    findings = sampler(build, sde, SMALL)
     steps = options.num_steps or run.sde.N
     if options.method == "pc":
         predictor = get_predictor(options.predictor)
@@ -174,9 +179,18 @@ def _samplers(run: Run) -> list[Finding]:
         return build_restoration(name, config, operator, y, 0.0, bounds=(-1.0, 1.0))
 
     try:
-        return findings + restoration(build, run.sde, constrain)
+        return findings + restoration(build, sde, constrain)
     except (ValueError, NotImplementedError) as error:
         return [*findings, Finding("restoration", NOTE, str(error))]
+
+
+def _chain(config, sde: SDE, levels: SDE, shape: tuple[int, ...], constraints=()) -> Callable:
+    """The configured sampler of a chain, for an exact score told by the times of its levels."""
+    exact = {"parametrization": "score", "clip": False, "constraints": constraints}
+    # No exact score has learned variances.
+    exact |= {"variance": "small"} if config.sampling.variance == "learned" else {}
+    sample = get_sampling_fn(config, sde, shape, lambda x: x, sde.sampling_eps, **exact)
+    return lambda score: sample(lambda x, label: score(x, sde.level_time(label.to(x))))
 
 
 def _data(run: Run) -> list[Finding]:

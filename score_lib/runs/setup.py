@@ -17,6 +17,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
+from models.adm_configured import WithVariances
 from models.conditioning import Condition, Dropping, Given, Guided, taken_by
 from models.ema import ExponentialMovingAverage
 from models.precision import accelerated, matmul_precision
@@ -114,8 +115,10 @@ class Run:
         return self.scaler(images), labels, condition
 
     def conditioned(self, network: nn.Module, condition: Condition) -> nn.Module:
-        """The network with a condition, guided as `sampling.guidance_scale` says."""
+        """The network for sampling, with a condition, guided as `sampling.guidance_scale` says."""
         options = self.config.sampling
+        if (options.method.lower(), options.variance) == ("chain", "learned"):
+            network = WithVariances(network)
         if not condition or options.guidance_scale == 1:
             return given(network, condition)
         interval = None
@@ -399,11 +402,13 @@ def _dry_run(run: Run) -> None:
 
 
 class _Zeros(nn.Module):
-    """A network whose output is always 0."""
+    """A network whose output is always 0, with learned variances if asked for."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
-        return self.weight * x
+    def forward(
+        self, x: Tensor, labels: Tensor, *, variances: bool = False, **condition: Tensor
+    ) -> Tensor:
+        return self.weight * (torch.cat([x, x], dim=1) if variances else x)

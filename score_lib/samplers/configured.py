@@ -7,6 +7,7 @@ from score_lib.options import complete
 from score_lib.parametrization import parametrization_of
 from score_lib.samplers import solvers
 from score_lib.samplers.adaptive import get_adaptive_sampler, get_ode_sampler
+from score_lib.samplers.chain import get_chain_sampler
 from score_lib.samplers.pc import get_pc_sampler
 from score_lib.samplers.steps import get_corrector, get_predictor
 from score_lib.sdes.process import SDE
@@ -46,6 +47,18 @@ register_sampler(
     name="adaptive",
     options={"rtol": "sampling.adaptive_rtol", "atol": "sampling.adaptive_atol"},
 )
+register_sampler(
+    get_chain_sampler,
+    name="chain",
+    options={
+        "respacing": "sampling.respacing",
+        "variance": "sampling.variance",
+        "eta": "sampling.eta",
+        "clip": "sampling.clip",
+        "clip_noise": "sampling.clip_noise",
+        "shift_mean": "sampling.shift_mean",
+    },
+)
 
 
 @register_sampler(
@@ -72,7 +85,7 @@ def get_sampling_fn(
     """The configured sampler.
 
     Args:
-        config: `sampling.method` is "pc", "ode", "adaptive" or the name of a solver.
+        config: `sampling.method` is "pc", "ode", "adaptive", "chain" or the name of a solver.
         shape, inverse_scaler: see `sampler_of`.
         eps: time at which sampling stops.
         options: keywords of the sampler, such as `constraints`; they take precedence over the
@@ -98,4 +111,6 @@ def get_short_sampling_fn(config, sde: SDE, shape, inverse_scaler: Callable, eps
     options = {"start_time": min(sde.T, eps + 1.5 * (sde.T - eps) / max(steps - 1, 1))}
     if isinstance(method, type) and issubclass(method, solvers.Solver):
         options = {"steps": 2}
+    elif method is get_chain_sampler:
+        options = {"most_steps": 2}
     return get_sampling_fn(config, sde, shape, inverse_scaler, eps, **options)

@@ -111,6 +111,8 @@ def sampler_of(
     constraints: Sequence[Constraint],
     differentiable: bool,
     parametrization: Parametrization | str | None = None,
+    *,
+    read: Callable | None = None,
 ) -> Callable:
     """The function that every factory returns: from a start at the first time to samples.
 
@@ -124,6 +126,8 @@ def sampler_of(
         device: where to sample; None is the network's own.
         constraints: conditions on samples; the first is innermost.
         differentiable: keep the graph, with x at every step; the backward pass recomputes scores.
+        read: `read(model, device)` gives the score in place of `get_score_fn`; `follow` then also
+            gets it as it is, without guidance, as `network`.
     Returns:
         `sample(model, z=None, *, noise=None, progress=False, callback=None)`, which gives samples
         (B, *D) and the evaluations made; z is x at the first time, (B, *D), in place of a draw from
@@ -142,7 +146,11 @@ def sampler_of(
         callback: Callback | None = None,
     ) -> tuple[Tensor, int]:
         where = device_of(model) if device is None else resolve_device(device)
-        score_fn = get_score_fn(sde, model, False, continuous, parametrization=chosen)
+        watch = {"progress": progress, "callback": callback}
+        if read is None:
+            score_fn = get_score_fn(sde, model, False, continuous, parametrization=chosen)
+        else:
+            score_fn = watch["network"] = read(model, where)
         if differentiable:
             score_fn = functools.partial(checkpoint, score_fn, use_reentrant=False)
         counted = score_fn = CountedScore(score_fn)
@@ -156,7 +164,7 @@ def sampler_of(
         t = torch.as_tensor(first_time, dtype=x.dtype, device=where).expand(x.shape[0])
         for constraint in constraints:
             x = constraint.start(sde, x, t, noise or torch.randn_like)
-        x = follow(x, score_fn, noise or torch.randn_like, progress=progress, callback=callback)
+        x = follow(x, score_fn, noise or torch.randn_like, **watch)
         return inverse_scaler(x), counted.evaluations
 
     return sample

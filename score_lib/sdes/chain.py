@@ -19,32 +19,42 @@ class Chain:
     Args:
         sde: a process with discrete noise levels.
         device: of the tables.
+        kept: numbers of the levels that the chain has, rising, (N,), int64; None: all.
     Attributes:
         labels: what the network is told at each step, (N,), int64.
         m, s: of x_i given x_0.
-        weight: factor of x_0 in the mean of q(x_{i-1} | x_i, x_0).
-        log_posterior: log variance of q(x_{i-1} | x_i, x_0); step 0, where it is 0, has step 1's.
+        m_before, s_before: of x_{i-1}.
+        weight, weight_x: factors of x_0 and x_i in the mean of q(x_{i-1} | x_i, x_0).
+        posterior: variance of q(x_{i-1} | x_i, x_0), 0 at step 0.
+        log_posterior: its logarithm; step 0 has step 1's.
         log_step: log G_i^2.
     Raises:
         NotImplementedError: the process has no discrete noise levels.
         ValueError: it has fewer than two, or a step adds no noise, or leaves nothing of the data.
     """
 
-    def __init__(self, sde: SDE, device: torch.device | str = "cpu"):
+    def __init__(self, sde: SDE, device: torch.device | str = "cpu", kept: Tensor | None = None):
         labels, m, s = sde.discrete_chain()
+        if kept is not None:
+            labels, m, s = labels[kept], m[kept], s[kept]
         m_before, s_before = torch.ones_like(m), torch.zeros_like(s)
         m_before[1:], s_before[1:] = m[:-1], s[:-1]
-        step = s**2 - (m / m_before * s_before) ** 2
+        ratio = m / m_before
+        step = s**2 - (ratio * s_before) ** 2
         if len(m) < 2 or not bool((step > 0).all() and (m > 0).all()):
             raise ValueError(
                 f"{sde!r} is no chain of two or more steps, each of which adds noise and leaves "
-                "some of the data: choose a larger N"
+                "some of the data: choose a larger N, or keep more levels"
             )
         posterior = s_before**2 * step / s**2
-        posterior[0] = posterior[1]
+        floored = posterior.clone()
+        floored[0] = posterior[1]
         self.labels, self.m, self.s = labels.to(device), m.to(device), s.to(device)
+        self.m_before, self.s_before = m_before.to(device), s_before.to(device)
         self.weight = (m_before * step / s**2).to(device)
-        self.log_posterior, self.log_step = posterior.log().to(device), step.log().to(device)
+        self.weight_x = (ratio * s_before**2 / s**2).to(device)
+        self.posterior = posterior.to(device)
+        self.log_posterior, self.log_step = floored.log().to(device), step.log().to(device)
 
     def __len__(self) -> int:
         return len(self.m)
@@ -67,3 +77,70 @@ class Chain:
         snr = (self.m / self.s) ** 2
         growth = snr[:-1] / snr[1:] - 1
         return growth / growth.sum()
+
+
+class Levels(SDE):
+    """A process as it is at the levels of a chain: what constraints on samples ask a process for.
+
+    The time of level i is that at which a network is told its label; any time means the nearest of
+    them.  T and `sampling_eps` are the last and the first of them.
+
+    Args:
+        sde: the process.
+        chain: one of its chains.
+    Raises:
+        ValueError: times of the levels do not rise.
+    """
+
+    def __init__(self, sde: SDE, chain: Chain):
+        super().__init__(len(chain))
+        self.process, self.labels = sde, chain.labels
+        self.m, self.s, self.G = chain.m, chain.s, torch.exp(chain.log_step / 2)
+        self.ratio = chain.m / chain.m_before
+        self.times = sde.level_time(chain.labels.double())
+        if not bool((self.times.diff() > 0).all()):
+            raise ValueError(
+                f"the times of the noise levels of {sde!r} do not rise: see level_time"
+            )
+        self.middles = (self.times[1:] + self.times[:-1]) / 2
+        self.sampling_eps, self.T = self.times[0].item(), self.times[-1].item()
+
+    def step_index(self, t: Tensor) -> Tensor:
+        """The nearest level, (B,), int64."""
+        return torch.searchsorted(self.table_on("middles", t.device), t.double().contiguous())
+
+    def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.process.sde(x, t)
+
+    def marginal_prob(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, *D) and standard deviation (B,) of the level's x given x_0 = x."""
+        m, s = self._at(t, "m"), self._at(t, "s")
+        return batch_mul(m.to(x.dtype), x), s
+
+    def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The chain's own step to the level of time t."""
+        return batch_mul((self._at(t, "ratio") - 1).to(x.dtype), x), self._at(t, "G")
+
+    def _at(self, t: Tensor, table: str) -> Tensor:
+        return self.lookup(table, self.step_index(t)).to(t.dtype)
+
+    def prior_sampling(self, shape: tuple[int, ...]) -> Tensor:
+        return self.process.prior_sampling(shape)
+
+    def prior_from_normal(self, z: Tensor) -> Tensor:
+        return self.process.prior_from_normal(z)
+
+    def prior_logp(self, z: Tensor) -> Tensor:
+        return self.process.prior_logp(z)
+
+    def noise_label(self, t: Tensor, continuous: bool) -> Tensor:
+        """The level's label, int64; for a network of all times, such as a classifier, its own."""
+        if continuous:
+            return self.process.noise_label(t, True)
+        return self.lookup("labels", self.step_index(t))
+
+    def score_from_output(self, output: Tensor, std: Tensor) -> Tensor:
+        return self.process.score_from_output(output, std)
+
+    def __repr__(self) -> str:
+        return f"{self.process!r} at {self.N} levels"

@@ -222,13 +222,17 @@ class SDE(abc.ABC):
 
     def lookup(self, table: str, index: Tensor) -> Tensor:
         """Entries of one of the process's tables, of which a copy stays on the index's device."""
+        return self.table_on(table, index.device)[index]
+
+    def table_on(self, table: str, device: torch.device) -> Tensor:
+        """One of the process's tables, of which a copy stays on the device."""
         values = getattr(self, table)
-        if values.device == index.device:
-            return values[index]
+        if values.device == device:
+            return values
         moved = self.__dict__.setdefault("_moved", {})
-        if (table, index.device) not in moved:
-            moved[table, index.device] = values.to(index.device)
-        return moved[table, index.device][index]
+        if (table, device) not in moved:
+            moved[table, device] = values.to(device)
+        return moved[table, device]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(N={self.N})"
