@@ -178,7 +178,7 @@ _ADM_LEVELS = {
 
 
 def guided_diffusion(config: ConfigDict, **options: object) -> None:
-    """A published network of guided diffusion for the side of the images, sampled by its chain.
+    """A published network of guided diffusion for the side of the images, sampled by 250 steps.
 
     Args:
         options: options of the network that differ from those of most.
@@ -186,11 +186,11 @@ def guided_diffusion(config: ConfigDict, **options: object) -> None:
     common = {"nf": 256, "num_res_blocks": 2, "attn_resolutions": (32, 16, 8), "dropout": 0.0}
     common |= {"ch_mult": _ADM_LEVELS[config.data.image_size], "learn_sigma": True}
     adm(config, **{**common, **options})
-    pc_sampling(config, predictor="ancestral_sampling")
+    chain_sampling(config, respacing="250", variance="learned")
 
 
 def improved_diffusion(config: ConfigDict, **options: object) -> None:
-    """A published network of improved diffusion, sampled by its chain of 4000 steps.
+    """A published network of improved diffusion, sampled by 250 steps of its chain of 4000.
 
     Args:
         options: options of the network that differ from those of most.
@@ -199,7 +199,7 @@ def improved_diffusion(config: ConfigDict, **options: object) -> None:
     common |= {"num_heads": 4, "num_head_channels": 0, "dropout": 0.0}
     adm(config, **{**common, **options})
     config.model.num_scales = 4000
-    pc_sampling(config, predictor="ancestral_sampling")
+    chain_sampling(config, respacing="250", variance="learned")
 
 
 def guided_diffusion_classifier(config: ConfigDict, **options: object) -> None:
@@ -337,6 +337,14 @@ def pc_sampling(
     )
     if snr is not None:
         config.sampling.snr = snr
+
+
+def chain_sampling(config: ConfigDict, *, respacing: str, variance: str) -> None:
+    """The chain of a network of discrete noise levels, or some of its steps, as other libraries."""
+    pc_sampling(config, predictor="none")
+    config.sampling.update(method="chain", respacing=respacing, variance=variance)
+    config.sampling.update(num_steps=0, shift_mean=True)
+    config.eval.vlb_variance = variance
 
 
 def solver_sampling(config: ConfigDict, *, method: str, num_steps: int) -> None:
