@@ -103,9 +103,10 @@ def test_a_checkpoint_of_the_run_comes_first(source, tmp_path, caplog):
     first = json.loads((tmp_path / "a" / "config_history.jsonl").open().readline())
     assert read_checkpoint(tmp_path / "a" / META)["start"] == first["start"]
     assert run_lib.restored(config(weights), tmp_path / "a").state["step"] == 3
-    named = source / "checkpoints" / "checkpoint_last.pth"
-    chosen = config(weights, eval__checkpoint=str(tmp_path / "a" / META))
-    assert run_lib.restored(chosen, source).state["step"] == 3 and not named.exists()
+    chosen = config(source / META, eval__checkpoint=str(tmp_path / "a" / META))
+    found = run_lib.restored(chosen, tmp_path / "none").state
+    assert found["start"]["weights"] == str(weights)
+    assert "start" not in run_lib.restored(config(), source).state
 
 
 def test_weights_are_evaluated_where_a_run_has_none(source, tmp_path):
@@ -138,8 +139,7 @@ def test_weights_that_do_not_fit_are_named(excepted, message, expected, tmp_path
 def test_excepted_weights_stay_as_initialised(source, expected, tmp_path):
     """An average, whose list has no names, is assigned by the names of the file."""
     contents = read_checkpoint(source / META)
-    contents["model"]["module.all_modules.0.weight"] = torch.ones(3)
-    contents["ema"]["shadow_params"][0] = torch.ones(3)
+    del contents["model"]["module.all_modules.0.weight"], contents["ema"]["shadow_params"][0]
     save_path = tmp_path / "weights.pth"
     torch.save(contents, save_path)
     fresh = run_lib.setup(config()).state["model"].state_dict()

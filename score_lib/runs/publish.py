@@ -121,6 +121,8 @@ def _write_pth(run: Run, folder: pathlib.Path, average: str) -> str:
     optimizer = get_optimizer(run.config, list(state["model"].parameters()))
     config = shared_config(run).to_json_best_effort()
     contents = {**state, "optimizer": optimizer, "config": config}
+    if "start" in state:
+        contents["start"] = {"digest": state["start"]["digest"]}
     write_contents(path, contents_of(contents))
     return _usage(path.name)
 

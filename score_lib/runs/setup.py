@@ -355,8 +355,9 @@ def load_trained(
     trained = trained_config(path, {"config": run.state.pop("config")})
     if trained is not None:
         check_same_output(path, trained, run.config)
-    if not run.state["start"]:
-        del run.state["start"]
+    start = run.state.pop("start")
+    if isinstance(start, dict) and "digest" in start:
+        run.state["start"] = start
     return choose_average(pathlib.Path(path), run.state, average, run.state.pop("averages"))
 
 

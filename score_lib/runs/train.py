@@ -139,7 +139,8 @@ def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
         check_same_profiles(chosen, contents, run.config)
 
     fresh = distributed.on_main(lambda: needs_start(run.config, workdir))
-    restore_latest(path, run.state, run.device, check=check)
+    if not fresh:
+        restore_latest(path, run.state, run.device, check=check)
     start_training(run.config, run.state, run.device, fresh)
     start_averages(run.state)
     run.check_classes(classes)
