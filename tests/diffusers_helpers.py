@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from networks import DATA, drawn_weights, load_json, tiny_config
 
+from models.utils import create_model
 from score_lib.disk.safetensors_files import write_safetensors
+from score_lib.exchange import unet_configs, unet_names
 from score_lib.options import complete
 
 PIPELINES = DATA / "diffusers"
@@ -21,11 +23,11 @@ DDPM = {"_class_name": "DDPMScheduler", "variance_type": "fixed_large"}
 
 @functools.cache
 def golden() -> SimpleNamespace:
-    """Recorded networks and runs by name, and `arrays`, tensors by case/array."""
+    """Recorded networks, runs of VE and of chains by name; `arrays`, tensors by case/array."""
     with np.load(DATA / "golden_diffusers.npz") as file:
         arrays = {key: torch.from_numpy(file[key]) for key in file.files}
     table = load_json("golden_diffusers.json")
-    return SimpleNamespace(networks=table["networks"], runs=table["runs"], arrays=arrays)
+    return SimpleNamespace(**table, arrays=arrays)
 
 
 def arrays_of(case):
@@ -38,6 +40,16 @@ def weights_of(case):
     """The weights of a recorded network, by their names there."""
     layout = golden().networks[case]["state_dict"]
     return {name: drawn_weights(name, tuple(shape)) for name, shape in layout}
+
+
+def drawn_for(arguments):
+    """Weights for a network of theirs, drawn by their names."""
+    network = create_model(
+        complete(unet_configs.to_ours(unet_configs.checked("", arguments))), "cpu"
+    )
+    own = network.state_dict()
+    shapes = {p.theirs: p.form.to_theirs(own[p.ours]).shape for p in unet_names.pairs(network)}
+    return {name: drawn_weights(name, tuple(shape)) for name, shape in shapes.items()}
 
 
 def write_json(path, table):
@@ -109,7 +121,14 @@ def positional_ncsnpp():
     return ncsnpp_config(**time, centered=True, norm_eps=1e-3)
 
 
+def classes_ddpm():
+    """DDPM that is told one of five classes, or none."""
+    options = {"data__num_classes": 5, "training__condition_dropout": 0.1}
+    return as_trained(ddpm_config(), training__condition="classes", **options)
+
+
 OURS = {
+    "classes": classes_ddpm,
     "published ddpm": ddpm_config,
     "plain ncsnpp": plain_ncsnpp,
     "positional ncsnpp": positional_ncsnpp,

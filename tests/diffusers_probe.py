@@ -1,7 +1,7 @@
 """What Diffusers itself computes from folders: `python diffusers_probe.py jobs.pt outputs.pt`.
 
-Jobs are, by name, a folder, and x and timesteps for its network, or a seed and a number of steps
-for its pipeline.
+Jobs are, by name, a folder, and either x, timesteps and perhaps classes for its network, or a seed
+and a number of steps for its pipeline.
 """
 
 import importlib
@@ -15,10 +15,10 @@ except (ImportError, RuntimeError):  # one that does not fit PyTorch; the librar
     sys.modules["torchvision"] = None
 
 
-def network(folder, x, timesteps):
+def network(folder, x, timesteps, classes=None):
     """The output of a network."""
     loaded = importlib.import_module("diffusers").UNet2DModel.from_pretrained(folder)
-    return loaded(x, timesteps).sample
+    return loaded(x, timesteps, class_labels=classes).sample
 
 
 def pipeline(folder, seed, steps):

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import DATA, _weights, tiny_config
+from networks import DATA, drawn_weights, tiny_config
 from oracles import MU, S0, GaussianOracle, exact_moments, inverse_scaler
 from small_runs import small_config
 
@@ -130,7 +130,7 @@ def recorded_network():
         if dense:
             shape = shape[::-1] + ((1, 1) if kind == "resnets" else ())
         leaf = {"W": "weight", "b": "bias"}.get(end, end)
-        filled = _weights(f"{theirs}.{leaf}", shape)
+        filled = drawn_weights(f"{theirs}.{leaf}", shape)
         state[name] = filled.flatten(1).T.contiguous() if dense else filled
     model.load_state_dict(state, strict=False)
     return model

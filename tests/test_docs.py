@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from absl import flags
+from diffusers_helpers import DDPM, PIPELINES, recorded_folder
 from ml_collections import config_flags
 from networks import fill_weights
 from oracles import GaussianOracle
@@ -25,6 +26,7 @@ from datasets import get_data_inverse_scaler
 from likelihood import get_log_likelihood_fn
 from losses import get_sde_loss_fn
 from models.adm import UNetModel
+from models.foreign import load_diffusers
 from models.utils import get_model
 from score_lib.base.tensors import batch_mul
 from score_lib.options import flatten
@@ -446,3 +448,32 @@ def test_measurement_example():
     x = torch.arange(8.0).reshape(1, 1, 2, 4)
     y = controllable_generation.measure(operator, x, noise_std=0.0)
     assert operator.pinv(y).flatten().tolist() == [0, 0, 2, 0, 4, 0, 6, 0]
+
+
+@pytest.fixture
+def pipelines(tmp_path):
+    """Tiny folders of Diffusers: of NCSN++ in the two layouts, and of DDPM."""
+    layouts = [PIPELINES / layout for layout in ("subfolders", "flat_legacy")]
+    scheduler = {**DDPM, "clip_sample": False}
+    return [*layouts, recorded_folder(tmp_path / "ddpm", "ddpm_a", scheduler)]
+
+
+def test_diffusers_examples(pipelines, tmp_path):
+    names = example("docs/exchange.md", "def give_back")
+    ncsnpp, flat, ddpm = pipelines
+    for folder, changes in ((ncsnpp, names["FEW_NCSNPP"]), (ddpm, names["FEW_DDPM"])):
+        images, evaluations = names["sample"](folder, 2, changes, device="cpu")
+        assert images.shape == (2, 3, 8, 8) and evaluations == 20
+    images = torch.full((2, 3, 8, 8), 0.5)
+    loose = {"device": "cpu", "rtol": 10.0, "atol": 10.0}
+    assert names["bits_per_dim"](ncsnpp, images[:1], **loose).shape == (1,)
+    mask = torch.ones(1, 1, 8, 8)
+    mask[..., 4:] = 0
+    filled = names["inpaint"](ncsnpp, images, mask, steps=3, device="cpu")
+    torch.testing.assert_close(filled[..., :4], images[..., :4], rtol=0, atol=0.05)
+    for folder in (flat, ddpm):
+        names["give_back"](folder, tmp_path / "back")
+        (_, sde, facts), (_, again, found) = (
+            load_diffusers(at, "cpu") for at in (folder, tmp_path / "back")
+        )
+        assert repr(again) == repr(sde) and found["sampling"] == facts["sampling"]

@@ -13,13 +13,12 @@ import struct
 
 import pytest
 import torch
-from diffusers_helpers import DDPM, VE, a_folder
+from diffusers_helpers import DDPM, VE, a_folder, drawn_for
 
 from models.foreign import load_diffusers
 from models.utils import create_model
 from score_lib.disk.safetensors_files import read_safetensors, write_safetensors
-from score_lib.exchange import diffusers, unet_configs
-from score_lib.options import complete
+from score_lib.exchange import diffusers
 
 HUGE = 10**9
 TINY = {
@@ -64,6 +63,7 @@ CONFIGS = [
     {"sample_size": [4, -4]},
     {"sample_size": True},
     {"in_channels": HUGE, "out_channels": HUGE},
+    {"in_channels": 65536, "out_channels": 65536},
     {"in_channels": 1},
     {"out_channels": 6},
     {"norm_num_groups": 3},
@@ -99,6 +99,8 @@ CONFIGS = [
     {"act_fn": {"silu": 1}},
     {"class_embed_type": "timestep"},
     {"num_class_embeds": HUGE},
+    {"num_class_embeds": 65536},
+    {"num_class_embeds": [10]},
     {"add_attention": 1},
     {"resnet_time_scale_shift": "scale_shift"},
     {"attn_norm_num_groups": 4},
@@ -149,9 +151,7 @@ def encoded(table):
 def good(tmp_path_factory):
     """A right folder."""
     folder = tmp_path_factory.mktemp("folders") / "good"
-    options = unet_configs.checked("", TINY)
-    model = create_model(complete(unet_configs.to_ours(options)), "cpu")
-    a_folder(folder, TINY, diffusers._their_weights(model), VE, "ScoreSdeVePipeline")
+    a_folder(folder, TINY, drawn_for(TINY), VE, "ScoreSdeVePipeline")
     return folder
 
 
@@ -241,11 +241,8 @@ def test_tensors(folder):
         ({"more": right}, "1 are not in the network"),
         ({old: right}, "1 are twice"),
         ({name: right[:, :2]}, "1 are of another shape"),
-        ({name: right[:, :, None, None]}, "1 are of another shape"),
         ({name: hole}, "other than finite numbers"),
-        ({name: right / 0}, "other than finite numbers"),
         ({name: right.long()}, "other than finite numbers"),
-        ({name: right.bool()}, "other than finite numbers"),
     ):
         tensors = {k: v for k, v in {**stored, **changes}.items() if v is not None}
         write_safetensors(folder / WEIGHTS, tensors)
@@ -265,7 +262,7 @@ def test_headers_whose_places_overlap(folder):
         table[name]["data_offsets"] = places
         header = json.dumps(table).encode()
         (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + whole[8 + size :])
-        refused(folder)
+        assert refused(folder)
     for damaged in (b"", whole[:-1], whole + b"0", b"\xff" * 8 + whole[8:], bytes(len(whole))):
         (folder / WEIGHTS).write_bytes(damaged)
         refused(folder)

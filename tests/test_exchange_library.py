@@ -15,6 +15,7 @@ from diffusers_helpers import DDPM, OURS, PIPELINES, arrays_of, error, recorded_
 from networks import build, fill_weights, images
 from small_runs import ROOT
 
+from datasets import get_data_inverse_scaler
 from models.foreign import load_diffusers, save_diffusers
 from sampling import get_sampling_fn
 
@@ -59,7 +60,8 @@ def computed(written, tmp_path_factory):
     for name, (_, sde, _, folder) in written.items():
         arrays = arguments(name)
         at = folder if sde is None else folder / "unet"
-        jobs[name] = {"folder": at, "x": arrays["x"], "timesteps": arrays["timesteps"]}
+        given = {key: arrays[key] for key in ("x", "timesteps", "classes") if key in arrays}
+        jobs[name] = {"folder": at, **given}
         if sde is not None:
             jobs[f"{name} samples"] = {"folder": folder, "seed": 5, "steps": 4}
     root = tmp_path_factory.mktemp("jobs")
@@ -73,32 +75,34 @@ def computed(written, tmp_path_factory):
 def arguments(name):
     """Arrays of a recorded case, or arguments of one of our own networks."""
     if name in OURS:
-        return {"x": images(OURS[name]()), "timesteps": torch.tensor([3.0, 70.0])}
+        given = {"x": images(OURS[name]()), "timesteps": torch.tensor([3.0, 70.0])}
+        return {**given, "classes": torch.tensor([2, 5])} if name == "classes" else given
     return arrays_of("ncsnpp_files" if name in ("subfolders", "flat_legacy") else name)
 
 
 @pytest.mark.parametrize("name", [*NAMES, *OURS])
 def test_networks(name, written, computed):
     arrays = arguments(name)
-    ours = written[name][0](arrays["x"], arrays["timesteps"]).detach()
+    condition = {"classes": arrays["classes"]} if "classes" in arrays else {}
+    ours = written[name][0](arrays["x"], arrays["timesteps"], **condition).detach()
     assert error(computed[name], ours) < 2e-5
     if name in NAMES:
         assert error(computed[name], arrays["out"]) < 2e-5
 
 
-@pytest.mark.parametrize("name", ["subfolders", "flat_legacy"])
+@pytest.mark.parametrize("name", ["subfolders", "flat_legacy", "ddpm_a"])
 def test_samples(name, written, computed):
     model, sde, facts, _ = written[name]
     kind, images = computed[f"{name} samples"]
     assert kind == facts["pipeline"]
-    sde.N = 4
-    sample = get_sampling_fn(facts["config"], sde, (2, 3, 8, 8), lambda x: x, sde.sampling_eps)
+    config = facts["config"]
+    if name == "ddpm_a":
+        config.sampling.respacing = "leading4"
+    else:
+        sde.N = 4
+    inverse_scaler = get_data_inverse_scaler(config)
+    sample = get_sampling_fn(config, sde, (2, 3, 8, 8), inverse_scaler, sde.sampling_eps)
     torch.manual_seed(5)
     ours, _ = sample(model)
     ours = ours.clamp(0, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(ours, images, rtol=0, atol=1e-4)
-
-
-def test_a_ddpm_pipeline_runs(written, computed):
-    kind, images = computed["ddpm_a samples"]
-    assert kind == "DDPMPipeline" and images.shape == (2, 8, 8, 3) and images.isfinite().all()

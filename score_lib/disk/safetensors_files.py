@@ -41,7 +41,7 @@ _DTYPES = {
 
 
 class Entry(NamedTuple):
-    """What a header says of a tensor: `start` and `end` count bytes behind the header."""
+    """A header's entry for a tensor; `start` and `end` count bytes behind the header."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -74,7 +74,7 @@ def read_safetensors(
 
 
 def read_header(path: str | os.PathLike) -> tuple[dict[str, Entry], dict[str, str]]:
-    """What a file holds, without its tensors: their dtypes, shapes and places, and the metadata.
+    """The header of a file, checked: dtypes, shapes and places of its tensors, and the metadata.
 
     Tensors fill the file without gaps and overlaps, so that they take no more memory than it.
 

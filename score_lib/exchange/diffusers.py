@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
 from models.unet import UNet
@@ -22,7 +21,7 @@ from score_lib.options import Config, complete
 from score_lib.sdes.process import SDE
 
 _FIRST_DENSE = "time_embedding.linear_1.weight"
-# What a config needs beside the network and the process, to train on or to be evaluated.
+# Options beside the network and the process that training and evaluation need.
 _RUN = {"data": {"dataset": "IMAGES"}, "model": {"ema_rate": 0.9999}}
 
 
@@ -95,17 +94,18 @@ def _network(path: pathlib.Path, config: Config) -> UNet:
 
 
 def _notes(config: Config, process: schedulers.Process | None) -> list[str]:
-    notes = []
     if process is None:
-        notes.append("there is no scheduler, so that the process is unknown")
-    elif config.training.sde == "vesde":
+        return ["there is no scheduler, so that the process is unknown"]
+    exploding, centered = config.training.sde == "vesde", config.data.centered
+    notes = list(process.notes)
+    if config.training.condition:
         notes.append(
-            f"sampling starts at sigma_max = {config.model.sigma_max:g}, as the scheduler says; "
-            "training may have gone to another noise level"
+            "the network is told a class, as models.conditioning.Given does; the pipeline itself "
+            "draws no samples of such networks"
         )
-        if config.data.centered:
-            notes.append("the network's range is [-1, 1], but the pipeline cuts samples to [0, 1]")
-    elif not config.data.centered:
+    if exploding and centered:
+        notes.append("the network's range is [-1, 1], but the pipeline cuts samples to [0, 1]")
+    if not exploding and not centered:
         notes.append("the network's range is [0, 1], but the pipeline maps samples from [-1, 1]")
     return notes
 
@@ -190,11 +190,12 @@ def save_diffusers(
         OSError: the folder cannot be written.
     """
     if model is None:
-        run = config
+        if not hasattr(run := config, "state"):
+            raise ExchangeError("save_diffusers needs a network beside its config, or a run")
         with run.state["ema"].applied(run.state["model"].parameters()):
             save_diffusers(folder, run.config, run.state["model"], run.sde, scheduler=scheduler)
         return
-    config, network = complete(_plain(config)), unwrapped(model)
+    config, network = complete(config), unwrapped(model)
     if not isinstance(network, UNet):
         raise ExchangeError(f"a {type(network).__name__} cannot be written: only ddpm and ncsnpp")
     options = unet_configs.to_theirs(config, network)
@@ -202,10 +203,6 @@ def save_diffusers(
     if sde is not None:
         process = schedulers.described(config, sde, scheduler or {})
     folders.write_folder(folder, options, _their_weights(network), process)
-
-
-def _plain(config: object) -> object:
-    return config if not isinstance(config, Mapping) else ConfigDict(dict(config))
 
 
 def _their_weights(model: UNet) -> dict[str, Tensor]:

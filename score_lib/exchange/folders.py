@@ -32,7 +32,7 @@ _NETWORKS = ("unet", "model")  # names of the network in an index, and of its fo
 
 
 class Folder(NamedTuple):
-    """What a folder holds.
+    """The files of a model, and the contents of those that describe it.
 
     Attributes:
         config, scheduler, weights: paths; scheduler is None where there is none.

@@ -3,6 +3,7 @@
 A scheduler holds the noise levels that a network was trained with, and how its pipeline samples.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -47,22 +48,25 @@ PIPELINES = {
     "DDPMScheduler": "DDPMPipeline",
     "DDIMScheduler": "DDIMPipeline",
 }
-# What a network predicts: their name, and ours.
+# Variances of a step, and what a network predicts: their names, and ours.
+_VARIANCES = {"fixed_small": "small", "fixed_large": "large", "ddim": "ddim"}
 _PREDICTIONS = {"epsilon": "", "sample": "x0", "v_prediction": "v"}
 
 
 class Process(NamedTuple):
-    """What a scheduler says of a network.
+    """A process as a scheduler describes it.
 
     Attributes:
         sde: the process.
         config: options of ours by section.
         sampling: how its pipeline samples, by its own names; complete.
+        notes: sentences for the user.
     """
 
     sde: SDE
     config: dict[str, dict]
     sampling: dict[str, object]
+    notes: list[str]
 
 
 def read(path, stored: Mapping[str, object]) -> Process:
@@ -83,9 +87,8 @@ def read(path, stored: Mapping[str, object]) -> Process:
         options[name] = stored.get(name, default)
         if not allowed.accepts(options[name]):
             raise wrong_value(path, name, options[name], allowed.allowed)
-    make = _variance_exploding if kind == "ScoreSdeVeScheduler" else _chain
     try:
-        return make(options)
+        return _variance_exploding(options) if kind == "ScoreSdeVeScheduler" else _chain(options)
     except ValueError as error:  # noise levels that do not grow, or too few
         raise ExchangeError(f"{path} describes no process: {error}") from error
 
@@ -105,7 +108,11 @@ def _variance_exploding(options: dict[str, object]) -> Process:
     }
     sde = VESDE(**levels, N=N)
     sde.sampling_eps = float(options["sampling_eps"])
-    return Process(sde, config, options)
+    note = (
+        f"sampling starts at sigma_max = {sde.sigma_max:g}, as the scheduler says; training may "
+        "have gone to another noise level"
+    )
+    return Process(sde, config, options, [note])
 
 
 def _chain(options: dict[str, object]) -> Process:
@@ -116,12 +123,25 @@ def _chain(options: dict[str, object]) -> Process:
         sde, name, model = VPSDE(**betas, N=N), "vpsde", {**model, **betas}
     else:
         sde, name = CosineVPSDE(N, continuous=False), "cosine_vpsde"
+    # Options of the scheduler for DDIM are told apart by one that it alone has.
+    variance = _VARIANCES[options.get("variance_type", "ddim")]
+    steps = {"method": "chain", "variance": variance, "clip": options["clip_sample"]}
     config = {
         "model": model,
         "training": {"sde": name, "continuous": False, "reduce_mean": True},
-        "sampling": {"predictor": "ancestral_sampling", "corrector": "none"},
+        "sampling": {
+            **steps,
+            "clip_noise": False,
+            "predictor": "ancestral_sampling",
+            "corrector": "none",
+        },
     }
-    return Process(sde, config, options)
+    notes = [
+        f"the scheduler has {key} = {options[key]}, and the sampler here has {usual} only"
+        for key, usual in (("clip_sample_range", 1), ("set_alpha_to_one", True))
+        if options.get(key, usual) != usual
+    ]
+    return Process(sde, config, options, notes)
 
 
 # --- Writing -----------------------------------------------------------------------------------
@@ -140,7 +160,7 @@ def described(config, sde: SDE, changes: Mapping[str, object]) -> dict[str, obje
     if isinstance(sde, VESDE) and config.training.continuous:
         options = _of_variance_exploding(config, sde)
     elif isinstance(sde, VPSDE | CosineVPSDE) and not config.training.continuous:
-        options = _of_chain(config, sde, changes.get("_class_name", "DDPMScheduler"))
+        options = _of_chain(config, sde, changes.get("_class_name"))
     else:
         times = "all times" if config.training.continuous else "discrete noise levels"
         raise ExchangeError(
@@ -152,9 +172,16 @@ def described(config, sde: SDE, changes: Mapping[str, object]) -> dict[str, obje
     for name in options.keys() - SCHEDULERS.get(kind, options).keys() - {"_class_name"}:
         raise ExchangeError(f"the scheduler {kind} has no option {name}")
     again = read("the scheduler to write", options)
-    if repr(again.sde) != repr(sde):
+    if not _same(again.sde, sde):
         raise ExchangeError(f"the options given for the scheduler are {again.sde!r}, not {sde!r}")
     return options
+
+
+def _same(sde: SDE, other: SDE) -> bool:
+    """Whether two processes have the same noise levels, up to rounding."""
+    names = ("N", "sigma_min", "sigma_max", "beta_0", "beta_1")
+    pairs = [(getattr(sde, name, 0), getattr(other, name, 0)) for name in names]
+    return type(sde) is type(other) and all(math.isclose(a, b) for a, b in pairs)
 
 
 def _of_variance_exploding(config, sde: VESDE) -> dict[str, object]:
@@ -163,7 +190,7 @@ def _of_variance_exploding(config, sde: VESDE) -> dict[str, object]:
             f"model.parametrization = {config.model.parametrization!r} cannot be written: their "
             "ScoreSdeVeScheduler takes the output as the score"
         )
-    corrects = config.sampling.get("corrector", "none").lower() != "none"
+    corrects = config.sampling.corrector.lower() != "none"
     return {
         "_class_name": "ScoreSdeVeScheduler",
         "num_train_timesteps": sde.N,
@@ -175,20 +202,26 @@ def _of_variance_exploding(config, sde: VESDE) -> dict[str, object]:
     }
 
 
-def _of_chain(config, sde: VPSDE | CosineVPSDE, kind: str) -> dict[str, object]:
-    ours = config.model.parametrization.lower()
+def _of_chain(config, sde: VPSDE | CosineVPSDE, kind: str | None) -> dict[str, object]:
+    """Without the sampler of chains: as the ancestral sampler."""
+    ours, sampling = config.model.parametrization.lower(), config.sampling
     names = {value: key for key, value in _PREDICTIONS.items()} | {"noise": "epsilon"}
     if ours not in names:
         raise ExchangeError(
             f"model.parametrization = {ours!r} cannot be written: their schedulers know "
             f"{', '.join(_PREDICTIONS)}"
         )
-    defaults = {name: default for name, (default, _) in SCHEDULERS.get(kind, {}).items()}
-    options = {"num_train_timesteps": sde.N, "prediction_type": names[ours], "clip_sample": False}
+    chain = sampling.method == "chain"
+    variance = sampling.variance if chain else "large"
+    kind = kind or ("DDIMScheduler" if variance == "ddim" else "DDPMScheduler")
+    options = {name: default for name, (default, _) in SCHEDULERS.get(kind, {}).items()}
+    options |= {"num_train_timesteps": sde.N, "prediction_type": names[ours]}
+    options["clip_sample"] = chain and sampling.clip
     if kind == "DDPMScheduler":
-        options["variance_type"] = "fixed_large"  # as the ancestral sampler here
+        theirs = {value: key for key, value in _VARIANCES.items() if value != "ddim"}
+        options["variance_type"] = theirs.get(variance, "fixed_small")
     if isinstance(sde, VPSDE):
         options |= {"beta_start": sde.beta_0 / sde.N, "beta_end": sde.beta_1 / sde.N}
     else:
         options["beta_schedule"] = "squaredcos_cap_v2"
-    return {"_class_name": kind, **defaults, **options}
+    return {"_class_name": kind, **options}

@@ -72,6 +72,7 @@ _READ: dict[str, tuple[object, Check]] = {
     "norm_num_groups": (32, _or_none(_CHANNELS)),
     "attention_head_dim": (8, _or_none(_CHANNELS)),
     "norm_eps": (1e-5, between(1e-12, 1.0)),
+    "num_class_embeds": (None, _or_none(between(2, _MOST_CHANNELS))),
 }
 # Options of which our networks have these values only; the first one where a file lacks them.
 _FIXED: dict[str, tuple] = {
@@ -80,7 +81,6 @@ _FIXED: dict[str, tuple] = {
     "class_embed_type": (None,),
     "downsample_type": ("conv",),
     "mid_block_type": ("UNetMidBlock2D",),
-    "num_class_embeds": (None,),
     "resnet_time_scale_shift": ("default",),
     "upsample_type": ("conv",),
 }
@@ -113,9 +113,7 @@ def checked(path, stored: Mapping[str, object]) -> dict[str, object]:
     for name, value in options.items():
         allowed = _READ[name][1]
         if not allowed.accepts(value):
-            raise ExchangeError(
-                f"{path} has {name} = {shown(value)}, which should be {allowed.allowed}"
-            )
+            raise wrong_value(path, name, value, allowed.allowed)
     for name, values in _FIXED.items():
         if not _same_as_one(stored.get(name, values[0]), values):
             allowed = " or ".join(map(shown, values))
@@ -182,14 +180,17 @@ def _mirrored(down: list[str]) -> list[str]:
 def fewest_weights(options: Mapping[str, object]) -> int:
     """Fewer weights than the network has, but not many times fewer.
 
-    Those of the second convolution of each residual block.
+    Those of the second convolution of each residual block, of the first and the last one, and of
+    classes.
     """
-    blocks = 2 * options["layers_per_block"] + 1
-    return blocks * sum(9 * width**2 for width in options["block_out_channels"])
+    blocks, widths = 2 * options["layers_per_block"] + 1, options["block_out_channels"]
+    ends = 2 * options["in_channels"] * widths[0]
+    classes = 4 * widths[0] * (options["num_class_embeds"] or 0)
+    return 9 * (ends + blocks * sum(width**2 for width in widths)) + classes
 
 
 def to_ours(options: Mapping[str, object]) -> dict[str, dict]:
-    """Options of theirs, see `checked`, as the sections `data` and `model` of a config of ours."""
+    """Options of theirs, see `checked`, as sections of a config of ours."""
     pyramids = _BLOCKS[options["down_block_types"][0]][0]
     fourier = options["time_embedding_type"] == "fourier"
     size, widths = options["sample_size"], options["block_out_channels"]
@@ -222,10 +223,13 @@ def to_ours(options: Mapping[str, object]) -> dict[str, dict]:
         "num_channels": options["in_channels"],
         "centered": not options["center_input_sample"],
     }
-    return {"data": data, "model": model}
+    if (classes := options["num_class_embeds"]) is None:
+        return {"data": data, "model": model}
+    data["num_classes"] = classes
+    return {"data": data, "model": model, "training": {"condition": "classes"}}
 
 
-# What all of their networks are in our terms, and those of each family.
+# All of their networks in our terms, and those of each family.
 _COMMON = {
     "conditional": True,
     "normalization": "GroupNorm",
@@ -293,6 +297,7 @@ def to_theirs(config, model: UNet) -> dict[str, object]:
         "norm_num_groups": None if pyramids else _head_groups(model),
         "attention_head_dim": _head_width(model),
         "norm_eps": ours.norm_eps,
+        "num_class_embeds": _rows(model),
         **{name: values[0] for name, values in _FIXED.items()},
     }
     check_groups("the network", model, options)
@@ -304,14 +309,14 @@ def _is_fourier(ours) -> bool:
 
 
 def _check_ours(config, pyramids: bool) -> None:
-    """Refuse what no blocks of theirs compute."""
+    """Refuse options that no blocks of theirs have."""
     ours = config.model
     if ours.name not in ("ddpm", "ncsnpp"):
         raise ExchangeError(f"model.name is {ours.name!r}, and only ddpm and ncsnpp can be written")
-    if config.training.condition:
+    if config.training.condition not in ("", "classes"):
         raise ExchangeError(
             f"training.condition = {config.training.condition!r} cannot be written: their networks "
-            "are told of the time only"
+            "are told of the time and of classes only"
         )
     wanted = {**_COMMON, "ch_mult[0]": 1, "scale_by_sigma": _is_fourier(ours)}
     if ours.name == "ncsnpp":
@@ -335,6 +340,11 @@ def _check_ours(config, pyramids: bool) -> None:
 
 def _plain(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _rows(model: UNet) -> int | None:
+    """Classes that a network is told, with the null, which is the last one; None: none."""
+    return model.condition_layers.classes.num_embeddings if model.takes.kinds else None
 
 
 def _head_groups(model: UNet) -> int:
@@ -393,11 +403,6 @@ def _their_groups(leaf: Leaf, options: Mapping[str, object]) -> int:
         return min(channels // 4, 32) if number is None else number
     if "attentions" in inside:
         return 32
-    if part == "up_blocks" and inside[1] == "resnets" and inside[-1] == "norm1":
-        level, block = int(inside[0]), int(inside[2])
-        if options["up_block_types"][level].startswith("Attn"):
-            # Not a fourth of the sum: theirs lacks the parentheses.
-            widths = options["block_out_channels"][::-1]
-            below = widths[max(level - 1, 0) if block == 0 else level]
-            return min(below + (channels - below) // 4, 32)
+    # Beside attention on the way up theirs has min(R + S // 4, 32) groups of R + S channels, which
+    # differs from a fourth of all only where attention has fewer than 128 channels, and so differs.
     return min(channels // 4, 32)

@@ -78,6 +78,9 @@ def leaves(model: UNet) -> Iterator[Leaf]:
             whole = ".".join(filter(None, [theirs, inside]))
             ours = ".".join(filter(None, [f"all_modules.{slot}", name]))
             yield Leaf(whole, ours, module.get_submodule(name))
+    if model.takes.classes:
+        name = "condition_layers.classes"
+        yield Leaf("class_embedding", name, model.get_submodule(name))
 
 
 def missing_attentions(model: UNet) -> list[tuple[str, AttnBlockpp]]:
@@ -206,4 +209,5 @@ def _tensors(leaf: Leaf) -> list[Pair]:
             Pair(f"{theirs}.weight", f"{ours}.W", form),
             Pair(f"{theirs}.bias", f"{ours}.b", SAME),
         ]
-    return [Pair(f"{theirs}.{kind}", f"{ours}.{kind}", SAME) for kind in ("weight", "bias")]
+    kinds = [kind for kind, _ in module.named_parameters()]  # weight, and bias if there is one
+    return [Pair(f"{theirs}.{kind}", f"{ours}.{kind}", SAME) for kind in kinds]
