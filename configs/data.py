@@ -94,6 +94,26 @@ def images_defaults(image_size: int = 32) -> ConfigDict:
     return _images("IMAGES", image_size)
 
 
+def arrays_defaults(shape: tuple[int, ...], kind: str = "") -> ConfigDict:
+    """The user's own arrays of any shape; `data.path` says where they are.  Minutes on a CPU.
+
+    Args:
+        shape: of one example.
+        kind: what it is, where the shape does not tell; see `data.kind`.
+    """
+    config = _images("ARRAYS", 1)  # the shape takes the place of the size
+    config.data.update(shape=shape, kind=kind, random_flip=False, num_workers=0)
+    # Data have a deviation of 1 in the network's range.
+    config.model.update(sigma_data=1.0, dropout=0.0)
+    config.optim.update(lr=2e-3, warmup=100)
+    config.training.update(batch_size=256, n_iters=5000, eval_freq=500)
+    config.training.update(snapshot_freq=5000, snapshot_freq_for_preemption=1000)
+    config.sampling.num_samples = 256
+    config.eval.update(begin_ckpt=1, end_ckpt=1, loss_num_repeats=10, batch_size=512)
+    config.eval.update(enable_bpd=True, bpd_num_repeats=1, enable_sampling=True, num_samples=2000)
+    return config
+
+
 def _images(dataset: str, image_size: int) -> ConfigDict:
     config = base()
     config.data.update(dataset=dataset, image_size=image_size)

@@ -112,8 +112,8 @@ patterns = Check(
     lambda v: isinstance(v, list | tuple) and all(text.accepts(x) and x for x in v),
 )
 split = Check(
-    "'', 'tenths' or 'TRAIN:HELDOUT', two names of folders",
-    lambda value: text.accepts(value) and (value in ("", "tenths") or _two_names(value)),
+    "'', 'tenths', 'last' or 'TRAIN:HELDOUT', two names of folders",
+    lambda value: text.accepts(value) and (value in ("", "tenths", "last") or _two_names(value)),
 )
 color = Check(
     "'', the name of a colour or '#rrggbb'",
@@ -148,7 +148,8 @@ respacings = Check(
 precision = one_of("float32", "tf32", "bfloat16")
 compiling = one_of("", "default", "reduce-overhead", "max-autotune")
 data_sets = name(
-    "CIFAR10 CIFAR100 SVHN MNIST FASHION_MNIST CELEBA LSUN FFHQ CelebAHQ IMAGES DIGITS COLOR_DIGITS"
+    "CIFAR10 CIFAR100 SVHN MNIST FASHION_MNIST CELEBA LSUN FFHQ CelebAHQ IMAGES ARRAYS DIGITS "
+    "COLOR_DIGITS"
 )
 networks = name(
     "ncsnpp ddpm ncsn ncsnv2_64 ncsnv2_128 ncsnv2_256 adm adm_classifier "

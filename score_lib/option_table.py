@@ -87,6 +87,17 @@ _DATA = {
     "image_width": (0, at_least(0), "width, where `image_size` is the height; 0: square"),
     "num_channels": (3, count, "1 for gray images, 3 for colour, 4 with transparency"),
     "shape": ((), shape, "shape of a datum that is no image, such as (D,) or (N, C); (): an image"),
+    "kind": (
+        "",
+        one_of("", "vectors", "series", "points", "images", "volumes"),
+        'what a datum is; "": by its shape, where sets of points have to be named',
+    ),
+    "standardize": (
+        "channel",
+        one_of("channel", "entry", "all", "none"),
+        "continuous values: what has one mean and one deviation, by which data are standardised",
+    ),
+    "key": ("", text, 'array in an .npz or .h5; "": the only one, or "data"'),
     "centered": (NEEDED, flag, "pixels from -1 to 1 inside the network, else from 0 to 1"),
     "random_flip": (True, flag, "mirror half of the training images"),
     "augment": (
@@ -96,7 +107,7 @@ _DATA = {
     ),
     "uniform_dequantization": (False, flag, "spread grey levels by uniform noise"),
     "category": ("", text, 'category of LSUN, such as "bedroom"'),
-    "path": ("", text, "your own images: a folder, .zip, .npy or .npz; or files of a public set"),
+    "path": ("", text, "your own images or arrays: a folder or file; or files of a public set"),
     "split": ("", split, 'held-out part of `path`; "": a folder such as test/, else every tenth'),
     "range": ((), ends, "stored values of black and white; (): 0 and 255, or 0 and 1 for floats"),
     "background": ("", color, 'colour behind transparent pixels; "": they are refused'),
@@ -296,7 +307,11 @@ _CONTROL = {
     "num_results": (4, count, "samples for each of them"),
     "operator": ("", any_operator, 'measurement of an image; "": as suits the task'),
     "method": ("pigdm", methods, 'how an image is restored; "none": by the condition alone'),
-    "noise_std": (0.0, at_least(0.0), "noise of a measurement, for images in [0, 1]"),
+    "noise_std": (
+        0.0,
+        at_least(0.0),
+        "noise of a measurement: of images in [0, 1] or in the units of other data",
+    ),
     "mask": ("", text, "file of a mask, white where pixels are known"),
     "box": ((), numbers, 'operator "box": (top, left, height, width); (): the centre'),
     "keep": (0.25, between(0.0, 1.0), 'operator "random_mask": share of known pixels'),
@@ -305,7 +320,11 @@ _CONTROL = {
     "num_measurements": (0, at_least(0), 'operator "projection": known numbers; 0: a quarter'),
     "operator_seed": (0, whole, "seed of operators that are drawn at random"),
     "strength": (1.0, at_least(0.0), 'method "dps": step size'),
-    "data_std": (0.3, above(0.0), 'method "pigdm": standard deviation of pixels in [0, 1]'),
+    "data_std": (
+        0.0,
+        at_least(0.0),
+        'method "pigdm": standard deviation of data; 0: 0.3 of pixels in [0, 1], 1 of other data',
+    ),
     "iterations": (5, count, 'methods "pigdm" and "tweedie": conjugate-gradient iterations'),
     "classifier": ("", text, 'task "class": checkpoint of a noise-conditional classifier'),
     "classifier_config": (

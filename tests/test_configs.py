@@ -55,7 +55,12 @@ OWN = [
     "vp/digits_classifier",
     "vp/digits_conditional",
     "vp/digits_superres",
+    "vp/fields",
     "vp/images",
+    "vp/points",
+    "vp/series",
+    "vp/vectors",
+    "vp/volumes",
 ]
 
 ABSENT = "absent"

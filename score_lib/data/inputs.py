@@ -8,21 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import image_shape
+from score_lib.base.tensors import data_shape, image_shape
 from score_lib.data.files import OneFile
 from score_lib.data.images import ImageFiles, open_images, opened
+from score_lib.data.kinds import is_continuous, kind_of
 from score_lib.data.loading import get_streams
 from score_lib.data.pixels import Pixels, is_deep, to_bytes
-from score_lib.data.sources import DataError, Subset
+from score_lib.data.sources import DataError, Source, Subset
 from score_lib.data.stream import ImageStream
+from score_lib.data.values import open_array_source
 from score_lib.options import complete
 
 
 class Inputs(NamedTuple):
-    """Images with their labels and names.
+    """Images, or other data, with their labels and names.
 
     Attributes:
-        images: (n, C, H, W) float32 in [0, 1].
+        images: (n, *D), grey levels in [0, 1], or continuous values.
         labels: (n,) int64, or None with fewer than two classes.
         names: file names, or numbers in the data set or array.
     """
@@ -37,7 +39,8 @@ def read_inputs(config, path: str, count: int, split: str = "test") -> Inputs:
 
     Args:
         config: reads `data.*`; files are cropped and resized to the configured shape.
-        path: an image file, a folder, a .zip, .npy or .npz; "" is the configured data set.
+        path: an image file, a folder, a .zip, .npy or .npz, and for data that are no images an
+            .npy, .npz or .h5; "" is the configured data set.
         count: number of images, at least 1; fewer are returned if there are fewer.
         split: "train" or "test", for the data set; a path is not split.
     """
@@ -45,19 +48,7 @@ def read_inputs(config, path: str, count: int, split: str = "test") -> Inputs:
     if count < 1:
         raise DataError(f"{count} images were asked for: at least 1 is needed")
     if path:
-        data = config.data
-        source = open_images(
-            path,
-            image_shape(config),
-            data.on_error,
-            name="images to edit",
-            range=data.range,
-            background=data.background,
-        )
-        # data.levels describes the data set.  Only files like those of IMAGES share its grey
-        # levels; all others have 256.
-        if config.data.dataset == "IMAGES":
-            source.levels = config.data.levels or source.levels
+        source = _at_path(config, path)
     elif split in ("train", "test"):
         source = get_streams(config, evaluation=True)[2].sources[split]
     else:
@@ -70,13 +61,34 @@ def read_inputs(config, path: str, count: int, split: str = "test") -> Inputs:
     return Inputs(batch["image"], labels, list(names)[: len(numbers)])
 
 
-def read_mask(path: str, shape: tuple[int, int, int]) -> Tensor:
-    """A mask of the known pixels: 1 where known, 0 where open.
+def _at_path(config, path: str) -> Source:
+    """Examples at a path that is not the data set's: images, or rows of an array."""
+    data = config.data
+    if is_continuous(config) or kind_of(config) != "images":
+        place = pathlib.Path(os.path.expanduser(path))
+        return open_array_source(place, data_shape(config), data.key, data.levels)
+    source = open_images(
+        path,
+        image_shape(config),
+        data.on_error,
+        name="images to edit",
+        range=data.range,
+        background=data.background,
+    )
+    # data.levels describes the data set.  Only files like those of IMAGES share its grey levels;
+    # all others have 256.
+    if data.dataset == "IMAGES":
+        source.levels = data.levels or source.levels
+    return source
+
+
+def read_mask(path: str, shape: tuple[int, ...]) -> Tensor:
+    """A mask of the known entries: 1 where known, 0 where open.
 
     Args:
         path: an image file, white where known and black where open; or an .npy of (H, W),
             (1, H, W) or (C, H, W) that holds 0 and 1, or 0 and 255.
-        shape: (C, H, W) of the images.
+        shape: D, such as (C, H, W) of images.
     Returns:
         (1, H, W), or (C, H, W) for an array with one mask per channel; float32.
     """
@@ -84,12 +96,14 @@ def read_mask(path: str, shape: tuple[int, int, int]) -> Tensor:
     if not file.is_file():
         raise DataError(f"there is no mask file {path!r}")
     is_array = file.suffix.lower() == ".npy"
-    values = _mask_array(file) if is_array else _mask_pixels(file)
+    values = _mask_array(file, len(shape)) if is_array else _mask_pixels(file)
     if values.shape not in ((1, *shape[1:]), tuple(shape)):
+        wanted = f"save an array of the shape {tuple(shape)}"
+        if len(shape) == 3:
+            wanted = f"make it {shape[1]} pixels high and {shape[2]} wide"
         raise DataError(
-            f"the mask {file} has the shape {values.shape}, but the images have {tuple(shape)} "
-            f"(channels, height, width): masks are not resized, so make it {shape[1]} pixels high "
-            f"and {shape[2]} wide"
+            f"the mask {file} has the shape {values.shape}, but the data have {tuple(shape)}, "
+            f"channels first: masks are not resized, so {wanted}"
         )
     known = 1 if is_array and not (values > 1).any() else 255
     if (others := np.unique(values[(values != 0) & (values != known)])).size:
@@ -101,7 +115,7 @@ def read_mask(path: str, shape: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(np.asarray(values == known)).float()
 
 
-def _mask_array(file: pathlib.Path) -> np.ndarray:
+def _mask_array(file: pathlib.Path, rank: int) -> np.ndarray:
     try:
         # Memory-mapped, so that the shape is checked before the array is loaded.
         values = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -111,7 +125,7 @@ def _mask_array(file: pathlib.Path) -> np.ndarray:
         raise DataError(f"the mask {file} is an .npz file: save one array as .npy")
     if values.dtype.kind not in "buif":
         raise DataError(f"the mask {file} holds {values.dtype} instead of 0 and 1")
-    return values[None] if values.ndim == 2 else values
+    return values[None] if values.ndim == rank - 1 else values
 
 
 def _mask_pixels(file: pathlib.Path) -> np.ndarray:

@@ -4,11 +4,14 @@ import dataclasses
 import types
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from score_lib.base.tensors import derive_seed, image_shape
-from score_lib.data import digits, images, public, tfrecords  # noqa: F401  (they register)
+from score_lib.base.tensors import data_shape, derive_seed
+from score_lib.data import digits, images, public, tfrecords, values  # noqa: F401  (they register)
+from score_lib.data.kinds import is_continuous, kind_of, stored_shape
 from score_lib.data.sources import DATASETS, DataError, Source, log_once, named
+from score_lib.data.standardization import Standardization
 from score_lib.data.stream import ImageStream
 from score_lib.options import complete
 
@@ -27,6 +30,15 @@ def get_data_inverse_scaler(config) -> Callable[[Tensor], Tensor]:
     return lambda x: x
 
 
+def get_scaling(config, device: torch.device | str = "cpu") -> tuple[Callable, Callable]:
+    """From the data to the network's range, and back: the two scalers of grey levels in [0, 1], or
+    a `Standardization` of continuous values, which has yet to be fitted or loaded."""
+    if is_continuous(config):
+        scaler = Standardization(data_shape(complete(config)), device)
+        return scaler, scaler.inverse
+    return get_data_scaler(config), get_data_inverse_scaler(config)
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
     """A data set: its name and its two splits, "train" and "test" (held out)."""
@@ -40,8 +52,8 @@ class DatasetInfo:
         return {split: len(source) for split, source in self.sources.items()}
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+    def shape(self) -> tuple[int, ...]:
+        """Of one example, such as (C, H, W)."""
         return self.sources["train"].shape
 
     @property
@@ -84,16 +96,18 @@ def get_streams(
             otherwise both streams are endless and shuffled, in batches of `training.batch_size`,
             and the training stream flips images if `data.random_flip` is set, and augments them
             with the probability `data.augment`.  With the latter, all batches have "features".
+            It permutes the points of sets.
         num_workers: default: `data.num_workers`.
         stream: further arguments of `ImageStream`, such as `device`, `rank` and `world`.
     Raises:
         ValueError: unknown data set or options out of range, or a `DataError`.
     """
     config = complete(config)
-    train, test = DATASETS.build(config.data.dataset, config, image_shape(config))
+    kind = kind_of(config)
+    train, test = DATASETS.build(config.data.dataset, config, stored_shape(config))
     for source in (train, test):
         source.levels = config.data.levels or source.levels
-        if not 2 <= source.levels <= 256:
+        if not 2 <= source.levels <= 256 and source.dtype == torch.uint8:
             raise DataError(
                 f"data.levels={source.levels} must be from 2 to 256, since grey values are bytes, "
                 f"or 0 for the data set's own number of levels"
@@ -108,7 +122,8 @@ def get_streams(
     told = config.data.augment > 0
     unchanged = {"augment": 0.0 if told else None}
     changed = {
-        "random_flip": config.data.random_flip,
+        "random_flip": config.data.random_flip and kind == "images",
+        "permute": kind == "points",
         "augment": config.data.augment if told else None,
     }
     # Different seeds: otherwise the n-th draws of both streams would be equal.
@@ -117,6 +132,8 @@ def get_streams(
     train_stream = ImageStream(train, seed=seeds[0], **training, **options)
     test_stream = ImageStream(test, seed=seeds[1], **unchanged, **options)
     info = DatasetInfo(config.data.dataset, {"train": train, "test": test})
+    if changed["random_flip"] and train.dtype.is_floating_point and not evaluation:
+        log_once("data.random_flip = True mirrors half of the training data, along the last axis")
     if info.class_to_idx:
         place = f"{info.name} {config.data.path}".rstrip()
         log_once(f"{place}: classes and their labels: {named(info.class_to_idx)}")

@@ -19,7 +19,8 @@ DATASETS = Registry("dataset")
 
 # Decorator for a function `opener(shape, **keywords) -> (train, test)`: two `Source`s of images of
 # the configured shape (C, H, W).  Its arguments are those of `Registry.register`; `name` is the
-# value of `config.data.dataset`.
+# value of `config.data.dataset`.  An opener of data of any shape has the attribute `continuous`,
+# see `kinds.is_continuous`.
 register_dataset = DATASETS.register
 
 
@@ -56,14 +57,17 @@ class Source(abc.ABC):
     reads examples again.
 
     Attributes:
-        shape: (C, H, W) of every image.
+        shape: of every example, such as (C, H, W) of images.
+        dtype: `torch.uint8` for grey levels; a floating-point type for continuous values, which are
+            in the user's own units.
         levels: number of grey values; images hold 0 ... levels - 1.
         num_classes: labels are 0 ... num_classes - 1; 1 where there are no labels.
         class_to_idx: name of a class -> its label; empty where classes have no names.
         start_method: how worker processes must be started ("spawn", ...); None: any way.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.uint8
     levels: int = 256
     num_classes: int = 1
     class_to_idx: Mapping[str, int] = types.MappingProxyType({})
@@ -74,15 +78,35 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Images (n, C, H, W) uint8, and labels (n,) int64 or None, in the order of `numbers`.
+        """Examples (n, *shape) of `dtype`, and labels (n,) int64 or None, in the given order.
 
         Raises:
             DataError: an example cannot be read; the message names it.
         """
 
     def images(self, numbers: Sequence[int] | np.ndarray) -> Tensor:
-        """The images alone, (n, C, H, W) uint8."""
+        """The examples alone, (n, *shape)."""
         return self.read(np.asarray(numbers, dtype=np.int64))[0]
+
+
+def check_finite(examples: Tensor, numbers: np.ndarray, what: str = "example") -> None:
+    """Refuse values that are not finite.
+
+    Args:
+        examples: (n, *D).
+        numbers: of the examples, (n,).
+        what: they are called.
+    Raises:
+        DataError: names the first example and entry.
+    """
+    if examples.isfinite().all():
+        return
+    row, *entry = (~examples.isfinite()).nonzero()[0].tolist()
+    raise DataError(
+        f"{what} {int(numbers[row])} (from 0) holds {examples[(row, *entry)].item()} at entry "
+        f"{tuple(entry)}: continuous data should be finite numbers; remove such examples or fill "
+        "them in"
+    )
 
 
 def require_shape(name: str, shape: tuple[int, int, int], stored: tuple[int, int, int]) -> None:
@@ -97,11 +121,11 @@ def require_shape(name: str, shape: tuple[int, int, int], stored: tuple[int, int
 
 
 class MemorySource(Source):
-    """Images (N, C, H, W) uint8 and labels (N,) in memory."""
+    """Examples (N, *shape), uint8 or floating-point, and labels (N,) in memory."""
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, *, levels: int = 256):
         self._images, self._labels = images, labels
-        self.shape, self.levels = tuple(images.shape[1:]), levels
+        self.shape, self.dtype, self.levels = tuple(images.shape[1:]), images.dtype, levels
         self.num_classes = 1 if labels is None else int(labels.max()) + 1
 
     def __len__(self) -> int:
@@ -117,8 +141,9 @@ class View(Source):
 
     def __init__(self, source: Source):
         self._source = source
-        self.shape, self.levels, self.num_classes = source.shape, source.levels, source.num_classes
-        self.start_method, self.class_to_idx = source.start_method, source.class_to_idx
+        self.shape, self.dtype, self.levels = source.shape, source.dtype, source.levels
+        self.num_classes, self.class_to_idx = source.num_classes, source.class_to_idx
+        self.start_method = source.start_method
 
     def __len__(self) -> int:
         return len(self._source)
@@ -143,7 +168,8 @@ class Remembered(View):
 
     def __init__(self, source: Source):
         super().__init__(source)
-        self._cache = PerProcess(functools.partial(_empty_cache, len(source), source.shape))
+        size, shape = len(source), source.shape
+        self._cache = PerProcess(functools.partial(_empty_cache, size, shape, source.dtype))
 
     def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
         known, images, labels = self._cache()
@@ -156,9 +182,11 @@ class Remembered(View):
         return images[numbers], labels[numbers]
 
 
-def _empty_cache(size: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, Tensor, Tensor]:
-    images = torch.zeros(size, *shape, dtype=torch.uint8)
-    return np.zeros(size, dtype=bool), images, torch.zeros(size, dtype=torch.int64)
+def _empty_cache(
+    size: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[np.ndarray, Tensor, Tensor]:
+    examples = torch.zeros(size, *shape, dtype=dtype)
+    return np.zeros(size, dtype=bool), examples, torch.zeros(size, dtype=torch.int64)
 
 
 class PerProcess:

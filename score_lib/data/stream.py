@@ -14,13 +14,14 @@ from score_lib.base.distributed import local_world
 from score_lib.base.preemption import leave_signals_to_parent
 from score_lib.base.tensors import LARGEST_SHARE, derive_seed
 from score_lib.data.augment import augment
-from score_lib.data.sources import DataError, Source
+from score_lib.data.sources import DataError, Source, check_finite
 
 
 class ImageStream:
-    """Batches {"image": (B, C, H, W) float32 in [0, 1], "label": (B,) int64} from a source.
+    """Batches {"image": (B, *D), "label": (B,) int64} from a source.
 
-    With augmentation they also hold "features": (B, 9) float32, the changes of each image.
+    Grey levels become float32 in [0, 1]; continuous values stay as they are stored.  With
+    augmentation there are also "features": (B, 9) float32, the changes of each image.
 
     In training the stream is endless: random permutations of the examples, concatenated and cut
     into batches that may straddle two of them, so that no example is dropped.  In evaluation an
@@ -35,6 +36,7 @@ class ImageStream:
         batch_size: examples in a batch, over all ranks.
         seed: of order, flips and noise; may be set between passes, for fresh noise.
         random_flip: mirror each image left to right with probability 1/2.
+        permute: put the points of each set (N, C) into an order of their own.
         augment: probability of each change of `augment`, of which "features" tell; 0 makes none,
             with features of 0; None leaves out the features, too.  With `random_flip`, the
             features tell which images are mirrored.
@@ -61,6 +63,7 @@ class ImageStream:
         seed: int = 0,
         evaluation: bool = False,
         random_flip: bool = False,
+        permute: bool = False,
         augment: float | None = None,
         dequantize: bool = False,
         as_uint8: bool = False,
@@ -76,10 +79,16 @@ class ImageStream:
             raise ValueError(f"a batch of {batch_size} cannot be shared by {world} processes")
         if len(source) == 0:
             raise DataError("there are no examples in this data set")
-        if as_uint8 and (random_flip or augment or dequantize):
-            raise ValueError("as_uint8 excludes random_flip, augment and dequantize")
+        if as_uint8 and (random_flip or permute or augment or dequantize):
+            raise ValueError("as_uint8 excludes random_flip, permute, augment and dequantize")
+        if source.dtype.is_floating_point and (as_uint8 or augment or dequantize):
+            raise DataError(
+                "these data are continuous values: they have no grey levels to dequantize, to "
+                "augment or to count as bytes"
+            )
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.evaluation, self.random_flip, self.augment = evaluation, random_flip, augment
+        self.permute = permute
         self.dequantize, self.as_uint8 = dequantize, as_uint8
         self.num_workers, self.worker_init = num_workers, worker_init
         self.rank, self.world = rank, world
@@ -148,25 +157,33 @@ class ImageStream:
             yield examples(*self._share(span))
 
     def _finish(self, images: Tensor, labels: Tensor, span: tuple[int, int]) -> dict[str, Tensor]:
-        """Flip, dequantize, scale and augment a collated batch, on the device."""
+        """Flip, permute, dequantize, scale and augment a collated batch, on the device."""
         device = self.device or images.device
         images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "augment", span[0]))
-        levels = self.source.levels
         if self.random_flip and self.augment is None:  # which flips by itself
             flip = (self._draw((), span, draws) < 0.5).to(device, non_blocking=True)
             images = torch.where(flip.reshape(-1, 1, 1, 1), images.flip(-1), images)
-        if self.dequantize:
-            u = self._noise(span, draws).to(device, non_blocking=True)
-            images = (images + u) / levels
-        elif not self.as_uint8:
-            images = images.float() / (levels - 1)
-        elif levels != 256:
-            images = (images * (255 / (levels - 1))).round().byte()
-        batch = {"image": images, "label": labels}
+        if self.permute:
+            order = self._draw(self.source.shape[:1], span, draws).argsort(dim=1)
+            order = order.to(device, non_blocking=True)[:, :, None].expand_as(images)
+            images = images.gather(1, order)
+        batch = {"image": self._scaled(images, span, draws), "label": labels}
         if self.augment is None or self.as_uint8:
             return batch
-        return batch | self._augmented(images, span, draws)
+        return batch | self._augmented(batch["image"], span, draws)
+
+    def _scaled(self, images: Tensor, span: tuple[int, int], draws: torch.Generator) -> Tensor:
+        """Grey levels in [0, 1], or bytes in 0 ... 255; continuous values as they are."""
+        levels = self.source.levels
+        if images.is_floating_point():
+            return images
+        if self.dequantize:
+            u = self._noise(span, draws).to(images.device, non_blocking=True)
+            return (images + u) / levels
+        if not self.as_uint8:
+            return images.float() / (levels - 1)
+        return images if levels == 256 else (images * (255 / (levels - 1))).round().byte()
 
     def _augmented(
         self, images: Tensor, span: tuple[int, int], draws: torch.Generator
@@ -177,7 +194,7 @@ class ImageStream:
         return {"image": images, "features": features}
 
     def _noise(self, span: tuple[int, int], draws: torch.Generator) -> Tensor:
-        """U[0, 1) for dequantization: (share, C, H, W)."""
+        """U[0, 1) for dequantization: (share, *D)."""
         if self.evaluation:
             return uniform_noise(self.seed, range(*self._share(span)), self.source.shape)
         return self._draw(self.source.shape, span, draws).clamp(max=LARGEST_SHARE)
@@ -241,12 +258,15 @@ class _Reader(Dataset):
 
     def _check(self, images: Tensor, numbers: np.ndarray) -> None:
         source = self.source
-        if images.dtype != torch.uint8 or images.shape != (len(numbers), *source.shape):
+        if images.dtype != source.dtype or images.shape != (len(numbers), *source.shape):
+            kind = str(source.dtype).removeprefix("torch.")
             raise DataError(
                 f"{type(source).__name__} gave {images.dtype} {tuple(images.shape)} for "
-                f"{len(numbers)} uint8 images of {source.shape}"
+                f"{len(numbers)} {kind} examples of {source.shape}"
             )
-        if source.levels < 256 and int(images.max()) >= source.levels:
+        if images.is_floating_point():
+            check_finite(images, numbers)
+        elif source.levels < 256 and int(images.max()) >= source.levels:
             raise DataError(
                 f"an image holds the grey value {int(images.max())}, but data.levels="
                 f"{source.levels} allows 0 to {source.levels - 1}"

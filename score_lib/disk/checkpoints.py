@@ -47,6 +47,8 @@ _UNREADABLE = (
 )
 
 
+# Values in the metadata of our safetensors files, as JSON.
+_IN_METADATA = ("step", "class_to_idx", "standardization")
 # Values of a state that a file replaces.
 _PLAIN = (int, float, str, bytes, list, tuple, dict, type(None), np.generic, torch.Tensor)
 
@@ -240,16 +242,24 @@ def _loaded(path: str | os.PathLike, live: dict, loaded: dict) -> Iterator[None]
     before = {key: copy.deepcopy(value.state_dict()) for key, value in live.items()}
     try:
         for key, value in live.items():
-            try:
-                value.load_state_dict(copy.deepcopy(loaded[key]))
-            except (*_UNREADABLE, NotImplementedError) as error:
-                message = f"{path} holds a {key!r} that does not fit: {error}"
-                raise CheckpointError(message) from error
+            restore_part(path, value, loaded[key], key)
         yield
     except BaseException:
         for key, value in live.items():
             value.load_state_dict(before[key])
         raise
+
+
+def restore_part(path: str | os.PathLike, live: Any, stored: object, key: str) -> None:
+    """Load a copy of a stored part of a state, which a file may hold in any form.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    try:
+        live.load_state_dict(copy.deepcopy(stored))
+    except (*_UNREADABLE, NotImplementedError) as error:
+        raise CheckpointError(f"{path} holds a {key!r} that does not fit: {error}") from error
 
 
 def read_checkpoint(
@@ -329,8 +339,13 @@ def from_safetensors(path: str | os.PathLike, weights: dict, metadata: dict[str,
     if "config" in metadata:
         contents["config"] = metadata["config"]
     try:
-        contents |= {k: json.loads(metadata[k]) for k in ("step", "class_to_idx") if k in metadata}
-    except (ValueError, RecursionError) as error:
+        contents |= {k: json.loads(metadata[k]) for k in _IN_METADATA if k in metadata}
+        if "standardization" in contents:
+            contents["standardization"] |= {
+                name: torch.tensor(contents["standardization"][name], dtype=torch.float64)
+                for name in ("mean", "std")
+            }
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{path} has metadata that cannot be read: {error}") from error
     return contents
 

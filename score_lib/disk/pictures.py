@@ -3,6 +3,7 @@
 import math
 import os
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,29 @@ def is_picture(shape: tuple[int, ...]) -> bool:
     return len(shape) == 4 and shape[1] in (1, 3, 4)
 
 
+def read_picture(path: str | os.PathLike) -> Tensor:
+    """A picture file as (3, H, W) in [0, 1]."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).movedim(-1, 0) / 255
+
+
+def check_samples_finite(samples: Tensor) -> None:
+    """Refuse samples (B, *D) with nan or inf.
+
+    Raises:
+        FloatingPointError: tells how many.
+    """
+    finite = rows(samples.isfinite()).all(1)
+    if not finite.all():
+        raise FloatingPointError(
+            f"{int((~finite).sum())} of {len(samples)} samples hold values that are not finite "
+            "numbers: sample with more steps or in float32, or train the network longer"
+        )
+
+
 def to_uint8(images: Tensor, levels: int = 256) -> Tensor:
     """Samples in [0, 1], (B, C, *D), as bytes with channels last, (B, *D, C), on the CPU.
 
@@ -58,12 +82,7 @@ def to_uint8(images: Tensor, levels: int = 256) -> Tensor:
     Raises:
         FloatingPointError: a value is not finite, for which there is no grey level.
     """
-    finite = rows(images.isfinite()).all(1)
-    if not finite.all():
-        raise FloatingPointError(
-            f"{int((~finite).sum())} of {len(images)} samples hold values that are not finite "
-            "numbers: sample with more steps or in float32, or train the network longer"
-        )
+    check_samples_finite(images)
     if levels == 256:
         pixels = (images * 255).clamp(0, 255)
     else:

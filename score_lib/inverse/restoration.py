@@ -13,7 +13,7 @@ from score_lib.inverse.operators import LinearOperator
 from score_lib.samplers.loop import Constraint, Noise, Step
 from score_lib.sdes.process import SDE
 
-# Builders take (operator, measurement, noise_std) and `bounds`, the range of the data.
+# Builders take (operator, measurement, noise_std) and `bounds`, the range of the data, or None.
 RESTORATIONS = Registry("restoration method")
 register_restoration = RESTORATIONS.register
 get_restoration, build_restoration = RESTORATIONS.get, RESTORATIONS.build
@@ -282,11 +282,13 @@ class TweedieGuidance(PosteriorGuidance):
         return solve(covariance, residual, self.iterations)
 
 
-def _pigdm_of_images(
-    *measured, bounds: tuple[float, float], data_std: float, iterations: int
+def _configured_pigdm(
+    *measured, bounds: tuple[float, float] | None, data_std: float, iterations: int
 ) -> PseudoInverseGuidance:
-    """With a standard deviation in units of images in [0, 1], as configs have it."""
-    low, high = bounds
+    """With a deviation in units of images in [0, 1], as configs have it; without bounds, in the
+    network's range."""
+    low, high = bounds or (0.0, 1.0)
+    data_std = data_std or (0.3 if bounds else 1.0)
     return PseudoInverseGuidance(
         *measured, bounds=bounds, data_std=data_std * (high - low), iterations=iterations
     )
@@ -295,7 +297,7 @@ def _pigdm_of_images(
 register_restoration(
     PseudoInverseGuidance,
     name="pigdm",
-    build=_pigdm_of_images,
+    build=_configured_pigdm,
     options={"data_std": "control.data_std", "iterations": "control.iterations"},
 )
 

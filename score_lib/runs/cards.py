@@ -58,11 +58,13 @@ def model_card(run: Run, average: str, nearest: Nearest, workdir: pathlib.Path, 
 def _data(run: Run) -> str:
     """Facts of the config and, if the data are on this machine, their numbers."""
     data, classes = run.config.data, run.state["class_to_idx"]
-    low = -1 if data.centered else 0
+    known = f"{-1 if data.centered else 0} to 1"
+    if run.continuous:
+        known = f"standardised (data.standardize = {data.standardize!r})"
     facts = {
         "data set": " ".join(filter(None, [data.dataset, data.category])),
         "shape": run.shape,
-        "range in the network": f"{low} to 1",
+        "range in the network": known,
         "held out from training": _counts(run.config),
         "classes": named(classes) if classes else data.num_classes or "none",
     }

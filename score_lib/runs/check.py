@@ -208,13 +208,15 @@ def _data(run: Run) -> list[Finding]:
         return [Finding("data", NOTE, f"not looked at: {error}")]
     except (ValueError, OSError, ImportError) as error:
         return [Finding("data", WRONG, str(error))]
-    low, high, most = int(pixels.min()), int(pixels.max()), info.levels - 1
+    low, high, most = pixels.min().item(), pixels.max().item(), info.levels - 1
     epochs = options.n_iters * options.batch_size / len(train)
+    what = "sets of points" if run.kind == "points" else run.kind
+    of = "" if run.continuous else f" of {most}"
     text = (
-        f"{info.name}: {len(train)} images to train on, {len(test)} held out, {_classes(info)}; "
-        f"values {low} to {high} of {most} in a sample of {len(pixels)}; {epochs:.3g} epochs"
+        f"{info.name}: {len(train)} {what} to train on, {len(test)} held out, {_classes(info)}; "
+        f"values {low:.6g} to {high:.6g}{of} in a sample of {len(pixels)}; {epochs:.3g} epochs"
     )
-    dark = high < most / 2
+    dark = high < most / 2 and not run.continuous
     said = [
         Finding("data", NOTE if message.levelno > logging.INFO else OK, message.getMessage())
         for message in messages
@@ -232,7 +234,7 @@ def _classes(info: DatasetInfo) -> str:
 
 def _statistics(run: Run, workdir: str | os.PathLike) -> list[Finding]:
     """The statistics that samples would be compared with."""
-    if run.objective != "score":
+    if run.objective != "score" or not run.pictures:
         return []
     try:
         stats = data_statistics(run, workdir or None)

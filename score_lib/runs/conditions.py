@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from models.conditioning import conditions_of
+from score_lib.data.kinds import is_continuous
 from score_lib.data.loading import get_streams
 from score_lib.data.sources import Source, named
 from score_lib.inverse.measurements import build_operator
@@ -27,8 +28,8 @@ class Conditions:
 
     Args:
         config: complete and checked.
-        shape: of one picture, (C, H, W).
-        scaler: from [0, 1] to the network's range.
+        shape: of one example, such as (C, H, W).
+        scaler: from the data to the network's range.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Conditions:
         device: torch.device,
     ):
         self.config, self.shape, self.scaler, self.device = config, shape, scaler, device
-        self.kinds = conditions_of(config)
+        self.kinds, self.continuous = conditions_of(config), is_continuous(config)
         # Built at once, so that options that do not fit are refused early.
         self.operator = condition_operator(config, shape) if "image" in self.kinds else None
 
@@ -54,7 +55,7 @@ class Conditions:
         """The condition of a batch.
 
         Args:
-            images: in [0, 1], stored or dequantised, (B, *D).
+            images: (B, *D), in [0, 1], stored or dequantised, or continuous values.
             labels: (B,) int64.
             features: (B, K).
             dequantized: whether the images are; default: `data.uniform_dequantization`.
@@ -91,7 +92,8 @@ class Conditions:
         images = torch.zeros(len(indices), *self.shape)
         if "image" in self.kinds:
             numbers = np.array(indices) % len(self._held_out)
-            images = self._held_out.images(numbers) / (self._held_out.levels - 1)
+            images = self._held_out.images(numbers)
+            images = images if self.continuous else images / (self._held_out.levels - 1)
         return self.of_data(images.to(self.device), labels, dequantized=False)
 
     def classes_of_samples(self, indices: range, class_to_idx: Mapping[str, int]) -> Tensor | None:
@@ -120,7 +122,8 @@ class Conditions:
         y = self.operator.apply(self.scaler(as_known(self.config, images, levels)))
         if y.dim() == images.dim() and y.shape[1] == images.shape[1]:
             return y
-        return self.operator.picture(y, fill=self.scaler(torch.tensor(0.5)).item())
+        fill = 0.0 if self.continuous else self.scaler(torch.tensor(0.5)).item()
+        return self.operator.picture(y, fill=fill)
 
 
 def condition_operator(config: ConfigDict, shape: tuple[int, ...]) -> LinearOperator:

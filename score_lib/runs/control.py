@@ -14,6 +14,7 @@ from score_lib.disk.logs import messages_to
 from score_lib.disk.pictures import is_picture, save_grid
 from score_lib.disk.reports import write_report
 from score_lib.runs import image_tasks, latent_tasks  # noqa: F401  (they register)
+from score_lib.runs.samples import draw_samples
 from score_lib.runs.setup import Run, restored
 from score_lib.runs.tasks import get_task
 
@@ -49,10 +50,15 @@ def control(config, workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def _save_picture(path: pathlib.Path, columns: dict[str, Tensor], run: Run) -> None:
-    """The columns in their order, one row for each row of theirs."""
+    """The columns in their order, one row for each row of theirs; of data that are no images, a
+    picture for each column."""
     dimensions = len(run.shape)
+    if run.continuous or not is_picture((1, *run.shape)):
+        for name, column in columns.items():
+            shown = column.cpu() if column.dim() == dimensions + 1 else column.cpu().flatten(0, 1)
+            draw_samples(path.with_name(f"{name}.png"), shown, run)
+        return
     wide = [c[:, None] if c.dim() == dimensions + 1 else c for c in columns.values()]
     rows = torch.cat([column.cpu() for column in wide], dim=1)
-    if is_picture((len(rows), *run.shape)):
-        save_grid(path, rows.flatten(0, 1), columns=rows.shape[1])
-        logging.info("%s shows in each row: %s", path, ", ".join(columns))
+    save_grid(path, rows.flatten(0, 1), columns=rows.shape[1])
+    logging.info("%s shows in each row: %s", path, ", ".join(columns))

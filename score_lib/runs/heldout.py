@@ -1,4 +1,4 @@
-"""The images of a data set as an evaluation reads them."""
+"""The examples of a data set as an evaluation reads them."""
 
 import copy
 import itertools
@@ -70,7 +70,7 @@ class HeldOut:
         return range(first, min(first + self.stream.batch_size, len(self.stream.source)))
 
     def uniform(self, number: int) -> Tensor:
-        """The uniform noise that dequantizes a batch, (B, C, H, W) in [0, 1)."""
+        """The uniform noise that dequantizes a batch, (B, *D) in [0, 1)."""
         shape = self.stream.source.shape
         return uniform_noise(self.stream.seed, self.indices(number), shape).to(self.stream.device)
 
@@ -84,7 +84,7 @@ class HeldOut:
         return np.concatenate(distributed.gather(values))
 
     def read(self, number: int) -> tuple[Tensor, Tensor, Condition]:
-        """A batch in the network's range, (B, C, H, W), its labels (B,), and its condition.
+        """A batch in the network's range, (B, *D), its labels (B,), and its condition.
 
         Reading in order is fastest.
         """

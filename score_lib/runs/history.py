@@ -49,7 +49,7 @@ _OF_THE_OUTPUT = {
     "training.objective",
     "training.sde",
 }
-_OF_THE_STATE = _OF_THE_OUTPUT | {"data.category", "data.dataset"}
+_OF_THE_STATE = _OF_THE_OUTPUT | {"data.category", "data.dataset", "data.key", "data.standardize"}
 _FREE = {
     "model.checkpoint_activations",
     "model.dropout",

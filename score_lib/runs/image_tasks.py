@@ -1,6 +1,7 @@
 """Tasks of `--mode control` that sample: inverse problems, classes, and editing."""
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,15 @@ from score_lib.data.inputs import read_mask
 from score_lib.inverse.conditions import ClassGuidance, StartFrom
 from score_lib.inverse.measurements import Mask, build_operator
 from score_lib.inverse.operators import LinearOperator, measure
+from score_lib.inverse.rescaled import rescaled
 from score_lib.inverse.restoration import build_restoration
 from score_lib.runs.setup import Run
 from score_lib.runs.tasks import (
     Outcome,
+    closeness,
     draw,
     given_labels,
+    interval_coverage,
     other_run,
     psnr,
     read_images,
@@ -55,38 +59,63 @@ def restore(run: Run, operator: str = "super_resolution") -> Outcome:
     options = run.config.control
     images, labels, condition = read_images(run)
     operator = _operator(run, operator)
-    # In the network's range, as everything below.
-    low, high = (run.scaler(torch.tensor(end)).item() for end in (0.0, 1.0))
-    noise_std = options.noise_std * (high - low)
+    view = _view(run, operator)
+    noise_std = options.noise_std * view.unit
     noise = SampleNoise(derive_seed(run.config.seed, "measurement"), range(len(images)), run.device)
-    y = measure(operator, run.scaler(images), noise_std, noise)
-    build = functools.partial(build_restoration, options.method, run.config, operator)
+    y = measure(view.operator, run.scaler(images), noise_std, noise)
+    build = functools.partial(build_restoration, options.method, run.config, view.operator)
 
     def constrain(rows: Tensor) -> list[Constraint]:
-        return [build(y[rows], noise_std, bounds=(low, high))]
+        return [build(y[rows], noise_std, bounds=view.bounds)]
 
     results = draw(run, len(images), condition, constrain)
-    shown = run.inverse_scaler(operator.picture(y, fill=(low + high) / 2))
-    measured = operator.apply(run.scaler(results).flatten(0, 1))
+    shown = run.inverse_scaler(view.operator.picture(y, fill=view.middle))
+    measured = view.operator.apply(run.scaler(results.flatten(0, 1)))
     residual = measured - y.repeat_interleave(results.shape[1], dim=0)
     figures = {
         "operator": type(operator).__name__,
         "method": options.method,
         "noise_std": float(options.noise_std),
-        "residual": residual.square().mean().sqrt().item() / (high - low),
-        **psnr("psnr_measurement", shown[:, None], images),
+        "residual": residual.square().mean().sqrt().item() / view.unit,
+        **closeness(run, "measurement", shown[:, None], images),
         **_psnr_of_bicubic(run, y, images),
-        **psnr("psnr", results, images),
-        **psnr("psnr_of_mean", results.mean(1, keepdim=True), images),
+        **closeness(run, "", results, images),
+        **closeness(run, "of_mean", results.mean(1, keepdim=True), images),
         **recognised(run, results, labels),
     }
+    if run.continuous:
+        y = y + operator.apply(run.inverse_scaler(torch.zeros_like(images[:1]))).to(y)
+        figures |= interval_coverage(results, images)
     arrays = {"y": y, "labels": labels}
     return Outcome({"input": images, "measurement": shown, "result": results}, [figures], arrays)
 
 
+class View(NamedTuple):
+    """A measurement as it is one of the network's range.
+
+    Attributes:
+        operator: of data in that range; less a constant, for continuous data.
+        unit: of the measurement, in that of the option `control.noise_std`.
+        bounds: of the data in that range, if there are any.
+        middle: what is shown where nothing is known.
+    """
+
+    operator: LinearOperator
+    unit: float
+    bounds: tuple[float, float] | None
+    middle: float
+
+
+def _view(run: Run, operator: LinearOperator) -> View:
+    if run.continuous:
+        return View(rescaled(operator, run.scaler.std), 1.0, None, 0.0)
+    low, high = (run.scaler(torch.tensor(end)).item() for end in (0.0, 1.0))
+    return View(operator, high - low, (low, high), (low + high) / 2)
+
+
 def _psnr_of_bicubic(run: Run, y: Tensor, images: Tensor) -> dict[str, float]:
     """Of the usual interpolation, where the measurement is a small image."""
-    if y.dim() != 4 or y.shape[2:] == images.shape[2:]:
+    if not run.pictures or y.dim() != 4 or y.shape[2:] == images.shape[2:]:
         return {}
     enlarged = nn.functional.interpolate(run.inverse_scaler(y), images.shape[2:], mode="bicubic")
     return psnr("psnr_bicubic", enlarged[:, None], images)
@@ -189,7 +218,7 @@ def edit(run: Run) -> Outcome:
     noise = SampleNoise(derive_seed(run.config.seed, "shown"), range(len(x)), run.device)
     noisy = StartFrom(x).start(sde, x, t, noise)
     results = draw(run, len(x), condition, lambda rows: [StartFrom(x[rows])], start_time=start_time)
-    figures = {"start_time": float(start_time), **psnr("psnr", results, images)}
+    figures = {"start_time": float(start_time), **closeness(run, "", results, images)}
     figures |= recognised(run, results, labels)
     columns = {"input": images, "noisy": run.inverse_scaler(noisy), "result": results}
     return Outcome(columns, [figures], {"labels": labels})

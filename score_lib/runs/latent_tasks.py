@@ -65,7 +65,7 @@ def temperature(run: Run) -> Outcome:
     repeated = {kind: torch.cat([value] * len(rows)) for kind, value in condition.items()}
     decoded = _decode(run, rows.flatten(0, 1), options.tolerance, repeated)
     results = decoded.unflatten(0, rows.shape[:2])
-    spread = results.clamp(0, 1).std(dim=1).flatten(1).mean(1)
+    spread = (results if run.continuous else results.clamp(0, 1)).std(dim=1).flatten(1).mean(1)
     figures = [
         {"temperature": float(value), "spread_between_images": one.item()}
         for value, one in zip(options.temperatures, spread, strict=True)

@@ -6,6 +6,7 @@ of its batch.
 
 import functools
 import logging
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -22,10 +23,11 @@ from score_lib.disk.files import write_text
 from score_lib.disk.pictures import save_grid, to_uint8
 from score_lib.disk.reports import markdown_table, mean_and_error, save_histogram
 from score_lib.elbo import get_elbo_fn
-from score_lib.likelihood import bits_per_dim, get_log_likelihood_fn, offsets
+from score_lib.likelihood import get_log_likelihood_fn
 from score_lib.losses.objectives import ClassifierLoss, Draws, NoisyLoss
 from score_lib.metrics.configured import get_extractor, recognises_classes
 from score_lib.metrics.stats import Statistics, class_metrics, metrics
+from score_lib.runs.comparisons import compare_with_data
 from score_lib.runs.dequantizer import get_dequantization
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.rounds import Job
@@ -121,23 +123,24 @@ def correct_shares(run: Run, loss_fn: ClassifierLoss, level: Tensor) -> dict[str
 
 
 def evaluate_bpd(job: Job) -> dict[str, float]:
-    """Mean bits/dim of dequantised examples, with its standard error.
+    """Mean bits/dim of dequantised examples, with its standard error; nats of continuous data.
 
     `eval.bpd_num_repeats` passes over `eval.bpd_dataset`, each with noise of its own.  The error
     is that of the mean over examples, as others might have been drawn.
     """
-    bpd = _passes(job, "bpd", job.run.config.eval.bpd_num_repeats, likelihood_terms)
-    path = job.folder / f"ckpt_{job.label}_bpd.png"
-    distributed.on_main(lambda: save_histogram(path, bpd, "bits/dim"))
-    return mean_and_error("bpd", bpd)
+    unit, repeats = job.run.unit, job.run.config.eval.bpd_num_repeats
+    values = _passes(job, "bpd", repeats, likelihood_terms)
+    path = job.folder / f"ckpt_{job.label}_{unit.name}.png"
+    distributed.on_main(lambda: save_histogram(path, values, unit.title))
+    return _means("", values, job.run)
 
 
 def evaluate_elbo(job: Job) -> dict[str, float]:
-    """An upper bound of the mean bits/dim, by the variational bound of the reverse SDE.
+    """An upper bound of the mean bits/dim or nats, by the variational bound of the reverse SDE.
 
     One pass over `eval.bpd_dataset`, dequantised; see `elbo.get_elbo_fn`.
     """
-    return mean_and_error("elbo_bpd", _passes(job, "elbo", 1, elbo_terms))
+    return _means("elbo_", _passes(job, "elbo", 1, elbo_terms), job.run)
 
 
 def evaluate_vlb(job: Job) -> dict[str, float]:
@@ -145,25 +148,35 @@ def evaluate_vlb(job: Job) -> dict[str, float]:
 
     One pass over `eval.bpd_dataset`, which is not dequantised.
     """
-    return mean_and_error("vlb_bpd", _passes(job, "vlb", 1, vlb_terms, dequantize=False))
+    return _means("vlb_", _passes(job, "vlb", 1, vlb_terms, dequantize=False), job.run)
+
+
+def _means(prefix: str, values: np.ndarray, run: Run) -> dict[str, float]:
+    """Mean and standard error of values in the run's unit; nats also for each dimension."""
+    found = mean_and_error(prefix + run.unit.name, values)
+    if run.continuous:
+        found |= mean_and_error(f"{prefix}nats_per_dim", values / math.prod(run.shape))
+    return found
 
 
 def _passes(
     job: Job, kind: str, passes: int, terms: Callable, *, dequantize: bool = True
 ) -> np.ndarray:
-    """Bits/dim of each example of `eval.bpd_dataset`, (N,): the mean over passes.
+    """Bits/dim or nats of each example of `eval.bpd_dataset`, (N,): the mean over passes.
 
     Args:
         kind: names the files of rounds, and the seeds.
-        terms: `terms(run, images, levels, noise, condition)` gives arrays, "bpd" among them.
-        dequantize: whether the images are, as `eval.dequantizer` says; the density of the noise
+        terms: `terms(run, images, levels, noise, condition)` gives arrays, among them that of
+            `Run.unit`.
+        dequantize: whether grey levels are, as `eval.dequantizer` says; the density of the noise
             then counts.
     """
-    run, options = job.run, job.run.config.eval
+    run, options, unit = job.run, job.run.config.eval, job.run.unit
     split = options.dataset or options.bpd_dataset
     seeds = [derive_seed(run.config.seed, kind, repeat) for repeat in range(passes)]
     data = [HeldOut(run, split, False, seed) for seed in seeds]
     batches, workdir = len(data[0]), job.workdir or ""
+    dequantize = dequantize and not run.continuous
     spread = get_dequantization(run, data[0].levels, workdir) if dequantize else None
 
     def make(k: int) -> dict:
@@ -180,11 +193,11 @@ def _passes(
             return found | {"bpd": found["bpd"] + log_q / (images[0].numel() * np.log(2))}
 
         found = job.round(f"{split}_ckpt_{job.label}_{kind}_{k}.npz", compute)
-        mean = found["bpd"].mean()
-        logging.info("%s, pass %d, batch %d: %.4f bits/dim", kind, repeat, number, mean)
+        mean = found[unit.name].mean()
+        logging.info("%s, pass %d, batch %d: %.4f %s", kind, repeat, number, mean, unit.title)
         return found
 
-    values = np.concatenate([found["bpd"] for found in job.rounds(passes * batches, make)])
+    values = np.concatenate([found[unit.name] for found in job.rounds(passes * batches, make)])
     return values.reshape(passes, -1).mean(axis=0)
 
 
@@ -203,11 +216,14 @@ def _dequantized(
 def elbo_terms(
     run: Run, images: Tensor, levels: int, noise: Callable, condition: Condition = UNCONDITIONAL
 ) -> dict[str, np.ndarray]:
-    """Bits/dim of images by the bound, and its standard error in nats; as `likelihood_terms`."""
+    """Bits/dim or nats by the bound, and its standard error in nats; as `likelihood_terms`."""
     elbo_fn = get_elbo_fn(run.sde, num_times=run.config.eval.elbo_num_times, **run.reading)
     bound = elbo_fn(given(run.state["model"], condition), images, noise=noise)
-    bpd = bits_per_dim(bound.total, images[0].numel(), run.inverse_scaler, levels)
-    return {"bpd": bpd.cpu().numpy(), "standard_error": bound.standard_error.cpu().numpy()}
+    values = run.unit.of(bound.total, levels)
+    return {
+        run.unit.name: values.cpu().numpy(),
+        "standard_error": bound.standard_error.cpu().numpy(),
+    }
 
 
 def vlb_terms(
@@ -234,14 +250,15 @@ def vlb_terms(
 def likelihood_terms(
     run: Run, images: Tensor, levels: int, noise: Callable, condition: Condition = UNCONDITIONAL
 ) -> dict[str, np.ndarray]:
-    """Bits/dim of images, and their terms.
+    """Bits/dim of images, or nats of continuous data, and their terms.
 
-    "total" = "prior" + "divergence" is the log-likelihood in nats, with a "standard_error" where
-    there are several probes; "dequantisation" and "scaling" are the offsets of bits/dim.
+    "total" = "prior" + "divergence" is the log-likelihood in nats in the network's range, with a
+    "standard_error" where there are several probes; "dequantisation" and "scaling" are the offsets
+    of bits/dim, and "scaling" alone, log |dx / dy|, that of nats.
 
     Args:
         run: its network's present weights are used.
-        images: (B, C, H, W), dequantised, in the network's range.
+        images: (B, *D), dequantised, in the network's range.
         levels: grey levels of the data.
         condition: of each image, of a conditional network.
         noise: for Hutchinson's probes, called like `torch.randn_like`.
@@ -256,12 +273,10 @@ def likelihood_terms(
     )
     model = given(run.state["model"], condition)
     terms = log_likelihood_fn(model, images, noise=noise)._asdict()
-    bpd = bits_per_dim(terms["total"], images[0].numel(), run.inverse_scaler, levels)
+    values = {run.unit.name: run.unit.of(terms["total"], levels).cpu().numpy()}
     del terms["z"]
-    dequantisation, scaling = map(np.array, offsets(run.inverse_scaler, levels))
-    nfe = np.array(terms.pop("nfe"))
-    shared = {"dequantisation": dequantisation, "scaling": scaling, "nfe": nfe}
-    return {"bpd": bpd.cpu().numpy()} | {k: v.cpu().numpy() for k, v in terms.items()} | shared
+    shared = {"nfe": np.array(terms.pop("nfe")), **run.unit.offsets(levels)}
+    return values | {k: v.cpu().numpy() for k, v in terms.items()} | shared
 
 
 def evaluate_samples(job: Job) -> dict[str, float | None]:
@@ -269,8 +284,11 @@ def evaluate_samples(job: Job) -> dict[str, float | None]:
 
     Those of a network that is conditional on classes also get `class_metrics`.
     They are drawn in rounds of `eval.batch_size` and compared with the data set's statistics.
+    Of data that are no pictures, see `compare_with_data`.
     """
     run, options = job.run, job.run.config.eval
+    if not run.pictures:
+        return compare_with_data(job)
     real = data_statistics(run, job.workdir)
     extractor = get_extractor(run.config, run.device)
     folder = f"ckpt_{job.label}"

@@ -111,6 +111,10 @@ def _write_safetensors(run: Run, folder: pathlib.Path, average: str) -> str:
         "class_to_idx": json.dumps(state["class_to_idx"]),
         "average": average,
     }
+    if run.continuous:
+        stored = run.scaler.state_dict()
+        lists = {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in stored.items()}
+        metadata["standardization"] = json.dumps(lists)
     write_safetensors(path, state["model"].state_dict(), metadata)
     return _usage(path.name)
 
@@ -128,6 +132,11 @@ def _write_pth(run: Run, folder: pathlib.Path, average: str) -> str:
 
 
 def _write_diffusers(run: Run, folder: pathlib.Path, average: str) -> str:
+    if run.continuous:
+        raise ValueError(
+            "export.format = 'diffusers' has no place for the mean and deviation of continuous "
+            "data: choose 'safetensors' or 'pth'"
+        )
     save_diffusers(folder, run)
     return """In Diffusers:
 

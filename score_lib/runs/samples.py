@@ -8,16 +8,23 @@ import numpy as np
 from torch import Tensor
 
 from score_lib.base import distributed
+from score_lib.disk.drawings import save_samples_picture
 from score_lib.disk.files import atomic_write
-from score_lib.disk.pictures import save_grid, to_uint8
-from score_lib.runs.setup import restored
+from score_lib.disk.pictures import (
+    check_samples_finite,
+    is_picture,
+    read_picture,
+    save_grid,
+    to_uint8,
+)
+from score_lib.runs.setup import Run, restored
 
 
 def sample(config, workdir: str | os.PathLike) -> pathlib.Path:
-    """Draw `sampling.num_samples` samples from a checkpoint: `samples/step_{step}/sample.{np,png}`.
+    """Draw `sampling.num_samples` samples from a checkpoint into `samples/step_{step}/`.
 
     The checkpoint is `eval.checkpoint`, or the run's latest; the folder of another average than the
-    main one ends in `_{eval.ema}`.
+    main one ends in `_{eval.ema}`.  The files are those of `save_samples`.
 
     Returns:
         the folder with the samples.
@@ -26,21 +33,52 @@ def sample(config, workdir: str | os.PathLike) -> pathlib.Path:
     logging.info("drawing samples from step %d", run.state["step"])
     average = f"_{run.config.eval.ema}" if run.config.eval.ema else ""
     folder = pathlib.Path(workdir) / "samples" / f"step_{run.state['step']}{average}"
-    images = run.first_samples()
-    distributed.on_main(lambda: save_samples(folder, images, run.levels))
+    samples = run.first_samples()
+    distributed.on_main(lambda: save_samples(folder, samples, run))
     logging.info("samples are in %s", folder)
     return folder
 
 
-def save_samples(folder: pathlib.Path, images: Tensor, levels: int) -> Tensor:
-    """Write `sample.np`, uint8 with channels last, and `sample.png`.
+def save_samples(folder: pathlib.Path, samples: Tensor, run: Run) -> Tensor | None:
+    """Write samples and a picture of them, `sample.png`.
+
+    Grey levels are in `sample.np`, bytes with channels last; continuous values in `sample.npy`, of
+    the data's shape and in their units.
+
+    Args:
+        samples: (B, *D) as `Run.draw` gives them.
+    Returns:
+        the picture, (C, H, W) in [0, 1]; None without Matplotlib.
+    Raises:
+        FloatingPointError: a value is not finite.
+    """
+    if run.continuous:
+        check_samples_finite(samples)
+        name, values = "sample.npy", samples.cpu()
+    else:
+        name, values = "sample.np", to_uint8(samples, run.levels)
+        samples = (values.movedim(-1, 1) if samples.dim() > 2 else values) / 255
+    with atomic_write(folder / name) as file:
+        np.save(file, values.numpy(), allow_pickle=False)
+    return draw_samples(folder / "sample.png", samples, run)
+
+
+def draw_samples(path: pathlib.Path, samples: Tensor, run: Run) -> Tensor | None:
+    """Draw samples as PNG, as their kind is drawn; images of continuous values go from black, their
+    least value, to white.
 
     Returns:
-        the pixels, (B, C, *D) in [0, 1].
+        the picture, as in `save_samples`.
     """
-    pixels = to_uint8(images, levels)
-    with atomic_write(folder / "sample.np") as file:
-        np.save(file, pixels.numpy(), allow_pickle=False)
-    shown = pixels.movedim(-1, 1) / 255
-    save_grid(folder / "sample.png", shown)
-    return shown
+    if is_picture(samples.shape):
+        if run.continuous:
+            low, high = samples.min(), samples.max()
+            samples = (samples - low) / (high - low).clamp(min=1e-12)
+        save_grid(path, samples)
+        return read_picture(path)
+    try:
+        save_samples_picture(path, samples, run.kind)
+    except ImportError as error:
+        logging.warning("samples are not drawn: %s (pip install matplotlib)", error)
+        return None
+    return read_picture(path)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -24,8 +25,9 @@ from models.precision import accelerated, matmul_precision
 from models.utils import create_model
 from score_lib.base import distributed
 from score_lib.base.devices import resolve_device
-from score_lib.base.tensors import SampleNoise, image_shape
-from score_lib.data.loading import DatasetInfo, get_data_inverse_scaler, get_data_scaler
+from score_lib.base.tensors import SampleNoise, data_shape
+from score_lib.data.kinds import check_options, is_continuous, kind_of
+from score_lib.data.loading import DatasetInfo, get_scaling
 from score_lib.data.sources import named
 from score_lib.disk import checkpoints
 from score_lib.losses.objectives import NoisyLoss, get_loss_fn, levels_of
@@ -37,6 +39,7 @@ from score_lib.runs.averages import choose_average, get_averages, get_ema, one_a
 from score_lib.runs.conditions import Conditions
 from score_lib.runs.history import check_same_output, trained_config
 from score_lib.runs.start import META, load_start, needs_start
+from score_lib.runs.units import BitsPerDim, Nats
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
 from score_lib.scores import label_at
 from score_lib.sdes.process import SDE
@@ -49,8 +52,9 @@ class Run:
 
     Attributes:
         config: complete and checked.
-        scaler, inverse_scaler: from [0, 1] to the network's range and back.
-        shape: of one image, (C, H, W).
+        scaler, inverse_scaler: from the data to the network's range and back.  Grey levels are in
+            [0, 1]; the scaler of continuous values is a `Standardization`.
+        shape: of one example, such as (C, H, W).
     """
 
     config: ConfigDict
@@ -62,13 +66,14 @@ class Run:
 
     @functools.cached_property
     def state(self) -> dict:
-        """ "model", "ema", "step" (updates made) and "class_to_idx" (names of classes -> labels),
-        built when first used."""
+        """ "model", "ema", "step" (updates made), "class_to_idx" (names of classes -> labels) and,
+        of continuous data, "standardization"; built when first used."""
         with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
             torch.manual_seed(self.config.seed)
             model = create_model(self.config, self.device)
         ema = get_ema(self.config, model.parameters())
-        return {"model": model, "ema": ema, "step": 0, "class_to_idx": {}}
+        state = {"model": model, "ema": ema, "step": 0, "class_to_idx": {}}
+        return state | ({"standardization": self.scaler} if self.continuous else {})
 
     def add_optimizer(self) -> None:
         """Put the "optimizer" into the state, for training, and "averages" beside the main one if
@@ -84,6 +89,21 @@ class Run:
         """The training objective: "score" or "classifier"."""
         return self.config.training.objective
 
+    @functools.cached_property
+    def kind(self) -> str:
+        """What an example is, such as "images"."""
+        return kind_of(self.config)
+
+    @functools.cached_property
+    def continuous(self) -> bool:
+        """Whether the data are continuous values, in the user's units, and not grey levels."""
+        return is_continuous(self.config)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the data are images of grey levels, of which feature extractors know."""
+        return self.kind == "images" and not self.continuous
+
     @property
     def levels(self) -> int:
         """Grey levels of the images that are written."""
@@ -98,6 +118,13 @@ class Run:
         }
 
     @functools.cached_property
+    def unit(self) -> BitsPerDim | Nats:
+        """What log-likelihoods are told in."""
+        if self.continuous:
+            return Nats(self.scaler)
+        return BitsPerDim(self.inverse_scaler, math.prod(self.shape))
+
+    @functools.cached_property
     def conditions(self) -> Conditions:
         """The conditions of the network, by data and by the numbers of samples."""
         return Conditions(self.config, self.shape, self.scaler, self.device)
@@ -110,9 +137,9 @@ class Run:
         Args:
             dequantized: whether its images are; default: `data.uniform_dequantization`.
         """
-        images, labels, features = batch["image"], batch["label"], batch.get("features")
-        condition = self.conditions.of_data(images, labels, features, dequantized=dequantized)
-        return self.scaler(images), labels, condition
+        data, labels, features = batch["image"], batch["label"], batch.get("features")
+        condition = self.conditions.of_data(data, labels, features, dequantized=dequantized)
+        return self.scaler(data), labels, condition
 
     def conditioned(self, network: nn.Module, condition: Condition) -> nn.Module:
         """The network for sampling, with a condition, guided as `sampling.guidance_scale` says."""
@@ -229,7 +256,7 @@ class Run:
             condition: of each sample; default: that of its number.
             options: of `get_sampling_fn`, such as `constraints`.
         Returns:
-            Images (B, *D) in [0, 1].
+            (B, *D), images in [0, 1], continuous values in the user's units.
         Raises:
             ValueError: the config is a classifier's, which draws no samples.
         """
@@ -250,7 +277,7 @@ class Run:
         return images
 
     def first_samples(self) -> Tensor:
-        """The first `sampling.num_samples` images of the run's seed, (B, *D), on the CPU.
+        """The first `sampling.num_samples` samples of the run's seed, (B, *D), on the CPU.
 
         In batches no larger than training's, so that they fit into memory;
         several processes share the batches.
@@ -283,14 +310,10 @@ def setup(config) -> Run:
     config, unknown = checked(config)
     for key in unknown:
         logging.warning("no code is known to read the option %s", key)
-    run = Run(
-        config=config,
-        device=resolve_device(config.device),
-        sde=create_sde(config),
-        scaler=get_data_scaler(config),
-        inverse_scaler=get_data_inverse_scaler(config),
-        shape=image_shape(config),
-    )
+    check_options(config)
+    device = resolve_device(config.device)
+    scaler, inverse_scaler = get_scaling(config, device)
+    run = Run(config, device, create_sde(config), scaler, inverse_scaler, data_shape(config))
     _dry_run(run)
     return run
 
@@ -318,19 +341,17 @@ def load_chosen(run: Run, workdir: str | os.PathLike, average: str = "") -> str:
 
 
 def load_weights(run: Run, average: str = "") -> str:
-    """Load `model.weights`; see `load_start`.
+    """Load `model.weights`, see `load_start`; returns "", as there is one average only.
 
-    Returns:
-        as `load_trained`: "", as there is one average only.
     Raises:
         ValueError: another average is asked for, or the file does not fit.
     """
     if average not in ("", "none"):
         raise ValueError(
-            f"eval.ema = {average!r} chooses an average of a checkpoint, but model.weights are one "
-            "set of weights: leave it empty, or give the file as eval.checkpoint"
+            f"eval.ema = {average!r} is an average of a checkpoint: give it as eval.checkpoint"
         )
     load_start(run.config, run.state, run.device)
+    check_standardization(run.config.model.weights, run)
     return ""
 
 
@@ -352,12 +373,12 @@ def load_trained(
     run.state |= {"config": "", "averages": {}, "start": {}}
     restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
     restore(path, run.state, run.device, must_exist=True)
+    check_standardization(path, run)
     trained = trained_config(path, {"config": run.state.pop("config")})
     if trained is not None:
         check_same_output(path, trained, run.config)
-    start = run.state.pop("start")
-    if isinstance(start, dict) and "digest" in start:
-        run.state["start"] = start
+    if not (isinstance(start := run.state["start"], dict) and "digest" in start):
+        del run.state["start"]
     return choose_average(pathlib.Path(path), run.state, average, run.state.pop("averages"))
 
 
@@ -377,13 +398,27 @@ def from_checkpoint(
     if own is None:
         raise checkpoints.CheckpointError(
             f"{path} holds no config, so that its network is unknown: use a checkpoint that was "
-            "trained here, or give that of a classifier as control.classifier_config"
+            "trained here, or set control.classifier_config for a classifier"
         )
-    config = complete(own)
-    config.device = str(device)
-    run = setup(config)
+    own = complete(own)
+    own.device = str(device)
+    run = setup(own)
     checkpoints.restore_contents(path, contents, run.state)
+    check_standardization(path, run)
     return run
+
+
+def check_standardization(path: str | os.PathLike, run: Run) -> None:
+    """Refuse a checkpoint that does not say how continuous data become the network's range.
+
+    Raises:
+        CheckpointError: it holds no "standardization".
+    """
+    if run.continuous and not run.scaler.fitted:
+        raise checkpoints.CheckpointError(
+            f"{path} holds no 'standardization', the mean and deviation of its data: it was not "
+            f"trained on data such as data.dataset = {run.config.data.dataset!r}"
+        )
 
 
 def _dry_run(run: Run) -> None:

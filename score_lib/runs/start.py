@@ -10,6 +10,7 @@ import pathlib
 
 import torch
 
+from score_lib.disk.checkpoints import restore_part
 from score_lib.disk.files import file_digest, printable, with_earlier
 from score_lib.disk.fit import count
 from score_lib.disk.weights_files import completed, read_weights, weights_by_name
@@ -37,8 +38,8 @@ def load_start(config, state: dict, device: torch.device) -> None:
     A checkpoint's average is taken, if it has one.
 
     Args:
-        state: "model", "ema" and perhaps "averages", changed in place; its "step" and
-            "class_to_idx" become those of the file, and "start" says which file it was.
+        state: "model", "ema", perhaps "averages" and "standardization", changed in place; its
+            "step" and "class_to_idx" become those of the file, and "start" says which it was.
     Raises:
         OSError: there is no such file.
         CheckpointError: it does not fit the network, or was trained with other options that decide
@@ -57,6 +58,9 @@ def load_start(config, state: dict, device: torch.device) -> None:
             adm.check_description(path, weights, model)
         logging.info("of %s, %s", path, adm.untold(config))
     model.load_state_dict(completed(path, weights, model, config.model.weights_except))
+    if "standardization" in state and "standardization" in contents:
+        key = "standardization"
+        restore_part(path, state[key], contents[key], key)
     averages = getattr(state.get("averages"), "named", {}).values()
     trainable = [p for p in model.parameters() if p.requires_grad]
     for average in (state["ema"], *averages):

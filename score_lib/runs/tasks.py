@@ -16,7 +16,7 @@ from torch import Tensor
 from models.conditioning import Condition
 from score_lib.base.registry import Registry
 from score_lib.data.inputs import read_inputs
-from score_lib.disk.pictures import to_uint8
+from score_lib.disk.pictures import check_samples_finite, to_uint8
 from score_lib.disk.reports import mean_and_error
 from score_lib.metrics.configured import get_extractor, recognises_classes
 from score_lib.runs.conditions import as_known, check_classes, class_numbers
@@ -108,6 +108,8 @@ def draw(
         condition: of each row; default: that of the sample's number.
         constrain: from the rows (B,) of a batch of samples to their constraints.
         options: of the sampler.
+    Raises:
+        FloatingPointError: a result is not finite.
     """
     results, parts = run.config.control.num_results, []
     for part in in_batches(range(rows * results), run.config.training.batch_size):
@@ -116,6 +118,7 @@ def draw(
         if condition is not None:
             given = {kind: value[of_row.to(value.device)] for kind, value in condition.items()}
         drawn = run.draw(part, condition=given, constraints=constrain(of_row), **options)
+        check_samples_finite(drawn)
         parts.append(drawn)
         logging.info("%d of %d results", part[-1] + 1, rows * results)
     return torch.cat(parts).unflatten(0, (rows, results))
@@ -135,6 +138,39 @@ def psnr(name: str, results: Tensor, images: Tensor) -> dict[str, float]:
         relative = errors.std() / math.sqrt(len(errors)) / mean
         found[f"{name}_standard_error"] = (10 / math.log(10) * relative).item()
     return found
+
+
+def closeness(run: Run, what: str, results: Tensor, images: Tensor) -> dict[str, float]:
+    """`psnr` of images in [0, 1]; of continuous data "rmse", the root of the mean square error, in
+    the data's units, with its standard error over examples.
+
+    Args:
+        what: is added to the name of the figure.
+    """
+    if not run.continuous:
+        return psnr("_".join(filter(None, ("psnr", what))), results, images)
+    name = "_".join(filter(None, ("rmse", what)))
+    errors = (results - images[:, None]).square().flatten(1).mean(1).double()
+    found = {name: errors.mean().sqrt().item()}
+    if len(errors) > 1:
+        error = errors.std() / math.sqrt(len(errors)) / (2 * found[name])
+        found[f"{name}_standard_error"] = error.item()
+    return found
+
+
+def interval_coverage(results: Tensor, images: Tensor, share: float = 0.9) -> dict[str, float]:
+    """The share of entries inside the central interval of 90 % of their results.
+
+    For samples of the posterior it is 0.9 but for the coarseness of few results.
+
+    Args:
+        results: (rows, results, *D).
+        images: the truth, (rows, *D).
+    """
+    ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=results.dtype)
+    low, high = results.quantile(ends.to(results.device), dim=1)
+    inside = ((images >= low) & (images <= high)).flatten(1).double().mean(1)
+    return mean_and_error(f"inside_{share:.0%}_interval".replace("%", ""), inside.cpu().numpy())
 
 
 def recognised(run: Run, results: Tensor, labels: Tensor | None) -> dict[str, float]:

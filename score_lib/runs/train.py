@@ -20,6 +20,8 @@ from score_lib.base.preemption import Preempted, StopSignals
 from score_lib.base.profiles import profile_name
 from score_lib.base.tensors import derive_seed
 from score_lib.data.loading import get_streams
+from score_lib.data.sources import Source
+from score_lib.data.standardization import fit
 from score_lib.data.stream import ImageStream
 from score_lib.disk import snapshots
 from score_lib.disk.checkpoints import restore_latest
@@ -32,7 +34,6 @@ from score_lib.disk.logs import (
     messages_to,
     progress_bar,
 )
-from score_lib.disk.pictures import is_picture, make_grid
 from score_lib.disk.wandb_log import WandbWriter
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.losses.optimization import LossGuard, apply_settings
@@ -44,7 +45,7 @@ from score_lib.runs.history import (
     trained_config,
 )
 from score_lib.runs.samples import save_samples
-from score_lib.runs.setup import META, Run, setup
+from score_lib.runs.setup import META, Run, check_standardization, setup
 from score_lib.runs.start import needs_start, start_training
 
 Streams = tuple[ImageStream, ImageStream]
@@ -75,6 +76,7 @@ def train(config, workdir: str | os.PathLike) -> None:
         # Last, so that a mistake in any of the above changes no file.
         distributed.on_main(lambda: stack.enter_context(locked(workdir)))
         old = resume(run, workdir)
+        standardize(run, streams[0].source)
         applied = apply_settings(run.config, run.state)
         log = SilentLog()
         if distributed.is_main():
@@ -106,6 +108,23 @@ def training_streams(run: Run, dequantize: bool | None = None) -> Streams:
     run.check_labels(info)
     run.state["class_to_idx"] = info.class_to_idx
     return train_ds, eval_ds
+
+
+def standardize(run: Run, source: Source) -> None:
+    """Fit the scaler of continuous data to those of a new run; a resumed one has its own.
+
+    Raises:
+        DataError: they cannot be standardised, see `standardization.fit`.
+        CheckpointError: a resumed run has no scaler.
+    """
+    if run.continuous and not run.scaler.fitted:
+        if run.state["step"]:
+            check_standardization(META, run)
+        how = run.config.data.standardize
+        logging.info(
+            "mean and deviation of %d examples, for data.standardize = %r", len(source), how
+        )
+        run.scaler.load_state_dict(distributed.on_main(lambda: fit(source, how, run.kind)))
 
 
 def _check_share(training) -> None:
@@ -275,7 +294,7 @@ class Training:
         self.state["snapshot_due"] = True
         try:
             with self.stop.at_once():
-                images = self.run.first_samples()
+                samples = self.run.first_samples()
         except Preempted:
             self._save_meta()
             raise
@@ -284,12 +303,12 @@ class Training:
             return
         step = self.state["step"]
         try:
-            shown = save_samples(self.workdir / f"samples/iter_{step}", images, self.run.levels)
+            picture = save_samples(self.workdir / f"samples/iter_{step}", samples, self.run)
         except FloatingPointError as error:  # training may still mend the network
             logging.warning("step %d: no samples: %s", step, error)
             return
-        if is_picture(shown.shape):
-            self.log.image(step, "samples", make_grid(shown))
+        if picture is not None:
+            self.log.image(step, "samples", picture)
 
     def _save_snapshot(self) -> None:
         names = [profile_name(sigma_rel) for sigma_rel in self.options.posthoc_profiles]

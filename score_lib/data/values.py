@@ -1,0 +1,193 @@
+"""ARRAYS: the user's own arrays, of any shape: series, spectra, fields, molecules, volumes."""
+
+import os
+import pathlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_lib.data.sources import (
+    DataError,
+    MissingDataError,
+    Source,
+    Subset,
+    check_finite,
+    log_once,
+    register_dataset,
+)
+from score_lib.data.stored import SUFFIXES, Rows, open_rows
+
+MAX_CLASSES = 1 << 24
+# NumPy's types that are read without loss, by what they become.
+_CONTINUOUS = {"f2": torch.float32, "f4": torch.float32, "f8": torch.float64}
+
+
+class ArraySource(Source):
+    """The rows of an array: continuous values, or grey levels.
+
+    Args:
+        rows: of the array, (N, *shape), of floats, or of bytes where `levels` is not 0.
+        labels: (N,) int64, or None.
+        levels: number of grey levels; 0: continuous values.
+    """
+
+    def __init__(self, rows: Rows, labels: Tensor | None, levels: int):
+        self._rows, self._labels = rows, labels
+        self.shape, self.levels = tuple(rows.shape[1:]), levels or 256
+        self.dtype = torch.uint8 if levels else _CONTINUOUS[rows.dtype.str[1:]]
+        self.num_classes = 1 if labels is None else int(labels.max()) + 1
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        rows = self._rows.read(numbers)
+        if self.dtype == torch.uint8 and rows.dtype != np.uint8:
+            rows = self._as_bytes(rows, numbers)
+        native = rows.astype(rows.dtype.newbyteorder("="), copy=False)
+        examples = torch.from_numpy(native).to(self.dtype)
+        if examples.is_floating_point():
+            check_finite(examples, numbers, f"{self._rows.path}: row")
+        return examples, None if self._labels is None else self._labels[numbers]
+
+    def _as_bytes(self, rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        outside = (rows < 0) | (rows >= self.levels)
+        if outside.any():
+            row = int(numbers[np.argwhere(outside)[0][0]])
+            raise DataError(
+                f"row {row} (from 0) of {self._rows.path} holds {rows[outside][0]}, but "
+                f"data.levels={self.levels} allows 0 to {self.levels - 1}"
+            )
+        return rows.astype(np.uint8)
+
+
+@register_dataset(
+    name="ARRAYS",
+    options={
+        "path": "data.path",
+        "split": "data.split",
+        "key": "data.key",
+        "levels": "data.levels",
+    },
+)
+def arrays(
+    shape: tuple[int, ...], path: str, split: str, key: str, levels: int
+) -> tuple[Source, Source]:
+    """The rows of an array at a path, (N, *shape): .npy and .h5 are read row by row.
+
+    In a folder, `train` and `test` with one of these endings are the two parts.  Of one file every
+    tenth row is held out, or the last tenth with `data.split = "last"`, as suits windows of one
+    long series; fewer than ten rows are all in both parts.
+    """
+    if not path:
+        raise MissingDataError(
+            "data.path is empty: data.dataset='ARRAYS' reads an .npy, .npz or .h5 there, or a "
+            "folder with train.npy and test.npy"
+        )
+    place = pathlib.Path(os.path.expanduser(path))
+    if place.is_dir():
+        if split:
+            raise DataError(f"data.split={split!r} divides one file, but {path} is a folder")
+        parts = [_part(place, name) for name in ("train", "test")]
+        return tuple(open_array_source(part, shape, key, levels) for part in parts)
+    return divided(open_array_source(place, shape, key, levels), path, split)
+
+
+def _is_continuous(config) -> bool:
+    return config.data.levels == 0
+
+
+arrays.continuous = _is_continuous
+
+
+def divided(source: Source, path: str, split: str = "") -> tuple[Source, Source]:
+    """A source in two parts: every tenth example is held out, or the last tenth.
+
+    Raises:
+        DataError: the split names folders.
+    """
+    if split not in ("", "tenths", "last"):
+        raise DataError(f"data.split={split!r} names folders, and {path} holds none")
+    size = len(source)
+    if size < 10:
+        log_once(f"{path}: all {size} examples are both trained on and held out: too few")
+        return source, source
+    numbers = np.arange(size)
+    held_out = numbers % 10 == 9 if split != "last" else numbers >= size - size // 10
+    train, test = Subset(source, numbers[~held_out]), Subset(source, numbers[held_out])
+    which = "the last tenth" if split == "last" else "every tenth example"
+    log_once(f"{path}: {which} is held out: {len(train)} to train on, {len(test)} not")
+    return train, test
+
+
+def _part(folder: pathlib.Path, name: str) -> pathlib.Path:
+    found = [file for suffix in SUFFIXES if (file := folder / f"{name}{suffix}").is_file()]
+    if len(found) != 1:
+        there = ", ".join(file.name for file in found) or "none"
+        raise DataError(
+            f"{folder} should hold one file {name} with an ending of {', '.join(SUFFIXES)}; there "
+            f"is {there}"
+        )
+    return found[0]
+
+
+def open_array_source(
+    path: pathlib.Path, shape: tuple[int, ...], key: str = "", levels: int = 0
+) -> ArraySource:
+    """The rows of an array in a file, each of the configured shape.
+
+    Args:
+        key, levels: the options of `data`.
+    Raises:
+        DataError: there is no such array, or its shape or type does not suit.
+    """
+    rows, labels = open_rows(path, key)
+    _check_type(path, rows.dtype, levels)
+    if rows.shape[1:] != tuple(shape):
+        stored = ",".join(map(str, rows.shape[1:])) or "()"
+        raise DataError(
+            f"{path} holds {rows.shape[0]} rows of shape {rows.shape[1:]}, but the config's data "
+            f"have {tuple(shape)}: set data.shape={stored}"
+            + (", after saving each number as a row of one" if len(rows.shape) == 1 else "")
+        )
+    if 0 in rows.shape:
+        raise DataError(f"{path} holds no numbers: its shape is {rows.shape}")
+    return ArraySource(rows, _checked_labels(path, labels, len(rows)), levels)
+
+
+def _check_type(path: pathlib.Path, dtype: np.dtype, levels: int) -> None:
+    if dtype.kind == "c":
+        raise DataError(
+            f"{path} holds complex numbers ({dtype}): save real and imaginary parts as two "
+            "channels, as np.stack([x.real, x.imag], axis=1) does"
+        )
+    if levels:
+        if dtype.kind not in "bui":
+            raise DataError(
+                f"{path} holds {dtype}, but data.levels={levels} means whole numbers, grey levels: "
+                "set data.levels=0 for continuous values"
+            )
+        if not 2 <= levels <= 256:
+            raise DataError(
+                f"data.levels={levels} must be from 2 to 256, or 0 for continuous values"
+            )
+    elif dtype.kind in "bui":
+        raise DataError(
+            f"{path} holds {dtype}: whole numbers have no density; set data.levels to the number "
+            "of grey levels, such as 256, or save what are measurements as floats"
+        )
+    elif dtype.str[1:] not in _CONTINUOUS:
+        raise DataError(f"{path} holds {dtype}: save floats of 16, 32 or 64 bits")
+
+
+def _checked_labels(path: pathlib.Path, labels: np.ndarray | None, count: int) -> Tensor | None:
+    if labels is None:
+        return None
+    one_integer_each = labels.shape == (count,) and labels.dtype.kind in "iu"
+    # Tables with a row per class must fit in memory.
+    if not one_integer_each or labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise DataError(
+            f"{path}: labels must be one integer from 0 to {MAX_CLASSES - 1} for each row"
+        )
+    return torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,57 @@
+"""Measurements of data in other units than the network's: A of x = s x' + m as one of x'."""
+
+from torch import Tensor
+
+from score_lib.inverse.measurements import Mask
+from score_lib.inverse.operators import Constants, LinearOperator, Weight, checked_weights
+
+
+class Rescaled(LinearOperator):
+    """x' -> A (s x'), where A measures x = s x'.
+
+    Args:
+        operator: A.
+        scale: s, above 0, of a shape that broadcasts to D.
+    """
+
+    def __init__(self, operator: LinearOperator, scale: Tensor):
+        super().__init__(operator.shape, operator.measured_shape)
+        self.operator, self.rcond = operator, operator.rcond
+        self.scale = scale.expand(operator.shape)
+        self._scale = Constants(self.scale[None])
+
+    def apply(self, x: Tensor) -> Tensor:
+        (scale,) = self._scale.like(x)
+        return self.operator.apply(scale * self.check_x(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        (scale,) = self._scale.like(y)
+        return scale * self.operator.adjoint(y)
+
+    def spectral(self, x: Tensor, weight: Weight) -> Tensor:
+        first = self.scale.flatten()[0]
+        if (self.scale != first).any():
+            raise NotImplementedError(
+                f"the singular values of {self.operator!r} are not known for data whose entries "
+                "have units of their own: choose a method that needs only the measurement, such "
+                "as pigdm, or data.standardize='all'"
+            )
+        return self.operator.spectral(x, lambda d: weight(d * first.to(d)))
+
+    def observed(self, y: Tensor) -> Tensor:
+        return self.operator.observed(y)
+
+
+class RescaledMask(Rescaled):
+    """The same of a mask, whose singular values are the units of the known entries."""
+
+    def spectral(self, x: Tensor, weight: Weight) -> Tensor:
+        (scale,) = self._scale.like(x)
+        weights = checked_weights(weight, scale.reshape(1, -1), len(x))
+        return self.operator.apply(x * weights.reshape(-1, *self.shape))
+
+
+def rescaled(operator: LinearOperator, scale: Tensor) -> Rescaled:
+    """The operator on data in units of `scale`."""
+    kind = RescaledMask if isinstance(operator, Mask) else Rescaled
+    return kind(operator, scale)

@@ -1,0 +1,526 @@
+"""Data of any shape and type: arrays on disk, standardisation, streams, and runs on them."""
+
+from __future__ import annotations
+
+import math
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from oracles import GaussianDataOracle
+
+from configs.defaults import load
+from datasets import DataError, MemorySource, Subset
+from models.ema import ExponentialMovingAverage
+from score_lib.data import standardization, stored
+from score_lib.data.kinds import check_options, kind_of
+from score_lib.data.loading import get_scaling, get_streams
+from score_lib.data.standardization import Standardization, fit
+from score_lib.data.stored import open_rows
+from score_lib.data.stream import ImageStream
+from score_lib.options import complete
+from score_lib.runs.evaluate import evaluate
+from score_lib.runs.image_tasks import restore
+from score_lib.runs.measures import likelihood_terms
+from score_lib.runs.setup import setup
+from score_lib.runs.train import standardize, train, training_streams
+
+SHAPES = {
+    "vectors": (3,),
+    "series": (2, 8),
+    "points": (6, 2),
+    "images": (2, 4, 4),
+    "volumes": (1, 2, 4, 4),
+}
+EXPERIMENTS = {"images": "vp/fields"}
+
+
+def numbers(count, shape, seed=0, dtype="f4"):
+    """Random data whose entries differ in mean and deviation."""
+    random = np.random.default_rng(seed)
+    size = math.prod(shape)
+    scales = np.linspace(0.5, 3, size).reshape(shape)
+    return (random.normal(size=(count, *shape)) * scales + 10 * scales).astype(dtype)
+
+
+def config_of(kind, path, **changes):
+    """A small config for a kind of data at a path."""
+    config = load(EXPERIMENTS.get(kind, f"vp/{kind}"))
+    config.data.path, config.data.shape = str(path), SHAPES[kind]
+    small = {
+        "model.nf": 8 if kind in ("vectors", "points") else 32,
+        "model.num_res_blocks": 1,
+        "model.num_scales": 20,
+        "training.batch_size": 8,
+        "training.n_iters": 4,
+        "training.snapshot_freq": 4,
+        "training.snapshot_freq_for_preemption": 2,
+        "training.eval_freq": 2,
+        "training.log_freq": 1,
+        "sampling.num_samples": 3,
+        "sampling.num_steps": 2,
+        "eval.num_samples": 6,
+        "eval.loss_num_repeats": 1,
+    }
+    if "ch_mult" in config.model:
+        small |= {"model.ch_mult": (1,), "model.attn_resolutions": ()}
+    config.update_from_flattened_dict(small | {k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+# --- Arrays on disk ------------------------------------------------------------------------------
+
+
+def write(path, array, how):
+    """An array in a file of a format."""
+    if how == "npz":
+        np.savez(path, other=np.zeros(3), data=array, labels=np.arange(len(array)) % 3)
+    elif how == "h5":
+        with h5py.File(path, "w") as file:
+            file["group/weather"] = array
+            file["labels"] = np.arange(len(array)) % 3
+    else:
+        np.save(path, np.asfortranarray(array) if how == "fortran" else array)
+    return path
+
+
+@pytest.mark.parametrize(
+    "how, dtype",
+    [("npy", "f4"), ("npy", ">f8"), ("npy", "f2"), ("fortran", "f4"), ("npz", "f8"), ("h5", "f4")],
+)
+def test_rows_are_read_in_any_order(tmp_path, how, dtype):
+    array = numbers(12, (2, 5), dtype=dtype)
+    ending = {"fortran": "npy"}.get(how, how)
+    rows, labels = open_rows(write(tmp_path / f"a.{ending}", array, how))
+    assert rows.shape == (12, 2, 5) and len(rows) == 12
+    for chosen in ([3, 4, 5, 0], [11], [7, 2, 7], range(12)):
+        assert np.array_equal(rows.read(np.array(chosen)), array[list(chosen)])
+    assert (labels is not None) == (how in ("npz", "h5"))
+    config = config_of("series", rows.path, data__shape=(2, 5))
+    source = get_streams(config)[2].sources["train"]
+    expected = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    assert source.dtype == (torch.float64 if dtype[-1] == "8" else torch.float32)
+    assert torch.equal(source.images([0, 9]), expected[[0, 10]].to(source.dtype))
+    assert source.num_classes == (3 if how in ("npz", "h5") else 1)
+
+
+def test_a_folder_has_two_parts_and_labels_beside(tmp_path):
+    data, other = numbers(7, (3,)), numbers(4, (3,), seed=1)
+    np.save(tmp_path / "train.npy", data)
+    np.save(tmp_path / "train_labels.npy", np.arange(7) % 2)
+    np.savez(tmp_path / "test.npz", data=other)
+    sources = get_streams(config_of("vectors", tmp_path))[2].sources
+    assert torch.equal(sources["train"].images(range(7)), torch.from_numpy(data))
+    assert torch.equal(sources["test"].images(range(4)), torch.from_numpy(other))
+    assert sources["train"].num_classes == 2
+
+
+@pytest.mark.parametrize(
+    "split, held_out", [("", [9, 19]), ("tenths", [9, 19]), ("last", [18, 19])]
+)
+def test_parts_of_one_file(tmp_path, split, held_out):
+    np.save(tmp_path / "a.npy", data := numbers(20, (3,)))
+    sources = get_streams(config_of("vectors", tmp_path / "a.npy", data__split=split))[2].sources
+    assert torch.equal(sources["test"].images([0, 1]), torch.from_numpy(data[held_out]))
+    assert len(sources["train"]) == 18
+
+
+def damaged(path, what):
+    """A config for data that cannot be used."""
+    data, changes = numbers(20, (3,)), {}
+    if what == "objects":
+        np.save(path, np.array([{}] * 20, dtype=object), allow_pickle=True)
+    elif what == "cut":
+        np.save(path, data)
+        path.write_bytes(path.read_bytes()[:-100])
+    elif what == "header":
+        np.save(path, data)
+        path.write_bytes(path.read_bytes().replace(b"(20, 3)", b"(20,-3)"))
+    elif what == "huge":
+        np.save(path, data)
+        path.write_bytes(path.read_bytes().replace(b"(20, 3), }", b"(2" + b"0" * 6 + b", 3), }"))
+    elif what == "empty":
+        path.write_bytes(b"")
+    elif what == "complex":
+        np.save(path, data + 1j)
+    elif what == "integers":
+        np.save(path, data.astype(int))
+    elif what == "floats":
+        np.save(path, data)
+        changes = {"data__levels": 17}
+    elif what == "levels":
+        np.save(path, np.full((20, 3), 17))
+        changes = {"data__levels": 17}
+    elif what == "shape":
+        np.save(path, data[:, :2])
+    elif what == "scalars":
+        np.save(path, data[:, 0])
+    elif what == "nan":
+        data[13, 1] = np.nan
+        np.save(path, data)
+    elif what == "folders":
+        np.save(path, data)
+        changes = {"data__split": "a:b"}
+    elif what == "key":
+        np.save(path, data)
+        changes = {"data__key": "weather"}
+    return config_of("vectors", path, **changes)
+
+
+@pytest.mark.parametrize("what, message", [
+    ("objects", "Python objects"),
+    ("cut", r"cut short.*row 11 \(from 0\)"),
+    ("header", "not a readable array"),
+    ("huge", "cut short"),
+    ("empty", "not a readable array"),
+    ("complex", "complex numbers.*np.stack"),
+    ("integers", "whole numbers have no density.*data.levels"),
+    ("floats", "data.levels=0 for continuous"),
+    ("levels", r"row 0 \(from 0\) .* holds 17, but data.levels=17 allows 0 to 16"),
+    ("shape", r"rows of shape \(2,\).*set data.shape=2"),
+    ("scalars", r"rows of shape \(\).*saving each number as a row"),
+    ("nan", r"a.npy: row 13 \(from 0\) holds nan at entry \(1,\)"),
+    ("folders", "data.split='a:b' names folders"),
+    ("key", "data.key = 'weather' names an array in an .npz"),
+])  # fmt: skip
+def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path, what, message):
+    with pytest.raises(DataError, match=message) as caught:
+        config = damaged(tmp_path / "a.npy", what)
+        streams = get_streams(config, evaluation=True)[:2]
+        for stream in streams:
+            list(stream)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("what, message", [
+    ("ambiguous", "holds one, two: name the array of data with data.key"),
+    ("missing", "data.key = 'three' is not in .*which holds one, two"),
+    ("labels", "labels must be one integer"),
+    ("damaged", "damaged or not an .npz"),
+    ("text", "not a readable HDF5 file"),
+    ("suffix", "should be an array: .npy, .npz, .h5"),
+    ("nothing", "there is no file"),
+    ("part", r"should hold one file train .*there is none"),
+])  # fmt: skip
+def test_files_that_do_not_say_what_they_hold(tmp_path, what, message):
+    path, changes = tmp_path / "a.npz", {}
+    if what in ("ambiguous", "missing"):
+        np.savez(path, one=numbers(20, (3,)), two=numbers(20, (3,)))
+        changes = {"data__key": "three"} if what == "missing" else {}
+    elif what == "labels":
+        np.savez(path, data=numbers(20, (3,)), labels=np.full(20, -1))
+    elif what == "damaged":
+        path.write_bytes(b"PK\3\4 and nothing more")
+    elif what in ("text", "suffix"):
+        path = tmp_path / {"text": "a.h5", "suffix": "a.csv"}[what]
+        path.write_text("1,2,3")
+    elif what == "part":
+        path = tmp_path
+    with pytest.raises(DataError, match=message):
+        get_streams(config_of("vectors", path, **changes))
+
+
+# --- Kinds ---------------------------------------------------------------------------------------
+
+
+def test_kinds_follow_shapes_and_names(tmp_path):
+    for kind, shape in SHAPES.items():
+        config = config_of(kind, tmp_path)
+        assert kind_of(config) == kind
+        config.data.kind = ""
+        assert kind_of(config) == {"points": "series"}.get(kind, kind)
+        config.data.shape = (*shape, 1, 1, 1, 1, 1)
+        assert kind_of(config) == "vectors"
+    config.data.update(shape=(3,), kind="points")
+    with pytest.raises(DataError, match=r"'points' does not suit .*\(3,\).* vectors or series"):
+        kind_of(config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data__uniform_dequantization": True},
+        {"eval__enable_vlb": True},
+        {"eval__dequantizer": "run"},
+    ],
+)
+def test_options_of_grey_levels_are_refused(tmp_path, change):
+    config = complete(config_of("fields" if 0 else "images", tmp_path, **change))
+    with pytest.raises(DataError, match=next(iter(change)).replace("__", r"\.") + ".*continuous"):
+        check_options(config)
+
+
+def test_images_need_the_shape_of_images():
+    config = load("vp/digits")
+    config.data.shape = (3,)
+    with pytest.raises(ValueError, match=r"images are needed.*data.shape is \(3,\)"):
+        get_streams(config)
+
+
+# --- Standardisation -----------------------------------------------------------------------------
+
+AXES = {
+    ("channel", "series"): (0, 2),
+    ("channel", "points"): (0, 1),
+    ("channel", "images"): (0, 2, 3),
+    ("channel", "vectors"): (0,),
+    ("entry", "series"): (0,),
+    ("all", "volumes"): (0, 1, 2, 3, 4),
+}
+
+
+@pytest.mark.parametrize("how, kind", AXES)
+def test_mean_and_deviation_are_those_of_the_data(monkeypatch, how, kind):
+    data = numbers(50, SHAPES[kind], dtype="f8")
+    monkeypatch.setattr(standardization, "_CHUNK", 7 * data[0].size)  # several parts, one short
+    scaler = Standardization(SHAPES[kind])
+    scaler.load_state_dict(fit(MemorySource(torch.from_numpy(data)), how, kind))
+    mean = data.mean(AXES[how, kind], keepdims=True)
+    std = data.std(AXES[how, kind], keepdims=True)
+    x = torch.from_numpy(data)
+    expected = torch.from_numpy((data - mean) / std)
+    torch.testing.assert_close(scaler(x).double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(scaler.inverse(scaler(x)), x, rtol=1e-6, atol=1e-6)
+    logs = np.log(np.broadcast_to(std, data[:1].shape))
+    assert scaler.log_volume == pytest.approx(logs.sum(), rel=1e-12)
+
+
+def test_data_far_from_zero_keep_their_digits():
+    data = torch.randn(400, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    far = data * 1e-3 + 1.7e9
+    scaler = Standardization((2,))
+    scaler.load_state_dict(fit(MemorySource(far), "channel", "vectors"))
+    back = scaler.inverse(scaler(far))
+    assert back.dtype == torch.float64 and (back - far).abs().max() < 1e-6
+    assert (scaler(far).std(0) - 1).abs().max() < 0.01
+
+
+def test_none_leaves_data_as_they_are():
+    data = torch.from_numpy(numbers(20, (3,)))
+    scaler = Standardization((3,))
+    scaler.load_state_dict(fit(MemorySource(data), "none", "vectors"))
+    assert torch.equal(scaler(data), data) and scaler.log_volume == 0
+
+
+def test_constant_entries_are_refused():
+    data = torch.from_numpy(numbers(20, (3,)))
+    data[:, 1] = 5.1
+    with pytest.raises(DataError, match=r"constant \(5.1\) at \(1,\) of the entry means"):
+        fit(MemorySource(data), "entry", "vectors")
+
+
+# --- Streams -------------------------------------------------------------------------------------
+
+
+def test_points_are_permuted_in_training_only():
+    data = torch.arange(5 * 6 * 2).reshape(5, 6, 2).float()
+    options = {"seed": 3, "permute": True}
+    whole = ImageStream(MemorySource(data), 4, **options)
+    batches = [next(iter(whole)) for _ in range(3)]
+    seen = torch.cat([batch["image"] for batch in batches])
+    order = seen[:, :, 0].argsort(1)
+    back = seen.gather(1, order[:, :, None].expand_as(seen))
+    assert all((back[k] == data).flatten(1).all(1).any() for k in range(len(back)))
+    assert len({tuple(row.tolist()) for row in order}) > 8  # each set has an order of its own
+    shares = [ImageStream(MemorySource(data), 4, rank=r, world=2, **options) for r in range(2)]
+    for batch in batches:
+        parts = [next(iter(share))["image"] for share in shares]
+        assert torch.equal(torch.cat(parts), batch["image"])
+
+
+def test_values_come_as_they_are_stored():
+    data = torch.from_numpy(numbers(6, (2, 3), dtype="f8"))
+    (batch,) = ImageStream(Subset(MemorySource(data), np.arange(4)), 9, evaluation=True)
+    assert torch.equal(batch["image"], data[:4])
+    with pytest.raises(DataError, match="no grey levels"):
+        ImageStream(MemorySource(data), 2, dequantize=True)
+
+
+# --- Runs ----------------------------------------------------------------------------------------
+
+
+def no_matplotlib(*arguments):
+    """A picture on a machine without Matplotlib."""
+    raise ImportError("No module named 'matplotlib'")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Arrays of every kind, and a trained run of each that a test asks for."""
+    place = tmp_path_factory.mktemp("any")
+    for kind, shape in SHAPES.items():
+        np.savez(place / f"{kind}.npz", data=numbers(40, shape), labels=np.arange(40) % 2)
+    return place
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "volumes")) for k in SHAPES]
+)
+def test_every_kind_trains_resumes_and_is_evaluated(folder, kind, monkeypatch):
+    config, drawn = config_of(kind, folder / f"{kind}.npz"), kind == "points"
+    if not drawn:  # which takes longer than all else here
+        monkeypatch.setattr("score_lib.runs.samples.save_samples_picture", no_matplotlib)
+    train(config, whole := folder / f"{kind}_whole")
+    first = config.copy_and_resolve_references()
+    first.training.update(n_iters=2, snapshot_freq=2)
+    train(first, parts := folder / f"{kind}_parts")
+    train(config, parts)
+    ends = [torch.load(w / "checkpoints/checkpoint_1.pth") for w in (whole,)]
+    ends.append(torch.load(parts / "checkpoints/checkpoint_1.pth"))
+    for name, value in ends[0]["model"].items():
+        assert torch.equal(value, ends[1]["model"][name]), name
+    assert torch.equal(ends[0]["standardization"]["std"], ends[1]["standardization"]["std"])
+    part = np.load(folder / f"{kind}.npz")["data"][np.arange(40) % 10 != 9]
+    axes = tuple(k for k in range(part.ndim) if k != (part.ndim - 1 if kind == "points" else 1))
+    axes = {"points": None}.get(kind, axes)  # whose config shares one deviation among all
+    mean = ends[0]["standardization"]["mean"].numpy()
+    np.testing.assert_allclose(mean.ravel(), np.mean(part, axes, "f8").ravel(), rtol=1e-6)
+    samples = [np.load(w / "samples/iter_4/sample.npy") for w in (whole, parts)]
+    assert np.array_equal(*samples) and samples[0].shape == (3, *SHAPES[kind])
+    assert (whole / "samples/iter_4/sample.png").is_file() == drawn
+    (record,) = evaluate(config, whole)
+    assert record["nats"] == pytest.approx(record["nats_per_dim"] * math.prod(SHAPES[kind]))
+    named = {"points": "coverage", "series": "log_spectral_distance"}.get(kind, "sliced_w1")
+    assert record["num_samples"] == 6 and record["num_data"] == 4 and record[named] >= 0
+    assert (whole / "eval/ckpt_1/held_out.png").is_file() == drawn
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_the_density_of_the_users_units_integrates_to_one(dimensions):
+    """Of a Gaussian it is also known: the network is exact in the network's range."""
+    config = config_of("vectors", "", data__shape=(dimensions,))
+    run = setup(config)
+    std, mean = torch.tensor([7.0, 0.2])[:dimensions], torch.tensor([40.0, -3.0])[:dimensions]
+    run.scaler.load_state_dict({"mean": mean, "std": std, "dtype": "float32"})
+    inner = torch.tensor([[0.8, 0.3], [0.3, 0.5]])[:dimensions, :dimensions]
+    centre = torch.tensor([0.4, -0.2])[:dimensions]
+    run.state["model"] = GaussianDataOracle(run.sde, centre, inner)
+    axis = torch.linspace(-5, 5, 121 if dimensions == 1 else 41)
+    grid = torch.cartesian_prod(*[axis] * dimensions).reshape(-1, dimensions) * std + mean
+    found = likelihood_terms(run, run.scaler(grid), 0, torch.randn_like)
+    cell = math.prod((float(axis[1] - axis[0]) * std).tolist())
+    assert np.exp(-found["nats"]).sum() * cell == pytest.approx(1, abs=1e-3)
+    covariance = std[:, None] * inner * std
+    exact = torch.distributions.MultivariateNormal(mean + std * centre, covariance)
+    expected = -exact.log_prob(grid).numpy()
+    assert np.abs(found["nats"] - expected).max() < 2e-3 * expected.max()
+
+
+def test_bytes_of_any_shape_have_bits_per_dim(tmp_path):
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "v.npy", random.integers(0, 256, (20, *SHAPES["volumes"]), dtype=np.uint8))
+    config = config_of("volumes", tmp_path / "v.npy", data__levels=256)
+    config.training.n_iters = config.training.snapshot_freq = 1
+    config.training.snapshot_freq_for_preemption = config.training.eval_freq = 1
+    config.eval.update(enable_sampling=False, enable_loss=False)
+    train(config, tmp_path)
+    samples = np.load(tmp_path / "samples/iter_1/sample.np")
+    assert samples.dtype == np.uint8 and samples.shape == (3, 2, 4, 4, 1)
+    (record,) = evaluate(config, tmp_path)
+    assert record["bpd"] > 8 - 1e-3 and "nats" not in record  # noise of 256 levels has 8 bits
+
+
+def test_a_checkpoint_without_standardization_is_refused(folder, tmp_path):
+    config = config_of("vectors", folder / "vectors.npz")
+    train(config, tmp_path)
+    path = tmp_path / "checkpoints/checkpoint_1.pth"
+    contents = torch.load(path)
+    del contents["standardization"]
+    torch.save(contents, path)
+    with pytest.raises(ValueError, match="holds no 'standardization'"):
+        evaluate(config, tmp_path)
+    contents["standardization"] = {
+        "mean": torch.zeros(3),
+        "std": -torch.ones(3),
+        "dtype": "float32",
+    }
+    torch.save(contents, path)
+    with pytest.raises(ValueError, match="std above 0"):
+        evaluate(config, tmp_path)
+
+
+def test_scalers_of_images_are_unchanged():
+    scaler, inverse = get_scaling(load("vp/digits"))
+    assert scaler(torch.tensor(0.75)) == 0.5 and inverse(torch.tensor(0.5)) == 0.75
+    assert stored.SUFFIXES[0] == ".npy"
+
+
+# --- The wiring ----------------------------------------------------------------------------------
+
+
+def test_training_sees_its_own_part_standardised(folder):
+    config = config_of("series", folder / "series.npz")
+    run = setup(config)
+    streams = training_streams(run)
+    standardize(run, streams[0].source)
+    data = np.load(folder / "series.npz")["data"][np.arange(40) % 10 != 9].astype("f8")
+    mean, std = (f(data, axis=(0, 2), keepdims=True) for f in (np.mean, np.std))
+    batch = next(iter(streams[0]))
+    rows = [int(np.argmin(np.abs(data - x.numpy()).sum((1, 2)))) for x in batch["image"]]
+    seen = run.arguments(batch)[0]
+    expected = torch.from_numpy((data[rows] - mean) / std).float()
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)
+
+
+def test_only_training_permutes_points(folder):
+    run = setup(config_of("points", folder / "points.npz"))
+    data = torch.from_numpy(np.load(folder / "points.npz")["data"])
+    batch = next(iter(training_streams(run)[0]))["image"]
+    sets = {tuple(sorted(map(tuple, points.tolist()))): points for points in data}
+    assert all(tuple(sorted(map(tuple, points.tolist()))) in sets for points in batch)
+    assert not any((points == data).flatten(1).all(1).any() for points in batch)
+    held_out = get_streams(run.config, evaluation=True)[1]
+    assert torch.equal(next(iter(held_out))["image"], data[9::10])
+
+
+def gaussian_run(**changes):
+    """A run whose network has learned N(mean, covariance) of the user's units, and these two."""
+    config = config_of("vectors", "", data__shape=(2,), sampling__num_steps=40, **changes)
+    run = setup(config)
+    std, mean = torch.tensor([7.0, 0.2]), torch.tensor([40.0, -3.0])
+    run.scaler.load_state_dict({"mean": mean, "std": std, "dtype": "float32"})
+    inner, centre = torch.tensor([[0.8, 0.5], [0.5, 0.6]]), torch.tensor([0.4, -0.2])
+    run.state["model"] = GaussianDataOracle(run.sde, centre, inner)
+    run.state["model"].weight = torch.nn.Parameter(torch.zeros(()))
+    run.state["ema"] = ExponentialMovingAverage(run.state["model"].parameters(), 0.0)
+    return run, mean + std * centre, std[:, None] * inner * std
+
+
+def test_samples_are_in_the_users_units():
+    run, mean, covariance = gaussian_run()
+    drawn = run.draw(range(1000))
+    deviation = covariance.diagonal().sqrt()
+    assert ((drawn.mean(0) - mean).abs() < 0.12 * deviation).all()
+    correlation = torch.corrcoef(drawn.T)[0, 1]
+    exact = covariance[0, 1] / deviation.prod()
+    assert correlation == pytest.approx(float(exact), abs=0.06)
+    assert (drawn.std(0) / deviation - 1).abs().max() < 0.08
+
+
+def test_a_measurement_is_one_of_the_users_units(tmp_path):
+    """The posterior of a Gaussian is known: y is the first entry, with noise of deviation 3."""
+    noise_std, count = 3.0, 300
+    truth = np.array([[52.0, -2.9], [31.0, -3.2]], dtype="f4")
+    np.save(tmp_path / "truth.npy", truth)
+    changes = {
+        "control__path": str(tmp_path / "truth.npy"),
+        "control__noise_std": noise_std,
+        "control__method": "tweedie",
+        "control__num_results": count,
+        "sampling__method": "heun",
+        "training__batch_size": 300,
+    }
+    run, mean, covariance = gaussian_run(**changes)
+    outcome = restore(run, operator="half")
+    y = outcome.arrays["y"][:, 0].cpu()
+    assert (y - torch.from_numpy(truth[:, 0])).abs().max() < 3.5 * noise_std
+    gain = covariance[:, 0] / (covariance[0, 0] + noise_std**2)
+    expected = mean + (y - mean[0])[:, None] * gain
+    spread = (covariance - gain[:, None] * covariance[0]).diagonal().sqrt()
+    results = outcome.columns["result"]
+    assert ((results.mean(1) - expected).abs() < 4 * spread / count**0.5).all()
+    assert (results.std(1) / spread - 1).abs().max() < 0.15
+    (figures,) = outcome.figures
+    assert figures["rmse"] > figures["rmse_of_mean"] > 0
+    assert 0 <= figures["inside_90_interval"] <= 1
