@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from networks import fill_weights
@@ -12,6 +13,7 @@ from models.utils import create_model
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.disk.safetensors_files import read_safetensors
 from score_lib.options import flatten
+from score_lib.runs.setup import META
 
 CHANGES = {"training__snapshot_sampling": False, "training__eval_freq": 50}
 CHANGES |= {"training__n_iters": 2, "optim__lr": 0.05, "optim__warmup": 0}
@@ -129,3 +131,27 @@ def test_a_folder_for_diffusers_is_a_start(tmp_path):
     assert record["checkpoint"] == folder.stem
     with pytest.raises(ValueError, match=r"model.num_scales = 31 instead of 30"):
         run_lib.restored(config(**{**start, "model__num_scales": 31}), tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind, stem", [("safetensors", "weights"), ("pth", "checkpoint")])
+def test_continuous_data_keep_their_units(kind, stem, tmp_path):
+    """Fine-tuning keeps those of the file, whatever the new data are."""
+    for name, shift in (("a", 100.0), ("b", -7.0)):
+        vectors = shift + 3 * torch.randn(64, 2, dtype=torch.float64).numpy()
+        np.save(tmp_path / f"{name}.npy", vectors)
+    options = {"data__path": str(tmp_path / "a.npy"), "sampling__num_steps": 3}
+    options |= {"training__n_iters": 1, "training__snapshot_sampling": False}
+    stored = small_config("vp/vectors", **options, export__format=kind)
+    run_lib.train(stored, tmp_path / "a")
+    run = run_lib.restored(stored, tmp_path / "a")
+    path = run_lib.export(stored, tmp_path / "a") / f"{stem}.{kind}"
+    alone = run_lib.from_checkpoint(path, "cpu")
+    assert torch.equal(alone.draw(range(3)), run.draw(range(3)))
+    options |= {"data__path": str(tmp_path / "b.npy"), "model__weights": str(path)}
+    run_lib.train(small_config("vp/vectors", **options), tmp_path / "b")
+    tuned = read_checkpoint(tmp_path / "b" / META)["standardization"]
+    torch.testing.assert_close(tuned["mean"], run.scaler.mean, rtol=0, atol=0)
+    assert float(tuned["mean"].mean()) > 90
+    stored.export.format = "diffusers"
+    with pytest.raises(ValueError, match="no place for the mean and deviation"):
+        run_lib.export(stored, tmp_path / "a")
