@@ -1,4 +1,4 @@
-"""What Diffusers itself computes from folders: `python diffusers_probe.py jobs.pt outputs.pt`.
+"""Runs Diffusers itself on folders: `python diffusers_probe.py jobs.pt outputs.pt`.
 
 Jobs are, by name, a folder, and either x, timesteps and perhaps classes for its network, or a seed
 and a number of steps for its pipeline.

@@ -27,7 +27,9 @@ CHAINS = ("tests/test_parametrized_chains.py",)
 CONDITIONS = ("tests/test_wiring_conditions.py",)
 CONDITIONING = ("tests/test_conditioning.py",)
 DEQUANTIZER = ("tests/test_dequantizer_runs.py",)
+SAMPLED_CHAINS = ("tests/test_chain_sampling.py",)
 ARRAYS = ("tests/test_any_data.py",)
+EXCHANGE = ("tests/test_exchange.py", "tests/test_exchange_hostile.py")
 
 
 class Mutation(NamedTuple):
@@ -43,7 +45,78 @@ class Mutation(NamedTuple):
 SETUP, TRAIN = "score_lib/runs/setup.py", "score_lib/runs/train.py"
 OPTIMIZATION = "score_lib/losses/optimization.py"
 CONFIGURED, PC = "score_lib/samplers/configured.py", "score_lib/samplers/pc.py"
+SAMPLED = "score_lib/samplers/chain.py"
 MUTATIONS = [
+    Mutation(
+        "exchange: weights of attention are not transposed",
+        "score_lib/exchange/unet_names.py",
+        "form = POINTWISE if theirs.endswith(_SHORTCUT) else TRANSPOSED",
+        "form = POINTWISE if theirs.endswith(_SHORTCUT) else SAME",
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: the order of sines and cosines is lost",
+        "score_lib/exchange/diffusers.py",
+        "if flipped and model.plan",
+        "if False and model.plan",
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: groups are not compared",
+        "score_lib/exchange/unet_configs.py",
+        "            if theirs != ours:\n",
+        "            if False:\n",
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: attentions that are missing add something",
+        "score_lib/exchange/diffusers.py",
+        "torch.zeros_like(tensor) if ends else tensor",
+        "tensor",
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: the correctors of a scheduler do not arrive",
+        "score_lib/exchange/schedulers.py",
+        '"n_steps_each": options["correct_steps"],',
+        '"n_steps_each": 1,',
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: the noise of DDIM follows the clamped image",
+        "score_lib/exchange/schedulers.py",
+        '"clip_noise": False,',
+        '"clip_noise": True,',
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: a small file makes a large network",
+        "score_lib/exchange/diffusers.py",
+        "if unet_configs.fewest_weights(options) > found.weights.stat().st_size:",
+        "if False:",
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: weights that are not finite are read",
+        "score_lib/exchange/diffusers.py",
+        "or not stored[name].isfinite().all()",
+        "or False",
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: heads do not arrive",
+        "models/unet_plan.py",
+        '"num_head_channels": model.num_head_channels or -1,',
+        '"num_head_channels": -1,',
+        EXCHANGE,
+    ),
+    Mutation(
+        "exchange: frequencies of the time do not arrive",
+        "models/unet.py",
+        "self.fourier_log, self.freq_shift)",
+        "self.fourier_log)",
+        EXCHANGE,
+    ),
     Mutation(
         "arrays: the held-out part is standardised by",
         TRAIN,
@@ -315,8 +388,8 @@ MUTATIONS = [
     Mutation(
         "the callback is not called",
         "score_lib/samplers/loop.py",
-        "progress=progress, callback=callback)",
-        "progress=progress, callback=None)",
+        '"callback": callback}',
+        '"callback": None}',
         STEPS,
     ),
     Mutation(
@@ -639,6 +712,76 @@ MUTATIONS = [
         'batch.get("features")',
         "None",
         CONDITIONS,
+    ),
+    Mutation(
+        "sampled chain starts from the last level of all",
+        SAMPLED,
+        "times = levels.times[levels.times <= start + tolerance]",
+        "times = levels.times",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain keeps other variances than it visits",
+        SAMPLED,
+        "return ChainScore(levels, Chain(sde, where, kept), denoiser, limits)",
+        "return ChainScore(levels, Chain(sde, where), denoiser, limits)",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain takes its noise from the free x_0",
+        SAMPLED,
+        "if self.settings.clip_noise\n",
+        "if not self.settings.clip_noise\n",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain shifts means by the step's variance",
+        SAMPLED,
+        "shift, noise = (chain.large(i), high) if",
+        "shift, noise = (high, high) if",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain has no variance of its own at level 0",
+        SAMPLED,
+        "shift, noise = (chain.large(i), high) if",
+        "shift, noise = (chain.large(i), chain.large(i)) if",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain has eta unsquared",
+        SAMPLED,
+        "variance = eta**2 * chain.posterior[i]",
+        "variance = eta * chain.posterior[i]",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain scales guidance by s",
+        SAMPLED,
+        "return self.network.denoised + batch_mul(s**2 / m, change)",
+        "return self.network.denoised + batch_mul(s / m, change)",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain tells constraints the level above",
+        "score_lib/sdes/chain.py",
+        "return self.lookup(table, self.step_index(t)).to(t.dtype)",
+        "return self.lookup(table, (self.step_index(t) + 1).clamp(max=self.N - 1)).to(t.dtype)",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "guidance extrapolates learned variances",
+        "models/conditioning.py",
+        "torch.cat([guided[:, : x.shape[1]], with_it[:, x.shape[1] :]], dim=1)",
+        "guided",
+        SAMPLED_CHAINS,
+    ),
+    Mutation(
+        "sampled chain never asks for learned variances",
+        SETUP,
+        "network = WithVariances(network)",
+        "pass",
+        SAMPLED_CHAINS,
     ),
 ]
 

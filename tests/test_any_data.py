@@ -243,6 +243,7 @@ def test_kinds_follow_shapes_and_names(tmp_path):
         {"data__uniform_dequantization": True},
         {"eval__enable_vlb": True},
         {"eval__dequantizer": "run"},
+        {"sampling__clip": True, "sampling__method": "chain"},
     ],
 )
 def test_options_of_grey_levels_are_refused(tmp_path, change):

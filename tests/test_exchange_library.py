@@ -55,7 +55,7 @@ def save(folder, facts, model, sde):
 
 @pytest.fixture(scope="module")
 def computed(written, tmp_path_factory):
-    """What the library computes, by the names of the jobs."""
+    """Results of the library, by the names of the jobs."""
     jobs = {}
     for name, (_, sde, _, folder) in written.items():
         arrays = arguments(name)

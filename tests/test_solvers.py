@@ -316,5 +316,5 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="time 2"):
         sampling.time_grid(sde, 5, EPS, "edm", 2.0)
     config = small_config(sampling__method="dpm")
-    with pytest.raises(ValueError, match=r"'dpm'.*adaptive, ddim"):
+    with pytest.raises(ValueError, match=r"'dpm'.*adaptive, chain, ddim"):
         run_lib.setup(config)

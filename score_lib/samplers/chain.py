@@ -30,7 +30,19 @@ VARIANCES = ("small", "large", "learned", "ddim")
 
 
 class StepSettings(NamedTuple):
-    """How a step is made, see `get_chain_sampler`."""
+    """How a step is made.
+
+    Attributes:
+        variance: "small" is that of q(x_{i-1} | x_i, x_0), and "large" that of q(x_i | x_{i-1});
+            "learned" ones are between the two, by the second half of the network's output channels,
+            as `models.adm_configured.WithVariances` gives them.  "ddim": DDIM's step, whose
+            variance is eta^2 times the small one.
+        eta: of "ddim", from 0, no noise, to 1.
+        clip_noise: "ddim" takes the noise in x from the clamped x_0, as ADM; else it is the
+            network's own, as in Diffusers.
+        shift_mean: guidance moves the mean of an ancestral step by its variance times the part of
+            the score that it adds, as ADM's classifier guidance; else it changes the predicted x_0.
+    """
 
     variance: str = "small"
     eta: float = 0.0
@@ -101,7 +113,7 @@ class ChainStep:
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         i = self.network.levels.step_index(t)
-        # What guidance adds to the score; 0 without it.
+        # The part of the score that guidance adds; 0 without it.
         change = self.score_fn(x, t).double() - self.network.score
         make = self._ddim if self.settings.variance == "ddim" else self._ancestral
         x_mean, std = make(x.double(), i, change)
@@ -155,11 +167,7 @@ def get_chain_sampler(
     inverse_scaler: Callable,
     *,
     respacing: str | int = "",
-    variance: str = "small",
-    eta: float = 0.0,
     clip: bool = True,
-    clip_noise: bool = True,
-    shift_mean: bool = False,
     continuous: bool = False,
     denoise: bool = True,
     eps: float = 0.0,
@@ -169,6 +177,7 @@ def get_chain_sampler(
     most_steps: int = 0,
     differentiable: bool = False,
     parametrization: Parametrization | str | None = None,
+    **settings,
 ) -> Callable:
     """Sampling of a discrete chain, all of it or some levels, as DDPM, DDIM and ADM do.
 
@@ -176,29 +185,21 @@ def get_chain_sampler(
         sde: a process with discrete noise levels.
         respacing: which of them are visited, see `kept_levels`; variances are those of steps
             between the visited ones.
-        variance: "small" is that of q(x_{i-1} | x_i, x_0), and "large" that of q(x_i | x_{i-1});
-            "learned" ones are between the two, by the second half of the network's output channels,
-            as `models.adm_configured.WithVariances` gives them.  "ddim": DDIM's step, whose
-            variance is eta^2 times the small one.
-        eta: of "ddim", from 0, no noise, to 1.
         clip: clamp the predicted x_0 to the range that `inverse_scaler` maps to [0, 1].
-        clip_noise: "ddim" takes the noise in x from the clamped x_0, as ADM; else it is the
-            network's own, as in Diffusers.
-        shift_mean: guidance moves the mean of an ancestral step by its variance times what it adds
-            to the score, as ADM's classifier guidance; else it changes the predicted x_0.
         continuous: must be False.
         denoise: return the mean of the last step; else its noise is added, of a variance that is
             the next step's for "small", and for "ddim" 0.
         eps: of no effect, as the last step leads from the lowest level to the data.
         start_time: start from the last visited level at or below it; None: from the last one.
         most_steps: make only the last so many steps; 0: all.
+        settings: `variance`, `eta`, `clip_noise` and `shift_mean`, see `StepSettings`.
         others: see `sampler_of`, which also documents the returned `sample`.
     Raises:
         ValueError: an unknown setting, levels that cannot be kept, a network of all times.
         NotImplementedError: the process has no discrete noise levels.
     """
-    settings = StepSettings(variance, eta, clip_noise, shift_mean)
-    settings.check()
+    chosen = StepSettings(**settings)
+    chosen.check()
     if continuous:
         raise ValueError(
             "sampling.method = 'chain' needs a network of discrete noise levels, "
@@ -206,12 +207,12 @@ def get_chain_sampler(
             "ancestral_sampling, or by a solver such as 'ddim', in sampling.num_steps"
         )
     limits = _range(inverse_scaler) if clip else None
-    levels, read = _reader(sde, respacing, variance == "learned", limits, parametrization)
+    levels, read = _reader(sde, respacing, chosen, limits, parametrization)
     _check_prior(levels, respacing)
     times = _visited(levels, start_time, most_steps)
 
     def follow(x, score_fn, noise, *, network, **watch):
-        step = ChainStep(network, score_fn, noise, settings)
+        step = ChainStep(network, score_fn, noise, chosen)
         for constraint in constraints:
             step = constraint.wrap(levels, step, noise)
         x, x_mean = run_steps(x, times.to(x), [step], **watch)
@@ -238,8 +239,8 @@ def get_chain_step_fn(
         inverse_scaler: if given, the predicted x_0 is clamped to the range that it maps to [0, 1].
         guide: from the score function of (x, t) to a guided one; t are times of `Levels`.
         noise: source of standard normal noise, called like `torch.randn_like`.
-        settings: `variance`, `eta`, `clip_noise` and `shift_mean` of `get_chain_sampler`, as all
-            others.
+        settings: see `StepSettings`.
+        others: see `get_chain_sampler`.
     Returns:
         `step(x, i) -> (x, x_mean)`, for x (B, *D) at visited levels i (B,), int64, counted from 0,
         the least noise; x at the next lower level, and without the step's noise.
@@ -247,8 +248,7 @@ def get_chain_step_fn(
     chosen = StepSettings(**settings)
     chosen.check()
     limits = _range(inverse_scaler) if inverse_scaler else None
-    learned = chosen.variance == "learned"
-    levels, read = _reader(sde, respacing, learned, limits, parametrization)
+    levels, read = _reader(sde, respacing, chosen, limits, parametrization)
     network = read(model, device_of(model))
     made = ChainStep(network, guide(network) if guide else network, noise, chosen)
 
@@ -262,12 +262,13 @@ def get_chain_step_fn(
 def _reader(
     sde: SDE,
     respacing: str | int,
-    learned: bool,
+    settings: StepSettings,
     limits: tuple[float, float] | None,
     parametrization: Parametrization | str | None,
 ) -> tuple[Levels, Callable]:
     """The visited levels, and `read(model, device)`, which gives a `ChainScore`."""
-    sde, chosen = as_process(sde), get_parametrization(parametrization)
+    sde, learned = as_process(sde), settings.variance == "learned"
+    chosen = get_parametrization(parametrization)
     kept = kept_levels(sde.N, respacing)
     levels = Levels(sde, Chain(sde, kept=kept))
 
@@ -279,7 +280,7 @@ def _reader(
 
 
 def _range(inverse_scaler: Callable) -> tuple[float, float]:
-    """What an affine function maps to 0 and 1, the smaller first."""
+    """The numbers that an affine function maps to 0 and 1, the smaller first."""
     zero, one = inverse_scaler(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     return tuple(sorted((end - zero) / (one - zero) for end in (0.0, 1.0)))
 

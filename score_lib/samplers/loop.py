@@ -134,7 +134,7 @@ def sampler_of(
         the prior; see `run_steps` for the callback.
     """
 
-    chosen = get_parametrization(parametrization)
+    usual = functools.partial(_usual_score, sde, continuous, get_parametrization(parametrization))
 
     @(lambda fn: fn) if differentiable else torch.no_grad()
     def sample(
@@ -146,28 +146,35 @@ def sampler_of(
         callback: Callback | None = None,
     ) -> tuple[Tensor, int]:
         where = device_of(model) if device is None else resolve_device(device)
-        watch = {"progress": progress, "callback": callback}
-        if read is None:
-            score_fn = get_score_fn(sde, model, False, continuous, parametrization=chosen)
-        else:
-            score_fn = watch["network"] = read(model, where)
+        score_fn = (read or usual)(model, where)
+        watch = {"network": score_fn} if read else {}
         if differentiable:
             score_fn = functools.partial(checkpoint, score_fn, use_reentrant=False)
         counted = score_fn = CountedScore(score_fn)
         for constraint in constraints:
             score_fn = constraint.guide(sde, score_fn)
-        if z is None:
-            x = draw_prior(sde, shape, where, noise, dtype_of(model))
-        else:
-            check_floats("z", z)
-            x = z.to(where)
+        x = _given_or_drawn(z, sde, shape, where, noise, dtype_of(model))
         t = torch.as_tensor(first_time, dtype=x.dtype, device=where).expand(x.shape[0])
         for constraint in constraints:
             x = constraint.start(sde, x, t, noise or torch.randn_like)
+        watch |= {"progress": progress, "callback": callback}
         x = follow(x, score_fn, noise or torch.randn_like, **watch)
         return inverse_scaler(x), counted.evaluations
 
     return sample
+
+
+def _usual_score(sde, continuous, parametrization, model: Callable, device) -> Callable:
+    """The score function of a network, whatever its device."""
+    return get_score_fn(sde, model, False, continuous, parametrization=parametrization)
+
+
+def _given_or_drawn(z: Tensor | None, sde: SDE, shape: tuple[int, ...], device, *drawn) -> Tensor:
+    """The start, on the device: z or, where it is None, `draw_prior`."""
+    if z is None:
+        return draw_prior(sde, shape, device, *drawn)
+    check_floats("z", z)
+    return z.to(device)
 
 
 def draw_prior(
