@@ -15,7 +15,17 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 FLAGS = flags.FLAGS
-MODES = ("train", "eval", "sample", "control", "fid_stats", "check", "ema", "train_dequantizer")
+MODES = (
+    "train",
+    "eval",
+    "sample",
+    "control",
+    "fid_stats",
+    "check",
+    "ema",
+    "export",
+    "train_dequantizer",
+)
 
 
 class ConfigFile(flags.ArgumentParser):
@@ -105,6 +115,7 @@ def run_mode() -> None:
         "fid_stats": lambda: run_lib.fid_stats(FLAGS.config, FLAGS.workdir),
         "check": lambda: _check(run_lib),
         "ema": lambda: run_lib.write_averages(FLAGS.config, FLAGS.workdir),
+        "export": lambda: run_lib.export(FLAGS.config, FLAGS.workdir),
         "train_dequantizer": lambda: run_lib.train_dequantizer(FLAGS.config, FLAGS.workdir),
     }
     if resolve_device(complete(FLAGS.config).device).type == "cpu":

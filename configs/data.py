@@ -84,6 +84,11 @@ def digits_classifier_defaults() -> ConfigDict:
     return config
 
 
+def imagenet_defaults(image_size: int) -> ConfigDict:
+    """ImageNet, whose folders are at `data.path`."""
+    return _images("IMAGENET", image_size)
+
+
 def images_defaults(image_size: int = 32) -> ConfigDict:
     """The user's own images; `data.path` says where they are."""
     return _images("IMAGES", image_size)

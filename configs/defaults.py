@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 
 from score_lib.options import complete
 
+FOLDERS = ("ve", "vp", "subvp", "edm", "adm")
+
 
 def base() -> ConfigDict:
     """Every option that has a default, at its default."""
@@ -16,9 +18,7 @@ def base() -> ConfigDict:
 def experiments() -> list[str]:
     """Names of all experiments, such as "ve/cifar10_ncsnpp_continuous"."""
     root = pathlib.Path(__file__).parent
-    files = [
-        file for folder in ("ve", "vp", "subvp", "edm") for file in (root / folder).rglob("*.py")
-    ]
+    files = [file for folder in FOLDERS for file in (root / folder).rglob("*.py")]
     names = [file.relative_to(root).with_suffix("").as_posix() for file in files]
     return sorted(name for name in names if not name.endswith("/__init__"))
 

@@ -168,6 +168,62 @@ def adm(config: ConfigDict, **options: object) -> None:
     config.model.update(options)
 
 
+# The published networks of ADM at the sides of their images.
+_ADM_LEVELS = {
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+}
+
+
+def guided_diffusion(config: ConfigDict, **options: object) -> None:
+    """A published network of guided diffusion for the side of the images, sampled by 250 steps.
+
+    Args:
+        options: options of the network that differ from those of most.
+    """
+    common = {"nf": 256, "num_res_blocks": 2, "attn_resolutions": (32, 16, 8), "dropout": 0.0}
+    common |= {"ch_mult": _ADM_LEVELS[config.data.image_size], "learn_sigma": True}
+    adm(config, **{**common, **options})
+    chain_sampling(config, respacing="250", variance="learned")
+
+
+def improved_diffusion(config: ConfigDict, **options: object) -> None:
+    """A published network of improved diffusion, sampled by 250 steps of its chain of 4000.
+
+    Args:
+        options: options of the network that differ from those of most.
+    """
+    common = {"attn_resolutions": (16, 8), "resblock_type": "ddpm", "learn_sigma": True}
+    common |= {"num_heads": 4, "num_head_channels": 0, "dropout": 0.0}
+    adm(config, **{**common, **options})
+    config.model.num_scales = 4000
+    chain_sampling(config, respacing="250", variance="learned")
+
+
+def guided_diffusion_classifier(config: ConfigDict, **options: object) -> None:
+    """A published classifier of guided diffusion, of ImageNet's 1000 classes.
+
+    Args:
+        options: options of the network that differ from those of most.
+    """
+    common = {"ch_mult": _ADM_LEVELS[config.data.image_size], "num_res_blocks": 2, "dropout": 0.0}
+    adm_classifier(config, num_classes=1000, **{**common, **options})
+
+
+def told_classes(config: ConfigDict, num_classes: int) -> None:
+    """The network is told the class."""
+    config.data.num_classes = num_classes
+    config.training.condition = "classes"
+
+
+def told_small_image(config: ConfigDict, factor: int) -> None:
+    """The network is told the class and an image whose sides are smaller by a factor."""
+    config.training.update(condition="classes,image", condition_operator="super_resolution")
+    config.training.condition_factor = factor
+
+
 def mlp(config: ConfigDict, **options: object) -> None:
     """The residual MLP, for vectors: `data.shape` is (D,).
 
@@ -281,6 +337,14 @@ def pc_sampling(
     )
     if snr is not None:
         config.sampling.snr = snr
+
+
+def chain_sampling(config: ConfigDict, *, respacing: str, variance: str) -> None:
+    """The chain of a network of discrete noise levels, or some of its steps, as other libraries."""
+    pc_sampling(config, predictor="none")
+    config.sampling.update(method="chain", respacing=respacing, variance=variance)
+    config.sampling.update(num_steps=0, shift_mean=True)
+    config.eval.vlb_variance = variance
 
 
 def solver_sampling(config: ConfigDict, *, method: str, num_steps: int) -> None:

@@ -16,9 +16,18 @@ from .utils import register_model
 class _Configured:
     """Before a network in the order of inheritance: what configs say of its calls."""
 
-    centered: bool
     dims: int
     image_channels: int
+
+    def _read(self, config) -> None:
+        """Take over options of a config that is complete."""
+        self.centered = config.data.centered
+        rescales = config.model.rescale_timesteps
+        self.step_scale = 1000 / config.model.num_scales if rescales else 1.0
+
+    def _steps(self, labels: Tensor) -> Tensor:
+        """Labels as the published networks are told them, (B,)."""
+        return labels if self.step_scale == 1 else self.step_scale * labels
 
     def _prepared(self, x: Tensor, labels: Tensor) -> Tensor:
         """Images (B, C, H, W), in [-1, 1] where they have no noise, given those of the config.
@@ -40,10 +49,11 @@ class _Configured:
 class ADM(_Configured, UNetModel):
     """The U-Net of ADM as a config describes it.
 
-    Read are, of `model`, the options of `described`, and `learn_sigma`: then the network also
-    predicts variances, which a call leaves out unless it asks for them.  With an image as a
-    condition, its layout is that of `SuperResModel`.  It is a network of series (C, L) or videos
-    (C, T, H, W) if `data.shape` says so.
+    Read are, of `model`, the options of `described`; `rescale_timesteps`, by which label i of N
+    steps is told as 1000 i / N; and `learn_sigma`: then the network also predicts variances, which
+    a call leaves out unless it asks for them.  With an image as a condition, its layout is that of
+    `SuperResModel`.  It is a network of series (C, L) or videos (C, T, H, W) if `data.shape` says
+    so.
 
     Raises:
         ValueError: see `UNetModel` and `described`.
@@ -69,7 +79,7 @@ class ADM(_Configured, UNetModel):
             temb_dim = self.time_embed[-1].out_features
             self.feature_emb = nn.Linear(takes.features, temb_dim, bias=False)
         self.takes, self.image_channels = takes, channels
-        self.centered = config.data.centered
+        self._read(config)
 
     def forward(
         self,
@@ -102,7 +112,7 @@ class ADM(_Configured, UNetModel):
             raise ValueError(
                 "the network has no learned variances: build it with model.learn_sigma = True"
             )
-        output = super().forward(images, labels, classes, features=features)
+        output = super().forward(images, self._steps(labels), classes, features=features)
         return output if variances else output[:, : self.image_channels]
 
 
@@ -122,7 +132,8 @@ class WithVariances(Wrapper):
 class ADMClassifier(_Configured, EncoderUNetModel):
     """The classifier of ADM as a config describes it.
 
-    Read are `data.num_classes` and, of `model`, the options of `described`, and `pool`.
+    Read are `data.num_classes` and, of `model`, the options of `described`, `rescale_timesteps` and
+    `pool`.
 
     Raises:
         ValueError: see `EncoderUNetModel` and `described`, or fewer than two classes.
@@ -133,7 +144,7 @@ class ADMClassifier(_Configured, EncoderUNetModel):
         classes, pool = check_classes(config.data.num_classes), config.model.pool
         super().__init__(out_channels=classes, pool=pool, **described(config))
         self.image_channels = self.in_channels
-        self.centered = config.data.centered
+        self._read(config)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """Logits of the classes.
@@ -146,7 +157,7 @@ class ADMClassifier(_Configured, EncoderUNetModel):
         Raises:
             ValueError: other shapes.
         """
-        return super().forward(self._prepared(x, labels), labels)
+        return super().forward(self._prepared(x, labels), self._steps(labels))
 
 
 def described(config) -> dict[str, object]:

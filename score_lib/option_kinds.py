@@ -90,6 +90,10 @@ counts = Check(
     "one or more whole numbers, at least 1, such as (1, 2)",
     lambda values: _all(count, values) and len(values) > 0,
 )
+multiples = Check(
+    "one or more numbers above 0, such as (1, 2)",
+    lambda values: _all(above(0.0), values) and len(values) > 0,
+)
 side = Check(
     "a whole number, at least 1, or two of them",
     lambda value: count.accepts(value) or (_all(count, value) and len(value) == 2),
@@ -102,6 +106,10 @@ ends = Check(
 classes = Check(
     "several whole numbers or names, such as ('cat', 'dog')",
     lambda v: isinstance(v, list | tuple) and all(whole.accepts(x) or text.accepts(x) for x in v),
+)
+patterns = Check(
+    "several patterns of names, such as ('label_emb.*', '*.W')",
+    lambda v: isinstance(v, list | tuple) and all(text.accepts(x) and x for x in v),
 )
 split = Check(
     "'', 'tenths', 'last' or 'TRAIN:HELDOUT', two names of folders",

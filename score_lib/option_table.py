@@ -19,7 +19,6 @@ from score_lib.option_kinds import (
     conditions,
     correctors,
     count,
-    counts,
     data_sets,
     decay,
     decays,
@@ -29,6 +28,7 @@ from score_lib.option_kinds import (
     flag,
     interval,
     methods,
+    multiples,
     name,
     networks,
     nonzero,
@@ -38,6 +38,7 @@ from score_lib.option_kinds import (
     one_of,
     operators,
     parametrizations,
+    patterns,
     pools,
     precision,
     predictors,
@@ -120,6 +121,8 @@ _DATA = {
 
 _MODEL = {
     "name": (NEEDED, networks, "network"),
+    "weights": ("", text, "weights to start from: a file or folder; used before a run's own"),
+    "weights_except": ((), patterns, "patterns of weights that stay as initialised"),
     "ema_rate": (NEEDED, between(0.0, 1.0), "decay of the averaged weights; 0: no average"),
     "ema_halflife": (
         0.0,
@@ -153,7 +156,7 @@ _MODEL = {
     ),
     "checkpoint_activations": (False, flag, "U-Nets, mlp, set_transformer: less memory, more time"),
     "nf": (NETWORK, count, "features of the first layer"),
-    "ch_mult": (NETWORK, counts, "features at each resolution, in multiples of `nf`"),
+    "ch_mult": (NETWORK, multiples, "features at each resolution, in multiples of `nf`"),
     "num_res_blocks": (NETWORK, at_least(0), "residual blocks, in U-Nets at each resolution"),
     "attn_resolutions": (NETWORK, numbers, "heights of feature maps with attention"),
     "attn_every_block": (
@@ -196,6 +199,7 @@ _MODEL = {
         "ADM: order of weights: query, key, value, then heads",
     ),
     "learn_sigma": (False, flag, "ADM: also predict the variances of reverse steps"),
+    "rescale_timesteps": (False, flag, "ADM: steps are told as of 1000 of them"),
     "pool": ("attention", pools, "ADM, classifier: how feature maps become logits"),
     "scale_shift_norm": (True, flag, "ADM: the time scales and shifts features, else it is added"),
     "blocks_per_group": (NETWORK, count, "wide ResNet: residual blocks of a group"),
@@ -246,6 +250,7 @@ _TRAINING = {
     "grad_accumulation": (1, count, "parts that a batch is computed in, one by one"),
     "precision": ("float32", precision, "precision of the network in training"),
     "compile": ("", compiling, 'mode of torch.compile in training; "": not compiled'),
+    "wandb": ("", text, 'project of Weights & Biases to log to, beside TensorBoard; "": none'),
 }
 
 _OPTIM = {
@@ -322,6 +327,11 @@ _CONTROL = {
     ),
     "iterations": (5, count, 'methods "pigdm" and "tweedie": conjugate-gradient iterations'),
     "classifier": ("", text, 'task "class": checkpoint of a noise-conditional classifier'),
+    "classifier_config": (
+        "",
+        text,
+        "its config, if its file holds none: the name of an experiment, or a config.json",
+    ),
     "labels": ((), classes, 'task "class": classes to draw, by number or name; (): all'),
     "guidance_scale": (1.0, at_least(0.0), 'task "class": guidance scale'),
     "guidance_until": (1.0, above(0.0), 'task "class": last time with guidance'),
@@ -394,6 +404,11 @@ _DEQUANTIZER = {
     "n_iters": (5000, count, "optimisation steps"),
 }
 
+_EXPORT = {
+    "format": ("safetensors", one_of("safetensors", "pth", "diffusers"), "kind of file"),
+    "folder": ("", text, 'folder to write; "": `export/` in the folder of the run'),
+}
+
 # Sections in the order of the docs: name, title, options.
 SECTIONS = (
     ("", "A run", _RUN),
@@ -405,6 +420,7 @@ SECTIONS = (
     ("control", "Control: `--mode control`", _CONTROL),
     ("eval", "Evaluation", _EVAL),
     ("dequantizer", "Learned dequantization: `--mode train_dequantizer`", _DEQUANTIZER),
+    ("export", "Sharing a network: `--mode export`", _EXPORT),
 )
 # Every option by its dotted name, such as "model.nf".
 TABLE: dict[str, Option] = {

@@ -246,6 +246,9 @@ def _conflicts(flat: Options) -> Iterator[str]:
         )
     yield from _conflicts_of_chain(flat)
     yield from _conflicts_of_cosine(flat)
+    multiples, network = flat.get("model.ch_mult", ()), flat["model.name"].lower()
+    if not network.startswith("adm") and any(value != int(value) for value in multiples):
+        yield f"model.ch_mult = {multiples} should be whole numbers, but for the network 'adm'"
     # In a chain of N steps beta_max / N is a variance, below 1, and N must be larger.
     steps, beta_max = flat["model.num_scales"], flat["model.beta_max"]
     has_betas = flat["training.sde"].lower() in ("vpsde", "subvpsde")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -178,3 +179,14 @@ def test_a_trained_classifier_guides_samples(tmp_path):
         found[scale], _, _ = read(run_lib.control(score, tmp_path))
     assert found[5.0]["result"].shape == (2, 2, 1, 8, 8)
     assert abs(found[5.0]["result"] - found[0.0]["result"]).max() > 1e-3
+    # The same weights without a config, as published, averaged.
+    contents = torch.load(config.eval.checkpoint, weights_only=True)
+    names = [name for name in contents["model"] if not name.endswith("sigmas")]
+    averaged = dict(zip(names, contents["ema"]["shadow_params"], strict=True))
+    torch.save({k.removeprefix("module."): v for k, v in averaged.items()}, tmp_path / "bare.pt")
+    score.control.update(classifier=str(tmp_path / "bare.pt"), name="again")
+    with pytest.raises(ValueError, match=r"holds no config.*control.classifier_config"):
+        run_lib.control(score, tmp_path)
+    score.control.classifier_config = str(tmp_path / "classifier" / "config.json")
+    again, _, _ = read(run_lib.control(score, tmp_path))
+    assert np.array_equal(again["result"], found[5.0]["result"])

@@ -3,21 +3,24 @@
 import pytest
 import torch
 from adm_helpers import POOLS, layout, small
+from networks import build
 
-from models.adm import EncoderUNetModel, SuperResModel, UNetModel
+from configs.defaults import load
+from models.adm_layers import AttentionBlock
+from score_lib.options import complete
 
 # Side, channels in, model_channels, num_res_blocks, channel_mult, sides with attention, classes,
 # parameters.
 _256 = (1, 1, 2, 2, 4, 4)
 _512 = (0.5, 1, 1, 2, 2, 4, 4)
 PUBLISHED = {
-    "64x64": (64, 3, 192, 3, (1, 2, 3, 4), (32, 16, 8), 1000, 295_904_454),
-    "128x128": (128, 3, 256, 2, (1, 1, 2, 3, 4), (32, 16, 8), 1000, 421_529_606),
-    "256x256": (256, 3, 256, 2, _256, (32, 16, 8), 1000, 553_838_086),
-    "256x256_uncond": (256, 3, 256, 2, _256, (32, 16, 8), None, 552_814_086),
-    "512x512": (512, 3, 256, 2, _512, (32, 16, 8), 1000, 558_997_638),
-    "64_256_upsampler": (256, 6, 192, 2, _256, (32, 16, 8), 1000, 311_795_910),
-    "128_512_upsampler": (512, 6, 192, 2, (1, 1, 2, 2, 4, 4), (32, 16), 1000, 308_835_270),
+    "imagenet64": (64, 3, 192, 3, (1, 2, 3, 4), (32, 16, 8), 1000, 295_904_454),
+    "imagenet128": (128, 3, 256, 2, (1, 1, 2, 3, 4), (32, 16, 8), 1000, 421_529_606),
+    "imagenet256": (256, 3, 256, 2, _256, (32, 16, 8), 1000, 553_838_086),
+    "imagenet256_uncond": (256, 3, 256, 2, _256, (32, 16, 8), None, 552_814_086),
+    "imagenet512": (512, 3, 256, 2, _512, (32, 16, 8), 1000, 558_997_638),
+    "imagenet64_to_256": (256, 6, 192, 2, _256, (32, 16, 8), 1000, 311_795_910),
+    "imagenet128_to_512": (512, 6, 192, 2, (1, 1, 2, 2, 4, 4), (32, 16), 1000, 308_835_270),
 }
 CLASSIFIERS = {
     64: (4, (1, 2, 3, 4), 65_438_568),
@@ -108,19 +111,21 @@ def affine(name, *shape):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_layout_of_the_published_checkpoints(name):
+    """The networks of the shipped configs."""
     side, in_ch, base, n, mult, sides, classes, parameters = PUBLISHED[name]
     rates = [side // s for s in sides]
-    kind = SuperResModel if in_ch == 6 else UNetModel
     with torch.device("meta"):
-        model = kind(
-            side, 3, base, 6, n, rates, channel_mult=mult, num_classes=classes,
-            num_head_channels=64, use_scale_shift_norm=True, resblock_updown=True,
-        )  # fmt: skip
+        model = build(complete(load(f"adm/{name}")))
     expected, ch, _ = described((in_ch, base, n, mult, rates, classes, True))
     expected += affine("out.0", ch) + affine("out.2", 6, ch, 3, 3)
     assert layout(model) == expected
     assert [key for key, _ in model.named_parameters()] == [key for key, _ in expected]
     assert sum(p.numel() for p in model.parameters()) == parameters
+    heads = {block.heads for block in model.modules() if isinstance(block, AttentionBlock)}
+    levels = [i for i in range(len(mult)) if side >> i in sides] + [-1]
+    widths = {int(base * mult[i]) for i in levels}
+    four = name in ("imagenet128", "imagenet64_to_256")
+    assert heads == ({4} if four else {width // 64 for width in widths})
 
 
 @pytest.mark.quick_cases(4)
@@ -129,11 +134,10 @@ def test_layout_of_the_published_checkpoints(name):
 def test_layout_of_the_published_classifiers(side, pool):
     n, mult, parameters = CLASSIFIERS[side]
     rates = [side // s for s in (32, 16, 8)]
+    config = complete(load(f"adm/imagenet{side}_classifier"))
+    config.model.pool = pool
     with torch.device("meta"):
-        model = EncoderUNetModel(
-            side, 3, 128, 1000, n, rates, channel_mult=mult, num_head_channels=64,
-            use_scale_shift_norm=True, resblock_updown=True, pool=pool,
-        )  # fmt: skip
+        model = build(config)
     expected, ch, features = described((3, 128, n, mult, rates, None, False))
     tokens = (side // 2 ** (len(mult) - 1)) ** 2 + 1
     expected += {

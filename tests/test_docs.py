@@ -98,7 +98,9 @@ def test_readme_fits_a_skim():
 
 def test_every_experiment_is_in_the_table():
     rows = re.findall(
-        r"^\| `((?:ve|vp|subvp|edm)/[^`]*)` \|", PAGES["docs/experiments.md"], flags=re.MULTILINE
+        r"^\| `((?:ve|vp|subvp|edm|adm)/[^`]*)` \|",
+        PAGES["docs/experiments.md"],
+        flags=re.MULTILINE,
     )
     assert sorted(rows) == experiments()
 

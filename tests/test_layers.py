@@ -51,6 +51,7 @@ ROOMS = {
     "score_lib.checks": ["models", "score_lib.likelihood", "score_lib.inverse"],
     "score_lib.runs": [
         "configs",
+        "score_lib.exchange",
         "score_lib.elbo",
         "score_lib.vlb",
         "score_lib.dequantization",

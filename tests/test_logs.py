@@ -1,5 +1,6 @@
 """Messages of a run: each once, those of libraries from warnings up, and no nan."""
 
+import json
 import logging
 import math
 import re
@@ -66,3 +67,49 @@ def test_each_round_is_made_and_logged_once(tmp_path):
     job = Job(run_lib.setup(small_config()), tmp_path, "1", "")
     assert job.rounds(3, lambda k: made.append(k) or {"number": k})[2] == {"number": 2}
     assert made == [0, 1, 2]
+
+
+class Wandb:
+    """Stands for the library, and keeps what it is given."""
+
+    def __init__(self):
+        self.starts, self.logged, self.finished = [], [], 0
+
+    def init(self, **options):
+        self.starts.append(options)
+        return self
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+    def Image(self, pixels):
+        return pixels
+
+
+def test_weights_and_biases_get_numbers_and_pictures(tmp_path, monkeypatch):
+    library = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    options = {"training__snapshot_freq": 2, "training__snapshot_freq_for_preemption": 2}
+    for until in (2, 4):
+        config = small_config(training__n_iters=until, training__wandb="digits", **options)
+        run_lib.train(config, tmp_path / "a")
+    first, second = library.starts
+    assert first["project"] == "digits" and first["name"] == "a" and first["resume"] == "allow"
+    assert first["id"] == second["id"] and first["config"]["training"]["n_iters"] == 2
+    assert library.finished == 2
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").open()]
+    losses = [(step, v["training_loss"]) for step, v in library.logged if "training_loss" in v]
+    assert losses == [(r["step"], r["training_loss"]) for r in lines if "training_loss" in r]
+    pictures = {step: v["samples"] for step, v in library.logged if "samples" in v}
+    assert list(pictures) == [2, 4] and pictures[2].dtype == "uint8"
+    assert pictures[2].shape[-1] == 3 and pictures[2].max() > pictures[2].min()
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match="pip install wandb"):
+        run_lib.train(small_config(training__wandb="digits", training__n_iters=1), tmp_path)
+    assert not (tmp_path / "checkpoints-meta").exists()

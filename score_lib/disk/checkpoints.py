@@ -8,6 +8,7 @@ have a NumPy scalar as learning rate.
 import contextlib
 import copy
 import errno
+import json
 import logging
 import os
 import pathlib
@@ -27,6 +28,7 @@ from score_lib.base.weights import as_published, without_wrapper
 from score_lib.disk.files import atomic_write, keep_earlier, with_earlier
 from score_lib.disk.fit import CheckpointError, check_fit, check_weights, count
 from score_lib.disk.records import load_verified
+from score_lib.disk.safetensors_files import read_safetensors
 
 # Errors that damaged or foreign bytes may raise when they are read as a checkpoint.
 _UNREADABLE = (
@@ -45,6 +47,8 @@ _UNREADABLE = (
 )
 
 
+# Values in the metadata of our safetensors files, as JSON.
+_IN_METADATA = ("step", "class_to_idx", "standardization")
 # Values of a state that a file replaces.
 _PLAIN = (int, float, str, bytes, list, tuple, dict, type(None), np.generic, torch.Tensor)
 
@@ -238,16 +242,24 @@ def _loaded(path: str | os.PathLike, live: dict, loaded: dict) -> Iterator[None]
     before = {key: copy.deepcopy(value.state_dict()) for key, value in live.items()}
     try:
         for key, value in live.items():
-            try:
-                value.load_state_dict(copy.deepcopy(loaded[key]))
-            except (*_UNREADABLE, NotImplementedError) as error:
-                message = f"{path} holds a {key!r} that does not fit: {error}"
-                raise CheckpointError(message) from error
+            restore_part(path, value, loaded[key], key)
         yield
     except BaseException:
         for key, value in live.items():
             value.load_state_dict(before[key])
         raise
+
+
+def restore_part(path: str | os.PathLike, live: Any, stored: object, key: str) -> None:
+    """Load a copy of a stored part of a state, which a file may hold in any form.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    try:
+        live.load_state_dict(copy.deepcopy(stored))
+    except (*_UNREADABLE, NotImplementedError) as error:
+        raise CheckpointError(f"{path} holds a {key!r} that does not fit: {error}") from error
 
 
 def read_checkpoint(
@@ -266,7 +278,15 @@ def read_checkpoint(
         raise FileNotFoundError(
             f"there is no checkpoint at {path}: train first, or set eval.checkpoint to a file"
         )
-    loaded = read_plain(path, device, mapped=mapped)
+    return contents_of_file(path, read_plain(path, device, mapped=mapped))
+
+
+def contents_of_file(path: str | os.PathLike, loaded: object) -> dict:
+    """The contents of a file, see `read_plain`, as those of a checkpoint.
+
+    Raises:
+        CheckpointError: it is no checkpoint.
+    """
     if _are_weights(loaded):
         loaded = {"model": loaded}
     if not isinstance(loaded, dict) or "model" not in loaded:
@@ -288,10 +308,14 @@ def read_plain(
 ) -> Any:
     """The tensors and plain values in a file, see `read_checkpoint`.
 
+    Of a safetensors file, they are those of a checkpoint of weights alone.
+
     Raises:
         CheckpointError: the file is damaged, or holds other objects.
     """
     where = resolve_device(device)
+    if pathlib.Path(path).suffix == ".safetensors":
+        return from_safetensors(path, *read_safetensors(path, where))
     try:
         return load_verified(path, where, mapped=mapped)
     except (*_UNREADABLE, OSError) as error:
@@ -303,6 +327,27 @@ def read_plain(
             f"{path} cannot be read as a checkpoint: it is damaged, incomplete, or holds objects "
             f"other than tensors and plain values ({reason})"
         ) from error
+
+
+def from_safetensors(path: str | os.PathLike, weights: dict, metadata: dict[str, str]) -> dict:
+    """Weights and metadata of a safetensors file as a checkpoint's contents.
+
+    Raises:
+        CheckpointError: the metadata of ours are damaged.
+    """
+    contents = {"model": weights}
+    if "config" in metadata:
+        contents["config"] = metadata["config"]
+    try:
+        contents |= {k: json.loads(metadata[k]) for k in _IN_METADATA if k in metadata}
+        if "standardization" in contents:
+            contents["standardization"] |= {
+                name: torch.tensor(contents["standardization"][name], dtype=torch.float64)
+                for name in ("mean", "std")
+            }
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise CheckpointError(f"{path} has metadata that cannot be read: {error}") from error
+    return contents
 
 
 def _are_weights(loaded: object) -> bool:

@@ -62,6 +62,31 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         file.write(text)
 
 
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Context with a folder to fill, which takes its name only once it is complete.
+
+    An earlier folder of that name is replaced; an exception leaves it as it was.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new."))
+    earlier = temporary.with_name(temporary.name.replace(".new.", ".old."))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        if path.exists():
+            os.replace(path, earlier)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        for leftover in (temporary, earlier):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def _sync_folder(folder: pathlib.Path) -> None:
     """Put a folder's list of names on the disk, where the system can."""
     with contextlib.suppress(OSError):
@@ -141,11 +166,15 @@ def open_folder(folder: str | os.PathLike, config) -> pathlib.Path:
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    """A short hash of a file's contents."""
-    digest = hashlib.blake2b(digest_size=8)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    """A short hash of a file's contents, or of a folder's names and contents."""
+    path, digest = pathlib.Path(path), hashlib.blake2b(digest_size=8)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for member in files:
+        if member != path:
+            digest.update(member.relative_to(path).as_posix().encode())
+        with member.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -56,8 +56,17 @@ def count(path, loaded: dict, key: str) -> int:
     return number
 
 
-def check_weights(path, loaded: object, model: nn.Module) -> None:
-    """Refuse weights that are not exactly those of a network, see `check_fit`."""
+def check_weights(
+    path,
+    loaded: object,
+    model: nn.Module,
+    hint: str = "Is the config the one that the checkpoint was trained with?",
+) -> None:
+    """Refuse weights that are not exactly those of a network, see `check_fit`.
+
+    Args:
+        hint: the last sentence of the message.
+    """
     expected = unwrapped(model).state_dict()
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds no weights: its 'model' is a {type(loaded).__name__}")
@@ -77,8 +86,7 @@ def check_weights(path, loaded: object, model: nn.Module) -> None:
     ]
     if found:
         raise CheckpointError(
-            f"{path} does not fit this network: of its weights, {'; '.join(found)}. Is the config "
-            "the one that the checkpoint was trained with?"
+            f"{path} does not fit this network: of its weights, {'; '.join(found)}. {hint}"
         )
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from logging.handlers import BufferingHandler
 
 from torch import Tensor
@@ -125,14 +125,15 @@ class MetricsLog:
     Args:
         workdir: folder of the run.
         step: steps made so far; later records are dropped.
+        others: get what TensorBoard gets, such as a `WandbWriter`; closed with the log.
     """
 
-    def __init__(self, workdir: str | os.PathLike, step: int = 0):
+    def __init__(self, workdir: str | os.PathLike, step: int = 0, others: Sequence = ()):
         workdir = pathlib.Path(workdir)
         self.path, self._events = workdir / "metrics.jsonl", workdir / "tensorboard"
         self._keep_until(step)
         self._file = self.path.open("a", encoding="utf-8")
-        self._writer = _summary_writer(self._events, step)
+        self._writers = [_summary_writer(self._events, step), *others]
 
     def write(self, step: int, machine: dict[str, float] | None = None, **values: float) -> None:
         """Record values of a step; `machine` are those that depend on the machine."""
@@ -141,19 +142,22 @@ class MetricsLog:
             self._file.flush()
         with naming(self._events):
             for name, value in {**values, **(machine or {})}.items():
-                self._writer.add_scalar(name, value, step)
+                for writer in self._writers:
+                    writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, picture: Tensor) -> None:
         """Show a picture, (C, H, W) in [0, 1], in TensorBoard."""
         with naming(self._events):
-            self._writer.add_image(name, picture, step)
+            for writer in self._writers:
+                writer.add_image(name, picture, step)
 
     def close(self) -> None:
         """Flush to disk."""
         with naming(self.path):
             self._file.close()
         with naming(self._events):
-            self._writer.close()
+            for writer in self._writers:
+                writer.close()
 
     def __enter__(self) -> "MetricsLog":
         return self

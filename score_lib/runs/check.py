@@ -25,7 +25,8 @@ from score_lib.disk.files import write_text
 from score_lib.disk.logs import kept_messages
 from score_lib.inverse.restoration import build_restoration
 from score_lib.metrics.configured import find_statistics
-from score_lib.options import complete, flatten
+from score_lib.options import complete
+from score_lib.runs.nearest import nearest_experiment
 from score_lib.runs.setup import Run, setup
 from score_lib.runs.statistics import data_statistics
 from score_lib.samplers.configured import get_sampling_fn
@@ -66,20 +67,7 @@ def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
 
 def _config(run: Run) -> list[Finding]:
     """The shipped experiment that a config is nearest to, and the differences."""
-    from configs import defaults
-
-    ours = flatten(run.config)
-    others = {name: flatten(defaults.load(name)) for name in defaults.experiments()}
-
-    def differing(name: str) -> list[str]:
-        return [key for key in ours if key != "device" and ours[key] != others[name].get(key)]
-
-    nearest = min(others, key=lambda name: len(differing(name)))
-    keys = differing(nearest)
-    shown = ", ".join(f"{k} = {ours[k]!r} (not {others[nearest].get(k)!r})" for k in keys[:12])
-    more = f" and {len(keys) - 12} more" if len(keys) > 12 else ""
-    text = f"{nearest}, but {shown}{more}" if keys else f"{nearest}, as shipped"
-    return [Finding("config", OK, text)]
+    return [Finding("config", OK, nearest_experiment(run.config).text(most=12))]
 
 
 def _network(run: Run) -> list[Finding]:

@@ -16,7 +16,8 @@ from score_lib.runs.averages import names_of_averages
 from score_lib.runs.dequantizer import dequantizer_file
 from score_lib.runs.measures import MEASURES
 from score_lib.runs.rounds import Job, check_folder, fingerprint
-from score_lib.runs.setup import Run, load_trained, setup
+from score_lib.runs.setup import Run, load_trained, load_weights, setup
+from score_lib.runs.start import needs_start
 
 
 def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> list[dict]:
@@ -67,7 +68,8 @@ def _evaluate_one(
     workdir: pathlib.Path,
     average: str,
 ) -> dict:
-    choice = load_trained(run, path, average=average)
+    given = path == pathlib.Path(run.config.model.weights) and not run.config.eval.checkpoint
+    choice = load_weights(run, average) if given else load_trained(run, path, average=average)
     dequantizer = dequantizer_file(run.config, workdir)
     files = (path,) if dequantizer is None else (path, dequantizer)
     name = f"{label}_{average}" if average else label
@@ -88,24 +90,16 @@ def _evaluate_one(
 def find_checkpoints(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     """Files of the checkpoints to evaluate, by number or name.
 
+    Those are `eval.checkpoint`, else numbered ones of the run, else `model.weights`, if the run has
+    no numbered ones and none is waited for.
+
     Raises:
         ValueError: no checkpoint is asked for.
         FileNotFoundError: names all that are missing, once `eval.wait_minutes` are over.
     """
-    options = config.eval
-    if options.checkpoint:
-        path = pathlib.Path(options.checkpoint)
-        wanted = {path.stem.removeprefix("checkpoint_"): path}
-    else:
-        folder = workdir / "checkpoints"
-        numbers = range(options.begin_ckpt, options.end_ckpt + 1)
-        wanted = {str(k): folder / f"checkpoint_{k}.pth" for k in numbers}
-        if not wanted:
-            raise ValueError(
-                f"eval.begin_ckpt = {numbers.start} comes after eval.end_ckpt = {numbers.stop - 1}"
-            )
+    options, wanted = config.eval, _wanted(config, workdir)
     deadline = time.monotonic() + 60 * options.wait_minutes
-    while missing := [str(path) for path in wanted.values() if not path.is_file()]:
+    while missing := [str(path) for path in wanted.values() if not path.exists()]:
         if time.monotonic() >= deadline:
             raise FileNotFoundError(
                 f"there are no checkpoints {', '.join(missing)}: set eval.begin_ckpt and "
@@ -115,3 +109,21 @@ def find_checkpoints(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
         logging.info("waiting for %s", missing[0])
         time.sleep(10)
     return wanted
+
+
+def _wanted(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
+    """See `find_checkpoints`; the files need not be there."""
+    options, folder = config.eval, workdir / "checkpoints"
+    numbered = any(folder.glob("checkpoint_*.pth"))
+    chosen = options.checkpoint
+    if not (numbered or options.wait_minutes) and needs_start(config, workdir):
+        chosen = chosen or config.model.weights
+    if chosen:
+        path = pathlib.Path(chosen)
+        return {path.stem.removeprefix("checkpoint_"): path}
+    numbers = range(options.begin_ckpt, options.end_ckpt + 1)
+    if not numbers:
+        raise ValueError(
+            f"eval.begin_ckpt = {numbers.start} comes after eval.end_ckpt = {numbers.stop - 1}"
+        )
+    return {str(k): folder / f"checkpoint_{k}.pth" for k in numbers}

@@ -9,14 +9,14 @@ import torch
 from score_lib.base import distributed
 from score_lib.disk.checkpoints import save_checkpoint
 from score_lib.runs.averages import names_of_averages
-from score_lib.runs.setup import META, Run, load_trained, setup
+from score_lib.runs.setup import Run, load_chosen, setup
 
 
 def write_averages(config, workdir: str | os.PathLike) -> list[pathlib.Path]:
     """Write each average in `eval.ema` as a checkpoint, `ema/step_{step}_{average}.pth`.
 
     Its "model" and its "ema" are the average, and it has no optimiser: it is to evaluate, to sample
-    from and to share.  The source is `eval.checkpoint`, or the run's latest checkpoint.
+    from and to share.  For the source see `load_chosen`.
 
     Returns:
         the files.
@@ -25,10 +25,9 @@ def write_averages(config, workdir: str | os.PathLike) -> list[pathlib.Path]:
         ValueError: the config or the checkpoint does not fit, or there is no such average.
     """
     run, workdir = setup(config), pathlib.Path(workdir)
-    chosen = run.config.eval.checkpoint
     paths = []
     for average in names_of_averages(run.config.eval.ema):
-        load_trained(run, chosen or workdir / META, latest=not chosen, average=average)
+        load_chosen(run, workdir, average)
         name = "_".join([f"step_{run.state['step']}", average.partition("@")[0] or "ema"])
         paths.append(workdir / "ema" / f"{name}.pth")
         distributed.on_main(lambda: _write(run, paths[-1]))

@@ -1,10 +1,12 @@
 """The options that a run was trained with, `config_history.jsonl`, and those that may change.
 
-One JSON object a line: {"step": S, "config": {...}} at the start of a run, and {"step": S,
-"changed": {"optim.eps": [old, new]}} where it was resumed after S steps with other options.
+One JSON object a line: {"step": S, "config": {...}} at the start of a run, also with "start" if it
+started from other weights, and {"step": S, "changed": {"optim.eps": [old, new]}} where it was
+resumed after S steps with other options.
 Options that change no weight are left out, so that only the training decides on the file.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -21,6 +23,9 @@ from score_lib.options import complete, flatten
 _CHANGES_NO_WEIGHT = {
     "device",
     "data.num_workers",
+    # They decide once, and are recorded beside the config.
+    "model.weights",
+    "model.weights_except",
     "training.n_iters",
     "training.log_freq",
     "training.eval_freq",
@@ -30,8 +35,9 @@ _CHANGES_NO_WEIGHT = {
     "training.keep_meta_checkpoints",
     "training.posthoc_freq",
     "training.n_jitted_steps",
+    "training.wandb",
 }
-_SECTIONS_OF_OTHER_MODES = ("sampling", "eval", "control", "dequantizer")
+_SECTIONS_OF_OTHER_MODES = ("sampling", "eval", "control", "dequantizer", "export")
 # A network's output means something for these values only; so it does for those of `model`, which
 # describe the network and the process, apart from those below.
 _OF_THE_OUTPUT = {
@@ -51,6 +57,8 @@ _FREE = {
     "model.ema_rampup",
     "model.ema_rate",
     "model.ema_rates",
+    "model.weights",
+    "model.weights_except",
 }
 
 Changes = dict[str, list]  # dotted name of an option -> [old, new]
@@ -126,7 +134,12 @@ def _differing(old: ConfigDict, new: ConfigDict, named: set[str], free: set[str]
 
 
 def record_config(
-    workdir: pathlib.Path, step: int, config: ConfigDict, old: ConfigDict | None, applied: Changes
+    workdir: pathlib.Path,
+    step: int,
+    config: ConfigDict,
+    old: ConfigDict | None,
+    applied: Changes,
+    start: dict | None = None,
 ) -> None:
     """Write the history of a run that starts or resumes, and log the options that changed.
 
@@ -139,9 +152,11 @@ def record_config(
         config: the present one.
         old: the config that the present state was trained with, if it is known.
         applied: options that differed in the restored state itself.
+        start: the weights that the run started from, if it did, see `load_start`.
     """
     path = workdir / "config_history.jsonl"
-    records = _earlier(path, step) or [{"step": step, "config": _trained_by(old or config)}]
+    first = {"step": step, "config": _trained_by(old or config)}
+    records = _earlier(path, step) or [first | ({"start": start} if start else {})]
     trained_with = flatten(ConfigDict(records[0]["config"]))
     for record in records[1:]:
         trained_with |= {key: after for key, (_, after) in record["changed"].items()}
@@ -150,6 +165,12 @@ def record_config(
     for key, (before, after) in changed.items():
         logging.warning("from step %d on, %s = %r instead of %r", step, key, after, before)
     write_text(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records))
+
+
+def run_digest(config: ConfigDict) -> str:
+    """A short hash of the options that decide on the weights of a run."""
+    text = json.dumps(_trained_by(config), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _earlier(path: pathlib.Path, step: int) -> list[dict]:

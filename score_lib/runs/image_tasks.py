@@ -184,7 +184,7 @@ def _classifier(run: Run, path: str) -> Run:
             "control.task = 'class' needs control.classifier: the checkpoint of a classifier, "
             "trained with a config such as configs/vp/digits_classifier.py"
         )
-    classifier = other_run(run, path)
+    classifier = other_run(run, path, run.config.control.classifier_config)
     if classifier.objective != "classifier":
         raise ValueError(
             f"control.classifier = {path!r} holds a network of training.objective = "

@@ -32,6 +32,8 @@ _NOT_IN_FINGERPRINT = (
     "stats_format",
     "suggest_noise_scales",
 )
+# Of other sections; weights are in the fingerprint themselves.
+_OTHERS = ("device", "model.weights", "training.wandb", "export.format", "export.folder")
 
 
 @dataclasses.dataclass
@@ -129,6 +131,13 @@ def check_folder(config, folder: pathlib.Path) -> None:
 def _relevant(config_json: str) -> dict[str, object]:
     """The options that rounds depend on, by dotted name, sorted."""
     flat = flatten(ConfigDict(json.loads(config_json)))
-    left_out = {"device", *(f"eval.{name}" for name in _NOT_IN_FINGERPRINT)}
-    relevant = (key for key in flat.keys() - left_out if ".enable_" not in key)
+    left_out = {
+        "device",
+        "model.weights",
+        "training.wandb",
+        *(f"eval.{name}" for name in _NOT_IN_FINGERPRINT),
+    }
+    relevant = (
+        key for key in flat.keys() - left_out if ".enable_" not in key and key[:7] != "export."
+    )
     return {key: flat[key] for key in sorted(relevant)}

@@ -7,7 +7,6 @@ optimiser.  Every mode draws samples through `Run.draw`.
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 import math
 import os
@@ -34,19 +33,17 @@ from score_lib.disk import checkpoints
 from score_lib.losses.objectives import NoisyLoss, get_loss_fn, levels_of
 from score_lib.losses.optimization import get_optimizer, optimization_manager
 from score_lib.losses.steps import get_step_fn
-from score_lib.options import checked
+from score_lib.options import checked, complete
 from score_lib.parametrization import parametrization_of
 from score_lib.runs.averages import choose_average, get_averages, get_ema, one_average
 from score_lib.runs.conditions import Conditions
 from score_lib.runs.history import check_same_output, trained_config
+from score_lib.runs.start import META, load_start, needs_start
 from score_lib.runs.units import BitsPerDim, Nats
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
 from score_lib.scores import label_at
 from score_lib.sdes.process import SDE
 from score_lib.sdes.published import create_sde
-
-# The checkpoint at which training resumes, in the folder of a run.
-META = pathlib.Path("checkpoints-meta", "checkpoint.pth")
 
 
 @dataclasses.dataclass
@@ -322,17 +319,40 @@ def setup(config) -> Run:
 
 
 def restored(config, workdir: str | os.PathLike) -> Run:
-    """The run of a config, with the weights of `eval.checkpoint` or the run's latest, averaged as
-    `eval.ema` says.
+    """The run of a config, with the weights that `load_chosen` finds, averaged as `eval.ema` says.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: the config or the checkpoint does not fit.
     """
     run = setup(config)
-    chosen, average = run.config.eval.checkpoint, one_average(run.config.eval.ema)
-    load_trained(run, chosen or pathlib.Path(workdir) / META, latest=not chosen, average=average)
+    load_chosen(run, workdir, one_average(run.config.eval.ema))
     return run
+
+
+def load_chosen(run: Run, workdir: str | os.PathLike, average: str = "") -> str:
+    """Load the weights of `eval.checkpoint`, else of the run's latest checkpoint, else of
+    `model.weights`; see `load_trained`."""
+    chosen = run.config.eval.checkpoint
+    if not chosen and distributed.on_main(lambda: needs_start(run.config, workdir)):
+        return load_weights(run, average)
+    path = chosen or pathlib.Path(workdir) / META
+    return load_trained(run, path, latest=not chosen, average=average)
+
+
+def load_weights(run: Run, average: str = "") -> str:
+    """Load `model.weights`, see `load_start`; returns "", as there is one average only.
+
+    Raises:
+        ValueError: another average is asked for, or the file does not fit.
+    """
+    if average not in ("", "none"):
+        raise ValueError(
+            f"eval.ema = {average!r} is an average of a checkpoint: give it as eval.checkpoint"
+        )
+    load_start(run.config, run.state, run.device)
+    check_standardization(run.config.model.weights, run)
+    return ""
 
 
 def load_trained(
@@ -350,32 +370,39 @@ def load_trained(
             what its output means.
         ValueError: it has no such average.
     """
-    run.state |= {"config": "", "averages": {}}
+    run.state |= {"config": "", "averages": {}, "start": {}}
     restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
     restore(path, run.state, run.device, must_exist=True)
     check_standardization(path, run)
     trained = trained_config(path, {"config": run.state.pop("config")})
     if trained is not None:
         check_same_output(path, trained, run.config)
+    if not (isinstance(start := run.state["start"], dict) and "digest" in start):
+        del run.state["start"]
     return choose_average(pathlib.Path(path), run.state, average, run.state.pop("averages"))
 
 
-def from_checkpoint(path: str | os.PathLike, device: torch.device) -> Run:
+def from_checkpoint(
+    path: str | os.PathLike, device: torch.device | str, config: ConfigDict | None = None
+) -> Run:
     """The run of the config inside a checkpoint, with the checkpoint's weights.
 
+    Args:
+        config: for a file that holds none.
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it is not a checkpoint, or holds no config, as published ones do not.
     """
     contents = checkpoints.read_checkpoint(path, device)
-    if not contents.get("config"):
+    own = trained_config(path, contents) or config
+    if own is None:
         raise checkpoints.CheckpointError(
             f"{path} holds no config, so that its network is unknown: use a checkpoint that was "
-            "trained here"
+            "trained here, or set control.classifier_config for a classifier"
         )
-    config = ConfigDict(json.loads(contents["config"]))
-    config.device = str(device)
-    run = setup(config)
+    own = complete(own)
+    own.device = str(device)
+    run = setup(own)
     checkpoints.restore_contents(path, contents, run.state)
     check_standardization(path, run)
     return run

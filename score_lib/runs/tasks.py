@@ -20,6 +20,7 @@ from score_lib.disk.pictures import check_samples_finite, to_uint8
 from score_lib.disk.reports import mean_and_error
 from score_lib.metrics.configured import get_extractor, recognises_classes
 from score_lib.runs.conditions import as_known, check_classes, class_numbers
+from score_lib.runs.nearest import named_config
 from score_lib.runs.setup import Run, from_checkpoint, in_batches
 from score_lib.samplers.loop import Constraint
 
@@ -183,9 +184,13 @@ def recognised(run: Run, results: Tensor, labels: Tensor | None) -> dict[str, fl
     return mean_and_error("recognised", right.double().numpy())
 
 
-def other_run(run: Run, path: str) -> Run:
-    """The run in a checkpoint, with this run's precision and compilation of sampling."""
-    other = from_checkpoint(path, run.device)
+def other_run(run: Run, path: str, config: str = "") -> Run:
+    """The run in a checkpoint, with this run's precision and compilation of sampling.
+
+    Args:
+        config: for a file that holds none: the name of an experiment, or a `config.json`.
+    """
+    other = from_checkpoint(path, run.device, named_config(config) if config else None)
     for option in ("precision", "compile"):
         other.config.sampling[option] = run.config.sampling[option]
     return other

@@ -34,6 +34,7 @@ from score_lib.disk.logs import (
     messages_to,
     progress_bar,
 )
+from score_lib.disk.wandb_log import WandbWriter
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.losses.optimization import LossGuard, apply_settings
 from score_lib.runs.averages import start_averages
@@ -45,6 +46,7 @@ from score_lib.runs.history import (
 )
 from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import META, Run, check_standardization, setup
+from score_lib.runs.start import needs_start, start_training
 
 Streams = tuple[ImageStream, ImageStream]
 
@@ -80,8 +82,11 @@ def train(config, workdir: str | os.PathLike) -> None:
         if distributed.is_main():
             open_folder(workdir, run.config)
             stack.enter_context(messages_to(workdir / "stdout.txt", said))
-            record_config(workdir, run.state["step"], run.config, old, applied)
-            log = stack.enter_context(MetricsLog(workdir, run.state["step"]))
+            start = run.state.get("start")
+            record_config(workdir, run.state["step"], run.config, old, applied, start)
+            project = run.config.training.wandb
+            others = [WandbWriter(project, workdir, run.config)] if project else []
+            log = stack.enter_context(MetricsLog(workdir, run.state["step"], others))
         writer = stack.enter_context(CheckpointWriter())
         stack.enter_context(matmul_precision(run.config.training.precision))
         Training(run, streams, workdir, log, writer, stop).run_to_the_end()
@@ -134,7 +139,7 @@ def _check_share(training) -> None:
 
 
 def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
-    """Load the last undamaged checkpoint of the run, if there is one.
+    """Load the last undamaged checkpoint of the run, if there is one, else `model.weights`.
 
     Returns:
         in the main process, the config that it was trained with, if it is known.
@@ -142,7 +147,7 @@ def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
         CheckpointError: it is of another network, process or data set.
         ValueError: a classifier was trained with other labels than the data have now.
     """
-    run.state |= {"position": 0, "snapshot_due": False}
+    run.state |= {"position": 0, "snapshot_due": False, "start": {}}
     path, old, classes = workdir / META, None, run.state["class_to_idx"]
 
     def check(chosen: pathlib.Path, contents: dict) -> None:
@@ -152,7 +157,10 @@ def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
             check_same_run(chosen, old, run.config)
         check_same_profiles(chosen, contents, run.config)
 
-    restore_latest(path, run.state, run.device, check=check)
+    fresh = distributed.on_main(lambda: needs_start(run.config, workdir))
+    if not fresh:
+        restore_latest(path, run.state, run.device, check=check)
+    start_training(run.config, run.state, run.device, fresh)
     start_averages(run.state)
     run.check_classes(classes)
     run.state["class_to_idx"] = classes

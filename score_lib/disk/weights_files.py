@@ -1,0 +1,103 @@
+"""Weights to start from, in any layout: checkpoints, weights alone, averages alone, safetensors."""
+
+import fnmatch
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from score_lib.base.weights import without_wrapper
+from score_lib.disk.checkpoints import contents_of_file, read_plain
+from score_lib.disk.fit import CheckpointError, check_weights
+
+_HINT = (
+    "Name in model.weights_except those that should stay as initialised, or use the config that "
+    "the file was trained with"
+)
+
+
+def read_weights(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict:
+    """The contents of a file with weights, as `read_checkpoint` gives them.
+
+    The file may also hold averages alone: {"ema": ...}, or the average itself with its
+    "shadow_params".  There is no "model" then.
+
+    Raises:
+        OSError: the file cannot be read.
+        CheckpointError: it is damaged, or holds no weights.
+    """
+    loaded = read_plain(path, device, mapped=True)
+    if isinstance(loaded, dict) and "model" not in loaded:
+        if "shadow_params" in loaded:
+            return {"ema": loaded}
+        if isinstance(loaded.get("ema"), dict):
+            return loaded
+    return contents_of_file(path, loaded)
+
+
+def weights_by_name(path: str | os.PathLike, contents: dict, model: nn.Module) -> dict[str, Tensor]:
+    """The weights in a file under the network's names: the average, where the file holds one.
+
+    Averages are lists of the trainable parameters.  Where the file has no other weights, frozen
+    parameters are missing.  Tables that the network makes from its config may be missing, and stay.
+
+    Args:
+        path: for messages.
+        contents: see `read_weights`.
+        model: the network that the weights are for.
+    Raises:
+        CheckpointError: the average cannot be assigned to the weights beside it.
+    """
+    own, average = model.state_dict(), contents.get("ema")
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    tables = {name: own[name] for name, _ in model.named_buffers() if name in own}
+    stored = without_wrapper(_table(path, contents.get("model", {})), own)
+    names = [name for name in stored or own if name not in frozen | tables.keys()]
+    weights = tables | stored
+    if average is None:
+        return weights
+    if not isinstance(average, dict) or "shadow_params" not in average:
+        return weights | without_wrapper(_table(path, average), own)
+    tensors = average["shadow_params"]
+    if not isinstance(tensors, list | tuple) or len(tensors) != len(names):
+        number = len(tensors) if isinstance(tensors, list | tuple) else 0
+        raise CheckpointError(
+            f"{path} averages {number} parameters, where {len(names)} have names: use the config "
+            "that it was trained with, or a file of weights alone"
+        )
+    return weights | dict(zip(names, tensors, strict=True))
+
+
+def completed(
+    path: str | os.PathLike, weights: dict[str, Tensor], model: nn.Module, excepted: Sequence[str]
+) -> dict[str, Tensor]:
+    """A state dict of the network: weights of a file, and its own where patterns match.
+
+    Args:
+        path: for messages.
+        weights: by the network's names.
+        excepted: patterns of names, as of files: "label_emb.*".
+    Raises:
+        CheckpointError: other weights are missing, superfluous or of another shape, or a pattern
+            matches nothing.
+    """
+    own = model.state_dict()
+    names, left = own.keys() | weights.keys(), set()
+    for pattern in excepted:
+        if not (found := fnmatch.filter(names, pattern)):
+            raise CheckpointError(
+                f"model.weights_except names {pattern!r}, which matches no weight of the network "
+                f"or of {path}: they are called like {next(iter(own))!r}"
+            )
+        left.update(found)
+    chosen = {name: value for name, value in weights.items() if name not in left}
+    chosen |= {name: own[name] for name in own if name in left}
+    check_weights(path, chosen, model, hint=_HINT)
+    return chosen
+
+
+def _table(path: str | os.PathLike, weights: object) -> dict:
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{path} holds weights without names: a {type(weights).__name__}")
+    return weights

@@ -1,0 +1,98 @@
+"""Model cards: the facts that a user of exported weights needs, as a page."""
+
+import json
+import pathlib
+import platform
+
+import torch
+
+from score_lib.base.version import VERSION
+from score_lib.data.loading import get_streams
+from score_lib.data.public import only_prepared
+from score_lib.data.sources import named
+from score_lib.disk.logs import kept_messages
+from score_lib.disk.reports import markdown_table
+from score_lib.runs.nearest import Nearest
+from score_lib.runs.setup import Run
+
+
+def model_card(run: Run, average: str, nearest: Nearest, workdir: pathlib.Path, usage: str) -> str:
+    """The page in Markdown.
+
+    Args:
+        run: with the weights that are exported.
+        average: the name of their average, as in `eval.ema`.
+        nearest: the experiment that the config is nearest to.
+        workdir: folder of the run, where an evaluation may have left its report.
+        usage: how the files are used.
+    """
+    config, state = run.config, run.state
+    parameters = sum(p.numel() for p in state["model"].parameters())
+    facts = {
+        "network": f"{config.model.name}, {parameters:,} parameters",
+        "process": repr(run.sde),
+        "objective": config.training.objective,
+        "condition": config.training.condition or "none",
+        "step": state["step"],
+        "average": average or "the main one (model.ema_rate)",
+        "seed": config.seed,
+        "versions": f"score-sde {VERSION}, PyTorch {torch.__version__}, Python "
+        f"{platform.python_version()}",
+        "licence": "not stated",
+    }
+    if start := state.get("start"):
+        facts["started from"] = f"weights with the digest {start['digest']}"
+    changed = [{"option": k, "here": repr(a), "there": repr(b)} for k, a, b in nearest.differences]
+    parts = [
+        f"# {config.model.name} on {config.data.dataset}\n",
+        "".join(f"- {name}: {value}\n" for name, value in facts.items()),
+        f"## Config\n\nNearest shipped experiment: `{nearest.name}`.\n",
+        markdown_table(changed) if changed else "No option differs.\n",
+        f"## Data\n\n{_data(run)}",
+        f"## Figures\n\n{_figures(workdir, state['step'], average)}",
+        f"## Use\n\n{usage}",
+    ]
+    return "\n".join(parts)
+
+
+def _data(run: Run) -> str:
+    """Facts of the config and, if the data are on this machine, their numbers."""
+    data, classes = run.config.data, run.state["class_to_idx"]
+    known = f"{-1 if data.centered else 0} to 1"
+    if run.continuous:
+        known = f"standardised (data.standardize = {data.standardize!r})"
+    facts = {
+        "data set": " ".join(filter(None, [data.dataset, data.category])),
+        "shape": run.shape,
+        "range in the network": known,
+        "held out from training": _counts(run.config),
+        "classes": named(classes) if classes else data.num_classes or "none",
+    }
+    return "".join(f"- {name}: {value}\n" for name, value in facts.items())
+
+
+def _counts(config) -> str:
+    try:
+        with only_prepared(), kept_messages():
+            info = get_streams(config, evaluation=True, num_workers=0)[2]
+    except (ValueError, OSError, ImportError):
+        return "not known, as the data were not at hand"
+    counts = info.num_examples
+    return f"{counts['test']} of {sum(counts.values())}"
+
+
+def _figures(workdir: pathlib.Path, step: int, average: str) -> str:
+    """The rows of the run's evaluation that measured these weights.
+
+    Raises:
+        ValueError: the report is damaged.
+    """
+    path = workdir / "eval" / "report.json"
+    try:
+        records = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        rows = [r for r in records if r["step"] == step and r.get("ema", "") == average]
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: evaluate again, or remove it") from error
+    if not rows:
+        return "Not measured.\n"
+    return "Mean ± standard error, by `--mode eval`.\n\n" + markdown_table(rows)

@@ -1,0 +1,175 @@
+"""A network as files for others: `--mode export`."""
+
+import json
+import logging
+import os
+import pathlib
+
+import torch
+
+from score_lib.base import distributed
+from score_lib.disk.checkpoints import contents_of, write_contents
+from score_lib.disk.files import whole_folder, write_text
+from score_lib.disk.safetensors_files import write_safetensors
+from score_lib.exchange.diffusers import save_diffusers
+from score_lib.losses.optimization import get_optimizer
+from score_lib.option_table import TABLE
+from score_lib.options import Config, complete
+from score_lib.runs.averages import one_average
+from score_lib.runs.cards import model_card
+from score_lib.runs.history import run_digest
+from score_lib.runs.nearest import nearest_experiment
+from score_lib.runs.setup import Run, restored
+
+RECORD = "exported.json"
+# Options that name files.
+_FILES = (
+    "control.classifier",
+    "control.mask",
+    "control.other",
+    "control.path",
+    "data.data_dir",
+    "data.path",
+    "data.tfrecords_path",
+    "eval.checkpoint",
+    "eval.dequantizer",
+    "eval.extractor_weights",
+    "eval.stats",
+    "export.folder",
+    "model.weights",
+    "model.weights_except",
+)
+
+
+def export(config, workdir: str | os.PathLike) -> pathlib.Path:
+    """Write the weights of a checkpoint, averaged as `eval.ema` says, in `export.format`.
+
+    For the source see `load_chosen`.  The folder is `export.folder`, or `export/` in the folder of
+    the run; a `README.md` in it is the model card, and `exported.json` says whose export it is.
+
+    - "safetensors": `weights.safetensors`, with the config, the step and the classes as metadata.
+    - "pth": `checkpoint.pth`, in the layout of published checkpoints.  Its optimiser has made no
+      step.
+    - "diffusers": a folder that Diffusers loads, see `save_diffusers`.
+
+    Returns:
+        the folder.
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the config or the checkpoint does not fit, or the folder holds other files.
+        OSError: the folder cannot be written.
+    """
+    run, workdir = restored(config, workdir), pathlib.Path(workdir)
+    average, options = one_average(run.config.eval.ema), run.config.export
+    name = "_".join(filter(None, [f"step_{run.state['step']}", average, options.format]))
+    folder = pathlib.Path(options.folder or workdir / "export" / name)
+    distributed.on_main(lambda: _write(run, folder, average, workdir))
+    return folder
+
+
+@torch.no_grad()
+def _write(run: Run, folder: pathlib.Path, average: str, workdir: pathlib.Path) -> None:
+    record = {"run": run_digest(run.config), "step": run.state["step"], "average": average}
+    _check_folder(folder, record["run"])
+    run.state["ema"].copy_to(run.state["model"].parameters())
+    with whole_folder(folder) as new:
+        usage = _WRITERS[run.config.export.format](run, new, average)
+        nearest = nearest_experiment(shared_config(run))
+        write_text(new / "README.md", model_card(run, average, nearest, workdir, usage))
+        write_text(new / RECORD, json.dumps(record) + "\n")
+    logging.info("exported to %s", folder)
+
+
+def _check_folder(folder: pathlib.Path, run: str) -> None:
+    """Refuse a folder with anything else than an earlier export of the same run."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))["run"]
+    except (OSError, ValueError, TypeError, LookupError):
+        found = ""
+    if found != run:
+        held = "the export of a run with other training options" if found else "other files"
+        raise ValueError(
+            f"export.folder = {str(folder)!r} holds {held}: choose another folder, or remove it"
+        )
+
+
+def shared_config(run: Run) -> Config:
+    """The complete config, without the names of files on this machine."""
+    config = complete(run.config)
+    with config.unlocked():
+        config.update_from_flattened_dict({key: TABLE[key].default for key in _FILES})
+    return config
+
+
+def _write_safetensors(run: Run, folder: pathlib.Path, average: str) -> str:
+    state, path = run.state, folder / "weights.safetensors"
+    metadata = {
+        "config": shared_config(run).to_json_best_effort(),
+        "step": str(state["step"]),
+        "class_to_idx": json.dumps(state["class_to_idx"]),
+        "average": average,
+    }
+    if run.continuous:
+        stored = run.scaler.state_dict()
+        lists = {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in stored.items()}
+        metadata["standardization"] = json.dumps(lists)
+    write_safetensors(path, state["model"].state_dict(), metadata)
+    return _usage(path.name)
+
+
+def _write_pth(run: Run, folder: pathlib.Path, average: str) -> str:
+    state, path = run.state, folder / "checkpoint.pth"
+    # The published code asks for an optimiser's state, and moments belong to unaveraged weights.
+    optimizer = get_optimizer(run.config, list(state["model"].parameters()))
+    config = shared_config(run).to_json_best_effort()
+    contents = {**state, "optimizer": optimizer, "config": config}
+    if "start" in state:
+        contents["start"] = {"digest": state["start"]["digest"]}
+    write_contents(path, contents_of(contents))
+    return _usage(path.name)
+
+
+def _write_diffusers(run: Run, folder: pathlib.Path, average: str) -> str:
+    if run.continuous:
+        raise ValueError(
+            "export.format = 'diffusers' has no place for the mean and deviation of continuous "
+            "data: choose 'safetensors' or 'pth'"
+        )
+    save_diffusers(folder, run)
+    return """In Diffusers:
+
+```python
+from diffusers import DiffusionPipeline
+
+images = DiffusionPipeline.from_pretrained("FOLDER")(batch_size=4).images
+```
+
+And here, with a config of these options:
+
+```sh
+python main.py --config CONFIG --workdir RUN --mode sample --config.model.weights=FOLDER
+```
+"""
+
+
+def _usage(file: str) -> str:
+    return f"""The file holds the config above. In Python:
+
+```python
+import run_lib
+
+run = run_lib.from_checkpoint("{file}", "cpu")
+images = run.draw(range(4))
+```
+
+From the command line, with a config of these options:
+
+```sh
+python main.py --config CONFIG --workdir RUN --mode sample --config.model.weights={file}
+```
+"""
+
+
+_WRITERS = {"safetensors": _write_safetensors, "pth": _write_pth, "diffusers": _write_diffusers}

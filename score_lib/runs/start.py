@@ -1,0 +1,117 @@
+"""Weights that a run starts from, `model.weights`: in training, and in place of a checkpoint.
+
+They are used where a run has no checkpoint of its own, and `eval.checkpoint` names none.
+"""
+
+import json
+import logging
+import os
+import pathlib
+
+import torch
+
+from score_lib.disk.checkpoints import restore_part
+from score_lib.disk.files import file_digest, printable, with_earlier
+from score_lib.disk.fit import count
+from score_lib.disk.weights_files import completed, read_weights, weights_by_name
+from score_lib.exchange import adm
+from score_lib.exchange.diffusers import load_diffusers
+from score_lib.options import complete
+from score_lib.runs.history import check_same_output, trained_config
+
+# The checkpoint at which training resumes, in the folder of a run.
+META = pathlib.Path("checkpoints-meta", "checkpoint.pth")
+
+
+def needs_start(config, workdir: str | os.PathLike) -> bool:
+    """Whether `model.weights` counts: it is set, and the run has no checkpoint of its own."""
+    if not config.model.weights:
+        return False
+    own = with_earlier(pathlib.Path(workdir) / META)
+    return not any(path.is_file() for path in own)
+
+
+@torch.no_grad()
+def load_start(config, state: dict, device: torch.device) -> None:
+    """Load `model.weights` into a state that has made no step: the network and all averages.
+
+    A checkpoint's average is taken, if it has one.
+
+    Args:
+        state: "model", "ema", perhaps "averages" and "standardization", changed in place; its
+            "step" and "class_to_idx" become those of the file, and "start" says which it was.
+    Raises:
+        OSError: there is no such file.
+        CheckpointError: it does not fit the network, or was trained with other options that decide
+            what its output means.
+    """
+    path, model = pathlib.Path(config.model.weights), state["model"]
+    if not path.exists():
+        raise FileNotFoundError(f"there are no weights at model.weights = {str(path)!r}")
+    contents = _of_folder(path, config) if path.is_dir() else read_weights(path, device)
+    trained = trained_config(path, contents)
+    if trained is not None:
+        check_same_output(path, trained, config)
+    weights = weights_by_name(path, contents, model)
+    if config.model.name in adm.NETWORKS:
+        if not config.model.weights_except:
+            adm.check_description(path, weights, model)
+        logging.info("of %s, %s", path, adm.untold(config))
+    model.load_state_dict(completed(path, weights, model, config.model.weights_except))
+    if "standardization" in state and "standardization" in contents:
+        key = "standardization"
+        restore_part(path, state[key], contents[key], key)
+    averages = getattr(state.get("averages"), "named", {}).values()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for average in (state["ema"], *averages):
+        # Copies, of which `load_state_dict` makes one.
+        average.load_state_dict({**average.state_dict(), "shadow_params": trainable})
+    state["step"] = count(path, contents, "step") if "step" in contents else 0
+    state["class_to_idx"] = contents.get("class_to_idx", {})
+    state["start"] = {"weights": str(path), "digest": file_digest(path)}
+    if config.model.weights_except:
+        state["start"]["except"] = list(config.model.weights_except)
+    logging.info("starting from the weights in %s (%s)", path, state["start"]["digest"])
+
+
+def _of_folder(folder: pathlib.Path, config) -> dict:
+    """The contents of a folder of Diffusers, as those of a checkpoint."""
+    model, process, facts = load_diffusers(folder, "cpu")
+    for note in facts["notes"]:
+        logging.info("of %s: %s", folder, note)
+    told, trained = facts["config"], complete(config)
+    # Networks that are told sigma do not depend on where it begins and ends.
+    free = {"sigma_min", "sigma_max"}
+    if process is None or told.training.sde == "vesde":
+        free |= {"beta_min", "beta_max"}
+    if process is None:
+        free.add("num_scales")
+    if told.model.name == "ddpm":  # has no other
+        free.add("embedding_type")
+    with trained.unlocked():
+        trained.model.update({k: v for k, v in told.model.items() if k not in free})
+        trained.data.centered = told.data.centered
+        if process is not None:
+            trained.training.update(sde=told.training.sde, continuous=told.training.continuous)
+    weights = dict(model.named_parameters())  # tables are made from the run's config
+    return {"model": weights, "config": trained.to_json_best_effort()}
+
+
+def start_training(config, state: dict, device: torch.device, fresh: bool) -> None:
+    """Load `model.weights` into a training state that begins, or say that it has begun.
+
+    Args:
+        fresh: see `needs_start`, before the state was restored.
+    """
+    if fresh:
+        load_start(config, state, device)
+        state["step"] = 0
+        if config.model.weights_except:  # perhaps those of other classes
+            state["class_to_idx"] = {}
+    elif state["start"]:
+        shown = printable(json.dumps(state["start"], default=str))
+        logging.info("this run started from other weights: %s", shown)
+    else:
+        del state["start"]
+        if config.model.weights:
+            logging.info("model.weights are not used: the run has a checkpoint of its own")

@@ -1,0 +1,157 @@
+"""`--mode export`: files for others, and the page beside them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from networks import fill_weights
+from small_runs import small_config
+
+import run_lib
+from models.utils import create_model
+from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
+from score_lib.disk.safetensors_files import read_safetensors
+from score_lib.options import flatten
+from score_lib.runs.setup import META
+
+CHANGES = {"training__snapshot_sampling": False, "training__eval_freq": 50}
+CHANGES |= {"training__n_iters": 2, "optim__lr": 0.05, "optim__warmup": 0}
+CHANGES |= {"model__ema_rates": (0.5,)}
+
+
+def config(**changes):
+    return small_config(**{**CHANGES, **changes})
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run_lib.train(config(), folder)
+    return folder
+
+
+CASES = [
+    ("safetensors", "", "weights"),
+    ("safetensors", "0.5", "weights"),
+    ("pth", "none", "checkpoint"),
+]
+
+
+@pytest.mark.parametrize("kind, average, stem", CASES)
+def test_an_exported_file_gives_the_same_samples(kind, average, stem, workdir, tmp_path):
+    options = config(eval__ema=average, export__format=kind)
+    expected = run_lib.restored(options, workdir).draw(range(2))
+    path = run_lib.export(options, workdir) / f"{stem}.{kind}"
+    assert path.parent == workdir / "export" / "_".join(filter(None, ["step_2", average, kind]))
+    given = run_lib.restored(config(model__weights=str(path)), tmp_path)
+    assert torch.equal(given.draw(range(2)), expected)
+    alone = run_lib.from_checkpoint(path, "cpu")
+    assert torch.equal(alone.draw(range(2)), expected) and alone.state["step"] == 2
+    assert alone.state["class_to_idx"] == {str(k): k for k in range(10)}
+
+
+def test_published_code_loads_the_layout(workdir):
+    """It takes over four parts, with weights inside `DataParallel`, and the optimiser's state."""
+    path = run_lib.export(config(export__format="pth"), workdir) / "checkpoint.pth"
+    contents = torch.load(path, weights_only=True)
+    network = torch.nn.DataParallel(create_model(config(), "cpu"))
+    optimizer = torch.optim.Adam(network.parameters())
+    assert list(contents["model"]) == ["module." + k for k in network.module.state_dict()]
+    network.module.__class__ = type("Plain", (type(network.module),), {
+        "load_state_dict": torch.nn.Module.load_state_dict,
+    })  # fmt: skip
+    network.load_state_dict(contents["model"], strict=True)
+    optimizer.load_state_dict(contents["optimizer"])
+    assert optimizer.param_groups[0]["lr"] == 0.05 and contents["step"] == 2
+    trained = [p for p in network.parameters() if p.requires_grad]
+    torch.testing.assert_close(contents["ema"]["shadow_params"], trained, rtol=0, atol=0)
+    assert set(contents["ema"]) == {"decay", "num_updates", "shadow_params"}
+
+
+def test_metadata_and_the_card_say_what_it_is(workdir):
+    record = {"step": 2, "bpd": 2.5, "bpd_standard_error": 0.25, "checkpoint": "0"}
+    (workdir / "eval").mkdir()
+    report = workdir / "eval" / "report.json"
+    report.write_text(json.dumps([record, {**record, "step": 1, "bpd": 7.0}]))
+    path = run_lib.export(config(export__folder=str(workdir / "shared")), workdir)
+    _, metadata = read_safetensors(path / "weights.safetensors")
+    stored = flatten(config(export__folder=""))
+    assert json.loads(metadata["config"])["optim"]["lr"] == 0.05 == stored["optim.lr"]
+    assert metadata["step"] == "2" and str(workdir) not in json.dumps(metadata)
+    card = (path / "README.md").read_text()
+    for line in (
+        "- licence: not stated", "- seed: 42", "- step: 2", f"PyTorch {torch.__version__}",
+        "experiment: `vp/digits`", "2.5000 ± 0.2500", "- held out from training: 296 of 1797",
+    ):  # fmt: skip
+        assert line in card, line
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in card.splitlines()]
+    assert ["optim.lr", "0.05", "0.004"] in rows and ["model.nf", "8", "16"] in rows
+    assert "7.0000" not in card and str(workdir) not in card
+    report.write_text("[1")
+    with pytest.raises(ValueError, match=r"report\.json is damaged"):
+        run_lib.export(config(), workdir)
+    report.unlink()
+
+
+def test_only_an_export_of_the_same_run_is_replaced(workdir, tmp_path):
+    folder = tmp_path / "shared"
+    options = {"export__folder": str(folder)}
+    run_lib.export(config(**options), workdir)
+    (folder / "weights.safetensors").write_bytes(b"")
+    run_lib.export(config(**options), workdir)
+    before = (folder / "weights.safetensors").read_bytes()
+    assert before and [path.name for path in tmp_path.iterdir()] == ["shared"]
+    with pytest.raises(ValueError, match="holds the export of a run with other training"):
+        run_lib.export(config(**options, optim__lr=0.01), workdir)
+    (folder / "exported.json").unlink()
+    with pytest.raises(ValueError, match="holds other files: choose another folder"):
+        run_lib.export(config(**options), workdir)
+    assert (folder / "weights.safetensors").read_bytes() == before
+    assert read_checkpoint(folder / "weights.safetensors")["step"] == 2
+
+
+def test_a_folder_for_diffusers_is_a_start(tmp_path):
+    """A network that Diffusers can express, whose folder holds no config of ours."""
+    options = {"model__name": "ddpm", "model__nf": 32, "model__attn_resolutions": ()}
+    options |= {"training__continuous": False, "model__num_scales": 30, "eval__enable_bpd": False}
+    options |= {"eval__enable_sampling": False, "eval__enable_loss": False}
+    run = run_lib.setup(config(**options))
+    fill_weights(run.state["model"])
+    save_checkpoint(tmp_path / "c.pth", run.state)
+    stored = config(**options, eval__checkpoint=str(tmp_path / "c.pth"), eval__ema="none")
+    stored.export.format = "diffusers"
+    folder = run_lib.export(stored, tmp_path / "a")
+    assert (folder / "model_index.json").exists() and (folder / "README.md").exists()
+    start = {**options, "model__weights": str(folder)}
+    found = run_lib.restored(config(**start), tmp_path / "b").state
+    expected = run.state["model"].state_dict()
+    torch.testing.assert_close(found["model"].state_dict(), expected, rtol=0, atol=0)
+    (record,) = run_lib.evaluate(config(**start), tmp_path / "b")
+    assert record["checkpoint"] == folder.stem
+    with pytest.raises(ValueError, match=r"model.num_scales = 31 instead of 30"):
+        run_lib.restored(config(**{**start, "model__num_scales": 31}), tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind, stem", [("safetensors", "weights"), ("pth", "checkpoint")])
+def test_continuous_data_keep_their_units(kind, stem, tmp_path):
+    """Fine-tuning keeps those of the file, whatever the new data are."""
+    for name, shift in (("a", 100.0), ("b", -7.0)):
+        vectors = shift + 3 * torch.randn(64, 2, dtype=torch.float64).numpy()
+        np.save(tmp_path / f"{name}.npy", vectors)
+    options = {"data__path": str(tmp_path / "a.npy"), "sampling__num_steps": 3}
+    options |= {"training__n_iters": 1, "training__snapshot_sampling": False}
+    stored = small_config("vp/vectors", **options, export__format=kind)
+    run_lib.train(stored, tmp_path / "a")
+    run = run_lib.restored(stored, tmp_path / "a")
+    path = run_lib.export(stored, tmp_path / "a") / f"{stem}.{kind}"
+    alone = run_lib.from_checkpoint(path, "cpu")
+    assert torch.equal(alone.draw(range(3)), run.draw(range(3)))
+    options |= {"data__path": str(tmp_path / "b.npy"), "model__weights": str(path)}
+    run_lib.train(small_config("vp/vectors", **options), tmp_path / "b")
+    tuned = read_checkpoint(tmp_path / "b" / META)["standardization"]
+    torch.testing.assert_close(tuned["mean"], run.scaler.mean, rtol=0, atol=0)
+    assert float(tuned["mean"].mean()) > 90
+    stored.export.format = "diffusers"
+    with pytest.raises(ValueError, match="no place for the mean and deviation"):
+        run_lib.export(stored, tmp_path / "a")

@@ -1,0 +1,162 @@
+"""Runs that start from other weights: `model.weights`."""
+
+import json
+
+import pytest
+import torch
+from small_runs import small_config
+
+import run_lib
+from score_lib.disk.checkpoints import CheckpointError, read_checkpoint
+from score_lib.disk.safetensors_files import write_safetensors
+from score_lib.runs.setup import META
+
+QUIET = {"training__snapshot_sampling": False, "training__eval_freq": 50, "training__log_freq": 50}
+
+
+def config(weights="", **changes):
+    return small_config(**{**QUIET, "model__weights": str(weights), **changes})
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The folder of a run whose average differs from its weights."""
+    folder = tmp_path_factory.mktemp("source")
+    run_lib.train(config(training__n_iters=3, optim__lr=0.05, optim__warmup=0), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(source):
+    """The average of that run by name, and its samples."""
+    run = run_lib.restored(config(), source)
+    run.state["ema"].copy_to(run.state["model"].parameters())
+    return run.state["model"].state_dict(), run.draw(range(2))
+
+
+def wrapped(weights, prefix):
+    return {prefix + name: value for name, value in weights.items()}
+
+
+LAYOUTS = {
+    "checkpoint": lambda contents, named: contents,
+    "published": lambda contents, named: {k: contents[k] for k in ("model", "ema", "step")},
+    "average": lambda contents, named: {"ema": contents["ema"]},
+    "shadow_params": lambda contents, named: contents["ema"],
+    "named average": lambda contents, named: {"ema": wrapped(named, "module.")},
+    "bare": lambda contents, named: named,
+    "compiled": lambda contents, named: wrapped(named, "_orig_mod."),
+    "both": lambda contents, named: wrapped(named, "module._orig_mod."),
+    "both turned": lambda contents, named: wrapped(named, "_orig_mod.module."),
+    "half": lambda contents, named: {k: v.half() for k, v in named.items()},
+}
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "safetensors"])
+def test_every_layout_gives_the_average(layout, source, expected, tmp_path):
+    named, samples = expected
+    contents = read_checkpoint(source / META)
+    path = tmp_path / "weights.pth"
+    if layout == "safetensors":
+        path = path.with_suffix(".safetensors")
+        write_safetensors(path, wrapped(named, "module."), {"step": "3"})
+    else:
+        torch.save(LAYOUTS[layout](contents, named), path)
+    run = run_lib.restored(config(path), tmp_path / "empty")
+    found = dict(run.state["model"].state_dict())
+    tolerances = {"rtol": 1e-3, "atol": 1e-7} if layout == "half" else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(found, dict(named), **tolerances)
+    if layout != "half":
+        assert torch.equal(run.draw(range(2)), samples)
+    assert run.state["step"] == (3 if layout in ("checkpoint", "published", "safetensors") else 0)
+
+
+def test_training_and_all_averages_start_there(source, expected, tmp_path):
+    """The file's average, with steps so small that they change nothing in float32."""
+    named, _ = expected
+    changes = {"training__n_iters": 1, "optim__lr": 1e-12, "model__ema_rates": (0.5,)}
+    weights = source / META
+    run_lib.train(config(weights, **changes), tmp_path)
+    contents = read_checkpoint(tmp_path / META)
+    assert contents["step"] == 1 and contents["ema"]["num_updates"] == 1
+    assert contents["optimizer"]["state"][0]["step"] == 1
+    trained = {name.removeprefix("module."): v for name, v in contents["model"].items()}
+    torch.testing.assert_close(trained, dict(named), rtol=0, atol=1e-8)
+    averaged = [named[name] for name in named if name != "sigmas"]
+    for average in (contents["ema"], contents["averages"]["0.5"]):
+        torch.testing.assert_close(average["shadow_params"], averaged, rtol=0, atol=1e-8)
+    (first,) = map(json.loads, (tmp_path / "config_history.jsonl").open())
+    assert first["start"] == contents["start"]
+    assert first["start"]["weights"] == str(weights) and len(first["start"]["digest"]) == 16
+    assert "weights" not in first["config"]["model"]
+
+
+def test_a_checkpoint_of_the_run_comes_first(source, tmp_path, caplog):
+    """Also after the weights are gone; they may not even change what a resumed run says."""
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes((source / META).read_bytes())
+    run_lib.train(config(weights, training__n_iters=2), tmp_path / "a")
+    weights.unlink()
+    caplog.set_level("INFO")
+    run_lib.train(config(weights, training__n_iters=3), tmp_path / "a")
+    assert "this run started from other weights" in caplog.text and "instead of" not in caplog.text
+    first = json.loads((tmp_path / "a" / "config_history.jsonl").open().readline())
+    assert read_checkpoint(tmp_path / "a" / META)["start"] == first["start"]
+    assert run_lib.restored(config(weights), tmp_path / "a").state["step"] == 3
+    chosen = config(source / META, eval__checkpoint=str(tmp_path / "a" / META))
+    found = run_lib.restored(chosen, tmp_path / "none").state
+    assert found["start"]["weights"] == str(weights)
+    assert "start" not in run_lib.restored(config(), source).state
+
+
+def test_weights_are_evaluated_where_a_run_has_none(source, tmp_path):
+    options = {"eval__enable_bpd": False, "eval__enable_sampling": False, "eval__end_ckpt": 0}
+    options |= {"eval__begin_ckpt": 0, "eval__loss_num_repeats": 1}
+    (own,) = run_lib.evaluate(config(**options), source)
+    (given,) = run_lib.evaluate(config(source / META, **options), tmp_path)
+    assert given.pop("checkpoint") == "checkpoint" and own.pop("checkpoint") == "0"
+    assert given == own and given["step"] == 3
+
+
+@pytest.mark.parametrize(
+    "excepted, message",
+    [
+        ((), r"1 missing \(all_modules.2.weight\).*1 not in the network \(extra\).*1 of another "
+             r"shape \(all_modules.0.weight \(3,\).*weights_except"),
+        (("extra", "*.2.weight"), r"of its weights, 1 of another shape"),
+        (("extra", "all_modules.[02].weight", "nothing.*"), "'nothing.*', which matches no"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_named(excepted, message, expected, tmp_path):
+    path = tmp_path / "weights.pth"
+    named = {**expected[0], "extra": torch.ones(1), "all_modules.0.weight": torch.ones(3)}
+    del named["all_modules.2.weight"]
+    torch.save(named, path)
+    with pytest.raises(CheckpointError, match=message):
+        run_lib.restored(config(path, model__weights_except=excepted), tmp_path / "empty")
+
+
+def test_excepted_weights_stay_as_initialised(source, expected, tmp_path):
+    """An average, whose list has no names, is assigned by the names of the file."""
+    contents = read_checkpoint(source / META)
+    del contents["model"]["module.all_modules.0.weight"], contents["ema"]["shadow_params"][0]
+    save_path = tmp_path / "weights.pth"
+    torch.save(contents, save_path)
+    fresh = run_lib.setup(config()).state["model"].state_dict()
+    options = {"model__weights_except": ("all_modules.0.*",)}
+    found = run_lib.restored(config(save_path, **options), tmp_path).state["model"].state_dict()
+    for name, value in found.items():
+        source_of = fresh if name.startswith("all_modules.0.") else expected[0]
+        assert torch.equal(value, source_of[name]), name
+
+
+def test_weights_of_another_config_are_refused(source, expected, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    trained = config(training__continuous=False).to_json_best_effort()
+    write_safetensors(path, expected[0], {"config": trained})
+    with pytest.raises(CheckpointError, match=r"training\.continuous = True instead of False"):
+        run_lib.restored(config(path), tmp_path)
+    with pytest.raises(ValueError, match=r"eval\.ema = '0.5'"):
+        run_lib.restored(config(path, eval__ema="0.5"), tmp_path)
+    with pytest.raises(FileNotFoundError, match="no weights at model"):
+        run_lib.restored(config(tmp_path / "none"), tmp_path)
