@@ -173,8 +173,8 @@ MUTATIONS = [
     Mutation(
         "arrays: a measurement is one of the network's range",
         "score_lib/runs/image_tasks.py",
-        "return View(rescaled(operator, run.scaler.std), 1.0, None, 0.0)",
-        "return View(operator, 1.0, None, 0.0)",
+        "return View(rescaled(operator, run.scaler.std), 1.0, bounds, 0.0)",
+        "return View(operator, 1.0, bounds, 0.0)",
         ARRAYS,
     ),
     Mutation(
@@ -329,8 +329,8 @@ MUTATIONS = [
     Mutation(
         "a named checkpoint is ignored",
         SETUP,
-        "chosen, average = run.config.eval.checkpoint, one",
-        "chosen, average = None, one",
+        "chosen = run.config.eval.checkpoint",
+        "chosen = None",
     ),
     Mutation("warm-up is ignored", OPTIMIZATION, "warmup=optim.warmup", "warmup=0"),
     Mutation(
