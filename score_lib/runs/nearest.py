@@ -1,5 +1,6 @@
 """Shipped experiments by their names, and the one that a config is nearest to."""
 
+import functools
 import pathlib
 from typing import NamedTuple
 
@@ -45,12 +46,17 @@ class Nearest(NamedTuple):
 
 def nearest_experiment(config) -> Nearest:
     """The experiment from which the fewest options of a complete config differ, but the device."""
-    from configs import defaults
-
     ours = flatten(config)
     found = []
-    for name in defaults.experiments():
-        theirs = flatten(defaults.load(name))
+    for name, theirs in _experiments().items():
         keys = [key for key in ours if key != "device" and ours[key] != theirs.get(key)]
         found.append(Nearest(name, [(key, ours[key], theirs.get(key)) for key in keys]))
     return min(found, key=lambda nearest: len(nearest.differences))
+
+
+@functools.cache
+def _experiments() -> dict[str, dict[str, object]]:
+    """The options of all experiments, by name."""
+    from configs import defaults
+
+    return {name: flatten(defaults.load(name)) for name in defaults.experiments()}
