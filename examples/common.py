@@ -1,4 +1,4 @@
-"""What the examples share: their command line, and how they write data."""
+"""Shared by the examples: their command line, and the file of their data."""
 
 import argparse
 import os

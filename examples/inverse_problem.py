@@ -123,7 +123,7 @@ def posterior(config, y: Tensor) -> Posterior:
     unit = torch.eye(_LENGTH, dtype=torch.float64)
     matrix = operator.apply(unit[:, None]).flatten(1).T
     prior, mean = covariance(), torch.full((_LENGTH,), _MEAN, dtype=torch.float64)
-    # What a mask leaves out is measured as 0, without noise: it has to be left out here too.
+    # A mask gives 0, without noise, where x is open: no measurement.
     kept = matrix.abs().sum(dim=1) > 0
     matrix, y = matrix[kept], y.flatten(1)[:, kept]
     noise = _NOISE**2 * torch.eye(len(matrix), dtype=torch.float64)
@@ -205,7 +205,7 @@ def draw(axes, of_signal: dict[str, Tensor], exact: Summary) -> None:
     for end, label in ((exact.low, "exact interval"), (exact.high, None)):
         axes.plot(end, "k--", linewidth=0.8, label=label)
     axes.plot(of_signal["input"][0], color="C1", linewidth=1.5, label="truth")
-    known = y != 0  # what a mask leaves out is 0
+    known = y != 0  # it is 0 where a mask is open
     axes.plot(torch.arange(_LENGTH)[known], y[known], "r.", markersize=4, label="measurement")
 
 

@@ -102,6 +102,7 @@ class Checkerboard(Density):
         return corner + torch.rand(**shape) + self.std * torch.randn(**shape)
 
     def log_prob(self, x, scale=1.0, std=0.0):
+        """As in `Density`: a field is the product of two strips."""
         blur = noisy_std(self.std, scale, std)
         centres = scale * (torch.arange(4, dtype=x.dtype) - 1.5)
         away = (x[:, :, None] - centres).abs()
