@@ -9,10 +9,8 @@ posterior.  Started again, it resumes.
 """
 
 import dataclasses
-import logging
 import math
 import pathlib
-import time
 from typing import NamedTuple
 
 import torch
@@ -20,9 +18,9 @@ from torch import Tensor
 
 import run_lib
 from configs.vp.vectors import get_config
-from examples.common import save_data, workdir_of
+from examples.common import present, save_data
 from score_lib.disk.arrays import load_arrays
-from score_lib.disk.reports import markdown_table, mean_and_error, new_figure, save_figure
+from score_lib.disk.reports import mean_and_error, new_figure, save_figure
 from score_lib.inverse.measurements import build_operator
 
 _LENGTH = 64
@@ -52,15 +50,6 @@ class Posterior(NamedTuple):
 
     mean: Tensor
     covariance: Tensor
-
-
-def main() -> None:
-    """Learn the prior, solve both problems, then print and draw the comparison."""
-    workdir = workdir_of(__doc__.splitlines()[0], "runs/inverse_problem")
-    start = time.perf_counter()
-    records, picture = demonstrate(workdir)
-    logging.info("done in %.0f s", time.perf_counter() - start)
-    print(f"\n{markdown_table(records)}\n{picture}")
 
 
 def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dict], pathlib.Path]:
@@ -210,4 +199,4 @@ def draw(axes, of_signal: dict[str, Tensor], exact: Summary) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    present(__doc__, demonstrate)

@@ -9,10 +9,8 @@ error of the score, and draws densities, samples and scores.  Started again, it 
 
 import abc
 import dataclasses
-import logging
 import math
 import pathlib
-import time
 
 import numpy as np
 import torch
@@ -20,9 +18,9 @@ from torch import Tensor
 
 import run_lib
 from configs.vp.vectors import get_config
-from examples.common import save_data, workdir_of
+from examples.common import present, save_data
 from score_lib.base.tensors import SampleNoise
-from score_lib.disk.reports import markdown_table, mean_and_error, new_figure, save_figure
+from score_lib.disk.reports import mean_and_error, new_figure, save_figure
 from score_lib.runs.measures import likelihood_terms
 from score_lib.runs.setup import in_batches
 from score_lib.scores import get_score_fn
@@ -116,15 +114,6 @@ class Checkerboard(Density):
 
 
 DENSITIES = {"ring": Ring(), "checkerboard": Checkerboard()}
-
-
-def main() -> None:
-    """Learn both densities, then print and draw the comparison."""
-    workdir = workdir_of(__doc__.splitlines()[0], "runs/two_dimensions")
-    start = time.perf_counter()
-    records, picture = demonstrate(workdir)
-    logging.info("done in %.0f s", time.perf_counter() - start)
-    print(f"\n{markdown_table(records)}\n{picture}")
 
 
 def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dict], pathlib.Path]:
@@ -247,4 +236,4 @@ def draw(row, name: str, run: run_lib.Run, density: Density, sizes: Sizes) -> No
 
 
 if __name__ == "__main__":
-    main()
+    present(__doc__, demonstrate)
