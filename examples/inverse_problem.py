@@ -80,7 +80,7 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dic
 
 def trained(workdir: pathlib.Path, sizes: Sizes):
     """The config of a network that has learned the signals, for `run_lib.control`."""
-    config, path = get_config(), workdir / "data.npy"
+    config, path = get_config(), workdir / "values.npy"
     torch.manual_seed(0)
     prior = Posterior(torch.full((1, _LENGTH), _MEAN), covariance())
     save_data(path, draws(prior, sizes.examples)[0, :, None].float().numpy())

@@ -112,7 +112,7 @@ _KINDS: dict[str, Callable] = {"sines": sines, "neuron": windows_of_recording}
 
 def learned(data: np.ndarray, workdir: pathlib.Path, sizes: Sizes) -> Series:
     """Samples of a network that is trained on all but the last tenth, and both parts."""
-    config, path = get_config(), workdir / "data.npy"
+    config, path = get_config(), workdir / "values.npy"
     save_data(path, data)
     config.data.update(path=str(path), shape=(1, _LENGTH), split="last")
     # An error of v is none of the mean where there is little but noise, as one of the noise is.

@@ -138,7 +138,7 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dic
 
 def learned(density: Density, workdir: pathlib.Path, sizes: Sizes) -> run_lib.Run:
     """A network trained on samples of the density, with its averaged weights."""
-    config, path = get_config(), workdir / "data.npy"
+    config, path = get_config(), workdir / "values.npy"
     data = density.sample(sizes.examples, torch.Generator().manual_seed(0))
     save_data(path, data.float().numpy())
     config.data.path = str(path)

@@ -27,6 +27,7 @@ CHAINS = ("tests/test_parametrized_chains.py",)
 CONDITIONS = ("tests/test_wiring_conditions.py",)
 CONDITIONING = ("tests/test_conditioning.py",)
 DEQUANTIZER = ("tests/test_dequantizer_runs.py",)
+ARRAYS = ("tests/test_any_data.py",)
 
 
 class Mutation(NamedTuple):
@@ -43,6 +44,76 @@ SETUP, TRAIN = "score_lib/runs/setup.py", "score_lib/runs/train.py"
 OPTIMIZATION = "score_lib/losses/optimization.py"
 CONFIGURED, PC = "score_lib/samplers/configured.py", "score_lib/samplers/pc.py"
 MUTATIONS = [
+    Mutation(
+        "arrays: the held-out part is standardised by",
+        TRAIN,
+        "standardize(run, streams[0].source)",
+        "standardize(run, streams[1].source)",
+        ARRAYS,
+    ),
+    Mutation(
+        "arrays: training does not permute points",
+        "score_lib/data/loading.py",
+        '"permute": kind == "points",',
+        '"permute": False,',
+        ARRAYS,
+    ),
+    Mutation(
+        "arrays: nats lack the Jacobian",
+        "score_lib/runs/units.py",
+        "return self.scaler.log_volume - log_p",
+        "return -log_p",
+        ARRAYS,
+    ),
+    Mutation(
+        "arrays: the Jacobian has the wrong sign",
+        "score_lib/runs/units.py",
+        "return self.scaler.log_volume - log_p",
+        "return -self.scaler.log_volume - log_p",
+        ARRAYS,
+    ),
+    Mutation(
+        "arrays: a deviation shared by a channel counts once",
+        "score_lib/data/standardization.py",
+        "self.std.log().expand(self.shape).sum()",
+        "self.std.log().sum()",
+        ARRAYS,
+    ),
+    Mutation(
+        "arrays: points have their channels first",
+        "score_lib/data/kinds.py",
+        'return -1 if kind == "points" else 0',
+        "return 0",
+        ARRAYS,
+    ),
+    Mutation(
+        "arrays: samples stay in the network's range",
+        SETUP,
+        "self.inverse_scaler, eps, **options)",
+        "lambda x: x, eps, **options)",
+        ARRAYS,
+    ),
+    Mutation(
+        "arrays: a measurement is one of the network's range",
+        "score_lib/runs/image_tasks.py",
+        "return View(rescaled(operator, run.scaler.std), 1.0, None, 0.0)",
+        "return View(operator, 1.0, None, 0.0)",
+        ARRAYS,
+    ),
+    Mutation(
+        "arrays: what is read alone is not moved to the mean",
+        "score_lib/data/standardization.py",
+        "return (y.double() * self.std + self.mean).to(self.dtype)",
+        "return (y.double() * self.std).to(self.dtype)",
+        ARRAYS,
+    ),
+    Mutation(
+        "arrays: evaluation compares with the training part",
+        "score_lib/runs/comparisons.py",
+        'HeldOut(run, "test", False)',
+        'HeldOut(run, "train", False)',
+        ARRAYS,
+    ),
     Mutation(
         "training scales images by the inverse scaler",
         TRAIN,

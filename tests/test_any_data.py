@@ -12,6 +12,7 @@ from oracles import GaussianDataOracle
 
 from configs.defaults import load
 from datasets import DataError, MemorySource, Subset
+from models.ema import ExponentialMovingAverage
 from score_lib.data import standardization, stored
 from score_lib.data.kinds import check_options, kind_of
 from score_lib.data.loading import get_scaling, get_streams
@@ -22,10 +23,10 @@ from score_lib.inverse.measurements import Mask
 from score_lib.inverse.restoration import STANDARDIZED
 from score_lib.options import complete
 from score_lib.runs.evaluate import evaluate
-from score_lib.runs.image_tasks import _view
+from score_lib.runs.image_tasks import _view, restore
 from score_lib.runs.measures import likelihood_terms
 from score_lib.runs.setup import setup
-from score_lib.runs.train import train
+from score_lib.runs.train import standardize, train, training_streams
 
 SHAPES = {
     "vectors": (3,),
@@ -380,6 +381,11 @@ def test_every_kind_trains_resumes_and_is_evaluated(folder, kind, monkeypatch):
     for name, value in ends[0]["model"].items():
         assert torch.equal(value, ends[1]["model"][name]), name
     assert torch.equal(ends[0]["standardization"]["std"], ends[1]["standardization"]["std"])
+    part = np.load(folder / f"{kind}.npz")["data"][np.arange(40) % 10 != 9]
+    axes = tuple(k for k in range(part.ndim) if k != (part.ndim - 1 if kind == "points" else 1))
+    axes = {"points": None}.get(kind, axes)  # whose config shares one deviation among all
+    mean = ends[0]["standardization"]["mean"].numpy()
+    np.testing.assert_allclose(mean.ravel(), np.mean(part, axes, "f8").ravel(), rtol=1e-6)
     samples = [np.load(w / "samples/iter_4/sample.npy") for w in (whole, parts)]
     assert np.array_equal(*samples) and samples[0].shape == (3, *SHAPES[kind])
     assert (whole / "samples/iter_4/sample.png").is_file() == drawn
@@ -448,3 +454,83 @@ def test_scalers_of_images_are_unchanged():
     scaler, inverse = get_scaling(load("vp/digits"))
     assert scaler(torch.tensor(0.75)) == 0.5 and inverse(torch.tensor(0.5)) == 0.75
     assert stored.SUFFIXES[0] == ".npy"
+
+
+# --- The wiring ----------------------------------------------------------------------------------
+
+
+def test_training_sees_its_own_part_standardised(folder):
+    config = config_of("series", folder / "series.npz")
+    run = setup(config)
+    streams = training_streams(run)
+    standardize(run, streams[0].source)
+    data = np.load(folder / "series.npz")["data"][np.arange(40) % 10 != 9].astype("f8")
+    mean, std = (f(data, axis=(0, 2), keepdims=True) for f in (np.mean, np.std))
+    batch = next(iter(streams[0]))
+    rows = [int(np.argmin(np.abs(data - x.numpy()).sum((1, 2)))) for x in batch["image"]]
+    seen = run.arguments(batch)[0]
+    expected = torch.from_numpy((data[rows] - mean) / std).float()
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)
+
+
+def test_only_training_permutes_points(folder):
+    run = setup(config_of("points", folder / "points.npz"))
+    data = torch.from_numpy(np.load(folder / "points.npz")["data"])
+    batch = next(iter(training_streams(run)[0]))["image"]
+    sets = {tuple(sorted(map(tuple, points.tolist()))): points for points in data}
+    assert all(tuple(sorted(map(tuple, points.tolist()))) in sets for points in batch)
+    assert not any((points == data).flatten(1).all(1).any() for points in batch)
+    held_out = get_streams(run.config, evaluation=True)[1]
+    assert torch.equal(next(iter(held_out))["image"], data[9::10])
+
+
+def gaussian_run(**changes):
+    """A run whose network has learned N(mean, covariance) of the user's units, and these two."""
+    config = config_of("vectors", "", data__shape=(2,), sampling__num_steps=40, **changes)
+    run = setup(config)
+    std, mean = torch.tensor([7.0, 0.2]), torch.tensor([40.0, -3.0])
+    run.scaler.load_state_dict({"mean": mean, "std": std, "dtype": "float32"})
+    inner, centre = torch.tensor([[0.8, 0.5], [0.5, 0.6]]), torch.tensor([0.4, -0.2])
+    run.state["model"] = GaussianDataOracle(run.sde, centre, inner)
+    run.state["model"].weight = torch.nn.Parameter(torch.zeros(()))
+    run.state["ema"] = ExponentialMovingAverage(run.state["model"].parameters(), 0.0)
+    return run, mean + std * centre, std[:, None] * inner * std
+
+
+def test_samples_are_in_the_users_units():
+    run, mean, covariance = gaussian_run()
+    drawn = run.draw(range(1000))
+    deviation = covariance.diagonal().sqrt()
+    assert ((drawn.mean(0) - mean).abs() < 0.12 * deviation).all()
+    correlation = torch.corrcoef(drawn.T)[0, 1]
+    exact = covariance[0, 1] / deviation.prod()
+    assert correlation == pytest.approx(float(exact), abs=0.06)
+    assert (drawn.std(0) / deviation - 1).abs().max() < 0.08
+
+
+def test_a_measurement_is_one_of_the_users_units(tmp_path):
+    """The posterior of a Gaussian is known: y is the first entry, with noise of deviation 3."""
+    noise_std, count = 3.0, 300
+    truth = np.array([[52.0, -2.9], [31.0, -3.2]], dtype="f4")
+    np.save(tmp_path / "truth.npy", truth)
+    changes = {
+        "control__path": str(tmp_path / "truth.npy"),
+        "control__noise_std": noise_std,
+        "control__method": "tweedie",
+        "control__num_results": count,
+        "sampling__method": "heun",
+        "training__batch_size": 300,
+    }
+    run, mean, covariance = gaussian_run(**changes)
+    outcome = restore(run, operator="half")
+    y = outcome.arrays["y"][:, 0].cpu()
+    assert (y - torch.from_numpy(truth[:, 0])).abs().max() < 3.5 * noise_std
+    gain = covariance[:, 0] / (covariance[0, 0] + noise_std**2)
+    expected = mean + (y - mean[0])[:, None] * gain
+    spread = (covariance - gain[:, None] * covariance[0]).diagonal().sqrt()
+    results = outcome.columns["result"]
+    assert ((results.mean(1) - expected).abs() < 4 * spread / count**0.5).all()
+    assert (results.std(1) / spread - 1).abs().max() < 0.15
+    (figures,) = outcome.figures
+    assert figures["rmse"] > figures["rmse_of_mean"] > 0
+    assert 0 <= figures["inside_90_interval"] <= 1

@@ -228,10 +228,10 @@ def test_masks_are_neither_resized_nor_thresholded(tmp_path):
     path = str(tmp_path / "mask.png")
     black_and_white("L").save(path)
     refused(
-        path, r"mask.png has the shape \(1, 8, 12\), but the images have \(3, 12, 8\)", (3, 12, 8)
+        path, r"mask.png has the shape \(1, 8, 12\), but the data have \(3, 12, 8\)", (3, 12, 8)
     )
     refused(
-        path, r"mask.png has the shape \(1, 8, 12\), but the images have \(3, 16, 24\)", (3, 16, 24)
+        path, r"mask.png has the shape \(1, 8, 12\), but the data have \(3, 16, 24\)", (3, 16, 24)
     )
     for gray in (1, 128, 254):
         save_image(tmp_path, "mask.png", np.uint8(np.where(LEFT, 255, gray)))
@@ -250,7 +250,7 @@ def test_masks_are_neither_resized_nor_thresholded(tmp_path):
 def test_arrays_that_are_not_masks_are_refused(tmp_path):
     path = str(tmp_path / "mask.npy")
     for stored, message in [
-        (LEFT.T, r"has the shape \(1, 12, 8\), but the images have \(3, 8, 12\)"),
+        (LEFT.T, r"has the shape \(1, 12, 8\), but the data have \(3, 8, 12\)"),
         (LEFT[:, :1], r"\(1, 8, 1\)"),
         (LEFT[0], r"\(12,\)"),
         (np.stack([LEFT] * 2), r"\(2, 8, 12\)"),

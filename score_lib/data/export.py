@@ -12,6 +12,7 @@ import pathlib
 import re
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from score_lib.data.files import OneFile
@@ -38,9 +39,14 @@ def export(source: Source, folder: pathlib.Path) -> int:
     not at all, and those that are there already are compared with the images.
 
     Raises:
-        DataError: a file that is there holds another image, or none.
+        DataError: the data are no images, or a file that is there holds another one, or none.
         OSError: the folder cannot be written.
     """
+    if source.dtype != torch.uint8 or len(source.shape) != 3:
+        raise DataError(
+            f"only images of grey levels are written as PNG, and these data are "
+            f"{str(source.dtype).removeprefix('torch.')} of shape {source.shape}"
+        )
     titles = {label: name for name, label in source.class_to_idx.items()}
     digits, written = len(str(len(source) - 1)), 0
     with progress_bar(len(source), 0, "image") as bar:

@@ -35,7 +35,7 @@ def get_dataset(
 
 
 class Batches:
-    """The batches of a stream as arrays with channels last."""
+    """The batches of a stream as arrays; images have their channels last."""
 
     def __init__(self, stream: ImageStream):
         self.stream = stream
@@ -45,8 +45,10 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, "Array"]]:
         for batch in self.stream:
-            images = batch["image"].movedim(1, -1).contiguous()
-            yield {key: _array(values) for key, values in (batch | {"image": images}).items()}
+            examples = batch["image"]
+            if examples.dim() == 4:
+                batch["image"] = examples.movedim(1, -1).contiguous()
+            yield {key: _array(values) for key, values in batch.items()}
 
 
 class Array(np.ndarray):

@@ -63,6 +63,11 @@ def train_dequantizer(config, workdir: str | os.PathLike) -> None:
             f"a dequantizer needs the density of a score network, and training.objective = "
             f"{run.objective!r}: choose the config and the checkpoint of a score network"
         )
+    if run.continuous:
+        raise ValueError(
+            f"a dequantizer is for grey levels: data.dataset = {run.config.data.dataset!r} holds "
+            "continuous values, which have a density as they are"
+        )
     with kept_messages() as said:
         stream, _ = training_streams(run, dequantize=False)
     state = _new_state(run, stream.source.levels)
