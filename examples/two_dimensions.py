@@ -122,7 +122,7 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dic
     Returns:
         a row of figures for each density, and the picture's file.
     """
-    figure = new_figure(10, 2.2 * len(DENSITIES))
+    figure = new_figure(9, 2.0 * len(DENSITIES))
     panels = figure.subplots(len(DENSITIES), 5, squeeze=False)
     records = []
     for row, (name, density) in zip(panels, DENSITIES.items(), strict=True):
@@ -168,7 +168,7 @@ def figures(run: run_lib.Run, density: Density, on_grid: Tensor, sizes: Sizes) -
     exact, found = scores(run, density, noisy(run, fresh))
     error = (found - exact).square().sum() / exact.square().sum()
     return {
-        **mean_and_error("KL(truth || model)", excess.numpy()),
+        **mean_and_error("KL divergence", excess.numpy()),
         **mean_and_error("-E log truth", -density.log_prob(fresh).numpy()),
         "integral of the truth": (density.log_prob(points).exp().sum() * area).item(),
         "integral of the model": (on_grid.exp().sum() * area).item(),
@@ -221,12 +221,12 @@ def draw(row, name: str, run: run_lib.Run, density: Density, on_grid: Tensor, si
         (row[1], "density of the model", on_grid),
     ):
         image = log_p.exp().reshape(sizes.side, sizes.side).T
-        axes.imshow(image.numpy(), origin="lower", extent=(-_HALF, _HALF) * 2)
+        axes.imshow(image.numpy(), origin="lower", extent=(-_HALF, _HALF) * 2, interpolation="none")
         axes.set_title(title)
     samples = run.draw(range(sizes.fresh)).cpu()
-    row[2].scatter(*samples[:1500].T.numpy(), s=1, linewidths=0)
+    row[2].scatter(*samples[:1000].T.numpy(), s=1, linewidths=0)
     row[2].set_title("samples of the model")
-    places, _ = grid(16)
+    places, _ = grid(14)
     x = run.scaler(places.to(run.device))
     for axes, title, score in zip(
         row[3:],
