@@ -222,11 +222,11 @@ def draw(row, name: str, run: run_lib.Run, density: Density, on_grid: Tensor, si
     ):
         image = log_p.exp().reshape(sizes.side, sizes.side).T
         axes.imshow(image.numpy(), origin="lower", extent=(-_HALF, _HALF) * 2, interpolation="none")
-        axes.set_title(title)
+        axes.set_title(title, fontsize=8)
     samples = run.draw(range(sizes.fresh)).cpu()
     row[2].scatter(*samples[:1000].T.numpy(), s=1, linewidths=0)
-    row[2].set_title("samples of the model")
-    places, _ = grid(14)
+    row[2].set_title("samples of the model", fontsize=8)
+    places = 0.8 * grid(16)[0]  # further out, data are rare and scores large
     x = run.scaler(places.to(run.device))
     for axes, title, score in zip(
         row[3:],
@@ -234,8 +234,8 @@ def draw(row, name: str, run: run_lib.Run, density: Density, on_grid: Tensor, si
         scores(run, density, x),
         strict=True,
     ):
-        axes.quiver(*places.T.numpy(), *score.T.numpy(), score.norm(dim=1).numpy(), scale=60)
-        axes.set_title(title)
+        axes.quiver(*places.T.numpy(), *score.T.numpy(), score.norm(dim=1).numpy(), scale=120)
+        axes.set_title(title, fontsize=8)
     for axes in row:
         axes.set(xlim=(-_HALF, _HALF), ylim=(-_HALF, _HALF), xticks=[], yticks=[], aspect="equal")
 
