@@ -9,10 +9,8 @@ posterior.  Started again, it resumes.
 """
 
 import dataclasses
-import logging
 import math
 import pathlib
-import time
 from typing import NamedTuple
 
 import torch
@@ -20,9 +18,9 @@ from torch import Tensor
 
 import run_lib
 from configs.vp.vectors import get_config
-from examples.common import save_data, workdir_of
+from examples.common import present, save_data
 from score_lib.disk.arrays import load_arrays
-from score_lib.disk.reports import markdown_table, mean_and_error, new_figure, save_figure
+from score_lib.disk.reports import mean_and_error, new_figure, save_figure
 from score_lib.inverse.measurements import build_operator
 
 _LENGTH = 64
@@ -54,15 +52,6 @@ class Posterior(NamedTuple):
     covariance: Tensor
 
 
-def main() -> None:
-    """Learn the prior, solve both problems, then print and draw the comparison."""
-    workdir = workdir_of(__doc__.splitlines()[0], "runs/inverse_problem")
-    start = time.perf_counter()
-    records, picture = demonstrate(workdir)
-    logging.info("done in %.0f s", time.perf_counter() - start)
-    print(f"\n{markdown_table(records)}\n{picture}")
-
-
 def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dict], pathlib.Path]:
     """Train, restore by each operator, and compare.
 
@@ -91,7 +80,7 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dic
 
 def trained(workdir: pathlib.Path, sizes: Sizes):
     """The config of a network that has learned the signals, for `run_lib.control`."""
-    config, path = get_config(), workdir / "data.npy"
+    config, path = get_config(), workdir / "values.npy"
     torch.manual_seed(0)
     prior = Posterior(torch.full((1, _LENGTH), _MEAN), covariance())
     save_data(path, draws(prior, sizes.examples)[0, :, None].float().numpy())
@@ -123,7 +112,7 @@ def posterior(config, y: Tensor) -> Posterior:
     unit = torch.eye(_LENGTH, dtype=torch.float64)
     matrix = operator.apply(unit[:, None]).flatten(1).T
     prior, mean = covariance(), torch.full((_LENGTH,), _MEAN, dtype=torch.float64)
-    # What a mask leaves out is measured as 0, without noise: it has to be left out here too.
+    # A mask gives 0, without noise, where x is open: no measurement.
     kept = matrix.abs().sum(dim=1) > 0
     matrix, y = matrix[kept], y.flatten(1)[:, kept]
     noise = _NOISE**2 * torch.eye(len(matrix), dtype=torch.float64)
@@ -205,9 +194,9 @@ def draw(axes, of_signal: dict[str, Tensor], exact: Summary) -> None:
     for end, label in ((exact.low, "exact interval"), (exact.high, None)):
         axes.plot(end, "k--", linewidth=0.8, label=label)
     axes.plot(of_signal["input"][0], color="C1", linewidth=1.5, label="truth")
-    known = y != 0  # what a mask leaves out is 0
+    known = y != 0  # it is 0 where a mask is open
     axes.plot(torch.arange(_LENGTH)[known], y[known], "r.", markersize=4, label="measurement")
 
 
 if __name__ == "__main__":
-    main()
+    present(__doc__, demonstrate)

@@ -9,10 +9,8 @@ its licence.  Started again, it resumes.
 """
 
 import dataclasses
-import logging
 import math
 import pathlib
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,9 +21,9 @@ from torch import Tensor
 import run_lib
 from configs.vp.series import get_config
 from datasets import get_streams
-from examples.common import save_data, workdir_of
+from examples.common import present, save_data
 from score_lib.disk.arrays import load_arrays
-from score_lib.disk.reports import markdown_table, new_figure, save_figure
+from score_lib.disk.reports import new_figure, save_figure
 from score_lib.metrics.series import Curve, power_spectrum, series_metrics
 
 _LENGTH = 64
@@ -53,15 +51,6 @@ class Series(NamedTuple):
     samples: Tensor
     train: Tensor
     held_out: Tensor
-
-
-def main() -> None:
-    """Learn both kinds of series, then print and draw the comparison."""
-    workdir = workdir_of(__doc__.splitlines()[0], "runs/series")
-    start = time.perf_counter()
-    records, picture = demonstrate(workdir)
-    logging.info("done in %.0f s", time.perf_counter() - start)
-    print(f"\n{markdown_table(records)}\n{picture}")
 
 
 def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dict], pathlib.Path]:
@@ -123,7 +112,7 @@ _KINDS: dict[str, Callable] = {"sines": sines, "neuron": windows_of_recording}
 
 def learned(data: np.ndarray, workdir: pathlib.Path, sizes: Sizes) -> Series:
     """Samples of a network that is trained on all but the last tenth, and both parts."""
-    config, path = get_config(), workdir / "data.npy"
+    config, path = get_config(), workdir / "values.npy"
     save_data(path, data)
     config.data.update(path=str(path), shape=(1, _LENGTH), split="last")
     # An error of v is none of the mean where there is little but noise, as one of the noise is.
@@ -187,4 +176,4 @@ def band(axes, curve: Curve, label: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    present(__doc__, demonstrate)

@@ -9,10 +9,8 @@ error of the score, and draws densities, samples and scores.  Started again, it 
 
 import abc
 import dataclasses
-import logging
 import math
 import pathlib
-import time
 
 import numpy as np
 import torch
@@ -20,9 +18,9 @@ from torch import Tensor
 
 import run_lib
 from configs.vp.vectors import get_config
-from examples.common import save_data, workdir_of
+from examples.common import present, save_data
 from score_lib.base.tensors import SampleNoise
-from score_lib.disk.reports import markdown_table, mean_and_error, new_figure, save_figure
+from score_lib.disk.reports import mean_and_error, new_figure, save_figure
 from score_lib.runs.measures import likelihood_terms
 from score_lib.runs.setup import in_batches
 from score_lib.scores import get_score_fn
@@ -102,6 +100,7 @@ class Checkerboard(Density):
         return corner + torch.rand(**shape) + self.std * torch.randn(**shape)
 
     def log_prob(self, x, scale=1.0, std=0.0):
+        """As in `Density`: a field is the product of two strips."""
         blur = noisy_std(self.std, scale, std)
         centres = scale * (torch.arange(4, dtype=x.dtype) - 1.5)
         away = (x[:, :, None] - centres).abs()
@@ -117,29 +116,21 @@ class Checkerboard(Density):
 DENSITIES = {"ring": Ring(), "checkerboard": Checkerboard()}
 
 
-def main() -> None:
-    """Learn both densities, then print and draw the comparison."""
-    workdir = workdir_of(__doc__.splitlines()[0], "runs/two_dimensions")
-    start = time.perf_counter()
-    records, picture = demonstrate(workdir)
-    logging.info("done in %.0f s", time.perf_counter() - start)
-    print(f"\n{markdown_table(records)}\n{picture}")
-
-
 def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dict], pathlib.Path]:
     """Learn each density in a folder of its own.
 
     Returns:
         a row of figures for each density, and the picture's file.
     """
-    figure = new_figure(10, 2.2 * len(DENSITIES))
+    figure = new_figure(9, 2.0 * len(DENSITIES))
     panels = figure.subplots(len(DENSITIES), 5, squeeze=False)
     records = []
     for row, (name, density) in zip(panels, DENSITIES.items(), strict=True):
         run = learned(density, workdir / name, sizes)
         with run.state["ema"].applied(run.state["model"].parameters()):
-            records.append({"density": name} | figures(run, density, sizes))
-            draw(row, name, run, density, sizes)
+            on_grid = model_log_prob(run, grid(sizes.side)[0])
+            records.append({"density": name} | figures(run, density, on_grid, sizes))
+            draw(row, name, run, density, on_grid, sizes)
     picture = workdir / "densities.png"
     save_figure(picture, figure)
     return records, picture
@@ -147,7 +138,7 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dic
 
 def learned(density: Density, workdir: pathlib.Path, sizes: Sizes) -> run_lib.Run:
     """A network trained on samples of the density, with its averaged weights."""
-    config, path = get_config(), workdir / "data.npy"
+    config, path = get_config(), workdir / "values.npy"
     data = density.sample(sizes.examples, torch.Generator().manual_seed(0))
     save_data(path, data.float().numpy())
     config.data.path = str(path)
@@ -165,18 +156,22 @@ def learned(density: Density, workdir: pathlib.Path, sizes: Sizes) -> run_lib.Ru
     return run_lib.restored(config, workdir)
 
 
-def figures(run: run_lib.Run, density: Density, sizes: Sizes) -> dict[str, float]:
-    """KL divergence in nats on fresh samples, integral, and relative error of the score."""
+def figures(run: run_lib.Run, density: Density, on_grid: Tensor, sizes: Sizes) -> dict[str, float]:
+    """KL divergence in nats on fresh samples, integral, and relative error of the score.
+
+    Args:
+        on_grid: log density of the model on the grid.
+    """
     fresh = density.sample(sizes.fresh, torch.Generator().manual_seed(1))
     excess = density.log_prob(fresh) - model_log_prob(run, fresh)
     points, area = grid(sizes.side)
     exact, found = scores(run, density, noisy(run, fresh))
     error = (found - exact).square().sum() / exact.square().sum()
     return {
-        **mean_and_error("KL(truth || model)", excess.numpy()),
+        **mean_and_error("KL divergence", excess.numpy()),
         **mean_and_error("-E log truth", -density.log_prob(fresh).numpy()),
         "integral of the truth": (density.log_prob(points).exp().sum() * area).item(),
-        "integral of the model": (model_log_prob(run, points).exp().sum() * area).item(),
+        "integral of the model": (on_grid.exp().sum() * area).item(),
         f"error of the score at t = {_TIME}": error.sqrt().item(),
     }
 
@@ -218,20 +213,20 @@ def grid(side: int) -> tuple[Tensor, float]:
     return torch.cartesian_prod(axis, axis), (2 * _HALF / (side - 1)) ** 2
 
 
-def draw(row, name: str, run: run_lib.Run, density: Density, sizes: Sizes) -> None:
+def draw(row, name: str, run: run_lib.Run, density: Density, on_grid: Tensor, sizes: Sizes) -> None:
     """Fill five panels: the density, the model's, samples, the score, the network's."""
     points, _ = grid(sizes.side)
     for axes, title, log_p in (
         (row[0], f"{name}: density", density.log_prob(points)),
-        (row[1], "density of the model", model_log_prob(run, points)),
+        (row[1], "density of the model", on_grid),
     ):
         image = log_p.exp().reshape(sizes.side, sizes.side).T
-        axes.imshow(image.numpy(), origin="lower", extent=(-_HALF, _HALF) * 2)
-        axes.set_title(title)
+        axes.imshow(image.numpy(), origin="lower", extent=(-_HALF, _HALF) * 2, interpolation="none")
+        axes.set_title(title, fontsize=8)
     samples = run.draw(range(sizes.fresh)).cpu()
-    row[2].scatter(*samples[:1500].T.numpy(), s=1, linewidths=0)
-    row[2].set_title("samples of the model")
-    places, _ = grid(16)
+    row[2].scatter(*samples[:1000].T.numpy(), s=1, linewidths=0)
+    row[2].set_title("samples of the model", fontsize=8)
+    places = 0.8 * grid(16)[0]  # further out, data are rare and scores large
     x = run.scaler(places.to(run.device))
     for axes, title, score in zip(
         row[3:],
@@ -239,11 +234,11 @@ def draw(row, name: str, run: run_lib.Run, density: Density, sizes: Sizes) -> No
         scores(run, density, x),
         strict=True,
     ):
-        axes.quiver(*places.T.numpy(), *score.T.numpy(), score.norm(dim=1).numpy(), scale=60)
-        axes.set_title(title)
+        axes.quiver(*places.T.numpy(), *score.T.numpy(), score.norm(dim=1).numpy(), scale=120)
+        axes.set_title(title, fontsize=8)
     for axes in row:
         axes.set(xlim=(-_HALF, _HALF), ylim=(-_HALF, _HALF), xticks=[], yticks=[], aspect="equal")
 
 
 if __name__ == "__main__":
-    main()
+    present(__doc__, demonstrate)
