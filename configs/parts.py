@@ -45,6 +45,15 @@ def subvp_sde(config: ConfigDict) -> None:
     config.training.sde = "subvpsde"
 
 
+def v_prediction(config: ConfigDict) -> None:
+    """Networks that predict v, with a loss of their output: even at little noise and at much.
+
+    A network of the noise, as published, knows little of the mean at much noise.  That shows where
+    data are no images: in a series a wrong mean is a wrong level.
+    """
+    config.model.parametrization, config.training.weighting = "v", "output"
+
+
 def edm(config: ConfigDict, *, sigma_data: float = 0.5) -> None:
     """The VE SDE, and training on it, as in Karras et al. 2022, for data in [-1, 1].
 

@@ -116,8 +116,7 @@ def learned(data: np.ndarray, workdir: pathlib.Path, sizes: Sizes) -> Series:
     save_data(path, data)
     config.data.update(path=str(path), shape=(1, _LENGTH), split="last")
     # An error of v is none of the mean where there is little but noise, as one of the noise is.
-    config.model.update(ch_mult=(1, 1), parametrization="v")
-    config.training.weighting = "output"
+    config.model.ch_mult = (1, 1)
     config.training.update(n_iters=sizes.steps, snapshot_freq=sizes.steps, snapshot_sampling=False)
     config.sampling.num_steps = sizes.sampling_steps
     config.eval.update(enable_loss=False, enable_bpd=False, num_samples=sizes.samples)

@@ -12,6 +12,7 @@ from configs import data, parts
 def get_config():
     config = data.arrays_defaults((2, 16, 16))
     parts.vp_sde(config, continuous=True)
+    parts.v_prediction(config)
     parts.adm(config, **parts.SMALL_ADM)
     config.model.attn_resolutions = (8,)
     parts.solver_sampling(config, method="heun", num_steps=30)

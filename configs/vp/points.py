@@ -13,6 +13,7 @@ def get_config():
     config = data.arrays_defaults((64, 3), kind="points")
     config.data.standardize = "all"  # keeps shapes as they are
     parts.vp_sde(config, continuous=True)
+    parts.v_prediction(config)
     parts.set_transformer(config, nf=64, num_res_blocks=3)
     parts.solver_sampling(config, method="heun", num_steps=30)
     config.training.update(batch_size=64, n_iters=3000, snapshot_freq=3000)

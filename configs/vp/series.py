@@ -13,6 +13,7 @@ from configs import data, parts
 def get_config():
     config = data.arrays_defaults((1, 64))
     parts.vp_sde(config, continuous=True)
+    parts.v_prediction(config)
     parts.adm(config, **parts.SMALL_ADM)
     config.model.attn_resolutions = (32,)
     parts.solver_sampling(config, method="heun", num_steps=30)

@@ -13,6 +13,7 @@ from configs import data, parts
 def get_config():
     config = data.arrays_defaults((2,))
     parts.vp_sde(config, continuous=True)
+    parts.v_prediction(config)
     parts.mlp(config)
     parts.solver_sampling(config, method="heun", num_steps=50)
     config.eval.hutchinson_type = "exact"

@@ -13,6 +13,7 @@ from configs import data, parts
 def get_config():
     config = data.arrays_defaults((1, 8, 8, 8))
     parts.vp_sde(config, continuous=True)
+    parts.v_prediction(config)
     parts.adm(config, **parts.SMALL_ADM)
     parts.solver_sampling(config, method="heun", num_steps=30)
     config.training.update(batch_size=32, n_iters=2000, snapshot_freq=2000)
