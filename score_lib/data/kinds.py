@@ -1,4 +1,4 @@
-"""What a datum is: an image, a vector, a series, a set of points or a volume."""
+"""Kinds of data: images, vectors, series, sets of points and volumes."""
 
 from collections.abc import Callable
 

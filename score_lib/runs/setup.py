@@ -91,7 +91,7 @@ class Run:
 
     @functools.cached_property
     def kind(self) -> str:
-        """What an example is, such as "images"."""
+        """The kind of the data, such as "images"."""
         return kind_of(self.config)
 
     @functools.cached_property
@@ -119,7 +119,7 @@ class Run:
 
     @functools.cached_property
     def unit(self) -> BitsPerDim | Nats:
-        """What log-likelihoods are told in."""
+        """The unit of log-likelihoods."""
         if self.continuous:
             return Nats(self.scaler)
         return BitsPerDim(self.inverse_scaler, math.prod(self.shape))

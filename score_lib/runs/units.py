@@ -1,4 +1,4 @@
-"""What a log-likelihood is told in: bits/dim of grey levels, nats of continuous data."""
+"""Units of log-likelihoods: bits/dim of grey levels, nats of continuous data."""
 
 import dataclasses
 from collections.abc import Callable

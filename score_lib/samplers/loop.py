@@ -145,8 +145,7 @@ def sampler_of(
     ) -> tuple[Tensor, int]:
         where = device_of(model) if device is None else resolve_device(device)
         score_fn = (read or usual)(model, where)
-        watch = {"progress": progress, "callback": callback}
-        watch |= {"network": score_fn} if read else {}
+        own = {"network": score_fn} if read else {}
         if differentiable:
             score_fn = functools.partial(checkpoint, score_fn, use_reentrant=False)
         counted = score_fn = CountedScore(score_fn)
@@ -157,7 +156,7 @@ def sampler_of(
         t = torch.as_tensor(first_time, dtype=x.dtype, device=where).expand(len(x))
         for constraint in constraints:
             x = constraint.start(sde, x, t, draw)
-        x = follow(x, score_fn, draw, **watch)
+        x = follow(x, score_fn, draw, progress=progress, callback=callback, **own)
         return inverse_scaler(x), counted.evaluations
 
     return sample
