@@ -23,15 +23,26 @@ def present(description: str, demonstrate: Callable) -> None:
         demonstrate: from the folder to rows of figures and the file of a picture.
     """
     title, command = description.split("\n\n")[:2]
-    parser = argparse.ArgumentParser(description=title)
-    parser.add_argument("--workdir", default=command.split()[-1], help="folder of the run")
-    workdir = pathlib.Path(parser.parse_args().workdir)
-    log_to_console()
-    keep_freed_memory()
+    workdir = workdir_of(title, command.split()[-1])
     start = time.perf_counter()
     records, picture = demonstrate(workdir)
     logging.info("done in %.0f s", time.perf_counter() - start)
     print(f"\n{markdown_table(records)}\n{picture}")
+
+
+def workdir_of(description: str, default: str) -> pathlib.Path:
+    """The folder that `--workdir` names; messages go to the console from here on.
+
+    Args:
+        description: text of `--help`.
+        default: the folder without that option.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--workdir", default=default, help="folder of the run")
+    workdir = pathlib.Path(parser.parse_args().workdir)
+    log_to_console()
+    keep_freed_memory()
+    return workdir
 
 
 def save_data(path: str | os.PathLike, data: np.ndarray) -> None:

@@ -202,7 +202,8 @@ def test_samples_are_judged_by_the_classes_they_were_drawn_for(tmp_path, monkeyp
     run_lib.train(config, tmp_path)
     found = []
 
-    def noted(real, fake, recognises):
+    def noted(real, fake, recognises, *, distance):
+        assert distance == "fid"
         found.append((fake.labels.tolist(), recognises, real.labels is not None))
         return {"recognised": 0.5}
 
