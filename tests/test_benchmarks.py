@@ -15,6 +15,7 @@ from torch import nn
 
 from benchmarks import (
     adm,
+    arrays,
     checkpoints,
     data,
     folders,
@@ -341,3 +342,12 @@ def test_objectives_are_compared_for_a_mixture_and_for_runs(tmp_path, capsys, mo
     assert [(row["case"], row["times"]) for row in found] == pairs
     assert all(math.isfinite(row["loss"]) and row["variance"] > 0 for row in found)
     assert all(("of uniform" in row) == (row["times"] == "likelihood") for row in found)
+
+
+@pytest.mark.slow
+def test_training_on_an_array_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "SHAPE", (1, 4, 4))
+    arrays.make_array(tmp_path / "a.npy", 40)
+    assert np.load(tmp_path / "a.npy").std() == pytest.approx(1, abs=0.1)
+    row = arrays.measure(str(tmp_path / "a.npy"), 2)
+    assert 0 < row["imports MB"] <= row["peak MB"] and row["pass s"] > 0 and row["training s"] > 0

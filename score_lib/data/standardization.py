@@ -102,13 +102,13 @@ def fit(source: Source, how: str, kind: str) -> dict[str, Tensor | str]:
     for first in range(0, len(source), size):
         numbers = np.arange(first, min(first + size, len(source)))
         x = source.images(numbers).double()
-        check_finite(x, numbers)
-        part = x.mean(dim=shared, keepdim=True)
+        variance, part = torch.var_mean(x, dim=shared, correction=0, keepdim=True)
+        if not variance.isfinite().all():
+            check_finite(x, numbers)
         n = x.numel() // part.numel()
-        spread = (x - part).square().sum(dim=shared, keepdim=True)
         shift = part - mean
         # [Chan, Golub and LeVeque 1983, equation 2.1]
-        squares = squares + spread + shift.square() * (count * n / (count + n))
+        squares = squares + n * variance + shift.square() * (count * n / (count + n))
         mean = mean + shift * (n / (count + n))
         count += n
     std = (squares / count).sqrt()[0]
