@@ -73,7 +73,7 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dic
 
 def settings(workdir: pathlib.Path, sizes: Sizes) -> ConfigDict:
     """Write the data, and return the config that trains with them."""
-    config, path = get_config(), workdir / "data.npy"
+    config, path = get_config(), workdir / "examples.npy"
     save_data(path, outlines(sizes.examples, np.random.default_rng(0)))
     config.data.update(path=str(path), shape=(_POINTS, 2))
     set_short_run(config, steps=sizes.steps, sampling_steps=sizes.sampling_steps)

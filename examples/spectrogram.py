@@ -97,7 +97,7 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dic
 
 def settings(workdir: pathlib.Path, sizes: Sizes) -> ConfigDict:
     """Write the data, and return the config that trains with them."""
-    config, path = get_config(), workdir / "data.npz"
+    config, path = get_config(), workdir / "examples.npz"
     generator = np.random.default_rng(0)
     labels = generator.integers(len(VOWELS), size=sizes.examples)
     found = np.stack([spectrogram(speak(formants, generator)) for formants in chosen(labels)])

@@ -80,7 +80,7 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list, pa
 
 def settings(workdir: pathlib.Path, sizes: Sizes) -> ConfigDict:
     """Write the data, and return the config that trains with them."""
-    config, path = get_config(), workdir / "data.npy"
+    config, path = get_config(), workdir / "examples.npy"
     save_data(path, fields(sizes.examples))
     config.data.path = str(path)
     # One level of a U-Net is enough for so small a volume.
