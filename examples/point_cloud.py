@@ -23,12 +23,14 @@ import run_lib
 from configs.vp.points import get_config
 from datasets import get_streams
 from examples.common import save_data, workdir_of
+from examples.short_runs import set_short_run
 from score_lib.disk.reports import markdown_table, new_figure, save_figure
 from score_lib.metrics.point_sets import point_set_metrics
 
 _POINTS = 24
 _NOISE = 0.05
-_SHOWN = 12
+# Sets in a row of the picture, and the distance of their origins.
+_SHOWN, _APART = 12, 6.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Sizes:
     """How much is computed: sets of points, steps of training, samples, and their steps."""
 
     examples: int = 40_000
-    steps: int = 1500
+    steps: int = 3000
     samples: int = 300
     sampling_steps: int = 20
 
@@ -71,17 +73,13 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dic
 
 def settings(workdir: pathlib.Path, sizes: Sizes) -> ConfigDict:
     """Write the data, and return the config that trains with them."""
-    config, path = get_config(), workdir / "data.npy"
+    config, path = get_config(), workdir / "examples.npy"
     save_data(path, outlines(sizes.examples, np.random.default_rng(0)))
     config.data.update(path=str(path), shape=(_POINTS, 2))
-    # Training as in EDM, but also on the larger noise levels at which all points together still tell
-    # the place and the size of their outline.
-    config.model.update(parametrization="edm", embedding_type="fourier", fourier_log=False)
-    config.training.update(noise_levels="lognormal", lognormal_mean=0.0)
-    config.training.update(lognormal_std=1.5, weighting="output")
+    set_short_run(config, steps=sizes.steps, sampling_steps=sizes.sampling_steps)
+    # Also large noise levels, at which all points together still tell where their outline is.
+    config.training.update(lognormal_mean=0.0, lognormal_std=1.5)
     config.model.nf = 48
-    config.training.update(n_iters=sizes.steps, snapshot_freq=sizes.steps, snapshot_sampling=False)
-    config.sampling.num_steps = sizes.sampling_steps
     return config
 
 
@@ -125,14 +123,14 @@ def cross(t: np.ndarray) -> np.ndarray:
 
 
 def draw(path: pathlib.Path, sets: dict[str, Tensor]) -> None:
-    """A row of the first sets of each kind, in equal boxes."""
-    figure = new_figure(1.2 * _SHOWN, 1.3 * len(sets))
-    panels = figure.subplots(len(sets), _SHOWN, squeeze=False)
-    for row, (name, points) in zip(panels, sets.items(), strict=True):
-        for axes, one in zip(row, points, strict=False):
-            axes.scatter(*one.T.numpy(), s=3, linewidths=0)
-            axes.set(xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[], aspect="equal")
-        row[0].set_ylabel(name)
+    """A row of the first sets of each kind."""
+    figure = new_figure(12, 1.2 * len(sets))
+    panels = figure.subplots(len(sets), squeeze=False)
+    for axes, (name, points) in zip(panels.flat, sets.items(), strict=True):
+        shown = points[:_SHOWN]
+        shown = shown + torch.tensor([_APART, 0]) * torch.arange(len(shown))[:, None, None]
+        axes.scatter(*shown.flatten(0, 1).T.numpy(), s=3, linewidths=0)
+        axes.set(ylabel=name, xticks=[], yticks=[], aspect="equal", ylim=(-_APART / 2, _APART / 2))
     save_figure(path, figure)
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import Tensor
 
@@ -23,6 +24,7 @@ import run_lib
 from configs.vp.fields import get_config
 from datasets import get_streams
 from examples.common import workdir_of
+from examples.short_runs import set_short_run
 from score_lib.disk.arrays import save_arrays
 from score_lib.disk.reports import markdown_table, mean_and_error, new_figure, save_figure
 from score_lib.metrics.samples import energy_distance
@@ -77,12 +79,12 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dic
     """
     config = settings(workdir, sizes)
     run_lib.train(config, workdir)
+    run = run_lib.restored(config, workdir)
     sources = get_streams(config, evaluation=True)[2].sources
     train, held_out = (Labelled(*sources[p].read(np.arange(len(sources[p])))) for p in sources)
     shown = {"held-out": held_out}
     for scale in _SCALES:
-        config.sampling.guidance_scale = scale
-        run = run_lib.restored(config, workdir)
+        run.config.sampling.guidance_scale = scale
         numbers = range(sizes.samples)
         labels = torch.tensor(numbers) % len(VOWELS)  # classes in turns
         samples = Labelled(run.draw(numbers, progress=True).cpu(), labels)
@@ -95,7 +97,7 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dic
 
 def settings(workdir: pathlib.Path, sizes: Sizes) -> ConfigDict:
     """Write the data, and return the config that trains with them."""
-    config, path = get_config(), workdir / "data.npz"
+    config, path = get_config(), workdir / "examples.npz"
     generator = np.random.default_rng(0)
     labels = generator.integers(len(VOWELS), size=sizes.examples)
     found = np.stack([spectrogram(speak(formants, generator)) for formants in chosen(labels)])
@@ -103,11 +105,7 @@ def settings(workdir: pathlib.Path, sizes: Sizes) -> ConfigDict:
     config.data.update(path=str(path), shape=(1, _SIDE, _SIDE), num_classes=len(VOWELS))
     config.training.update(condition="classes", condition_dropout=0.1, batch_size=32)
     config.model.update(ch_mult=(1, 1), ema_rate=0.99)
-    # As in EDM: few steps are enough.
-    config.model.update(parametrization="edm", embedding_type="fourier", fourier_log=False)
-    config.training.update(noise_levels="lognormal", weighting="output")
-    config.training.update(n_iters=sizes.steps, snapshot_freq=sizes.steps, snapshot_sampling=False)
-    config.sampling.num_steps = sizes.sampling_steps
+    set_short_run(config, steps=sizes.steps, sampling_steps=sizes.sampling_steps)
     return config
 
 
@@ -171,17 +169,14 @@ def compare(train: Labelled, held_out: Labelled, shown: dict[str, Labelled]) -> 
 def draw(path: pathlib.Path, shown: dict[str, Labelled]) -> None:
     """A row for each kind with three spectrograms of each vowel."""
     figure = new_figure(12, 1.1 * len(shown))
-    panels = figure.subplots(len(shown), 3 * len(VOWELS), squeeze=False)
+    panels = figure.subplots(len(shown), len(VOWELS), squeeze=False)
     low, high = np.quantile(shown["held-out"].x, (0.001, 0.999))
     for row, (name, found) in zip(panels, shown.items(), strict=True):
-        for k, vowel in enumerate(VOWELS):
-            ones = found.x[found.labels == k][:3, 0]
-            for axes, one in zip(row[3 * k :], ones, strict=False):
-                axes.imshow(one.numpy(), origin="lower", vmin=low, vmax=high)
-            panels[0, 3 * k + 1].set_title(vowel)
+        for k, (axes, vowel) in enumerate(zip(row, VOWELS, strict=True)):
+            ones = F.pad(found.x[found.labels == k][:3, 0], (0, 1), value=math.nan)
+            axes.imshow(torch.cat(list(ones), dim=1).numpy(), origin="lower", vmin=low, vmax=high)
+            axes.set(title=vowel, xticks=[], yticks=[])
         row[0].set_ylabel(name.replace(", ", "\n"))
-        for axes in row:
-            axes.set(xticks=[], yticks=[])
     save_figure(path, figure)
 
 

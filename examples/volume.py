@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import Tensor
 
@@ -22,6 +23,7 @@ import run_lib
 from configs.vp.volumes import get_config
 from datasets import get_streams
 from examples.common import save_data, workdir_of
+from examples.short_runs import set_short_run
 from score_lib.base.tensors import SampleNoise
 from score_lib.disk.reports import markdown_table, mean_and_error, new_figure, save_figure
 from score_lib.metrics.samples import sample_metrics
@@ -78,16 +80,13 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list, pa
 
 def settings(workdir: pathlib.Path, sizes: Sizes) -> ConfigDict:
     """Write the data, and return the config that trains with them."""
-    config, path = get_config(), workdir / "data.npy"
+    config, path = get_config(), workdir / "examples.npy"
     save_data(path, fields(sizes.examples))
     config.data.path = str(path)
     # One level of a U-Net is enough for so small a volume.
     config.model.update(ch_mult=(1,), attn_resolutions=(), ema_rate=0.99)
-    # As in EDM: few steps are enough.
-    config.model.update(parametrization="edm", embedding_type="fourier", fourier_log=False)
-    config.training.update(noise_levels="lognormal", weighting="output", batch_size=sizes.batch)
-    config.training.update(n_iters=sizes.steps, snapshot_freq=sizes.steps, snapshot_sampling=False)
-    config.sampling.num_steps = sizes.sampling_steps
+    set_short_run(config, steps=sizes.steps, sampling_steps=sizes.sampling_steps)
+    config.training.batch_size = sizes.batch
     return config
 
 
@@ -186,7 +185,7 @@ def draw(path: pathlib.Path, samples: Tensor, held_out: Tensor) -> None:
     panels = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     high = np.quantile(held_out, 0.999)
     for axes, name, x in zip(panels, ("samples", "held-out"), (samples, held_out), strict=False):
-        rows = torch.nn.functional.pad(x[:4, 0], (0, 1, 0, 1), value=float("nan"))
+        rows = F.pad(x[:4, 0], (0, 1, 0, 1), value=math.nan)
         axes.imshow(rows.transpose(1, 2).flatten(0, 1).flatten(1).numpy(), vmin=0, vmax=high)
         axes.set(title=f"{name}: a row of slices each", xticks=[], yticks=[])
     for name, x in (("held-out", held_out), ("samples", samples)):

@@ -23,7 +23,7 @@ def test_point_cloud(tmp_path):
 
 @pytest.mark.slow
 def test_volume(tmp_path):
-    sizes = volume.Sizes(100, steps=2, batch=2, samples=4, sampling_steps=2, measured=2)
+    sizes = volume.Sizes(40, steps=2, batch=2, samples=4, sampling_steps=2, measured=2)
     (likelihoods, distances), picture = volume.demonstrate(tmp_path, sizes)
     true, model, difference = (record["nats per dimension"] for record in likelihoods)
     assert true < model and difference == pytest.approx(model - true)
@@ -48,7 +48,7 @@ def test_density_and_spectrum_of_volumes():
 
 @pytest.mark.slow
 def test_spectrogram(tmp_path):
-    sizes = spectrogram.Sizes(examples=300, steps=2, samples=10, sampling_steps=2)
+    sizes = spectrogram.Sizes(examples=200, steps=2, samples=5, sampling_steps=2)
     records, picture = spectrogram.demonstrate(tmp_path, sizes)
     held_out, *others = (record["recognised"] for record in records)
     assert held_out > 0.7 and len(others) == 2 and all(math.isfinite(x) for x in others)
