@@ -1,29 +1,37 @@
-"""What the examples share: their command line, and how they write data."""
+"""Shared by the examples: their command line, and the file of their data."""
 
 import argparse
+import logging
 import os
 import pathlib
+import time
+from collections.abc import Callable
 
 import numpy as np
 
 from score_lib.base.memory import keep_freed_memory
 from score_lib.disk.files import atomic_write
 from score_lib.disk.logs import log_to_console
+from score_lib.disk.reports import markdown_table
 
 
-def workdir_of(description: str, default: str) -> pathlib.Path:
-    """The folder that `--workdir` names; messages go to the console from here on.
+def present(description: str, demonstrate: Callable) -> None:
+    """Run an example in the folder that `--workdir` names, and print its figures.
 
     Args:
-        description: text of `--help`.
-        default: the folder without that option.
+        description: docstring of the example, whose second paragraph is its command.
+        demonstrate: from the folder to rows of figures and the file of a picture.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--workdir", default=default, help="folder of the run")
+    title, command = description.split("\n\n")[:2]
+    parser = argparse.ArgumentParser(description=title)
+    parser.add_argument("--workdir", default=command.split()[-1], help="folder of the run")
     workdir = pathlib.Path(parser.parse_args().workdir)
     log_to_console()
     keep_freed_memory()
-    return workdir
+    start = time.perf_counter()
+    records, picture = demonstrate(workdir)
+    logging.info("done in %.0f s", time.perf_counter() - start)
+    print(f"\n{markdown_table(records)}\n{picture}")
 
 
 def save_data(path: str | os.PathLike, data: np.ndarray) -> None:

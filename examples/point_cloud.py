@@ -22,8 +22,8 @@ from torch import Tensor
 import run_lib
 from configs.vp.points import get_config
 from datasets import get_streams
-from examples.common import save_data, workdir_of
-from examples.short_runs import set_short_run
+from examples.common import save_data
+from examples.short_runs import set_short_run, workdir_of
 from score_lib.disk.reports import markdown_table, new_figure, save_figure
 from score_lib.metrics.point_sets import point_set_metrics
 

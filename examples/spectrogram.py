@@ -23,8 +23,7 @@ from torch import Tensor
 import run_lib
 from configs.vp.fields import get_config
 from datasets import get_streams
-from examples.common import workdir_of
-from examples.short_runs import set_short_run
+from examples.short_runs import set_short_run, workdir_of
 from score_lib.disk.arrays import save_arrays
 from score_lib.disk.reports import markdown_table, mean_and_error, new_figure, save_figure
 from score_lib.metrics.samples import energy_distance

@@ -22,8 +22,8 @@ from torch import Tensor
 import run_lib
 from configs.vp.volumes import get_config
 from datasets import get_streams
-from examples.common import save_data, workdir_of
-from examples.short_runs import set_short_run
+from examples.common import save_data
+from examples.short_runs import set_short_run, workdir_of
 from score_lib.base.tensors import SampleNoise
 from score_lib.disk.reports import markdown_table, mean_and_error, new_figure, save_figure
 from score_lib.metrics.samples import sample_metrics
