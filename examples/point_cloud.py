@@ -9,10 +9,8 @@ again, it resumes.
 """
 
 import dataclasses
-import logging
 import math
 import pathlib
-import time
 
 import numpy as np
 import torch
@@ -22,9 +20,9 @@ from torch import Tensor
 import run_lib
 from configs.vp.points import get_config
 from datasets import get_streams
-from examples.common import save_data, workdir_of
+from examples.common import present, save_data
 from examples.short_runs import set_short_run
-from score_lib.disk.reports import markdown_table, new_figure, save_figure
+from score_lib.disk.reports import new_figure, save_figure
 from score_lib.metrics.point_sets import point_set_metrics
 
 _POINTS = 24
@@ -45,11 +43,7 @@ class Sizes:
 
 def main() -> None:
     """Learn sets of points, then print and draw the comparison."""
-    workdir = workdir_of(__doc__.splitlines()[0], "runs/point_cloud")
-    start = time.perf_counter()
-    records, picture = demonstrate(workdir)
-    logging.info("done in %.0f s", time.perf_counter() - start)
-    print(f"\n{markdown_table(records)}\n{picture}")
+    present(__doc__, demonstrate)
 
 
 def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dict], pathlib.Path]:

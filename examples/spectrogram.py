@@ -8,10 +8,8 @@ Draws data and samples of each vowel.  Started again, it resumes.
 """
 
 import dataclasses
-import logging
 import math
 import pathlib
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +21,10 @@ from torch import Tensor
 import run_lib
 from configs.vp.fields import get_config
 from datasets import get_streams
-from examples.common import workdir_of
+from examples.common import present
 from examples.short_runs import set_short_run
 from score_lib.disk.arrays import save_arrays
-from score_lib.disk.reports import markdown_table, mean_and_error, new_figure, save_figure
+from score_lib.disk.reports import mean_and_error, new_figure, save_figure
 from score_lib.metrics.samples import energy_distance
 
 # First three formants of men, in Hz.  [Peterson & Barney 1952, Table II]
@@ -63,11 +61,7 @@ class Labelled(NamedTuple):
 
 def main() -> None:
     """Learn spectrograms, then print and draw the comparison."""
-    workdir = workdir_of(__doc__.splitlines()[0], "runs/spectrogram")
-    start = time.perf_counter()
-    records, picture = demonstrate(workdir)
-    logging.info("done in %.0f s", time.perf_counter() - start)
-    print(f"\n{markdown_table(records)}\n{picture}")
+    present(__doc__, demonstrate)
 
 
 def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dict], pathlib.Path]:

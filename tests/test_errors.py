@@ -71,7 +71,7 @@ OPTIONS = {
     "training.batch_size=many": ("training.batch_size=many", "int"),
     "training.continuous=perhaps": ("training.continuous=perhaps", "oolean"),
     "optim.lr=fast": ("optim.lr=fast", "float"),
-    "model.ch_mult=x": ("model.ch_mult", "whole numbers"),
+    "model.ch_mult=x": ("model.ch_mult", "numbers above 0"),
     "training.batch_size=0": ("training.batch_size = 0", "at least 1"),
     "training.n_jitted_steps=3": ("training.eval_freq = 4", "multiple", "n_jitted_steps = 3"),
     "training.precision=half": ("training.precision = 'half'", "'bfloat16'"),

@@ -118,9 +118,10 @@ def imports(file: pathlib.Path, module: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def probed():
-    """Effects of importing each module; the experiments among them are all alike, and a module of
-    `models` loads the whole package."""
+    """Effects of importing each module; the experiments among them are all alike, and so are the
+    benchmarks; a module of `models` loads the whole package."""
     alike = [m for m in MODULES if m.startswith("models.") or (m.count(".") > 1 and m[:3] == "con")]
+    alike += [m for m in MODULES if m.startswith("benchmarks.")][1:]
     chosen = [module for module in MODULES if module not in alike]
     command = [sys.executable, ROOT / "tests/import_probe.py", *chosen]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

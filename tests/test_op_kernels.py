@@ -198,9 +198,8 @@ def test_third_derivatives_equal_those_of_pytorch(launched, monkeypatch):
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_operators_pass_opcheck(launched, layout):
-    x = random_tensor(2, 3, 6, 5).to(memory_format=layout).requires_grad_()
+def test_operators_pass_opcheck(launched):
+    x = random_tensor(2, 3, 6, 5).to(memory_format=torch.channels_last).requires_grad_()
     kernel, bias = random_tensor(4, 3).requires_grad_(), random_tensor(3).requires_grad_()
     torch.library.opcheck(resampling.operator, (x, kernel, 2, 3, [1, 2, 3, -1]))
     torch.library.opcheck(resampling.operator, (x[:, ::2], kernel, 1, 2, [1, 2, 3, -1]))
