@@ -26,7 +26,7 @@ pytestmark = pytest.mark.quick_cases(4)
 
 EVERY = list(damaged_inputs.all_cases())
 KINDS = sorted({case.kind for case in EVERY})
-# One of each kind, and in `test_all_cases` the rest.
+# One of each kind, and in `test_every_other_case` half of all; `make faults` runs all of them.
 FIRST = {case.kind: case for case in reversed(EVERY)}
 
 
@@ -45,8 +45,8 @@ def test_the_first_case_of_each_kind(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_cases(kind):
-    results = [damaged_inputs.run(case) for case in EVERY if case.kind == kind]
+def test_every_other_case(kind):
+    results = [damaged_inputs.run(c) for c in [c for c in EVERY if c.kind == kind][::2]]
     assert {r.case.name: r.problems for r in results if r.problems} == {}
 
 
