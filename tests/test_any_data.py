@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import GaussianDataOracle
+from PIL import Image
 
 from configs.defaults import load
 from datasets import DataError, MemorySource, Subset
@@ -126,6 +127,23 @@ def test_parts_of_one_file(tmp_path, split, held_out):
     np.save(tmp_path / "a.npy", data := numbers(20, (3,)))
     sources = get_streams(config_of("vectors", tmp_path / "a.npy", data__split=split))[2].sources
     assert torch.equal(sources["test"].images([0, 1]), torch.from_numpy(data[held_out]))
+    assert len(sources["train"]) == 18
+
+
+@pytest.mark.parametrize("place", ["array", "folder"])
+def test_the_last_tenth_of_images(tmp_path, place):
+    pixels = np.arange(20, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+    path = tmp_path / "a.npy"
+    if place == "array":
+        np.save(path, pixels)
+    else:
+        path.mkdir()
+        for number, image in enumerate(pixels):
+            Image.fromarray(image).save(path / f"{number:02}.png")
+    config = load("vp/images")
+    config.data.update(path=str(path), image_size=8, num_channels=1, split="last")
+    sources = get_streams(config)[2].sources
+    assert sources["test"].images([0, 1])[:, 0, 0, 0].tolist() == [18, 19]
     assert len(sources["train"]) == 18
 
 

@@ -177,7 +177,7 @@ def split_tree(
     if not split:
         if not wanted:
             refuse_lonely_held_out(tree.places.folders, path)
-        return split_tenths(source_of(tree), path, noun)
+        return split_tenths(source_of(tree), path, noun, last=wanted == "last")
     parts = [split.part(folder) for folder in tree.places.folders]
     _tell(tree, parts, noun)
     trained_on, held_out = (

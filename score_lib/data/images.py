@@ -59,9 +59,9 @@ def images(
     source = open_images(path, shape, on_error, name="data.path", split=split, **pixels)
     if isinstance(source, ImageFiles):
         return split_tree(source.tree, source.of, path, split, IMAGE)
-    if split not in ("", "tenths"):
+    if split not in ("", "tenths", "last"):
         raise DataError(f"data.split={split!r} names folders, and {path} holds none")
-    return split_tenths(source, path, IMAGE)
+    return split_tenths(source, path, IMAGE, last=split == "last")
 
 
 def open_images(

@@ -78,12 +78,12 @@ def find_split(folders: Sequence[Parts], wanted: str | None) -> Split | None:
     """The folders of the split, or None where every tenth image is held out.
 
     Args:
-        wanted: `data.split`: "" for folders of the usual names, in any case; "tenths" for none;
-            "TRAIN:HELDOUT" for folders of these names.  None is "" where no split is needed.
+        wanted: `data.split`: "" for folders of the usual names, in any case; "tenths" or "last" for
+            none; "TRAIN:HELDOUT" for folders of these names.  None is "" where no split is needed.
     Raises:
         DataError: there are no such folders, or several of the usual names.
     """
-    if wanted == "tenths":
+    if wanted in ("tenths", "last"):
         return None
     for level in range(max(map(len, folders))):
         names = {folder[level] for folder in folders if len(folder) > level}
