@@ -14,7 +14,7 @@ from faults.forked import call
 from PIL import Image
 
 from datasets import DataError
-from score_lib.data import arrays, images, tfrecords
+from score_lib.data import arrays, images, sources, tfrecords
 from score_lib.disk import arrays as npz
 from score_lib.disk import files
 from score_lib.disk.checkpoints import CheckpointError, restore_checkpoint, save_checkpoint
@@ -189,7 +189,7 @@ def test_images_above_the_limit_of_pixels_are_refused(tmp_path, monkeypatch):
 
 
 def test_labels_above_the_limit_of_classes_are_refused(tmp_path):
-    for highest, fits in ((arrays.MAX_CLASSES - 1, True), (arrays.MAX_CLASSES, False)):
+    for highest, fits in ((sources.MAX_CLASSES - 1, True), (sources.MAX_CLASSES, False)):
         np.savez(tmp_path / "a.npz", images=cases.images(2), labels=np.array([0, highest]))
         if fits:
             cases.read_training_images(tmp_path / "a.npz")

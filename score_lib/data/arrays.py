@@ -12,11 +12,10 @@ from torch import Tensor
 from score_lib.base.memory import total_memory
 from score_lib.data.pixels import Pixels, need_range
 from score_lib.data.preprocess import MAX_PIXELS, fit
-from score_lib.data.sources import DataError, PerProcess, Source, log_once
+from score_lib.data.sources import DataError, PerProcess, Source, checked_labels, log_once
 from score_lib.disk.arrays import array_sizes, load_arrays
 
 CHANNELS = (1, 3, 4)
-MAX_CLASSES = 1 << 24
 # Values that are checked at once.
 CHUNK = 1 << 24
 
@@ -84,14 +83,7 @@ def open_array(path: pathlib.Path, shape: tuple[int, int, int], pixels: Pixels) 
     if kind.kind not in "buif":
         raise DataError(f"{path} holds {kind}: images are numbers, best of all uint8")
     channels_last = _channels_last(path, stored, shape)
-    if labels is not None:
-        one_integer_each = labels.shape == stored[:1] and labels.dtype.kind in "iu"
-        # Tables with a row per class must fit in memory.
-        if not one_integer_each or labels.min() < 0 or labels.max() >= MAX_CLASSES:
-            raise DataError(
-                f"{path}: labels must be one integer from 0 to {MAX_CLASSES - 1} for each image"
-            )
-        labels = torch.from_numpy(labels.astype(np.int64))
+    labels = checked_labels(path, labels, stored[0], "image")
     _check_values(path, array(), pixels)
     return ArrayImages(array, channels_last, labels, shape, pixels)
 

@@ -8,13 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from score_lib.data.arrays import MAX_CLASSES
 from score_lib.data.files import check_size
 from score_lib.data.hub import downloaded, is_hub_name
 from score_lib.data.images import FILE_OPTIONS, EncodedImages, check_options
 from score_lib.data.pixels import Pixels
 from score_lib.data.shards import Shards, require_complete, shard_files, split_shards
-from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
+from score_lib.data.sources import (
+    MAX_CLASSES,
+    DataError,
+    MissingDataError,
+    Source,
+    register_dataset,
+)
 from score_lib.data.splits import HELD_OUT, TRAINING
 from score_lib.data.tables import SUFFIXES, Column, Rows, columns_of
 

@@ -4,6 +4,7 @@ import abc
 import functools
 import logging
 import os
+import pathlib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from score_lib.base.registry import Registry
 from score_lib.disk.files import printable
 
 DATASETS = Registry("dataset")
+# Tables with a row per class must fit in memory.
+MAX_CLASSES = 1 << 24
 
 # Decorator for a function `opener(shape, **keywords) -> (train, test)`: two `Source`s of images of
 # the configured shape (C, H, W).  Its arguments are those of `Registry.register`; `name` is the
@@ -107,6 +110,27 @@ def check_finite(examples: Tensor, numbers: np.ndarray, what: str = "example") -
         f"{tuple(entry)}: continuous data should be finite numbers; remove such examples or fill "
         "them in"
     )
+
+
+def checked_labels(
+    path: pathlib.Path, labels: np.ndarray | None, count: int, noun: str
+) -> Tensor | None:
+    """Labels as they are stored in a file, (N,) int64; None if there are none.
+
+    Args:
+        count: N.
+        noun: what each of them is of.
+    Raises:
+        DataError: they are not one class each.
+    """
+    if labels is None:
+        return None
+    one_integer_each = labels.shape == (count,) and labels.dtype.kind in "iu"
+    if not one_integer_each or labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise DataError(
+            f"{path}: labels must be one integer from 0 to {MAX_CLASSES - 1} for each {noun}"
+        )
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def require_shape(name: str, shape: tuple[int, int, int], stored: tuple[int, int, int]) -> None:

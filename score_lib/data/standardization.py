@@ -1,4 +1,4 @@
-"""Continuous data in units of their own deviation: what the network sees of them."""
+"""Continuous data in units of their own deviation, as the network sees them."""
 
 import math
 
@@ -9,8 +9,6 @@ from torch import Tensor
 from score_lib.data.kinds import channel_axis
 from score_lib.data.sources import DataError, Source, check_finite
 
-# How finely the deviation is told apart.
-HOW = ("channel", "entry", "all", "none")
 # Numbers that are read at once.
 _CHUNK = 1 << 22
 

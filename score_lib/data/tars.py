@@ -10,10 +10,9 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from score_lib.data.arrays import MAX_CLASSES
 from score_lib.data.index import index_places, packed_names, save_index, unpacked_names
 from score_lib.data.names import Names
-from score_lib.data.sources import DataError
+from score_lib.data.sources import MAX_CLASSES, DataError
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.files import printable
 from score_lib.disk.logs import progress_bar

@@ -13,11 +13,11 @@ from score_lib.data.sources import (
     MissingDataError,
     Source,
     check_finite,
+    checked_labels,
     register_dataset,
 )
 from score_lib.data.stored import SUFFIXES, Rows, open_rows
 
-MAX_CLASSES = 1 << 24
 EXAMPLE = Noun("example", "examples")
 # NumPy's types that are read without loss, by what they become.
 _CONTINUOUS = {"f2": torch.float32, "f4": torch.float32, "f8": torch.float64}
@@ -144,7 +144,7 @@ def open_array_source(
         )
     if 0 in rows.shape:
         raise DataError(f"{path} holds no numbers: its shape is {rows.shape}")
-    return ArraySource(rows, _checked_labels(path, labels, len(rows)), levels)
+    return ArraySource(rows, checked_labels(path, labels, len(rows), "row"), levels)
 
 
 def _check_type(path: pathlib.Path, dtype: np.dtype, levels: int) -> None:
@@ -170,15 +170,3 @@ def _check_type(path: pathlib.Path, dtype: np.dtype, levels: int) -> None:
         )
     elif dtype.str[1:] not in _CONTINUOUS:
         raise DataError(f"{path} holds {dtype}: save floats of 16, 32 or 64 bits")
-
-
-def _checked_labels(path: pathlib.Path, labels: np.ndarray | None, count: int) -> Tensor | None:
-    if labels is None:
-        return None
-    one_integer_each = labels.shape == (count,) and labels.dtype.kind in "iu"
-    # Tables with a row per class must fit in memory.
-    if not one_integer_each or labels.min() < 0 or labels.max() >= MAX_CLASSES:
-        raise DataError(
-            f"{path}: labels must be one integer from 0 to {MAX_CLASSES - 1} for each row"
-        )
-    return torch.from_numpy(labels.astype(np.int64))

@@ -371,6 +371,8 @@ def load_trained(
         ValueError: it has no such average.
     """
     run.state |= {"config": "", "averages": {}, "start": {}}
+    if run.continuous:
+        run.scaler.fitted = False  # perhaps that of another checkpoint
     restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
     restore(path, run.state, run.device, must_exist=True)
     check_standardization(path, run)
@@ -409,11 +411,7 @@ def from_checkpoint(
 
 
 def check_standardization(path: str | os.PathLike, run: Run) -> None:
-    """Refuse a checkpoint that does not say how continuous data become the network's range.
-
-    Raises:
-        CheckpointError: it holds no "standardization".
-    """
+    """CheckpointError for a file that lacks the "standardization" of continuous data."""
     if run.continuous and not run.scaler.fitted:
         raise checkpoints.CheckpointError(
             f"{path} holds no 'standardization', the mean and deviation of its data: it was not "
