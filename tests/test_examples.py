@@ -4,11 +4,16 @@ import math
 
 import pytest
 import torch
+from small_runs import small_config
 
-from examples import inverse_problem, series, two_dimensions
+import run_lib
+from datasets import get_streams
+from examples import digits, inverse_problem, series, two_dimensions
+from score_lib.disk.arrays import save_arrays
 from score_lib.inverse.measurements import build_operator
 from score_lib.inverse.operators import measure
 from score_lib.metrics.series import power_spectrum
+from score_lib.runs.heldout import DataBytes
 
 
 @pytest.mark.parametrize("name", two_dimensions.DENSITIES)
@@ -82,3 +87,28 @@ def test_inverse_problem(tmp_path):
     assert [record["posterior"] for record in records] == ["samples", "exact samples", "exact"] * 2
     assert all(record["rmse to the exact mean"] == 0 for record in records[2::3])
     assert picture.is_file()
+
+
+def test_digits_are_compared_by_the_results_of_the_evaluation(tmp_path, monkeypatch):
+    """Its samples are held-out digits here, so that two rows have the same distances."""
+    run = run_lib.setup(small_config())
+    _, _, info = get_streams(run.config, evaluation=True)
+    held_out = torch.cat(list(DataBytes(run.config, info.sources["test"])))
+    save_arrays(tmp_path / "ckpt_1" / "samples_0.npz", samples=held_out.numpy())
+
+    def mean_grey(run, x, levels, noise):
+        assert len(x) == 128 and levels == 17
+        return {"bpd": x.flatten(1).mean(1).double().numpy()}
+
+    monkeypatch.setattr(digits, "likelihood_terms", mean_grey)
+    report = {"bpd": 1.25, "bpd_standard_error": 0.5, "fid": 7.0}
+    table = digits.compare(run, report, tmp_path, tmp_path / "picture.png")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    names, _, samples, real, noise = cells
+    assert names[1] == "bits/dim" and real[1] == "1.2500 ± 0.5000"
+    assert samples[2:] == real[2:] != noise[2:]
+    # Digits are black on the whole; noise is grey.
+    expected = held_out[:64].double().mean() / 255 * 2 - 1
+    assert abs(float(samples[1].split()[0]) - expected) < 0.07
+    assert abs(float(noise[1].split()[0])) < 0.05
+    assert (tmp_path / "picture.png").is_file()
