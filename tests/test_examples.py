@@ -89,6 +89,7 @@ def test_inverse_problem(tmp_path):
     assert picture.is_file()
 
 
+@pytest.mark.slow
 def test_digits_are_compared_by_the_results_of_the_evaluation(tmp_path, monkeypatch):
     """Its samples are held-out digits here, so that two rows have the same distances."""
     run = run_lib.setup(small_config())
