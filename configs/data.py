@@ -97,7 +97,7 @@ def fashion_mnist_defaults() -> ConfigDict:
 
 
 def fashion_mnist_classifier_defaults() -> ConfigDict:
-    """Fashion-MNIST, and how a small classifier of it is trained in ten minutes on two CPU cores."""
+    """Fashion-MNIST, and how a small classifier of it is trained in minutes on two cores."""
     config = fashion_mnist_defaults()
     config.training.update(n_iters=2000, snapshot_freq=2000)
     return config

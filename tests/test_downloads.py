@@ -82,5 +82,5 @@ def test_without_a_network_the_ways_to_go_on_are_named(published, tmp_path, monk
     monkeypatch.setitem(archives.ADDRESSES, NAME, "http://127.0.0.1:9/")
     with pytest.raises(SystemExit, match=r"copy it and the other files .* to .*mine, and repeat"):
         run(monkeypatch, "fashion_mnist", tmp_path / "mine")
-    with pytest.raises(DataError, match="score_lib.data.prepare fashion_mnist` finds or downloads"):
+    with pytest.raises(DataError, match=r"prepare fashion_mnist` finds or downloads the files"):
         archives.open_archive(NAME, str(tmp_path / "none"))

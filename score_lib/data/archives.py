@@ -257,7 +257,7 @@ def _verified(part: Files, paths: list[str]) -> Iterator[bytes]:
 
 
 def verify(content: bytes, md5: str, name: str) -> None:
-    """Raise `DataError` for the contents of a file whose MD5 is not the published one, or not ""."""
+    """Raise `DataError` for contents of a file whose MD5 is not the published one; "" is any."""
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if md5 and found != md5:
         raise DataError(
