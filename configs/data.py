@@ -120,7 +120,7 @@ def _fashion_mnist() -> ConfigDict:
     # The two images furthest apart differ by about 22.
     config.model.update(sigma_max=22.0, dropout=0.0)
     config.eval.update(begin_ckpt=1, end_ckpt=1, batch_size=500, extractor="fashion_mnist")
-    config.eval.update(enable_bpd=True, bpd_num_repeats=1, bpd_dataset="test")
+    config.eval.update(enable_bpd=True, bpd_num_repeats=1, bpd_num_images=1000)
     config.eval.update(enable_sampling=True, num_samples=10_000)
     return config
 
