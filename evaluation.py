@@ -5,8 +5,8 @@ Behind this door: `score_lib.metrics`, and `score_lib.disk.drawings`.
 """
 
 from score_lib.disk.drawings import save_samples_picture
+from score_lib.metrics.classifiers import DigitsClassifier
 from score_lib.metrics.configured import get_extractor, load_dataset_stats, stats_path
-from score_lib.metrics.digits import DigitsClassifier
 from score_lib.metrics.distances import (
     fid,
     frechet_distance,

@@ -8,6 +8,12 @@ from ml_collections import ConfigDict
 
 # The networks for digits of 8 px.
 SMALL_UNET = dict(nf=16, num_res_blocks=1, ch_mult=(1, 2), attn_resolutions=(4,), ema_rate=0.998)
+# The network for clothing of 28 px that two cores learn in an hour.
+FASHION_UNET = dict(
+    nf=32, num_res_blocks=1, ch_mult=(1, 2, 3), attn_resolutions=(7,), ema_rate=0.998
+)
+FASHION_LARGE = dict(nf=128, num_res_blocks=2, ch_mult=(1, 2, 2), attn_resolutions=(14,))
+FASHION_RESNET = dict(nf=16, blocks_per_group=1, channel_multiplier=2, ema_rate=0.998)
 SMALL_ADM = {**SMALL_UNET, "nf": 32, "num_head_channels": 32}
 SMALL_RESNET = dict(nf=8, blocks_per_group=1, channel_multiplier=2, ema_rate=0.998)
 

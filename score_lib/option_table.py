@@ -357,6 +357,7 @@ _EVAL = {
     "loss_num_repeats": (1, count, "passes over the test set for the loss"),
     "enable_bpd": (False, flag, "measure bits/dim"),
     "bpd_dataset": ("test", one_of("train", "test"), "part of the data for bits/dim"),
+    "bpd_num_images": (0, at_least(0), "bits/dim are of so many images, the first; 0: all"),
     "dataset": ("", one_of("", "train", "test"), 'other name of `bpd_dataset`; "": unused'),
     "bpd_num_repeats": (5, count, "passes for bits/dim, dequantised anew"),
     "enable_elbo": (False, flag, "bound bits/dim by the ELBO of the reverse SDE"),

@@ -250,7 +250,7 @@ def test_missing_data_without_a_network(tmp_path, monkeypatch):
     config = make_config("CIFAR10", image_size=32, data_dir=str(tmp_path))
     expected = (
         rf"^cifar10 is not in {tmp_path}/cifar10/3.0.2, .* cannot be reached: run "
-        rf"`python -m score_lib.data.prepare cifar10 {tmp_path}` .* set data.data_dir"
+        rf"`python -m score_lib.data.prepare cifar10 {tmp_path} --tfds` .* set data.data_dir"
     )
     with pytest.raises(DataError, match=expected):
         datasets.get_streams(config)
@@ -262,7 +262,14 @@ def test_missing_data_are_prepared_in_another_process(tmp_path, monkeypatch):
     prepared = {}
 
     def run(command, cwd):
-        assert command == [sys.executable, "-m", "score_lib.data.prepare", "cifar10", str(tmp_path)]
+        assert command == [
+            sys.executable,
+            "-m",
+            "score_lib.data.prepare",
+            "cifar10",
+            str(tmp_path),
+            "--tfds",
+        ]
         assert pathlib.Path(cwd) == ROOT
         prepared.update(prepare_cifar10(tmp_path, "array_record"))
         return subprocess.CompletedProcess(command, 0)

@@ -9,12 +9,12 @@ from metrics_helpers import MeanColour, tfgan_metrics
 from ml_collections import ConfigDict
 
 import evaluation
-from assets.train_digits_classifier import examples
+from assets.train_classifiers import examples
 from configs.data import digits_defaults
 from datasets import get_streams
 from score_lib.disk.pictures import declare_box_operators
 from score_lib.metrics import inception
-from score_lib.metrics.digits import DigitsExtractor
+from score_lib.metrics.classifiers import DigitsExtractor
 from score_lib.metrics.fidelity import resized as fidelity_resized
 
 

@@ -13,6 +13,7 @@ import run_lib
 from likelihood import bits_per_dim, get_elbo_fn, get_vlb_fn
 from sampling import SampleNoise
 from score_lib.base.tensors import derive_seed
+from score_lib.disk.arrays import load_arrays
 from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.runs import measures
 from score_lib.runs.heldout import HeldOut
@@ -127,6 +128,17 @@ def test_options_of_an_evaluation_arrive(tmp_path):
     assert sizes[:5] == [16, 150, 146, 150, 146][1:] + [150]  # two passes over 296, then 1,501
     files = list((tmp_path / "eval").glob("train_ckpt_2_bpd_*.npz"))
     assert len(files) == 3 * 11
+    config.eval.bpd_num_images, config.eval.enable_loss = 200, False
+    report = run_lib.evaluate(config, tmp_path, "first")
+    firsts = sorted((tmp_path / "first").glob("*_bpd_*.npz"))
+    parts = [load_arrays(file)["bpd"] for file in firsts]
+    assert [len(part) for part in parts] == [150, 50] * 3
+    whole = load_arrays(tmp_path / "eval" / "train_ckpt_2_bpd_1.npz")["bpd"]
+    np.testing.assert_allclose(parts[1], whole[:50], rtol=1e-4)
+    assert report[0]["bpd"] == pytest.approx(np.concatenate(parts).mean())
+    config.eval.bpd_num_images = 1502
+    with pytest.raises(ValueError, match="1502 examples are asked for, and the train part"):
+        run_lib.evaluate(config, tmp_path, "more")
     average = read_checkpoint(tmp_path / "checkpoints" / "checkpoint_2.pth")["ema"]
     weights = {call.weight for call in Recorder.calls if len(call.x) > 1}
     assert weights == {float(average["shadow_params"][0])}

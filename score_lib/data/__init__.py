@@ -11,6 +11,6 @@
 - `digits`, `public`, `tfrecords`, `quickdraw`: known data sets; `strokes`: drawings
 - `archives`, `lmdbs`: public ones from their authors' files; `formats`: readers of these
 - `preprocess`: crops and resizing
-- `prepare`: downloads a public data set (a command)
+- `prepare`: gets a public data set (a command); `downloads`: its authors' files
 - `export`: writes a data set as image files (a command)
 """

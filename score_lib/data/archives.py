@@ -128,6 +128,11 @@ ARCHIVES = {
         ),
     ),
 }
+# Folders of the network that hold the packed files of a data set, one by one.
+ADDRESSES = {
+    "MNIST": "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "FASHION_MNIST": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+}
 DIGITS = "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
 # Names of classes in the order of labels, as in tensorflow-datasets.
 CLASSES = {
@@ -176,10 +181,23 @@ def open_archive(name: str, path: str) -> tuple[MemorySource, MemorySource]:
     return tuple(sources)
 
 
+def has_archive(name: str, path: str | os.PathLike) -> bool:
+    """Whether all files of a data set are in a folder; they may be damaged."""
+    try:
+        _find(name, pathlib.Path(path))
+    except DataError:
+        return False
+    return True
+
+
 def _find(name: str, root: pathlib.Path) -> tuple[Archive, list[list[pathlib.Path]]]:
     """The first format whose files are all there, and the files of each split."""
     if not root.is_dir():
-        raise DataError(f"data.path: {name} is read from a folder, and {str(root)!r} is none")
+        getting = f"python -m score_lib.data.prepare {name.lower()}"
+        advice = f": `{getting}` finds or downloads the files" if name in ADDRESSES else ""
+        raise DataError(
+            f"data.path: {name} is read from a folder, and {str(root)!r} is none{advice}"
+        )
     missing = []
     for archive in ARCHIVES[name]:
         for folder in archive.folders:
@@ -234,13 +252,18 @@ def _verified(part: Files, paths: list[str]) -> Iterator[bytes]:
     """The contents of files whose hashes are the published ones."""
     for path, (_, md5) in zip(paths, part.md5, strict=True):
         content = _contents(path)
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if md5 and found != md5:
-            raise DataError(
-                f"{path} is damaged or another file: its MD5 is {found}, and that of the published "
-                f"file is {md5}: download it again"
-            )
+        verify(content, md5, path)
         yield content
+
+
+def verify(content: bytes, md5: str, name: str) -> None:
+    """Raise `DataError` for contents of a file whose MD5 is not the published one; "" is any."""
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if md5 and found != md5:
+        raise DataError(
+            f"{name} is damaged or another file: its MD5 is {found}, and that of the published "
+            f"file is {md5}: download it again"
+        )
 
 
 def _contents(path: str) -> bytes:

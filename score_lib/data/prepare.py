@@ -1,25 +1,49 @@
-"""Download a public data set and prepare it for random access.
+"""Get a public data set: its authors' files, or prepared by tensorflow-datasets.
 
-    python -m score_lib.data.prepare NAME [FOLDER]
+    python -m score_lib.data.prepare NAME [FOLDER] [--tfds]
 
-NAME is the name in tensorflow-datasets: cifar10, svhn_cropped, celeb_a, lsun/church_outdoor.
-This imports TensorFlow, so training runs it in a separate process.
+For fashion_mnist and mnist: finds the authors' files in FOLDER or where a package of the system put
+them, or downloads them to FOLDER, verifies their hashes, and says which `data.path` reads them.
+
+For other names in tensorflow-datasets, such as cifar10, svhn_cropped, celeb_a and
+lsun/church_outdoor, or with --tfds: downloads the data set and prepares it for random access.  This
+imports TensorFlow, so training runs it in a separate process.
 """
 
 import argparse
 import os
+import pathlib
+import sys
+
+from score_lib.data.archives import ADDRESSES
+from score_lib.data.downloads import files_of
+from score_lib.data.sources import DataError
 
 
 def main() -> None:
-    """Download and prepare the data set that the command line names."""
+    """Get the data set that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="name in tensorflow-datasets, such as cifar10")
-    parser.add_argument("folder", nargs="?", help="its data directory (default: its own)")
+    parser.add_argument("folder", nargs="?", help="folder for the data")
+    parser.add_argument("--tfds", action="store_true", help="prepare it by tensorflow-datasets")
     options = parser.parse_args()
+    if options.tfds or options.name.upper() not in ADDRESSES:
+        prepare(options.name, options.folder)
+        return
+    folder = pathlib.Path(options.folder or f"data/{options.name}")
+    try:
+        place = files_of(options.name.upper(), folder)
+    except (DataError, OSError) as error:
+        sys.exit(str(error))
+    print(f"{options.name} is in {place}, as published: --config.data.path={place}")
+
+
+def prepare(name: str, folder: str | None) -> None:
+    """Download and prepare a data set of tensorflow-datasets; None is its own folder."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # TensorFlow would take all memory of the GPUs
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder(options.name, data_dir=options.folder, file_format="array_record")
+    builder = tfds.builder(name, data_dir=folder, file_format="array_record")
     builder.download_and_prepare()
 
 

@@ -268,7 +268,7 @@ def _prepare(builder, name: str, folder: str) -> None:
     if not may_prepare():
         raise MissingDataError(f"{name} is not in {builder.data_dir}")
     place = [os.path.abspath(os.path.expanduser(folder))] if folder else []
-    command = ["-m", "score_lib.data.prepare", name, *place]
+    command = ["-m", "score_lib.data.prepare", name, *place, "--tfds"]
     advice = f"run `python {' '.join(command)}` in the project's folder on a machine with a network"
     if not _reachable(builder.info.homepage):
         raise DataError(

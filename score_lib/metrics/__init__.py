@@ -2,7 +2,8 @@
 
 - `configured`: the feature extractor and the data statistics that a config selects
 - `distances`: FID, KID, Inception Score, precision and recall, from features alone
-- `extractors`: the interface of networks that compute features; `inception`, `digits`: the networks
+- `extractors`: the interface of networks that compute features; `inception`,
+  `pretrained`, `classifiers`: the networks
 - `stats`: features of a set of images as a file, with a record of the network that computed them
 - `samples`, `sliced`, `point_sets`, `series`: distances of other data, from their values alone;
   `estimates`: figures with a standard error

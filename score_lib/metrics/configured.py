@@ -7,7 +7,7 @@ import pathlib
 import torch
 
 from score_lib.base.tensors import derive_seed, image_shape
-from score_lib.metrics import digits, inception, pretrained  # noqa: F401  (they register)
+from score_lib.metrics import classifiers, inception, pretrained  # noqa: F401  (they register)
 from score_lib.metrics.extractors import EXTRACTORS, Extractor
 from score_lib.metrics.own import OwnExtractor
 from score_lib.metrics.stats import Statistics, load_statistics

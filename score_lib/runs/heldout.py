@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -52,22 +53,34 @@ class HeldOut:
         split: "train" or "test".
         dequantize: add uniform noise within each grey level.
         seed: of that noise; by default the data set's own.
+        count: of examples, the first ones; 0 is all.
+    Raises:
+        ValueError: there are fewer.
     """
 
-    def __init__(self, run: Run, split: str, dequantize: bool, seed: int | None = None):
+    def __init__(
+        self, run: Run, split: str, dequantize: bool, seed: int | None = None, count: int = 0
+    ):
         train, test, info = get_streams(run.config, dequantize, evaluation=True, device=run.device)
         self.stream = {"train": train, "test": test}[split]
         self.run, self.info, self.levels = run, info, info.levels
         self.stream.seed = self.stream.seed if seed is None else seed
         self._batches, self._next = None, None
+        available = len(self.stream.source)
+        if count > available:
+            raise ValueError(
+                f"{count} examples are asked for, and the {split} part of {self.info.name} has "
+                f"{available}"
+            )
+        self.count = count or available
 
     def __len__(self) -> int:
-        return len(self.stream)
+        return math.ceil(self.count / self.stream.batch_size)
 
     def indices(self, number: int) -> range:
         """Numbers of the examples in a batch."""
         first = number * self.stream.batch_size
-        return range(first, min(first + self.stream.batch_size, len(self.stream.source)))
+        return range(first, min(first + self.stream.batch_size, self.count))
 
     def uniform(self, number: int) -> Tensor:
         """The uniform noise that dequantizes a batch, (B, *D) in [0, 1)."""
@@ -92,4 +105,7 @@ class HeldOut:
             self.stream.seek(number * self.stream.batch_size)
             self._batches = iter(self.stream)
         self._next = number + 1
-        return self.run.arguments(next(self._batches), self.stream.dequantize)
+        batch = {
+            key: part[: len(self.indices(number))] for key, part in next(self._batches).items()
+        }
+        return self.run.arguments(batch, self.stream.dequantize)

@@ -162,7 +162,9 @@ def _means(prefix: str, values: np.ndarray, run: Run) -> dict[str, float]:
 def _passes(
     job: Job, kind: str, passes: int, terms: Callable, *, dequantize: bool = True
 ) -> np.ndarray:
-    """Bits/dim or nats of each example of `eval.bpd_dataset`, (N,): the mean over passes.
+    """Bits/dim or nats of the first `eval.bpd_num_images` examples of `eval.bpd_dataset`, (N,).
+
+    They are means over passes.
 
     Args:
         kind: names the files of rounds, and the seeds.
@@ -174,7 +176,7 @@ def _passes(
     run, options, unit = job.run, job.run.config.eval, job.run.unit
     split = options.dataset or options.bpd_dataset
     seeds = [derive_seed(run.config.seed, kind, repeat) for repeat in range(passes)]
-    data = [HeldOut(run, split, False, seed) for seed in seeds]
+    data = [HeldOut(run, split, False, seed, options.bpd_num_images) for seed in seeds]
     batches, workdir = len(data[0]), job.workdir or ""
     dequantize = dequantize and not run.continuous
     spread = get_dequantization(run, data[0].levels, workdir) if dequantize else None

@@ -14,7 +14,7 @@ import numpy as np
 
 from evaluation import Statistics, load_statistics, save_statistics
 from score_lib.disk.arrays import load_arrays, save_arrays
-from score_lib.metrics.digits import WEIGHTS, DigitsExtractor
+from score_lib.metrics.classifiers import DigitsExtractor
 
 from .bad_zips import GIB, Entry, archive_of, deflated_zeros, zipped
 from .cases import (
@@ -249,13 +249,13 @@ def _others() -> Iterator[Case]:
     yield Case("mask .npy: headers", "30 GB that are there", _sparse, read_mask)
     yield from flips_and_cuts(
         "extractor weights",
-        written("w.npz", WEIGHTS.read_bytes()),
+        written("w.npz", DigitsExtractor.own_weights().read_bytes()),
         _extract,
         5,
         3,
         "refused or same",
     )
-    with np.load(WEIGHTS) as arrays:
+    with np.load(DigitsExtractor.own_weights()) as arrays:
         weights = dict(arrays)
     first = next(iter(weights))
     for name, value in {

@@ -1,0 +1,11 @@
+"""DDPM++ with the sub-VP SDE on Fashion-MNIST, for a GPU."""
+
+from configs import data, parts
+
+
+def get_config():
+    config = data.large_fashion_mnist_defaults()
+    parts.subvp_sde(config)
+    parts.ddpmpp(config, **parts.FASHION_LARGE)
+    parts.pc_sampling(config, predictor="euler_maruyama")
+    return config
