@@ -183,7 +183,7 @@ def _of_answers(run: Run) -> Quality:
         name="accuracy",
         parts=range(len(answers.data)),
         of_part=lambda number: answers.of_batch(number).cpu(),
-        figures_of=lambda right: {"accuracy": float(right.mean())},
+        figures_of=lambda right: {"accuracy": float(right.numpy().mean())},
         facts={"num_data": count, "against": answers.data.info.name},
         evaluations=count * run.config.eval.accuracy_num_repeats,
         loss=lambda accuracy: -accuracy,
@@ -198,7 +198,9 @@ def _features(run: Run, workdir: str | os.PathLike) -> tuple[Callable, dict]:
     moments = real.moments(run.device) if distributed.is_main() else None
 
     def features(samples: Tensor) -> Tensor:
-        return extractor(to_uint8(samples, run.levels).numpy())["pool_3"]
+        # In memory as an evaluation reads them from its files: so their rounding is the same.
+        images = to_uint8(samples, run.levels).clone(memory_format=torch.contiguous_format)
+        return extractor(images)["pool_3"]
 
     def distance(pool_3: Tensor) -> dict[str, float]:
         fake = Statistics.of(extractor, pool_3).moments(run.device)
