@@ -356,7 +356,11 @@ _CONTROL = {
 _EVAL = {
     "begin_ckpt": (9, at_least(0), "number of the first checkpoint"),
     "end_ckpt": (26, at_least(0), "number of the last checkpoint"),
-    "checkpoint": ("", text, "file of a single checkpoint in place of numbered ones"),
+    "checkpoint": (
+        "",
+        text,
+        'file of a checkpoint in place of numbered ones; "best": that of `training.metrics_freq`',
+    ),
     "ema": (
         "",
         text,

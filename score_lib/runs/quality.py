@@ -20,6 +20,7 @@ from torch import Tensor
 from models.precision import matmul_precision
 from score_lib.base import distributed
 from score_lib.disk.checkpoints import read_checkpoint
+from score_lib.disk.files import printable
 from score_lib.disk.fit import CheckpointError
 from score_lib.disk.logs import MetricsLog, SilentLog
 from score_lib.disk.pictures import check_samples_finite, to_uint8
@@ -53,7 +54,7 @@ class Quality:
         of_part: gives a piece's rows, (b, ...), on the CPU.
         figures_of: the figures, by name, of the rows of all pieces.
         facts: plain values that say how it is measured; only figures with the same are compared.
-        evaluations: of the network, for a measurement; None: not known before.
+        data: the held-out examples that are read.
         loss: of a figure, of which the best has the least.
     """
 
@@ -63,7 +64,7 @@ class Quality:
     of_part: Callable[[Any], Tensor]
     figures_of: Callable[[Tensor], dict[str, float]]
     facts: dict[str, object]
-    evaluations: int | None
+    data: HeldOut | None = None
     loss: Callable[[float], float] = float
 
     def measure(self) -> dict[str, float] | str:
@@ -77,7 +78,10 @@ class Quality:
             return "the averaged weights are not finite"
         with matmul_precision("float32"), ema.applied(model.parameters()):
             rows = distributed.dealt_out(self.parts, lambda part: _attempt(self.of_part, part))
-            return distributed.on_main(lambda: _attempt(self._figures, rows))
+            found = distributed.on_main(lambda: _attempt(self._figures, rows))
+        if self.data is not None:
+            self.data.release()
+        return found
 
     def _figures(self, rows: list[Tensor | str]) -> dict[str, float] | str:
         for part in rows:
@@ -94,7 +98,7 @@ class Quality:
         """Log the result of a measurement; returns the best one so far, perhaps this."""
         if isinstance(found, str):
             log.write(step, facts={self.name: None, **self._logged()})
-            logging.warning("step %d: no %s: %s", step, self.name, found)
+            _warn("step %d: no %s: %s", step, self.name, found)
             return best
         log.write(step, facts=self._logged(), **found)
         value = found[self.name]
@@ -125,26 +129,15 @@ class Quality:
             return {}
         if {"step": step, "value": value, "figure": self.name, **self.facts} == best:
             return best
-        logging.warning(
+        _warn(
             "the best %s so far, %s, was measured in another way: %s begins anew",
-            best.get("figure"), self.text(best), BEST.name,
+            printable(str(best.get("figure"))), self.text(best), BEST.name,
         )  # fmt: skip
         return {}
 
-    def cost(self) -> str:
-        """The cost of measurements in words."""
-        options = self.run.config.training
-        how = ", ".join(f"{key} = {value}" for key, value in self._logged().items())
-        cost = "as many evaluations of the network as the sampler chooses"
-        if self.evaluations is not None:
-            # A backward pass costs about two forward passes.
-            steps = self.evaluations / (3 * options.batch_size)
-            cost = f"{self.evaluations} evaluations of the network, as {steps:.3g} training steps"
-        return f"{self.name} every {options.metrics_freq} steps ({how}): {cost}"
-
 
 def get_quality(run: Run, workdir: str | os.PathLike) -> Quality | None:
-    """What a config measures while it trains; None if it is nothing.
+    """What a config measures while it trains, whose cost is logged; None if it is nothing.
 
     Raises:
         OSError: statistics of the data, or weights of the extractor, are missing.
@@ -152,10 +145,10 @@ def get_quality(run: Run, workdir: str | os.PathLike) -> Quality | None:
     """
     if not run.config.training.metrics_freq:
         return None
+    logging.info("%s", cost_of(run))
     if run.objective == "classifier":
         return _of_answers(run)
     sampling = fast_sampling(run)
-    each = evaluations_of(sampling)
     count = run.config.training.metrics_samples
     describe, chosen = _features(run, workdir) if run.pictures else _examples(run, count)
     show = sys.stderr.isatty() and distributed.is_main()
@@ -168,8 +161,33 @@ def get_quality(run: Run, workdir: str | os.PathLike) -> Quality | None:
         run,
         parts=in_batches(range(count), run.config.training.batch_size),
         of_part=lambda part: describe(sampling.draw(part, progress=show)),
-        evaluations=None if each is None else each * count,
         **chosen,
+    )
+
+
+def cost_of(run: Run) -> str:
+    """The cost of what a config measures, in words.
+
+    Raises:
+        ValueError: as `fast_sampling`.
+    """
+    options = run.config.training
+    if run.objective == "classifier":
+        repeats = run.config.eval.accuracy_num_repeats
+        return (
+            f"measured every {options.metrics_freq} steps: all held-out examples, by {repeats} "
+            "evaluations of the network for each"
+        )
+    sampling, count = fast_sampling(run), options.metrics_samples
+    each = evaluations_of(sampling)
+    cost = "as many evaluations of the network as it chooses"
+    if each is not None:
+        # A backward pass costs about two forward passes.
+        steps = each * count / (3 * options.batch_size)
+        cost = f"{each * count} evaluations of the network, as {steps:.3g} training steps"
+    return (
+        f"measured every {options.metrics_freq} steps: {count} samples by "
+        f"{sampler_text(sampling.config)}; {cost}"
     )
 
 
@@ -185,7 +203,7 @@ def _of_answers(run: Run) -> Quality:
         of_part=lambda number: answers.of_batch(number).cpu(),
         figures_of=lambda right: {"accuracy": float(right.numpy().mean())},
         facts={"num_data": count, "against": answers.data.info.name},
-        evaluations=count * run.config.eval.accuracy_num_repeats,
+        data=answers.data,
         loss=lambda accuracy: -accuracy,
     )
 
@@ -229,10 +247,17 @@ def _examples(run: Run, most: int) -> tuple[Callable, dict]:
         "name": "sliced_w2",
         "figures_of": lambda samples: distances_of(run, samples, first_examples(data, count)),
         "facts": {"num_data": count, "against": data.info.name},
+        "data": data,
     }
     if run.kind == "points":  # 0.5 where samples and data cannot be told apart
         chosen |= {"name": "nearest_neighbour_accuracy", "loss": lambda share: abs(share - 0.5)}
     return values, chosen
+
+
+def _warn(message: str, *values: object) -> None:
+    """Say once what all processes know."""
+    if distributed.is_main():
+        logging.warning(message, *values)
 
 
 def _attempt(compute: Callable, *arguments) -> Any:
@@ -305,7 +330,7 @@ def evaluations_of(run: Run) -> int | None:
 
 
 def is_best_file(path: pathlib.Path, best: dict) -> bool:
-    """Whether a file is the checkpoint of a measurement."""
+    """Whether a file is the undamaged checkpoint of a measurement."""
     try:
         return path.is_file() and read_checkpoint(path, mapped=True).get("best") == best
     except CheckpointError:

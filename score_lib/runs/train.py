@@ -227,12 +227,12 @@ class Training:
             "training from step %d to %d on %s, %d processes",
             state["step"], options.n_iters, self.run.device, distributed.world(),
         )  # fmt: skip
-        if self.quality is not None:
-            logging.info("%s", self.quality.cost())
         if state["snapshot_due"] or state["metrics_due"]:
             self._make_due()
             self._save_meta()
-        elif self._is_best() and not is_best_file(self.workdir / BEST, state["best"]):
+        elif self._is_best() and not distributed.on_main(
+            lambda: is_best_file(self.workdir / BEST, state["best"])
+        ):
             self._save(BEST)  # a kill came between the state and this copy of it
         with progress_bar(options.n_iters, state["step"], "step") as bar:
             while state["step"] < options.n_iters:
