@@ -281,6 +281,7 @@ def test_a_classifier_has_the_accuracy_of_an_evaluation(tmp_path):
 
     run.state["ema"].applied = applied
     found = quality.measure()
+    run.state["model"] = Brightest()
     assert found == {"accuracy": evaluate_accuracy(Job(run, tmp_path, "1", ""))["accuracy"]}
     assert 0 < found["accuracy"] < 0.3 and quality.loss(0.9) < quality.loss(0.8)
 
