@@ -58,7 +58,7 @@ def config_for(**changes):
 
 
 def prepared(config):
-    """A run that has made no step, and what it measures."""
+    """A run that has made no step, and its measurements."""
     run = run_lib.setup(config)
     run.add_optimizer()
     streams = training_streams(run)
@@ -196,7 +196,7 @@ def test_a_failure_is_logged_and_never_the_best(where, tmp_path, caplog, monkeyp
 
 
 def measured_twice(config):
-    """What is measured, and again when the last process fails."""
+    """The result of a measurement, and of one in which the last process fails."""
     _, quality = prepared(config)
     found, of_part = quality.measure(), quality.of_part
 

@@ -137,7 +137,7 @@ class Quality:
 
 
 def get_quality(run: Run, workdir: str | os.PathLike) -> Quality | None:
-    """What a config measures while it trains, whose cost is logged; None if it is nothing.
+    """The measurements that a config asks for, whose cost is logged; None if it asks for none.
 
     Raises:
         OSError: statistics of the data, or weights of the extractor, are missing.
@@ -166,7 +166,7 @@ def get_quality(run: Run, workdir: str | os.PathLike) -> Quality | None:
 
 
 def cost_of(run: Run) -> str:
-    """The cost of what a config measures, in words.
+    """The cost of a config's measurements, in words.
 
     Raises:
         ValueError: as `fast_sampling`.
