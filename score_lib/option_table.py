@@ -243,6 +243,17 @@ _TRAINING = {
     "snapshot_freq": (50000, count, "steps between numbered checkpoints"),
     "snapshot_freq_for_preemption": (10000, count, "steps between resumable states"),
     "snapshot_sampling": (True, flag, "draw samples at each numbered checkpoint"),
+    "metrics_freq": (
+        0,
+        at_least(0),
+        "steps between figures of samples, such as the FID, which choose `best.pth`; 0: none",
+    ),
+    "metrics_samples": (2000, at_least(4), "samples for such a figure"),
+    "metrics_sampler": (
+        "",
+        one_of("", "configured"),
+        'their sampler; "": one of about 20 evaluations, "configured": as `sampling` says',
+    ),
     "keep_meta_checkpoints": (2, between(0, 9), "earlier resumable states that are kept"),
     "posthoc_profiles": ((), profiles, "profiles for averages that are chosen after training"),
     "posthoc_freq": (25000, count, "steps between snapshots of `posthoc_profiles`"),
@@ -345,7 +356,11 @@ _CONTROL = {
 _EVAL = {
     "begin_ckpt": (9, at_least(0), "number of the first checkpoint"),
     "end_ckpt": (26, at_least(0), "number of the last checkpoint"),
-    "checkpoint": ("", text, "file of a single checkpoint in place of numbered ones"),
+    "checkpoint": (
+        "",
+        text,
+        'file of a checkpoint in place of numbered ones; "best": that of `training.metrics_freq`',
+    ),
     "ema": (
         "",
         text,

@@ -231,7 +231,7 @@ def _conflicts(flat: Options) -> Iterator[str]:
         )
     at_once = flat["training.n_jitted_steps"]
     frequencies = ["log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption"]
-    frequencies += ["posthoc_freq"] * bool(flat["training.posthoc_profiles"])
+    frequencies += ["metrics_freq", *["posthoc_freq"] * bool(flat["training.posthoc_profiles"])]
     for name in frequencies:
         if (frequency := flat[f"training.{name}"]) % at_once:
             yield (

@@ -33,6 +33,7 @@ SAMPLED_CHAINS = ("tests/test_chain_sampling.py",)
 DRAWINGS = ("tests/test_quickdraw.py",)
 POINTS = ("tests/test_point_files.py",)
 ARRAYS = ("tests/test_any_data.py",)
+QUALITY = ("tests/test_quality.py",)
 EXCHANGE = ("tests/test_exchange.py", "tests/test_exchange_hostile.py")
 
 
@@ -51,6 +52,41 @@ OPTIMIZATION = "score_lib/losses/optimization.py"
 CONFIGURED, PC = "score_lib/samplers/configured.py", "score_lib/samplers/pc.py"
 SAMPLED = "score_lib/samplers/chain.py"
 MUTATIONS = [
+    Mutation(
+        "quality: the latest is the best",
+        "score_lib/runs/quality.py",
+        "if better := not best or ",
+        "if better := True or ",
+        QUALITY,
+    ),
+    Mutation(
+        "quality: a failure of one process is not told to the others",
+        "score_lib/runs/quality.py",
+        "_FAILURES = (ArithmeticError, RuntimeError, ValueError)",
+        "_FAILURES = ()",
+        QUALITY,
+    ),
+    Mutation(
+        "quality: a classifier is measured without its average",
+        "score_lib/runs/quality.py",
+        'with matmul_precision("float32"), ema.applied(model.parameters()):',
+        'with matmul_precision("float32"):',
+        QUALITY,
+    ),
+    Mutation(
+        "quality: a measurement that was stopped is left out",
+        TRAIN,
+        'if state["snapshot_due"] or state["metrics_due"]:',
+        'if state["snapshot_due"]:',
+        QUALITY,
+    ),
+    Mutation(
+        "quality: a best checkpoint that was not written is left out",
+        TRAIN,
+        "elif self._is_best() and not",
+        "elif False and not",
+        QUALITY,
+    ),
     Mutation(
         "exchange: weights of attention are not transposed",
         "score_lib/exchange/unet_names.py",

@@ -369,7 +369,8 @@ def test_a_signal_while_samples_are_drawn(alone, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    config = small_config(**{**LONG, "training__snapshot_freq": 25})
+    profile = {"training__posthoc_profiles": (0.1,), "training__posthoc_freq": 25}
+    config = small_config(**{**LONG, **profile, "training__snapshot_freq": 25})
     monkeypatch.setattr(run_lib.Run, "first_samples", stop)
     start = time.monotonic()
     with pytest.raises(Preempted) as stopped:
@@ -377,6 +378,7 @@ def test_a_signal_while_samples_are_drawn(alone, tmp_path, monkeypatch):
     assert stopped.value.code == 75 and time.monotonic() - start < 50
     assert read_checkpoint(tmp_path / "checkpoints-meta/checkpoint.pth")["step"] == 25
     assert not (tmp_path / "samples").exists()
+    assert (tmp_path / "posthoc/step_25_0.1.pth").exists()
     monkeypatch.undo()
     run_lib.train(config, tmp_path)
     assert (tmp_path / "samples/iter_25/sample.png").exists()

@@ -72,6 +72,14 @@ class Registry:
         """
         return self._entry(name).value
 
+    def feeds(self, name: str) -> Mapping[str, str]:
+        """Keyword of the builder -> dotted name of the option that feeds it.
+
+        Raises:
+            ValueError: no such name.
+        """
+        return self._entry(name).options
+
     def build(self, name: str, config, *args, **keywords) -> Any:
         """An object as a config describes it.
 

@@ -135,10 +135,21 @@ class MetricsLog:
         self._file = self.path.open("a", encoding="utf-8")
         self._writers = [_summary_writer(self._events, step), *others]
 
-    def write(self, step: int, machine: dict[str, float] | None = None, **values: float) -> None:
-        """Record values of a step; `machine` are those that depend on the machine."""
+    def write(
+        self,
+        step: int,
+        machine: dict[str, float] | None = None,
+        facts: dict[str, object] | None = None,
+        **values: float,
+    ) -> None:
+        """Record values of a step.
+
+        Args:
+            machine: those that depend on the machine.
+            facts: plain values beside them, such as texts, for `metrics.jsonl` alone.
+        """
         with naming(self.path):
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.write(json.dumps({"step": step, **values, **(facts or {})}) + "\n")
             self._file.flush()
         with naming(self._events):
             for name, value in {**values, **(machine or {})}.items():
@@ -177,7 +188,13 @@ class MetricsLog:
 class SilentLog:
     """A `MetricsLog` that keeps nothing: of several processes, only the main one has a log."""
 
-    def write(self, step: int, machine: dict[str, float] | None = None, **values: float) -> None:
+    def write(
+        self,
+        step: int,
+        machine: dict[str, float] | None = None,
+        facts: dict[str, object] | None = None,
+        **values: float,
+    ) -> None:
         """Record nothing."""
 
     def image(self, step: int, name: str, picture: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -28,21 +28,35 @@ class CheckpointWriter:
         self._writing: Future | None = None
         self._copies: dict[str, dict] = {}
 
-    def save(self, path: str | os.PathLike, state: dict, keep: int = 0) -> None:
+    def save(
+        self,
+        path: str | os.PathLike,
+        state: dict,
+        keep: int = 0,
+        also: Sequence[str | os.PathLike] = (),
+    ) -> None:
         """Start writing the present state, see `save_checkpoint`.
 
+        Args:
+            also: further files of the same contents, each written after those before it.
         Raises:
             OSError: the previous file could not be written.
         """
-        self.save_contents(path, contents_of(state), keep)
+        self.save_contents(path, contents_of(state), keep, also=also)
 
     def save_contents(
-        self, path: str | os.PathLike, contents: dict, keep: int = 0, kind: str = "checkpoint"
+        self,
+        path: str | os.PathLike,
+        contents: dict,
+        keep: int = 0,
+        kind: str = "checkpoint",
+        also: Sequence[str | os.PathLike] = (),
     ) -> None:
         """Start writing contents, see `write_contents`.
 
         Args:
             kind: contents of a kind are alike, and share the memory of their copies.
+            also: see `save`.
         Raises:
             OSError: the previous file could not be written.
         """
@@ -51,14 +65,17 @@ class CheckpointWriter:
         copied = torch.cuda.Event() if torch.cuda.is_initialized() else None
         if copied is not None:
             copied.record()
-        self._writing = self._thread.submit(self._run, path, copy, keep, copied)
+        self._writing = self._thread.submit(
+            self._run, {path: keep, **dict.fromkeys(also, 0)}, copy, copied
+        )
 
     def _run(
-        self, path: str | os.PathLike, copy: dict, keep: int, copied: torch.cuda.Event | None
+        self, files: dict[str | os.PathLike, int], copy: dict, copied: torch.cuda.Event | None
     ) -> None:
         if copied is not None:
             copied.synchronize()
-        self._write(path, copy, keep)
+        for path, keep in files.items():
+            self._write(path, copy, keep)
 
     def check(self) -> None:
         """Raise the error of a file that could not be written.

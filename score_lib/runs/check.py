@@ -27,6 +27,7 @@ from score_lib.inverse.restoration import build_restoration
 from score_lib.metrics.configured import find_statistics
 from score_lib.options import complete
 from score_lib.runs.nearest import nearest_experiment
+from score_lib.runs.quality import cost_of
 from score_lib.runs.setup import Run, setup
 from score_lib.runs.statistics import data_statistics
 from score_lib.samplers.configured import get_sampling_fn
@@ -55,7 +56,7 @@ def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
     else:
         parts = (_config, _network, _process, _samplers, _data)
         findings = [finding for part in parts for finding in part(run)]
-        findings += _statistics(run, workdir)
+        findings += _statistics(run, workdir) + _quality(run)
     rows = [finding._asdict() for finding in findings]
     if workdir:
         write_text(pathlib.Path(workdir) / "check.json", json.dumps(rows, indent=2) + "\n")
@@ -247,3 +248,16 @@ def _statistics(run: Run, workdir: str | os.PathLike) -> list[Finding]:
     return [
         Finding("statistics", OK if stats.means is not None and stats.made_by() else NOTE, text)
     ]
+
+
+def _quality(run: Run) -> list[Finding]:
+    """The cost of measurements while training."""
+    if not run.config.training.metrics_freq:
+        return []
+    try:
+        with only_prepared():
+            return [Finding("quality", OK, cost_of(run))]
+    except MissingDataError as error:  # conditions of samples are of the data
+        return [Finding("quality", NOTE, f"not looked at: {error}")]
+    except ValueError as error:
+        return [Finding("quality", WRONG, str(error))]

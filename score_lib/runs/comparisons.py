@@ -45,22 +45,28 @@ def compare_with_data(job: Job) -> dict[str, float]:
 
     def report() -> dict[str, float]:
         samples = torch.from_numpy(np.concatenate([found["samples"] for found in rounds]))
-        data = _held_out(run, options.num_samples)
+        data = first_examples(HeldOut(run, "test", False), options.num_samples)
         draw_samples(job.folder / folder / "samples.png", samples, run)
         draw_samples(job.folder / folder / "held_out.png", data, run)
-        both = (run.scaler(x.to(run.device)) for x in (samples, data))
-        found = _METRICS.get(run.kind, sample_metrics)(*both)
+        found = distances_of(run, samples, data)
         return {**found, "num_samples": len(samples), "num_data": len(data)}
 
     return distributed.on_main(report)
 
 
-def _held_out(run: Run, most: int) -> Tensor:
+def distances_of(run: Run, samples: Tensor, data: Tensor) -> dict[str, float]:
+    """The measures that suit the kind of the data, of samples (N, *D) and data (M, *D) in the
+    user's units."""
+    both = (run.scaler(x.to(run.device)) for x in (samples, data))
+    return _METRICS.get(run.kind, sample_metrics)(*both)
+
+
+def first_examples(data: HeldOut, most: int) -> Tensor:
     """The first held-out examples, (n, *D), as `Run.draw` gives samples."""
-    data, parts, count = HeldOut(run, "test", False), [], 0
+    parts, count = [], 0
     for number in range(len(data)):
         if count >= most:
             break
-        parts.append(run.inverse_scaler(data.read(number)[0]).cpu())
+        parts.append(data.run.inverse_scaler(data.read(number)[0]).cpu())
         count += len(parts[-1])
     return torch.cat(parts)[:most]

@@ -17,7 +17,7 @@ from score_lib.runs.dequantizer import dequantizer_file
 from score_lib.runs.measures import MEASURES
 from score_lib.runs.rounds import Job, check_folder, fingerprint
 from score_lib.runs.setup import Run, load_trained, load_weights, setup
-from score_lib.runs.start import needs_start
+from score_lib.runs.start import chosen_checkpoint, needs_start
 
 
 def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> list[dict]:
@@ -115,11 +115,10 @@ def _wanted(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     """See `find_checkpoints`; the files need not be there."""
     options, folder = config.eval, workdir / "checkpoints"
     numbered = any(folder.glob("checkpoint_*.pth"))
-    chosen = options.checkpoint
-    if not (numbered or options.wait_minutes) and needs_start(config, workdir):
-        chosen = chosen or config.model.weights
-    if chosen:
-        path = pathlib.Path(chosen)
+    path = chosen_checkpoint(config, workdir)
+    if not (path or numbered or options.wait_minutes) and needs_start(config, workdir):
+        path = pathlib.Path(config.model.weights)
+    if path:
         return {path.stem.removeprefix("checkpoint_"): path}
     numbers = range(options.begin_ckpt, options.end_ckpt + 1)
     if not numbers:

@@ -96,6 +96,10 @@ class HeldOut:
         values = torch.cat(mine).cpu().numpy() if mine else np.empty(0)
         return np.concatenate(distributed.gather(values))
 
+    def release(self) -> None:
+        """End the processes that prepare batches, until the next one is read."""
+        self._batches, self._next = None, None
+
     def read(self, number: int) -> tuple[Tensor, Tensor, Condition]:
         """A batch in the network's range, (B, *D), its labels (B,), and its condition.
 

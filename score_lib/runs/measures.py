@@ -24,9 +24,10 @@ from score_lib.disk.pictures import save_grid, to_uint8
 from score_lib.disk.reports import markdown_table, mean_and_error, save_histogram
 from score_lib.elbo import get_elbo_fn
 from score_lib.likelihood import get_log_likelihood_fn
-from score_lib.losses.objectives import ClassifierLoss, Draws, NoisyLoss
+from score_lib.losses.objectives import NoisyLoss
 from score_lib.metrics.configured import recognises_classes
 from score_lib.metrics.stats import Statistics, class_metrics, metrics
+from score_lib.runs.accuracy import correct_shares
 from score_lib.runs.comparisons import compare_with_data
 from score_lib.runs.dequantizer import get_dequantization
 from score_lib.runs.heldout import HeldOut
@@ -100,26 +101,6 @@ def evaluate_accuracy(job: Job) -> dict[str, float]:
     chance = 1 / run.config.data.num_classes
     logging.info("accuracy by noise level; chance is %.4f\n%s", chance, table)
     return {key: rows[0][key] for key in ("accuracy", "accuracy_standard_error")}
-
-
-@torch.no_grad()
-def correct_shares(run: Run, loss_fn: ClassifierLoss, level: Tensor) -> dict[str, np.ndarray]:
-    """The share of noise draws for which each held-out example gets its label."""
-    repeats = run.config.eval.accuracy_num_repeats
-    seed = derive_seed(run.config.seed, "accuracy")
-    data = HeldOut(run, "test", run.config.data.uniform_dequantization, seed)
-    run.check_labels(data.info)
-
-    def of_batch(number: int) -> Tensor:
-        images, labels, _ = data.read(number)
-        noise = SampleNoise(seed, data.indices(number), run.device)
-        right = torch.zeros(len(images), dtype=torch.int64, device=run.device)
-        for _ in range(repeats):
-            draws = Draws(level.expand(len(images)), noise(images))
-            right += loss_fn.logits(run.state["model"], images, draws).argmax(1) == labels
-        return right.double() / repeats
-
-    return {"correct": data.map(of_batch)}
 
 
 def evaluate_bpd(job: Job) -> dict[str, float]:

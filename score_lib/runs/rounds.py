@@ -33,7 +33,16 @@ _NOT_IN_FINGERPRINT = (
     "suggest_noise_scales",
 )
 # Of other sections; weights are in the fingerprint themselves.
-_OTHERS = ("device", "model.weights", "training.wandb", "export.format", "export.folder")
+_OTHERS = (
+    "device",
+    "model.weights",
+    "training.metrics_freq",
+    "training.metrics_sampler",
+    "training.metrics_samples",
+    "training.wandb",
+    "export.format",
+    "export.folder",
+)
 
 
 @dataclasses.dataclass
@@ -131,13 +140,6 @@ def check_folder(config, folder: pathlib.Path) -> None:
 def _relevant(config_json: str) -> dict[str, object]:
     """The options that rounds depend on, by dotted name, sorted."""
     flat = flatten(ConfigDict(json.loads(config_json)))
-    left_out = {
-        "device",
-        "model.weights",
-        "training.wandb",
-        *(f"eval.{name}" for name in _NOT_IN_FINGERPRINT),
-    }
-    relevant = (
-        key for key in flat.keys() - left_out if ".enable_" not in key and key[:7] != "export."
-    )
+    left_out = {*_OTHERS, *(f"eval.{name}" for name in _NOT_IN_FINGERPRINT)}
+    relevant = (key for key in flat.keys() - left_out if ".enable_" not in key)
     return {key: flat[key] for key in sorted(relevant)}

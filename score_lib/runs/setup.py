@@ -38,7 +38,7 @@ from score_lib.parametrization import parametrization_of
 from score_lib.runs.averages import choose_average, get_averages, get_ema, one_average
 from score_lib.runs.conditions import Conditions
 from score_lib.runs.history import check_same_output, trained_config
-from score_lib.runs.start import META, load_start, needs_start
+from score_lib.runs.start import META, chosen_checkpoint, load_start, needs_start
 from score_lib.runs.units import BitsPerDim, Nats
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
 from score_lib.scores import label_at
@@ -333,7 +333,7 @@ def restored(config, workdir: str | os.PathLike) -> Run:
 def load_chosen(run: Run, workdir: str | os.PathLike, average: str = "") -> str:
     """Load the weights of `eval.checkpoint`, else of the run's latest checkpoint, else of
     `model.weights`; see `load_trained`."""
-    chosen = run.config.eval.checkpoint
+    chosen = chosen_checkpoint(run.config, workdir)
     if not chosen and distributed.on_main(lambda: needs_start(run.config, workdir)):
         return load_weights(run, average)
     path = chosen or pathlib.Path(workdir) / META
@@ -424,7 +424,7 @@ def _dry_run(run: Run) -> None:
     _, eval_step = run.step_fns()
     if run.objective != "score":
         return
-    network = _Zeros().to(run.device)
+    network = Zeros().to(run.device)
     images = torch.zeros(1, *run.shape, device=run.device)
     ema = ExponentialMovingAverage(network.parameters(), decay=0.0)
     labels = torch.zeros(1, dtype=torch.int64, device=run.device)
@@ -435,7 +435,7 @@ def _dry_run(run: Run) -> None:
     sampler(run.conditioned(network, condition), noise=torch.zeros_like)
 
 
-class _Zeros(nn.Module):
+class Zeros(nn.Module):
     """A network whose output is always 0, with learned variances if asked for."""
 
     def __init__(self):

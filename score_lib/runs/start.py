@@ -22,6 +22,17 @@ from score_lib.runs.history import check_same_output, trained_config
 # The checkpoint at which training resumes, in the folder of a run.
 META = pathlib.Path("checkpoints-meta", "checkpoint.pth")
 
+# The checkpoint of the best figure, see `quality`.
+BEST = pathlib.Path("checkpoints", "best.pth")
+
+
+def chosen_checkpoint(config, workdir: str | os.PathLike) -> pathlib.Path | None:
+    """The file of `eval.checkpoint`, of which "best" is the run's own `BEST`; None if it is ""."""
+    chosen = config.eval.checkpoint
+    if chosen == "best":
+        return pathlib.Path(workdir) / BEST
+    return pathlib.Path(chosen) if chosen else None
+
 
 def needs_start(config, workdir: str | os.PathLike) -> bool:
     """Whether `model.weights` counts: it is set, and the run has no checkpoint of its own."""

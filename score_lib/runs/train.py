@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import pathlib
+from collections.abc import Sequence
 
 import torch
 from ml_collections import ConfigDict
@@ -44,9 +45,10 @@ from score_lib.runs.history import (
     record_config,
     trained_config,
 )
+from score_lib.runs.quality import Quality, get_quality, is_best_file
 from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import META, Run, check_standardization, setup
-from score_lib.runs.start import needs_start, start_training
+from score_lib.runs.start import BEST, needs_start, start_training
 
 Streams = tuple[ImageStream, ImageStream]
 
@@ -57,6 +59,7 @@ def train(config, workdir: str | os.PathLike) -> None:
     Files: `checkpoints-meta/checkpoint.pth` every `training.snapshot_freq_for_preemption` steps,
     with `training.keep_meta_checkpoints` predecessors; in `checkpoints/` those of `snapshot_name`,
     and `samples/iter_{step}/`, every `training.snapshot_freq` steps and at the end;
+    `checkpoints/best.pth`, the one of the best of the figures of `training.metrics_freq`;
     `posthoc/`, snapshots of `training.posthoc_profiles` every `training.posthoc_freq` steps;
     `metrics.jsonl`, `tensorboard/`, `stdout.txt`, `config.json` and `config_history.jsonl`.
 
@@ -72,10 +75,13 @@ def train(config, workdir: str | os.PathLike) -> None:
     run.add_optimizer()
     with kept_messages() as said:  # how the data are read
         streams = training_streams(run)
+        quality = get_quality(run, workdir)
     with StopSignals() as stop, contextlib.ExitStack() as stack:
         # Last, so that a mistake in any of the above changes no file.
         distributed.on_main(lambda: stack.enter_context(locked(workdir)))
         old = resume(run, workdir)
+        if quality is not None:
+            run.state["best"] = quality.known(run.state["best"])
         standardize(run, streams[0].source)
         applied = apply_settings(run.config, run.state)
         log = SilentLog()
@@ -89,7 +95,7 @@ def train(config, workdir: str | os.PathLike) -> None:
             log = stack.enter_context(MetricsLog(workdir, run.state["step"], others))
         writer = stack.enter_context(CheckpointWriter())
         stack.enter_context(matmul_precision(run.config.training.precision))
-        Training(run, streams, workdir, log, writer, stop).run_to_the_end()
+        Training(run, streams, workdir, log, writer, stop, quality).run_to_the_end()
 
 
 def training_streams(run: Run, dequantize: bool | None = None) -> Streams:
@@ -147,7 +153,8 @@ def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
         CheckpointError: it is of another network, process or data set.
         ValueError: a classifier was trained with other labels than the data have now.
     """
-    run.state |= {"position": 0, "snapshot_due": False, "start": {}}
+    run.state |= {"position": 0, "start": {}, "best": {}}
+    run.state |= {"snapshot_due": False, "metrics_due": False}
     path, old, classes = workdir / META, None, run.state["class_to_idx"]
 
     def check(chosen: pathlib.Path, contents: dict) -> None:
@@ -182,6 +189,7 @@ class Training:
         log: for numbers and pictures.
         writer: for checkpoints.
         stop: tells whether a signal has asked to stop.
+        quality: measures the averaged weights; None: nothing does.
     """
 
     def __init__(
@@ -192,8 +200,10 @@ class Training:
         log: MetricsLog | SilentLog,
         writer: CheckpointWriter,
         stop: StopSignals,
+        quality: Quality | None = None,
     ):
         self.run, self.workdir, self.log, self.writer, self.stop = run, workdir, log, writer, stop
+        self.quality = quality
         self.state, self.options = run.state, run.config.training
         self.train_step, self.eval_step = run.step_fns()
         train_ds, eval_ds = streams
@@ -217,9 +227,13 @@ class Training:
             "training from step %d to %d on %s, %d processes",
             state["step"], options.n_iters, self.run.device, distributed.world(),
         )  # fmt: skip
-        if state["snapshot_due"]:
-            self._draw_samples()
+        if state["snapshot_due"] or state["metrics_due"]:
+            self._make_due()
             self._save_meta()
+        elif self._is_best() and not distributed.on_main(
+            lambda: is_best_file(self.workdir / BEST, state["best"])
+        ):
+            self._save(BEST)  # a kill came between the state and this copy of it
         with progress_bar(options.n_iters, state["step"], "step") as bar:
             while state["step"] < options.n_iters:
                 loss = self._steps()
@@ -227,6 +241,9 @@ class Training:
                 self._after_step(loss, last=state["step"] >= options.n_iters)
                 self.writer.check()
         self.writer.wait()
+        if self.quality is not None and state["best"]:
+            name, best = self.quality.name, self.quality.text(state["best"])
+            logging.info("best %s: %s, in %s", name, best, BEST)
         distributed.barrier()
 
     def _steps(self) -> Tensor:
@@ -241,19 +258,23 @@ class Training:
         return loss
 
     def _after_step(self, loss: Tensor, last: bool) -> None:
-        step, options = self.state["step"], self.options
+        state, options = self.state, self.options
+        step = state["step"]
         if every(step, options.log_freq):
             self._log_training(loss)
         if every(step, options.eval_freq):
             self._evaluate()
-        if every(step, options.snapshot_freq) or last:
-            self._save(f"checkpoints/{snapshot_name(step, options.snapshot_freq)}")
-            self._draw_samples()
         if every(step, options.posthoc_freq):
             self._save_snapshot()
+        if every(step, options.snapshot_freq) or last:
+            self._save(f"checkpoints/{snapshot_name(step, options.snapshot_freq)}")
+            state["snapshot_due"] = options.snapshot_sampling
+        state["metrics_due"] = every(step, options.metrics_freq)
+        self._make_due()
         # Last: a run killed before this line repeats all of the above.
         stopping = self.stop_asked(self.stop.requested) and not last
-        if every(step, options.snapshot_freq_for_preemption) or last or stopping:
+        meta_due = every(step, options.snapshot_freq_for_preemption)
+        if meta_due or last or stopping or self._is_best():
             self._save_meta()
         if stopping:
             self.writer.wait()
@@ -287,17 +308,31 @@ class Training:
         self.log.write(step, eval_loss=loss)
         logging.info("step %d: evaluation loss %.4e", step, loss)
 
-    def _draw_samples(self) -> None:
-        """Samples from the averaged weights; an interrupted run draws them again."""
-        if not self.options.snapshot_sampling:
-            return
-        self.state["snapshot_due"] = True
+    def _make_due(self) -> None:
+        """Samples and figures of the averaged weights; an interrupted run makes them again."""
         try:
-            with self.stop.at_once():
-                samples = self.run.first_samples()
+            if self.state["snapshot_due"] and self.options.snapshot_sampling:
+                self._draw_samples()
+            if self.state["metrics_due"] and self.quality is not None:
+                self._measure(self.quality)
         except Preempted:
             self._save_meta()
             raise
+
+    def _measure(self, quality: Quality) -> None:
+        with self.stop.at_once():
+            found = quality.measure()
+        state = self.state
+        state["best"] = quality.report(self.log, state["step"], found, state["best"])
+        state["metrics_due"] = False
+
+    def _is_best(self) -> bool:
+        """Whether the present weights are those of the best figure so far."""
+        return self.quality is not None and self.state["best"].get("step") == self.state["step"]
+
+    def _draw_samples(self) -> None:
+        with self.stop.at_once():
+            samples = self.run.first_samples()
         self.state["snapshot_due"] = False
         if not distributed.is_main():
             return
@@ -323,13 +358,18 @@ class Training:
         self.writer.save_contents(path, snapshots.contents_of(step, averages), kind="snapshot")
 
     def _save_meta(self) -> None:
-        self._save(META, self.options.keep_meta_checkpoints)
+        # The state comes first, so that a best checkpoint is never ahead of the run.
+        best = [BEST] if self._is_best() else []
+        self._save(META, self.options.keep_meta_checkpoints, best)
 
-    def _save(self, name: str, keep: int = 0) -> None:
+    def _save(
+        self, name: str | os.PathLike, keep: int = 0, also: Sequence[os.PathLike] = ()
+    ) -> None:
         self.guard.check()
         if distributed.is_main():
             state = {**self.state, "config": self.run.config.to_json_best_effort()}
-            self.writer.save(self.workdir / name, state, keep)
+            also = [self.workdir / other for other in also]
+            self.writer.save(self.workdir / name, state, keep, also)
 
 
 def snapshot_name(step: int, frequency: int) -> str:

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from score_lib.base.registry import Registry
-from score_lib.options import complete
+from score_lib.option_table import TABLE
+from score_lib.options import complete, flatten
 from score_lib.parametrization import parametrization_of
 from score_lib.samplers import solvers
 from score_lib.samplers.adaptive import get_adaptive_sampler, get_ode_sampler
@@ -102,6 +103,29 @@ def get_sampling_fn(
         shared["parametrization"] = chosen
     keywords = {"eps": eps, **shared, **options}
     return _SAMPLERS.build(config.sampling.method, config, sde, shape, inverse_scaler, **keywords)
+
+
+# Options that change samples, whatever the method.
+_OF_ALL_METHODS = tuple(
+    f"sampling.{name}"
+    for name in ("noise_removal", "classes", "guidance_scale", "guidance_interval", "precision")
+)
+
+
+def sampler_text(config) -> str:
+    """The configured sampler in words: its method, and the options that differ from their defaults.
+
+    Such as "dpmpp_2m (num_steps = 20)".
+    """
+    flat = flatten(complete(config))
+    method = flat["sampling.method"]
+    names = dict.fromkeys((*_SAMPLERS.feeds(method).values(), *_OF_ALL_METHODS))
+    shown = [
+        f"{name.removeprefix('sampling.')} = {flat[name]!r}"
+        for name in names
+        if name not in TABLE or flat[name] != TABLE[name].default
+    ]
+    return f"{method} ({', '.join(shown)})" if shown else method
 
 
 def get_short_sampling_fn(config, sde: SDE, shape, inverse_scaler: Callable, eps: float):
