@@ -1,7 +1,7 @@
 """Train the classifiers whose features are used for metrics of small gray images.
 
     python -m assets.train_classifiers digits
-    python -m assets.train_classifiers fashion_mnist --path /usr/share/datasets/fashion-mnist
+    python -m assets.train_classifiers fashion_mnist
 
 Trains on the training split and prints the accuracy on the held-out split.  On a CPU the first
 takes half a minute, the second half an hour.

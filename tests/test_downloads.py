@@ -57,14 +57,17 @@ def test_files_are_downloaded_once_and_read(published, tmp_path, monkeypatch, ca
     assert {file.name: file.read_bytes() for file in target.iterdir()} == published
     train, test = archives.open_archive(NAME, str(target))
     assert (len(train), len(test)) == (10, 3)
-    # Without the server: they are there.
-    assert downloads.files_of(NAME, target) == target
+    downloads.fetch(NAME, target)  # without the server: they are there
 
 
-def test_the_package_of_the_system_is_found(published, tmp_path, monkeypatch):
-    place = tmp_path / "server"
-    monkeypatch.setattr(downloads, "PACKAGES", {NAME: (place, "")})
-    assert downloads.files_of(NAME, tmp_path / "mine") == place
+def test_files_of_a_package_are_copied_and_what_is_there_stays(published, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "PACKAGES", {NAME: (tmp_path / "server", "")})
+    file, target = "t10k-labels-idx1-ubyte.gz", tmp_path / "mine"
+    write(target, {file: b"mine"})
+    with pytest.raises(DataError, match=rf"{file} cannot be read"):
+        downloads.fetch(NAME, target)
+    assert {f.name: f.read_bytes() for f in target.iterdir()} == published | {file: b"mine"}
+    assert {f.name: f.read_bytes() for f in (tmp_path / "server").iterdir()} == published
 
 
 @pytest.mark.parametrize("fault", ["other", "cut", "plain"])
@@ -74,7 +77,7 @@ def test_other_contents_are_refused_and_not_stored(published, fault, tmp_path, m
     file.write_bytes({"other": whole, "cut": whole[:-20], "plain": b"<html>"}[fault])
     match = "another file: its MD5" if fault == "other" else "is no whole gzip file"
     with served(tmp_path / "server", monkeypatch), pytest.raises(DataError, match=match):
-        downloads.files_of(NAME, tmp_path / "mine")
+        downloads.fetch(NAME, tmp_path / "mine")
     assert len(list((tmp_path / "mine").iterdir())) == 3  # the whole ones, and nothing unfinished
 
 
@@ -82,5 +85,5 @@ def test_without_a_network_the_ways_to_go_on_are_named(published, tmp_path, monk
     monkeypatch.setitem(archives.ADDRESSES, NAME, "http://127.0.0.1:9/")
     with pytest.raises(SystemExit, match=r"copy it and the other files .* to .*mine, and repeat"):
         run(monkeypatch, "fashion_mnist", tmp_path / "mine")
-    with pytest.raises(DataError, match=r"prepare fashion_mnist` finds or downloads the files"):
+    with pytest.raises(DataError, match=r"prepare fashion_mnist` puts the files into data/"):
         archives.open_archive(NAME, str(tmp_path / "none"))

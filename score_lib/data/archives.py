@@ -194,7 +194,9 @@ def _find(name: str, root: pathlib.Path) -> tuple[Archive, list[list[pathlib.Pat
     """The first format whose files are all there, and the files of each split."""
     if not root.is_dir():
         getting = f"python -m score_lib.data.prepare {name.lower()}"
-        advice = f": `{getting}` finds or downloads the files" if name in ADDRESSES else ""
+        advice = (
+            f": `{getting}` puts the files into data/{name.lower()}" if name in ADDRESSES else ""
+        )
         raise DataError(
             f"data.path: {name} is read from a folder, and {str(root)!r} is none{advice}"
         )

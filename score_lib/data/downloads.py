@@ -1,4 +1,4 @@
-"""The authors' own files of a data set: found on this machine, or downloaded and verified."""
+"""The authors' own files of a data set: copied on this machine, or downloaded, and verified."""
 
 import gzip
 import http.client
@@ -19,39 +19,50 @@ PACKAGES = {
 }
 
 
-def files_of(dataset: str, folder: pathlib.Path) -> pathlib.Path:
-    """The folder with the verified files of a data set of `ADDRESSES`.
+def fetch(dataset: str, folder: pathlib.Path) -> None:
+    """Put the files of a data set of `ADDRESSES` into a folder, and verify them.
 
-    They are downloaded if they are neither in `folder` nor where a package puts them.
+    Those that are there stay; others are copied from where a package puts them, or downloaded.
 
     Raises:
         DataError: files are damaged or cannot be downloaded.
     """
-    package, advice = PACKAGES.get(dataset, (None, ""))
-    place = next((p for p in (folder, package) if p and has_archive(dataset, p)), None)
-    if place is None:
-        place = folder
+    package, advice = PACKAGES.get(dataset, (folder, ""))
+    if not has_archive(dataset, folder):
         for split in ARCHIVES[dataset][0].splits:
-            for file, md5 in split.md5:
-                _download(ADDRESSES[dataset] + file + ".gz", folder / f"{file}.gz", md5, advice)
-    open_archive(dataset, str(place))
-    return place
+            for name, md5 in split.md5:
+                target = folder / f"{name}.gz"
+                if not target.exists():
+                    copied = _copied(package / target.name)
+                    content = copied or _downloaded(
+                        ADDRESSES[dataset] + target.name, folder, advice
+                    )
+                    _store(target, content, md5)
+    open_archive(dataset, str(folder))
 
 
-def _download(url: str, path: pathlib.Path, md5: str, advice: str) -> None:
-    if path.exists():
-        return
+def _copied(path: pathlib.Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def _downloaded(url: str, folder: pathlib.Path, advice: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=SECONDS) as answer:
-            content = answer.read()
+            return answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise DataError(
             f"{url} cannot be downloaded ({error}): copy it and the other files of this data set "
-            f"to {path.parent}, {advice}and repeat the command"
+            f"to {folder}, {advice}and repeat the command"
         ) from error
+
+
+def _store(path: pathlib.Path, content: bytes, md5: str) -> None:
+    """Write a packed file whose unpacked contents have a hash."""
     try:
-        verify(gzip.decompress(content), md5, url)
+        verify(gzip.decompress(content), md5, path.name)
     except (OSError, EOFError) as error:
-        raise DataError(f"{url} is no whole gzip file ({error}): repeat the command") from error
+        raise DataError(
+            f"{path.name} is no whole gzip file ({error}): repeat the command"
+        ) from error
     with atomic_write(path) as stored:
         stored.write(content)

@@ -2,8 +2,9 @@
 
     python -m score_lib.data.prepare NAME [FOLDER] [--tfds]
 
-For fashion_mnist and mnist: finds the authors' files in FOLDER or where a package of the system put
-them, or downloads them to FOLDER, verifies their hashes, and says which `data.path` reads them.
+For fashion_mnist and mnist: puts the authors' files into FOLDER, by default data/NAME, where
+`data.path` reads them: copied from where a package of the system has them, or downloaded.  Their
+hashes are verified.
 
 For other names in tensorflow-datasets, such as cifar10, svhn_cropped, celeb_a and
 lsun/church_outdoor, or with --tfds: downloads the data set and prepares it for random access.  This
@@ -16,7 +17,7 @@ import pathlib
 import sys
 
 from score_lib.data.archives import ADDRESSES
-from score_lib.data.downloads import files_of
+from score_lib.data.downloads import fetch
 from score_lib.data.sources import DataError
 
 
@@ -32,10 +33,10 @@ def main() -> None:
         return
     folder = pathlib.Path(options.folder or f"data/{options.name}")
     try:
-        place = files_of(options.name.upper(), folder)
+        fetch(options.name.upper(), folder)
     except (DataError, OSError) as error:
         sys.exit(str(error))
-    print(f"{options.name} is in {place}, as published: --config.data.path={place}")
+    print(f"{options.name} is in {folder}, as published: --config.data.path={folder}")
 
 
 def prepare(name: str, folder: str | None) -> None:
