@@ -2,6 +2,7 @@
 # make test    style, then every test: up to 10 minutes on two idle CPU cores
 # make quick   style, then every test that takes seconds: up to 2 minutes
 # make faults  kill runs, damage files, fill disks: 20 minutes, not part of `make test`
+# make benchmark-fashion   train, kill, resume and evaluate Fashion-MNIST: two hours on two cores
 # make style   check the style
 # make format  format the source
 # make clean   remove caches, but neither runs nor the environment
@@ -19,7 +20,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 endif
 
-.PHONY: demo test quick faults style format clean
+.PHONY: demo test quick faults benchmark-fashion style format clean
 
 demo: $(INSTALLED)
 	$(PY) -m examples.digits --workdir runs/demo
@@ -33,6 +34,10 @@ quick: style
 faults: $(INSTALLED_DEV)
 	PYTHONPATH=tests $(PY) -m faults
 	PYTHONPATH=tests $(PY) -m faults.damaged_inputs
+
+benchmark-fashion: $(INSTALLED)
+	$(PY) -m score_lib.data.prepare fashion_mnist
+	$(PY) -m benchmarks.fashion_mnist --workdir runs/fashion
 
 style: $(INSTALLED_DEV)
 	$(PY) -m ruff check .

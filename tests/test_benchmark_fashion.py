@@ -1,0 +1,58 @@
+"""The benchmark of Fashion-MNIST: what it kills, and what it counts."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import fashion_mnist
+
+# Stands for training: logs a step now and then, and goes on where the file ends.
+TRAINING = """
+import json, pathlib, sys, time
+file = pathlib.Path(sys.argv[1])
+first = len(file.read_text().splitlines()) if file.exists() else 0
+for step in range(first + 1, 31):
+    with file.open("a") as lines:
+        lines.write(json.dumps({"step": step}) + chr(10))
+    time.sleep(0.01)
+"""
+
+
+class Stand(fashion_mnist.Experiment):
+    """An experiment of 30 steps whose training takes no network."""
+
+    def __init__(self, folder):
+        super().__init__("vp/fashion_mnist", folder, ["training.n_iters=30"])
+        self.processes = []
+
+    def start(self, mode, *options):
+        command = [sys.executable, "-c", TRAINING, str(self.workdir / "metrics.jsonl")]
+        self.processes.append(subprocess.Popen(command))
+        return self.processes[-1]
+
+
+def test_training_is_killed_on_the_way_and_ends(tmp_path, monkeypatch):
+    pause = fashion_mnist.time.sleep
+    monkeypatch.setattr(fashion_mnist.time, "sleep", lambda seconds: pause(0.005))
+    run = Stand(tmp_path)
+    assert fashion_mnist.train(run, kills=2) > 0
+    assert [process.returncode for process in run.processes] == [-9, -9, 0]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert steps == list(range(1, 31)) and run.last_step() == 30
+    fashion_mnist.train(run, kills=2)  # once more: there is nothing to kill
+    assert len(run.processes) == 4
+
+
+def test_sureness_is_the_share_above_the_threshold():
+    probabilities = torch.tensor([[0.91, 0.09], [0.89, 0.11], [0.05, 0.95], [0.5, 0.5]])
+    found = fashion_mnist.sureness(probabilities.log())
+    assert found["sure"] == 0.5
+    assert found["sure_standard_error"] == pytest.approx((1 / 3) ** 0.5 / 2)
+
+
+def test_a_setting_reaches_the_config_and_the_command(tmp_path):
+    run = fashion_mnist.Experiment("vp/digits", tmp_path, ["training.n_iters=7"])
+    assert run.config.training.n_iters == 7 and "--config.training.n_iters=7" in run.command
