@@ -424,7 +424,7 @@ def _dry_run(run: Run) -> None:
     _, eval_step = run.step_fns()
     if run.objective != "score":
         return
-    network = _Zeros().to(run.device)
+    network = Zeros().to(run.device)
     images = torch.zeros(1, *run.shape, device=run.device)
     ema = ExponentialMovingAverage(network.parameters(), decay=0.0)
     labels = torch.zeros(1, dtype=torch.int64, device=run.device)
@@ -435,7 +435,7 @@ def _dry_run(run: Run) -> None:
     sampler(run.conditioned(network, condition), noise=torch.zeros_like)
 
 
-class _Zeros(nn.Module):
+class Zeros(nn.Module):
     """A network whose output is always 0, with learned variances if asked for."""
 
     def __init__(self):

@@ -1,0 +1,209 @@
+"""A few steps of a config, timed, and the memory that they take: for estimates before a run."""
+
+import bisect
+import itertools
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.precision import matmul_precision
+from score_lib.base.memory import held_memory, peak_memory, reset_peak, total_memory
+from score_lib.base.tensors import SampleNoise, derive_seed
+from score_lib.base.threads import cores
+from score_lib.checks.network import Cost
+from score_lib.data.stream import ImageStream
+from score_lib.disk.checkpoints import contents_of, write_contents
+from score_lib.runs.measures import likelihood_terms
+from score_lib.runs.setup import Run
+from score_lib.samplers.configured import get_short_sampling_fn
+
+# Seconds for everything that is tried.
+BUDGET = 8.0
+# Share of the memory of a machine that a trial may take.
+SHARE = 0.5
+# Evaluations of an adaptive solver on a trained network, which depend on the data.
+LIKELIHOOD = 150
+# A checkpoint of more bytes is written in part, and without a trial at so many bytes a second.
+_WRITTEN, _RATE = 64 << 20, 5e8
+
+
+class Trial(NamedTuple):
+    """Seconds and bytes of the parts of a run; "a datum" is an image or what the data are."""
+
+    how: str
+    step: float
+    """A training step of a whole batch, with its data."""
+    forward: float
+    """An evaluation of the network for a datum, without gradients."""
+    sampling: float
+    """The same in the configured sampler, with what it computes itself."""
+    likelihood: float
+    """The same with the divergence that log-likelihoods need; 0: no measure needs it."""
+    checkpoint: float
+    memory: int
+    """The largest at one time: of the process on a CPU, of tensors on a GPU."""
+
+
+def try_out(run: Run, cost: Cost, stream: ImageStream | None) -> Trial:
+    """Make steps of as many data as the budget and the memory of the machine allow.
+
+    Args:
+        run: gets an optimiser; its weights change.
+        cost: of the network for one datum.
+        stream: of the training data; None: they are not on this machine.
+    """
+    reset_peak(run.device)
+    options, before = run.config.training, held_memory(run.device)
+    state = _bytes_of_state(run, cost)
+    # Without gradients: the writer of checkpoints holds a copy on the host.
+    copy = (state - 4 * cost.parameters) * (run.device.type == "cpu")
+    each = cost.activations / options.grad_accumulation
+    one = 3 * cost.operations / _product_rate(run.device)  # a step is three forward passes
+    room = SHARE * total_memory(run.device) - before - state - copy
+    count = min(options.batch_size, int(BUDGET / 4 / one), int(room / each))
+    count = max(count, options.grad_accumulation)
+    if 4 * one * count > 2 * BUDGET or each * count > room:
+        how = "estimated from operations and the rate of a matrix product"
+        memory = int(before + state + each * options.batch_size) + copy
+        step, written = one * options.batch_size, (state - 4 * cost.parameters) / _RATE
+        return Trial(how, step, one / 3, one / 3, one, written, memory)
+    run.add_optimizer()
+    step, number = _step(run, count, stream)
+    memory = peak_memory(run.device)
+    if count < options.batch_size:
+        more = max(memory - before - state, int(each * count))
+        memory = before + state + more * options.batch_size // count
+    how = f"measured on {number} steps of {count}"
+    return Trial(how, step, *_evaluations(run, count), _checkpoint(run), memory + copy)
+
+
+def _bytes_of_state(run: Run, cost: Cost) -> int:
+    """Weights, gradients, two moments and the averages, in float32."""
+    config = run.config
+    averages = 1 + len(config.model.ema_rates) + len(config.training.posthoc_profiles)
+    return (16 + 4 * averages) * cost.parameters
+
+
+def _product_rate(device: torch.device) -> float:
+    """Floating-point operations a second of a matrix product."""
+    size = 1024
+    a = torch.randn(size, size, device=device)
+    return 2 * size**3 / min(_seconds(lambda: float((a @ a)[0, 0])) for _ in range(3))
+
+
+def _step(run: Run, count: int, stream: ImageStream | None) -> tuple[float, int]:
+    """Seconds of a training step of the whole batch, and how many steps were made for it."""
+    config, (train_step, _) = run.config, run.step_fns()
+    whole = count == config.training.batch_size
+    batches = iter(stream) if whole and stream is not None else itertools.repeat(_zeros(run, count))
+
+    def step() -> float:
+        torch.manual_seed(derive_seed(config.seed, "train", run.state["step"]))
+        return float(train_step(run.state, *run.arguments(next(batches))))
+
+    with matmul_precision(config.training.precision):
+        taken, number = _median(step, BUDGET / 4)
+    if whole:
+        return max(taken, _reading(run, stream)), number
+    model, optimizer = run.state["model"], run.state["optimizer"]
+    averages = [run.state["ema"], *([run.state["averages"]] if "averages" in run.state else ())]
+
+    def update():  # whose time does not depend on the batch
+        optimizer.step()
+        for average in averages:
+            average.update(model.parameters())
+
+    fixed = min(taken, _median(update, BUDGET / 16)[0])
+    taken = fixed + (taken - fixed) * config.training.batch_size / count
+    return max(taken, _reading(run, stream)), number
+
+
+def _reading(run: Run, stream: ImageStream | None) -> float:
+    """Seconds between two batches of the processes that read data."""
+    if stream is None:
+        return 0.0
+    numbers = itertools.cycle(np.arange(len(stream.source)))
+    size, workers = stream.batch_size, min(stream.num_workers, cores())
+
+    def read():
+        stream.source.read(np.fromiter(itertools.islice(numbers, size), dtype=np.int64))
+
+    return _median(read, BUDGET / 32)[0] / max(1, workers)
+
+
+def _evaluations(run: Run, count: int) -> tuple[float, float, float]:
+    """Seconds of an evaluation for a datum: alone, in the sampler, in a log-likelihood."""
+    config = run.config
+    x, labels, condition = run.arguments(_zeros(run, count))
+    _, eval_step = run.step_fns()
+    with matmul_precision("float32"):
+        forward = _median(lambda: float(eval_step(run.state, x, labels, condition)), BUDGET / 16)
+    forward = forward[0] / count
+    if run.objective != "score":
+        return forward, 0.0, 0.0
+    shape, eps = (count, *run.shape), run.sde.sampling_eps
+    sampler = get_short_sampling_fn(config, run.sde, shape, run.inverse_scaler, eps)
+    noise = SampleNoise(config.seed, range(count), run.device)
+
+    def sample() -> int:
+        with run.sampling_network() as network:
+            return sampler(run.conditioned(network, condition), noise=noise)[1]
+
+    made = max(1, sample())
+    sampling = _median(sample, BUDGET / 8)[0] / made / count
+    likelihood = 0.0
+    if config.eval.enable_bpd:
+        few = max(1, min(count, int(BUDGET / 8 / (3 * forward * LIKELIHOOD))))
+        told = {kind: value[:few] for kind, value in condition.items()}
+        start = time.perf_counter()
+        terms = likelihood_terms(run, x[:few], run.levels, torch.randn_like, told)
+        likelihood = (time.perf_counter() - start) / int(terms["nfe"]) / few
+    return forward, sampling, likelihood
+
+
+def _checkpoint(run: Run) -> float:
+    """Seconds to write the state, by a file of its first tensors."""
+    tensors = [x for x in _tensors(contents_of(run.state)) if x.numel()]
+    ends = list(itertools.accumulate(x.nbytes for x in tensors))
+    part = max(1, bisect.bisect_right(ends, _WRITTEN))
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "checkpoint.pth"
+        taken = _seconds(lambda: write_contents(path, {"part": tensors[:part]}))
+    return taken * ends[-1] / ends[part - 1]
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """The tensors in nested dictionaries and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
+
+
+def _zeros(run: Run, count: int) -> dict[str, Tensor]:
+    """A batch of black images in [0, 1], or of zeros."""
+    images = torch.zeros(count, *run.shape, device=run.device)
+    return {"image": images, "label": torch.zeros(count, dtype=torch.int64, device=run.device)}
+
+
+def _median(work: Callable[[], object], budget: float) -> tuple[float, int]:
+    """Median seconds of calls after the first, and their number: three, or more in the budget."""
+    work()
+    taken, start = [], time.perf_counter()
+    while len(taken) < 3 or (time.perf_counter() - start < budget and len(taken) < 100):
+        taken.append(_seconds(work))
+    return statistics.median(taken), len(taken)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
