@@ -64,7 +64,7 @@ def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
     except (ValueError, NotImplementedError, FloatingPointError) as error:
         findings = [Finding("config", WRONG, str(error))]
     else:
-        data = _data(run)
+        data = data_of(run)
         findings = _config(run) + _network(run, data) + _process(run) + _samplers(run)
         findings += data.findings + _statistics(run, workdir)
     rows = [finding._asdict() for finding in findings]
@@ -84,7 +84,7 @@ def _config(run: Run) -> list[Finding]:
 def _network(run: Run, data: Data) -> list[Finding]:
     """Parameters, operations, attention; time and memory of training and evaluation."""
     config, options = run.config, run.config.training
-    found = _cost(run)
+    found = cost_of(run)
     attention = ", ".join(f"{n} at {side}" for side, n in found.attention.items()) or "none"
     facts = (
         f"{config.model.name}: {found.parameters / 1e6:.2f} M parameters, "
@@ -111,7 +111,7 @@ def _network(run: Run, data: Data) -> list[Finding]:
     ]
 
 
-def _cost(run: Run) -> Cost:
+def cost_of(run: Run) -> Cost:
     """The cost of the network for one datum."""
     t = torch.full((1,), 0.5 * run.sde.T)
     label = label_at(run.sde, t, **run.reading, dimensions=len(run.shape))
@@ -176,7 +176,7 @@ def _chain(config, sde: SDE, levels: SDE, shape: tuple[int, ...], constraints=()
     return lambda score: sample(lambda x, label: score(x, sde.level_time(label.to(x))))
 
 
-def _data(run: Run) -> Data:
+def data_of(run: Run) -> Data:
     """Counts, classes and values of the data, if they are on this machine."""
     options = run.config.training
     dequantize = run.config.data.uniform_dequantization

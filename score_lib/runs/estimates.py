@@ -65,7 +65,8 @@ def _training(run: Run, trial: Trial, draw: float) -> dict[str, float]:
         "checkpoints": (snapshots + states) * trial.checkpoint,
     }
     if options.snapshot_sampling and run.objective == "score":
-        found["samples"] = snapshots * run.config.sampling.num_samples * draw
+        each = run.config.sampling.num_samples * draw + trial.pictures
+        found["samples"] = snapshots * each
     return found
 
 

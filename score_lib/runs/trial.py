@@ -1,6 +1,7 @@
 """A few steps of a config, timed, and the memory that they take: for estimates before a run."""
 
 import bisect
+import functools
 import itertools
 import pathlib
 import statistics
@@ -21,6 +22,7 @@ from score_lib.checks.network import Cost
 from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import contents_of, write_contents
 from score_lib.runs.measures import likelihood_terms
+from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import Run
 from score_lib.samplers.configured import get_short_sampling_fn
 
@@ -31,7 +33,7 @@ SHARE = 0.5
 # Evaluations of an adaptive solver on a trained network, which depend on the data.
 LIKELIHOOD = 150
 # A checkpoint of more bytes is written in part, and without a trial at so many bytes a second.
-_WRITTEN, _RATE = 64 << 20, 5e8
+_WRITTEN, _WRITING = 64 << 20, 5e8
 
 
 class Trial(NamedTuple):
@@ -47,6 +49,8 @@ class Trial(NamedTuple):
     likelihood: float
     """The same with the divergence that log-likelihoods need; 0: no measure needs it."""
     checkpoint: float
+    pictures: float
+    """Files of `sampling.num_samples` samples."""
     memory: int
     """The largest at one time: of the process on a CPU, of tensors on a GPU."""
 
@@ -60,35 +64,40 @@ def try_out(run: Run, cost: Cost, stream: ImageStream | None) -> Trial:
         stream: of the training data; None: they are not on this machine.
     """
     reset_peak(run.device)
-    options, before = run.config.training, held_memory(run.device)
-    state = _bytes_of_state(run, cost)
-    # Without gradients: the writer of checkpoints holds a copy on the host.
-    copy = (state - 4 * cost.parameters) * (run.device.type == "cpu")
+    options, rate = run.config.training, _product_rate(run.device)
+    state, kept = _bytes_of_state(run, cost)
     each = cost.activations / options.grad_accumulation
-    one = 3 * cost.operations / _product_rate(run.device)  # a step is three forward passes
-    room = SHARE * total_memory(run.device) - before - state - copy
+    one = 3 * cost.operations / rate  # a step is three forward passes
+    room = SHARE * total_memory(run.device) - held_memory(run.device) - state
     count = min(options.batch_size, int(BUDGET / 4 / one), int(room / each))
     count = max(count, options.grad_accumulation)
+    # The writer of checkpoints holds a copy on the host.
+    copy = kept if run.device.type == "cpu" else 0
     if 4 * one * count > 2 * BUDGET or each * count > room:
         how = "estimated from operations and the rate of a matrix product"
-        memory = int(before + state + each * options.batch_size) + copy
-        step, written = one * options.batch_size, (state - 4 * cost.parameters) / _RATE
-        return Trial(how, step, one / 3, one / 3, one, written, memory)
+        memory = held_memory(run.device) + state + int(each * options.batch_size) + copy
+        step, written = one * options.batch_size, kept / _WRITING
+        return Trial(how, step, one / 3, one / 3, one, written, 0.0, memory)
     run.add_optimizer()
+    # Gradients and moments are added in the first step.
+    before = held_memory(run.device) + 12 * cost.parameters
     step, number = _step(run, count, stream)
     memory = peak_memory(run.device)
     if count < options.batch_size:
-        more = max(memory - before - state, int(each * count))
-        memory = before + state + more * options.batch_size // count
-    how = f"measured on {number} steps of {count}"
-    return Trial(how, step, *_evaluations(run, count), _checkpoint(run), memory + copy)
+        more = max(memory - before, int(each * count))
+        memory = before + more * options.batch_size // count
+    forward, sampling = _forward(run, count), _sampling(run, count)
+    written, pictures = _checkpoint(run), _pictures(run)
+    memory = max(memory, peak_memory(run.device)) + copy
+    how, likelihood = f"measured on {number} steps of {count}", _likelihood(run, count, forward)
+    return Trial(how, step, forward, sampling, likelihood, written, pictures, memory)
 
 
-def _bytes_of_state(run: Run, cost: Cost) -> int:
-    """Weights, gradients, two moments and the averages, in float32."""
+def _bytes_of_state(run: Run, cost: Cost) -> tuple[int, int]:
+    """Weights, gradients, two moments and averages in float32; those of them in a checkpoint."""
     config = run.config
     averages = 1 + len(config.model.ema_rates) + len(config.training.posthoc_profiles)
-    return (16 + 4 * averages) * cost.parameters
+    return (16 + 4 * averages) * cost.parameters, (12 + 4 * averages) * cost.parameters
 
 
 def _product_rate(device: torch.device) -> float:
@@ -138,34 +147,51 @@ def _reading(run: Run, stream: ImageStream | None) -> float:
     return _median(read, BUDGET / 32)[0] / max(1, workers)
 
 
-def _evaluations(run: Run, count: int) -> tuple[float, float, float]:
-    """Seconds of an evaluation for a datum: alone, in the sampler, in a log-likelihood."""
-    config = run.config
-    x, labels, condition = run.arguments(_zeros(run, count))
+def _forward(run: Run, count: int) -> float:
+    """Seconds of an evaluation of the network for a datum, in the loss of an evaluation."""
     _, eval_step = run.step_fns()
+    x, labels, condition = run.arguments(_zeros(run, count))
     with matmul_precision("float32"):
-        forward = _median(lambda: float(eval_step(run.state, x, labels, condition)), BUDGET / 16)
-    forward = forward[0] / count
+        work = functools.partial(eval_step, run.state, x, labels, condition)
+        return _median(lambda: float(work()), BUDGET / 16)[0] / count
+
+
+def _sampling(run: Run, count: int) -> float:
+    """Seconds of an evaluation in the sampler, for a datum."""
     if run.objective != "score":
-        return forward, 0.0, 0.0
+        return 0.0
+    count = min(count, run.config.sampling.num_samples)
     shape, eps = (count, *run.shape), run.sde.sampling_eps
-    sampler = get_short_sampling_fn(config, run.sde, shape, run.inverse_scaler, eps)
-    noise = SampleNoise(config.seed, range(count), run.device)
+    sampler = get_short_sampling_fn(run.config, run.sde, shape, run.inverse_scaler, eps)
+    noise = SampleNoise(run.config.seed, range(count), run.device)
+    condition = run.arguments(_zeros(run, count))[2]
 
     def sample() -> int:
         with run.sampling_network() as network:
             return sampler(run.conditioned(network, condition), noise=noise)[1]
 
-    made = max(1, sample())
-    sampling = _median(sample, BUDGET / 8)[0] / made / count
-    likelihood = 0.0
-    if config.eval.enable_bpd:
-        few = max(1, min(count, int(BUDGET / 8 / (3 * forward * LIKELIHOOD))))
-        told = {kind: value[:few] for kind, value in condition.items()}
-        start = time.perf_counter()
-        terms = likelihood_terms(run, x[:few], run.levels, torch.randn_like, told)
-        likelihood = (time.perf_counter() - start) / int(terms["nfe"]) / few
-    return forward, sampling, likelihood
+    return _median(sample, BUDGET / 8)[0] / max(1, sample()) / count
+
+
+def _likelihood(run: Run, count: int, forward: float) -> float:
+    """Seconds of an evaluation with the divergence, for a datum; 0 if no measure needs it."""
+    if run.objective != "score" or not run.config.eval.enable_bpd:
+        return 0.0
+    count = max(1, min(count, int(BUDGET / 8 / (3 * forward * LIKELIHOOD))))
+    x, _, condition = run.arguments(_zeros(run, count))
+    start = time.perf_counter()
+    with matmul_precision("float32"):
+        terms = likelihood_terms(run, x, run.levels, torch.randn_like, condition)
+    return (time.perf_counter() - start) / int(terms["nfe"]) / count
+
+
+def _pictures(run: Run) -> float:
+    """Seconds to write the files of a snapshot's samples."""
+    if run.objective != "score" or not run.config.training.snapshot_sampling:
+        return 0.0
+    samples = torch.zeros(run.config.sampling.num_samples, *run.shape)
+    with tempfile.TemporaryDirectory() as folder:
+        return _median(lambda: save_samples(pathlib.Path(folder) / "samples", samples, run), 0.0)[0]
 
 
 def _checkpoint(run: Run) -> float:
