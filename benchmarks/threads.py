@@ -83,6 +83,7 @@ class Process:
     def stop(self) -> None:
         """Stop it, with the threads that wait."""
         self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)
 
     def end(self) -> None:
         """Kill it."""

@@ -1,13 +1,16 @@
 """Estimates before a run: counts with known answers, and memory that a trial takes."""
 
+import argparse
+
 import pytest
 import torch
 from small_runs import small_config
 
 import run_lib
+from benchmarks import estimates as benchmark
 from score_lib.base import memory
 from score_lib.checks.network import Cost
-from score_lib.runs import estimates, trial
+from score_lib.runs import estimates, train, trial
 from score_lib.runs.trial import LIKELIHOOD, Trial
 
 CPU = torch.device("cpu")
@@ -130,3 +133,28 @@ def test_a_network_larger_than_the_machine_is_not_tried(monkeypatch):
     assert found.trial.memory == pytest.approx(expected, abs=2e9)
     text, fits = estimates.memory_text(run, found)
     assert not fits and "GB at most, this machine has 1 MB: training will fail here" in text
+
+
+def test_estimates_are_compared_with_a_run(monkeypatch):
+    figures = {
+        "check": iter(({"step s": 1.0, "MB": 90.0}, {"step s": 2.0, "MB": 110.0})),
+        "train": iter(({"step s": 3.0, "MB": 80.0},)),
+    }
+    monkeypatch.setattr(benchmark, "_child", lambda part, *_: next(figures[part]))
+    row = benchmark.row("a", argparse.Namespace(rounds=1, evaluate=False))
+    assert row.pop("case") == "a"
+    assert (row["step s, ratio"], row["MB, ratio"], row["MB, estimated"]) == (0.5, 1.25, 100)
+
+
+@pytest.mark.slow
+def test_parts_of_the_comparison_have_the_same_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "PATIENCE", 0.0)
+    for method in ("_steps", "run_to_the_end"):
+        monkeypatch.setattr(train.Training, method, getattr(train.Training, method))
+    case = benchmark.Case("vp/vectors", (50, 2), {"training.batch_size": 8, "model.nf": 8}, steps=4)
+    config = benchmark.configured(case, 4, tmp_path)
+    expected = benchmark.checked(config, tmp_path)
+    measured = benchmark.trained(config, tmp_path)
+    assert measured.keys() <= expected.keys()
+    assert 0 < measured["step s"] < measured["training s"]
+    assert measured["MB"] == pytest.approx(expected["MB"], rel=0.5)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from small_runs import ROOT
 
+from benchmarks import threads as benchmark
 from score_lib.base import cgroups, memory, threads
 
 
@@ -111,3 +113,28 @@ def test_threads_are_limited_to_the_cores_unless_the_user_gives_their_number(uns
     threads.settle_threads()
     assert chosen == [3] and "3 CPU threads for 3 cores" in caplog.text
     assert "OMP_WAIT_POLICY=active" in caplog.text
+
+
+def test_rates_of_waiting_are_compared_within_rounds():
+    rates = {("defaults", "none"): [10.0, 30.0], ("defaults", "loop"): [1.0, 1.0]}
+    rates |= {("ours", "none"): [20.0, 30.0], ("ours", "loop"): [10.0, 20.0]}
+    rows = {(row["waiting"], row["beside"]): row for row in benchmark.rows(rates)}
+    assert rows["ours", "none"]["of default"] == 1.5 and rows["ours", "loop"]["of default"] == 15
+    assert rows["ours", "loop"]["of idle"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+@pytest.mark.slow
+def test_processes_take_turns():
+    program = "print(0, flush=True)\nfor line in __import__('sys').stdin: print(line, flush=True)"
+    process, other = (benchmark.Process(["-c", code]) for code in (program, benchmark.LOOP))
+    try:
+        assert process.read() == 0
+        assert benchmark.beside(process, other, 2.5) == 2.5
+        for each in (process, other):
+            state = pathlib.Path(f"/proc/{each._process.pid}/stat").read_text().split()[2]
+            assert state == "T"
+    finally:
+        process.end()
+        other.end()
+    with pytest.raises(RuntimeError, match="ended with code"):
+        process.read()

@@ -22,7 +22,7 @@ _SIZES = {1e12: "TB", 1e9: "GB", 1e6: "MB", 1e3: "kB"}
 
 
 class Estimate(NamedTuple):
-    """What a run will take.
+    """Seconds and bytes that a run will take.
 
     Attributes:
         trial: seconds and bytes of its parts.
@@ -102,7 +102,7 @@ def _evaluations_of_sampler(run: Run) -> int:
 
 
 def training_text(run: Run, found: Estimate) -> str:
-    """What training will take, in words."""
+    """The time of training in words."""
     trial, options = found.trial, run.config.training
     others = [
         f"{name} {duration(seconds)}"
@@ -117,7 +117,7 @@ def training_text(run: Run, found: Estimate) -> str:
 
 
 def evaluation_text(run: Run, found: Estimate) -> str:
-    """What an evaluation will take, in words; "" where nothing is to be measured."""
+    """The time of an evaluation in words; "" where nothing is to be measured."""
     parts = [
         f"{name.removeprefix('enable_')} {duration(seconds)}"
         for name, seconds in found.evaluation.items()
@@ -129,7 +129,7 @@ def evaluation_text(run: Run, found: Estimate) -> str:
 
 
 def memory_text(run: Run, found: Estimate) -> tuple[str, bool]:
-    """What training needs at most, in words, and whether the machine has as much."""
+    """The largest memory of training in words, and whether the machine has as much."""
     needed, there = found.trial.memory, total_memory(run.device)
     where = "this machine" if run.device.type == "cpu" else str(run.device)
     fits = needed <= there

@@ -26,8 +26,10 @@ from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import Run
 from score_lib.samplers.configured import get_short_sampling_fn
 
-# Seconds for everything that is tried.
+# Seconds that the largest trial may take: four times a step of the batch that is tried.
 BUDGET = 8.0
+# Seconds for repetitions beyond three.
+PATIENCE = 2.0
 # Share of the memory of a machine that a trial may take.
 SHARE = 0.5
 # Evaluations of an adaptive solver on a trained network, which depend on the data.
@@ -118,7 +120,7 @@ def _step(run: Run, count: int, stream: ImageStream | None) -> tuple[float, int]
         return float(train_step(run.state, *run.arguments(next(batches))))
 
     with matmul_precision(config.training.precision):
-        taken, number = _median(step, BUDGET / 4)
+        taken, number = _median(step, PATIENCE / 2)
     if whole:
         return max(taken, _reading(run, stream)), number
     model, optimizer = run.state["model"], run.state["optimizer"]
@@ -129,7 +131,7 @@ def _step(run: Run, count: int, stream: ImageStream | None) -> tuple[float, int]
         for average in averages:
             average.update(model.parameters())
 
-    fixed = min(taken, _median(update, BUDGET / 16)[0])
+    fixed = min(taken, _median(update, PATIENCE / 16)[0])
     taken = fixed + (taken - fixed) * config.training.batch_size / count
     return max(taken, _reading(run, stream)), number
 
@@ -144,7 +146,7 @@ def _reading(run: Run, stream: ImageStream | None) -> float:
     def read():
         stream.source.read(np.fromiter(itertools.islice(numbers, size), dtype=np.int64))
 
-    return _median(read, BUDGET / 32)[0] / max(1, workers)
+    return _median(read, PATIENCE / 16)[0] / max(1, workers)
 
 
 def _forward(run: Run, count: int) -> float:
@@ -153,7 +155,7 @@ def _forward(run: Run, count: int) -> float:
     x, labels, condition = run.arguments(_zeros(run, count))
     with matmul_precision("float32"):
         work = functools.partial(eval_step, run.state, x, labels, condition)
-        return _median(lambda: float(work()), BUDGET / 16)[0] / count
+        return _median(lambda: float(work()), PATIENCE / 8)[0] / count
 
 
 def _sampling(run: Run, count: int) -> float:
@@ -170,7 +172,7 @@ def _sampling(run: Run, count: int) -> float:
         with run.sampling_network() as network:
             return sampler(run.conditioned(network, condition), noise=noise)[1]
 
-    return _median(sample, BUDGET / 8)[0] / max(1, sample()) / count
+    return _median(sample, PATIENCE / 4)[0] / max(1, sample()) / count
 
 
 def _likelihood(run: Run, count: int, forward: float) -> float:
