@@ -62,7 +62,7 @@ def test_measures_of_an_evaluation_are_counted():
     assert found == {
         "enable_loss": 10 * 3 * 2.0,
         "enable_bpd": 10 * 2 * LIKELIHOOD * 8.0,
-        "enable_elbo": 10 * 5 * 8.0,
+        "enable_elbo": 10 * 5 * 3 * 2.0,
         "enable_sampling": 7 * 0.5,
     }
 

@@ -73,7 +73,6 @@ def _training(run: Run, trial: Trial, draw: float) -> dict[str, float]:
 def _evaluation(run: Run, trial: Trial, draw: float, sizes: Mapping) -> dict[str, float]:
     options = run.config.eval
     test, few = sizes.get("test", 0), sizes.get(options.dataset or options.bpd_dataset, 0)
-    both = trial.likelihood or 3 * trial.forward  # with a backward pass
     levels = options.vlb_num_times or run.sde.N
     found = {
         "enable_loss": test * options.loss_num_repeats * trial.forward,
@@ -81,8 +80,9 @@ def _evaluation(run: Run, trial: Trial, draw: float, sizes: Mapping) -> dict[str
         * options.accuracy_num_levels
         * options.accuracy_num_repeats
         * trial.forward,
-        "enable_bpd": few * options.bpd_num_repeats * LIKELIHOOD * both,
-        "enable_elbo": few * options.elbo_num_times * both,
+        "enable_bpd": few * options.bpd_num_repeats * LIKELIHOOD * trial.likelihood,
+        # With a backward pass.
+        "enable_elbo": few * options.elbo_num_times * 3 * trial.forward,
         "enable_vlb": few * levels * trial.forward,
         "enable_sampling": options.num_samples * draw,
     }
@@ -117,10 +117,11 @@ def training_text(run: Run, found: Estimate) -> str:
 
 
 def evaluation_text(run: Run, found: Estimate) -> str:
-    """The time of an evaluation in words; "" where nothing is to be measured."""
+    """The time of an evaluation in words; "" where none can be told."""
     parts = [
         f"{name.removeprefix('enable_')} {duration(seconds)}"
         for name, seconds in found.evaluation.items()
+        if seconds > 0  # others need data that are not here
     ]
     if not parts:
         return ""

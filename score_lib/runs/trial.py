@@ -3,6 +3,7 @@
 import bisect
 import functools
 import itertools
+import math
 import pathlib
 import statistics
 import tempfile
@@ -21,10 +22,11 @@ from score_lib.base.threads import cores
 from score_lib.checks.network import Cost
 from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import contents_of, write_contents
-from score_lib.runs.measures import likelihood_terms
+from score_lib.likelihood import value_and_divergence
 from score_lib.runs.samples import save_samples
-from score_lib.runs.setup import Run
+from score_lib.runs.setup import Run, given
 from score_lib.samplers.configured import get_short_sampling_fn
+from score_lib.scores import get_score_fn
 
 # Seconds that the largest trial may take: four times a step of the batch that is tried.
 BUDGET = 8.0
@@ -177,14 +179,19 @@ def _sampling(run: Run, count: int) -> float:
 
 def _likelihood(run: Run, count: int, forward: float) -> float:
     """Seconds of an evaluation with the divergence, for a datum; 0 if no measure needs it."""
-    if run.objective != "score" or not run.config.eval.enable_bpd:
+    config = run.config
+    if run.objective != "score" or not config.eval.enable_bpd:
         return 0.0
-    count = max(1, min(count, int(BUDGET / 8 / (3 * forward * LIKELIHOOD))))
+    exact = config.eval.hutchinson_type.lower() == "exact"
+    number = math.prod(run.shape) if exact else config.eval.num_probes
+    # A backward pass takes twice the time of a forward pass.
+    count = max(1, min(count, int(BUDGET / 16 / (forward * (1 + 2 * number)))))
     x, _, condition = run.arguments(_zeros(run, count))
-    start = time.perf_counter()
+    t, probes = torch.full((count,), run.sde.T, device=run.device), torch.ones(number, *x.shape)
+    score_fn = get_score_fn(run.sde, given(run.state["model"], condition), **run.reading)
     with matmul_precision("float32"):
-        terms = likelihood_terms(run, x, run.levels, torch.randn_like, condition)
-    return (time.perf_counter() - start) / int(terms["nfe"]) / count
+        work = functools.partial(value_and_divergence, score_fn, x, t, probes.to(x))
+        return _median(work, 0.0)[0] / count
 
 
 def _pictures(run: Run) -> float:
