@@ -17,7 +17,15 @@ from score_lib.samplers.configured import get_sampling_fn
 # Evaluations of samplers whose steps depend on the network: on trained ones they are about these.
 ADAPTIVE = {"ode": 150, "adaptive": 300}
 # Units of time and memory, by the least number of seconds or bytes.
-_TIMES = {86400: "days", 3600: "hours", 60: "minutes", 1: "s", 1e-3: "ms", 1e-6: "us"}
+_TIMES = {
+    31557600: "years",
+    86400: "days",
+    3600: "hours",
+    60: "minutes",
+    1: "s",
+    1e-3: "ms",
+    1e-6: "us",
+}
 _SIZES = {1e12: "TB", 1e9: "GB", 1e6: "MB", 1e3: "kB"}
 
 
@@ -104,15 +112,11 @@ def _evaluations_of_sampler(run: Run) -> int:
 def training_text(run: Run, found: Estimate) -> str:
     """The time of training in words."""
     trial, options = found.trial, run.config.training
-    others = [
-        f"{name} {duration(seconds)}"
-        for name, seconds in found.training.items()
-        if name != "steps" and seconds > 0
-    ]
+    parts = [f"{name} {duration(seconds)}" for name, seconds in found.training.items() if seconds]
+    total = duration(sum(found.training.values()))
     return (
         f"about {duration(trial.step)} a step of {options.batch_size} on {run.device} "
-        f"({trial.how}); {options.n_iters} steps take {duration(found.training['steps'])}, "
-        f"{', '.join(others)}: together about {duration(sum(found.training.values()))}"
+        f"({trial.how}), {total} for {options.n_iters} steps: {', '.join(parts)}"
     )
 
 

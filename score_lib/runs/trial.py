@@ -70,8 +70,8 @@ def try_out(run: Run, cost: Cost, stream: ImageStream | None) -> Trial:
     reset_peak(run.device)
     options, rate = run.config.training, _product_rate(run.device)
     state, kept = _bytes_of_state(run, cost)
-    each = cost.activations / options.grad_accumulation
-    one = 3 * cost.operations / rate  # a step is three forward passes
+    each = max(1, cost.activations) / options.grad_accumulation
+    one = 3 * max(1, cost.operations) / rate  # a step is three forward passes
     room = SHARE * total_memory(run.device) - held_memory(run.device) - state
     count = min(options.batch_size, int(BUDGET / 4 / one), int(room / each))
     count = max(count, options.grad_accumulation)
