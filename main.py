@@ -14,6 +14,8 @@ import traceback
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from score_lib.base.threads import settle_threads, wait_without_spinning
+
 FLAGS = flags.FLAGS
 MODES = (
     "train",
@@ -120,6 +122,7 @@ def run_mode() -> None:
     }
     if resolve_device(complete(FLAGS.config).device).type == "cpu":
         keep_freed_memory()
+        settle_threads()
     with distributed.joined():
         actions[FLAGS.mode]()
 
@@ -147,5 +150,6 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    wait_without_spinning()  # before a config, or a mode, imports PyTorch
     flags.mark_flags_as_required(["config", "mode"])
     app.run(main, flags_parser=parse_flags)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from score_lib.base.memory import keep_freed_memory
+from score_lib.base.threads import settle_threads
 from score_lib.disk.files import atomic_write
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.reports import markdown_table
@@ -42,6 +43,7 @@ def workdir_of(description: str, default: str) -> pathlib.Path:
     workdir = pathlib.Path(parser.parse_args().workdir)
     log_to_console()
     keep_freed_memory()
+    settle_threads()
     return workdir
 
 

@@ -21,6 +21,7 @@ from datasets import get_streams
 from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
 from score_lib.base.memory import keep_freed_memory
 from score_lib.base.tensors import SampleNoise
+from score_lib.base.threads import settle_threads
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import save_grid
@@ -40,6 +41,7 @@ def main() -> None:
     workdir = pathlib.Path(parser.parse_args().workdir)
     log_to_console()
     keep_freed_memory()
+    settle_threads()
     start = time.perf_counter()
     config = get_config()
     config.training.snapshot_sampling = False  # the evaluation draws samples

@@ -34,6 +34,8 @@ DRAWINGS = ("tests/test_quickdraw.py",)
 POINTS = ("tests/test_point_files.py",)
 ARRAYS = ("tests/test_any_data.py",)
 QUALITY = ("tests/test_quality.py",)
+ESTIMATES = ("tests/test_estimates.py",)
+THREADS = ("tests/test_threads.py",)
 EXCHANGE = ("tests/test_exchange.py", "tests/test_exchange_hostile.py")
 
 
@@ -86,6 +88,34 @@ MUTATIONS = [
         "elif self._is_best() and not",
         "elif False and not",
         QUALITY,
+    ),
+    Mutation(
+        "estimates: the checkpoint at the end does not count",
+        "score_lib/runs/estimates.py",
+        "    snapshots += steps != snapshots * options.snapshot_freq",
+        "    snapshots += 0",
+        ESTIMATES,
+    ),
+    Mutation(
+        "estimates: the update grows with the batch",
+        "score_lib/runs/trial.py",
+        "taken = fixed + (taken - fixed) *",
+        "taken = taken *",
+        ESTIMATES,
+    ),
+    Mutation(
+        "threads: the user's choice is replaced",
+        "score_lib/base/threads.py",
+        'if "torch" in sys.modules or any(name in os.environ for name in WAITING):',
+        'if "torch" in sys.modules:',
+        THREADS,
+    ),
+    Mutation(
+        "threads: outer control groups do not count",
+        "score_lib/base/cgroups.py",
+        "(inside, *(p for p in inside.parents if p.is_relative_to(top)))",
+        "(inside,)",
+        THREADS,
     ),
     Mutation(
         "exchange: weights of attention are not transposed",

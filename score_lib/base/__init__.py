@@ -3,5 +3,6 @@
 - `tensors`: broadcasting over a batch, seeds, noise that belongs to a sample
 - `registry`: from a name in a config to an object; `devices`: from a name to a device
 - `distributed`, `preemption`: processes that share a run, and signals that ask them to stop
-- `ode`: the adaptive ODE solver; `memory`: of the host
+- `ode`: the adaptive ODE solver
+- `memory`, `threads`, `cgroups`: of the host and of devices, and the limits of a container
 """

@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import pathlib
-import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,19 +16,21 @@ from models.utils import get_model
 from score_lib.checks.exact import told_by_time
 from score_lib.checks.finding import NOTE, OK, WRONG, Finding, worst
 from score_lib.checks.likelihood import log_likelihood
-from score_lib.checks.network import cost
+from score_lib.checks.network import Cost, cost
 from score_lib.checks.process import few_entries, process
 from score_lib.checks.sampling import corrector, order, order_of_steps, restoration, sampler
 from score_lib.data.loading import DatasetInfo, get_streams
 from score_lib.data.public import only_prepared
 from score_lib.data.sources import MissingDataError, named
+from score_lib.data.stream import ImageStream
 from score_lib.disk.files import write_text
 from score_lib.disk.logs import kept_messages
 from score_lib.inverse.restoration import build_restoration
 from score_lib.metrics.configured import find_statistics
 from score_lib.options import complete
+from score_lib.runs import quality
+from score_lib.runs.estimates import estimate, evaluation_text, memory_text, training_text
 from score_lib.runs.nearest import nearest_experiment
-from score_lib.runs.quality import cost_of
 from score_lib.runs.setup import Run, setup
 from score_lib.runs.statistics import data_statistics
 from score_lib.samplers.configured import get_sampling_fn
@@ -38,10 +41,18 @@ from score_lib.sdes.process import SDE
 
 # Data that stand for images in checks of processes and samplers.
 SMALL = (1, 2, 2)
-# Seconds for the measurement of training steps.
-BUDGET = 8.0
 # Solvers whose samples are a smooth function of the start, so that they have an order.
 DETERMINISTIC = ("ddim", "heun", "dpmpp_2m", "dpmpp_3m")
+
+
+class Data(NamedTuple):
+    """The data, if they are on this machine."""
+
+    findings: list[Finding]
+    stream: ImageStream | None = None
+    """Of training."""
+    sizes: Mapping[str, int] = types.MappingProxyType({})
+    """Numbers of data by part."""
 
 
 def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
@@ -54,9 +65,9 @@ def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
     except (ValueError, NotImplementedError, FloatingPointError) as error:
         findings = [Finding("config", WRONG, str(error))]
     else:
-        parts = (_config, _network, _process, _samplers, _data)
-        findings = [finding for part in parts for finding in part(run)]
-        findings += _statistics(run, workdir) + _quality(run)
+        data = data_of(run)
+        findings = _config(run) + _network(run, data) + _process(run) + _samplers(run)
+        findings += data.findings + _statistics(run, workdir) + _quality(run)
     rows = [finding._asdict() for finding in findings]
     if workdir:
         write_text(pathlib.Path(workdir) / "check.json", json.dumps(rows, indent=2) + "\n")
@@ -71,14 +82,10 @@ def _config(run: Run) -> list[Finding]:
     return [Finding("config", OK, nearest_experiment(run.config).text(most=12))]
 
 
-def _network(run: Run) -> list[Finding]:
-    """Parameters, operations, attention; seconds a step, memory, and days for the whole run."""
+def _network(run: Run, data: Data) -> list[Finding]:
+    """Parameters, operations, attention; time and memory of training and evaluation."""
     config, options = run.config, run.config.training
-    t = torch.full((1,), 0.5 * run.sde.T)
-    label = label_at(run.sde, t, **run.reading, dimensions=len(run.shape))
-    build = functools.partial(get_model(config.model.name), config)
-    condition = run.conditions.of_data(*_zeros(run, 1))
-    found = cost(build, run.shape, label, condition)
+    found = cost_of(run)
     attention = ", ".join(f"{n} at {side}" for side, n in found.attention.items()) or "none"
     facts = (
         f"{config.model.name}: {found.parameters / 1e6:.2f} M parameters, "
@@ -89,54 +96,30 @@ def _network(run: Run) -> list[Finding]:
     missing = sorted(asked - there)
     if missing:
         facts += f"; model.attn_resolutions = {missing} match no feature map"
-    seconds, how = _seconds_a_step(run, found.operations)
-    # Weights, gradients, two moments and the averages, in float32.
-    averages = 1 + len(config.model.ema_rates) + len(options.posthoc_profiles)
-    memory = (16 + 4 * averages) * found.parameters + found.activations * options.batch_size
-    cost_text = (
-        f"about {seconds:.3g} s a step of {options.batch_size} images on {run.device} ({how}), "
-        f"{seconds * options.n_iters / 86400:.2g} days for {options.n_iters} steps; about "
-        f"{memory / 2**30:.2g} GiB (estimated)"
-    )
+    expected = estimate(run, found, data.stream, data.sizes)
+    training, evaluation = training_text(run, expected), evaluation_text(run, expected)
+    if data.stream is None:
+        training += "; without reading the data, which are not here"
     short = config.optim.warmup >= options.n_iters
     if short:
-        cost_text += f"; optim.warmup = {config.optim.warmup} steps are longer than training"
+        training += f"; optim.warmup = {config.optim.warmup} steps are longer than training"
+    memory, fits = memory_text(run, expected)
     return [
         Finding("network", NOTE if missing else OK, facts),
-        Finding("training", NOTE if short else OK, cost_text),
+        Finding("training", NOTE if short else OK, training),
+        Finding("memory", OK if fits else NOTE, memory),
+        *([Finding("evaluation", OK, evaluation)] if evaluation else []),
     ]
 
 
-def _seconds_a_step(run: Run, operations: int) -> tuple[float, str]:
-    """Time of a training step, and how it was found."""
-    batch_size = run.config.training.batch_size
-    size = 1024
-    a = torch.randn(size, size, device=run.device)
-    product = min(_seconds(lambda: float((a @ a)[0, 0])) for _ in range(3))
-    one = 3 * operations / (2 * size**3 / product)
-    images = min(batch_size, max(1, int(BUDGET / 4 / one)))
-    if 4 * one * images > 2 * BUDGET:
-        return one * batch_size, "estimated from operations and the rate of a matrix product"
-    run.add_optimizer()
-    train_step, _ = run.step_fns()
-    x, labels = _zeros(run, images)
-    condition = run.conditions.of_data(x, labels)
-    step = functools.partial(train_step, run.state, run.scaler(x), labels, condition)
-    times = [_seconds(lambda: float(step())) for _ in range(4)][1:]
-    how = f"measured on three steps of {images}"
-    return min(times) * batch_size / images, how
-
-
-def _zeros(run: Run, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Black images in [0, 1] and their labels."""
-    images = torch.zeros(count, *run.shape, device=run.device)
-    return images, torch.zeros(count, dtype=torch.int64, device=run.device)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def cost_of(run: Run) -> Cost:
+    """The cost of the network for one datum."""
+    t = torch.full((1,), 0.5 * run.sde.T)
+    label = label_at(run.sde, t, **run.reading, dimensions=len(run.shape))
+    build = functools.partial(get_model(run.config.model.name), run.config)
+    images = torch.zeros(1, *run.shape, device=run.device)
+    labels = torch.zeros(1, dtype=torch.int64, device=run.device)
+    return cost(build, run.shape, label, run.conditions.of_data(images, labels))
 
 
 def _process(run: Run) -> list[Finding]:
@@ -194,21 +177,22 @@ def _chain(config, sde: SDE, levels: SDE, shape: tuple[int, ...], constraints=()
     return lambda score: sample(lambda x, label: score(x, sde.level_time(label.to(x))))
 
 
-def _data(run: Run) -> list[Finding]:
+def data_of(run: Run) -> Data:
     """Counts, classes and values of the data, if they are on this machine."""
     options = run.config.training
+    dequantize = run.config.data.uniform_dequantization
     try:
         with only_prepared(), kept_messages() as messages:
-            _, _, info = get_streams(run.config, evaluation=True)
+            stream, _, info = get_streams(run.config, dequantize, device=run.device)
         if run.needs_labels:
             run.check_labels(info)
         train, test = (info.sources[split] for split in ("train", "test"))
         numbers = range(0, len(train), -(-len(train) // 256))
         pixels = train.images(np.asarray(numbers))
     except MissingDataError as error:
-        return [Finding("data", NOTE, f"not looked at: {error}")]
+        return Data([Finding("data", NOTE, f"not looked at: {error}")])
     except (ValueError, OSError, ImportError) as error:
-        return [Finding("data", WRONG, str(error))]
+        return Data([Finding("data", WRONG, str(error))])
     low, high, most = pixels.min().item(), pixels.max().item(), info.levels - 1
     epochs = options.n_iters * options.batch_size / len(train)
     what = "sets of points" if run.kind == "points" else run.kind
@@ -223,7 +207,8 @@ def _data(run: Run) -> list[Finding]:
         for message in messages
     ]
     text += "; no bright pixels" if dark else ""
-    return [Finding("data", NOTE if dark else OK, text), *said]
+    sizes = {split: len(source) for split, source in info.sources.items()}
+    return Data([Finding("data", NOTE if dark else OK, text), *said], stream, sizes)
 
 
 def _classes(info: DatasetInfo) -> str:
@@ -256,7 +241,7 @@ def _quality(run: Run) -> list[Finding]:
         return []
     try:
         with only_prepared():
-            return [Finding("quality", OK, cost_of(run))]
+            return [Finding("quality", OK, quality.cost_of(run))]
     except MissingDataError as error:  # conditions of samples are of the data
         return [Finding("quality", NOTE, f"not looked at: {error}")]
     except ValueError as error:
