@@ -2,6 +2,7 @@
 # make test    style, then every test: up to 10 minutes on two idle CPU cores
 # make quick   style, then every test that takes seconds: up to 2 minutes
 # make faults  kill runs, damage files, fill disks: 20 minutes, not part of `make test`
+# make notebooks  execute the notebooks and store their outputs: 4 minutes on two idle CPU cores
 # make style   check the style
 # make format  format the source
 # make clean   remove caches, but neither runs nor the environment
@@ -19,7 +20,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 endif
 
-.PHONY: demo test quick faults style format clean
+.PHONY: demo test quick faults notebooks style format clean
 
 demo: $(INSTALLED)
 	$(PY) -m examples.digits --workdir runs/demo
@@ -33,6 +34,9 @@ quick: style
 faults: $(INSTALLED_DEV)
 	PYTHONPATH=tests $(PY) -m faults
 	PYTHONPATH=tests $(PY) -m faults.damaged_inputs
+
+notebooks: $(INSTALLED_DEV)
+	$(PY) -m notebooks.run
 
 style: $(INSTALLED_DEV)
 	$(PY) -m ruff check .
@@ -59,7 +63,7 @@ $(VENV)/.installed: requirements.txt requirements-core.txt | $(VENV)/bin/python
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-notebooks.txt $(VENV)/.installed
 	@echo "Installing $< into $(VENV)"
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
