@@ -74,7 +74,7 @@ def values_of(name, parameters, names):
 
 
 @pytest.mark.slow
-def test_tour_loads_files_in_the_published_layout(tmp_path, monkeypatch, capsys):
+def test_tour_loads_files_in_the_published_layout(tmp_path, monkeypatch, capsys, caplog):
     """The last one, which holds no config, for the run and for colorization."""
     name = "vp/color_digits"
     trained = run_lib.setup(load(name))
@@ -93,6 +93,7 @@ def test_tour_loads_files_in_the_published_layout(tmp_path, monkeypatch, capsys)
     assert names["run"] is names["color"] and names["run"].state["step"] == 10
     assert names["digits"].shape == (1, 8, 8)
     assert "checkpoint_10.pth as vp/color_digits" in capsys.readouterr().out
+    assert not caplog.text  # all three files that come along are complete
 
 
 @pytest.mark.slow
