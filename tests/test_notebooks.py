@@ -61,6 +61,14 @@ def test_paths_are_found():
     assert not PATHS.search("https://arxiv.org/abs/2011.13456 ../assets/weights 3/4")
 
 
+def test_pins_are_those_of_the_other_requirements():
+    def pins(kind):
+        lines = (ROOT / f"requirements{kind}.txt").read_text().splitlines()
+        return [line for line in lines if line.startswith("matplotlib")]
+
+    assert pins("-notebooks") == pins("")
+
+
 def values_of(name, parameters, names):
     """Values of a notebook that was executed with other parameters; tensors are lists."""
     for package in ("nbformat", "nbclient", "ipykernel"):
