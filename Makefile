@@ -2,7 +2,7 @@
 # make test    style, then every test: up to 10 minutes on two idle CPU cores
 # make quick   style, then every test that takes seconds: up to 2 minutes
 # make faults  kill runs, damage files, fill disks: 20 minutes, not part of `make test`
-# make notebooks  execute the notebooks and store their outputs: 4 minutes on two idle CPU cores
+# make notebooks  execute the notebooks and store their outputs: 4 minutes of processor time
 # make style   check the style
 # make format  format the source
 # make clean   remove caches, but neither runs nor the environment
