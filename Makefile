@@ -2,7 +2,11 @@
 # make test    style, then every test: up to 10 minutes on two idle CPU cores
 # make quick   style, then every test that takes seconds: up to 2 minutes
 # make faults  kill runs, damage files, fill disks: 20 minutes, not part of `make test`
+<<<<<<< HEAD
 # make benchmark-fashion   train, kill, resume and evaluate Fashion-MNIST: two hours on two cores
+=======
+# make notebooks  execute the notebooks and store their outputs: 4 minutes of processor time
+>>>>>>> d5a1eae59c56cba254cfd5a3fac385efd6cfb2f2
 # make style   check the style
 # make format  format the source
 # make clean   remove caches, but neither runs nor the environment
@@ -20,7 +24,11 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 endif
 
+<<<<<<< HEAD
 .PHONY: demo test quick faults benchmark-fashion style format clean
+=======
+.PHONY: demo test quick faults notebooks style format clean
+>>>>>>> d5a1eae59c56cba254cfd5a3fac385efd6cfb2f2
 
 demo: $(INSTALLED)
 	$(PY) -m examples.digits --workdir runs/demo
@@ -35,9 +43,14 @@ faults: $(INSTALLED_DEV)
 	PYTHONPATH=tests $(PY) -m faults
 	PYTHONPATH=tests $(PY) -m faults.damaged_inputs
 
+<<<<<<< HEAD
 benchmark-fashion: $(INSTALLED)
 	$(PY) -m score_lib.data.prepare fashion_mnist
 	$(PY) -m benchmarks.fashion_mnist --workdir runs/fashion
+=======
+notebooks: $(INSTALLED_DEV)
+	$(PY) -m notebooks.run
+>>>>>>> d5a1eae59c56cba254cfd5a3fac385efd6cfb2f2
 
 style: $(INSTALLED_DEV)
 	$(PY) -m ruff check .
@@ -64,7 +77,7 @@ $(VENV)/.installed: requirements.txt requirements-core.txt | $(VENV)/bin/python
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-notebooks.txt $(VENV)/.installed
 	@echo "Installing $< into $(VENV)"
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

@@ -1,10 +1,11 @@
 """How good samples are: features of images, their statistics, and distances between them.
 
 For other data: distances of samples of any shape, of sets of points and of series, and pictures.
-Behind this door: `score_lib.metrics`, and `score_lib.disk.drawings`.
+Behind this door: `score_lib.metrics`, `score_lib.disk.drawings` and `score_lib.disk.pictures`.
 """
 
 from score_lib.disk.drawings import save_samples_picture
+from score_lib.disk.pictures import make_grid, save_grid, to_uint8
 from score_lib.metrics.classifiers import DigitsClassifier
 from score_lib.metrics.configured import get_extractor, load_dataset_stats, stats_path
 from score_lib.metrics.distances import (

@@ -125,7 +125,8 @@ def test_rates_of_waiting_are_compared_within_rounds():
 
 @pytest.mark.slow
 def test_processes_take_turns():
-    program = "print(0, flush=True)\nfor line in __import__('sys').stdin: print(line, flush=True)"
+    echo = "for line in __import__('sys').stdin: print(float(line), flush=True)"
+    program = f"print(0, flush=True)\n{echo}"
     process, other = (benchmark.Process(["-c", code]) for code in (program, benchmark.LOOP))
     try:
         assert process.read() == 0

@@ -222,8 +222,10 @@ def _completed(path: str | os.PathLike, loaded: dict, state: dict) -> dict:
     if not missing:
         return loaded
     check_weights(path, loaded["model"], model)
-    logging.warning(
-        "%s holds no %s: %sits step counts as %s", path, missing,
+    # Exports of ours hold the average, and say of which step.
+    level = logging.INFO if {"config", "step"} <= loaded.keys() else logging.WARNING
+    logging.log(
+        level, "%s holds no %s: %sits step counts as %s", path, missing,
         "" if "ema" in loaded else "the weights serve as their own average, and ",
         loaded.get("step", 0),
     )  # fmt: skip

@@ -234,10 +234,13 @@ def progress_bar(total: int | None, done: int, unit: str) -> Iterator:
     Silent where there is no terminal, and in all processes but the main one.
     """
     from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
 
     silent = not sys.stderr.isatty() or not is_main()
-    redirected = contextlib.nullcontext() if silent else logging_redirect_tqdm()
+    redirected = contextlib.nullcontext()
+    if not silent:  # in a notebook its import warns of missing widgets
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        redirected = logging_redirect_tqdm()
     with (
         redirected,
         tqdm(total=total, initial=done, unit=unit, disable=silent, dynamic_ncols=True) as bar,
