@@ -1,4 +1,5 @@
 # make demo    train, sample and evaluate digits: a few minutes on two CPU cores
+# make reproduce  train and evaluate digits with three seeds, beside their recorded figures: 15 minutes
 # make test    style, then every test: up to 10 minutes on two idle CPU cores
 # make quick   style, then every test that takes seconds: up to 2 minutes
 # make faults  kill runs, damage files, fill disks: 20 minutes, not part of `make test`
@@ -19,10 +20,13 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 endif
 
-.PHONY: demo test quick faults style format clean
+.PHONY: demo reproduce test quick faults style format clean
 
 demo: $(INSTALLED)
 	$(PY) -m examples.digits --workdir runs/demo
+
+reproduce: $(INSTALLED)
+	$(PY) -m benchmarks.digits_figures --workdir runs/reproduce
 
 test: style
 	$(PY) -m pytest -n $(WORKERS)

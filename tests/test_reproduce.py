@@ -13,6 +13,7 @@ import torch
 from small_runs import ROOT, run_forked
 
 import run_lib
+from benchmarks.published import printed, requirements, sampler_evaluations
 from configs.defaults import experiments, load
 from score_lib.base.tensors import SampleNoise
 from score_lib.disk.checkpoints import CheckpointError
@@ -165,6 +166,9 @@ def test_rows_are_those_of_the_tables_in_the_docs():
         told = {k: found[1] for k, words in words.items() if (found := re.search(words, cell))}
         known = {f.kind: f.text for f in ROWS[name].figures} if name in ROWS else {}
         assert told.items() <= known.items(), name
+    page = (ROOT / "docs" / "published.md").read_text()
+    for name in ROWS:
+        assert f"| {' | '.join(printed(name).values())} |" in page, name
 
 
 # By the names there: figures of Table 2 (bits/dim, FID), and of Table 3 (FID, IS).
@@ -207,6 +211,21 @@ def test_rows_are_those_of_the_paper(table, text, kinds):
     quoted = {"DDPM": ("9.46",)} if table == "Table 3" else {}
     expected = {name: tuple(figures) for name, *figures in lines} | quoted
     assert {name: figures for name, figures in found.items() if figures} == expected
+
+
+def test_what_a_row_takes():
+    """Hours at a rate of one evaluation of the network a second.
+
+    It is known of DDPM's network that it has 6.05 billion multiplications, each with an addition.
+    """
+    found = requirements("vp/ddpm/cifar10", rate=12.1e9)
+    assert float(found["GFLOP"]) == pytest.approx(12.1, rel=0.02)
+    assert found["evaluations"] == "1000"
+    hours = {"samples": 1000 * 50000, "ODE": 200 * 50000, "bits/dim": 3 * 400 * 5 * 10000}
+    for kind, evaluations in hours.items():
+        assert float(found[f"h, {kind}"]) == pytest.approx(evaluations / 3600, rel=0.02)
+    corrected = run_lib.setup(load("ve/cifar10_ncsnpp_continuous"))
+    assert sampler_evaluations(corrected) == 2000
 
 
 def test_what_makes_another_config():
