@@ -213,6 +213,7 @@ def test_rows_are_those_of_the_paper(table, text, kinds):
     assert {name: figures for name, figures in found.items() if figures} == expected
 
 
+@pytest.mark.slow
 def test_what_a_row_takes():
     """Hours at a rate of one evaluation of the network a second.
 
