@@ -3,7 +3,7 @@
     python -m benchmarks.digits_figures --workdir runs/reproduce --seeds 1 2 3
 
 Each seed has a folder of its own, in which training and evaluation resume.  The row of digits in
-`score_lib.runs.published` is what this printed for other seeds.  The exit code is 1 if a figure is
+`score_lib.runs.published` was printed by it for other seeds.  The exit code is 1 if a figure is
 outside its band.
 """
 
@@ -22,7 +22,7 @@ from score_lib.disk.reports import markdown_table
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train and evaluate what is missing, then print all seeds."""
+    """Train and evaluate the seeds, then print their figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", default="runs/reproduce", help="folder of the seeds' folders")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])

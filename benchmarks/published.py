@@ -1,4 +1,4 @@
-"""What it takes to reproduce the published rows: evaluations, operations, hours, memory.
+"""Cost of reproducing the published rows: evaluations, operations, hours, memory.
 
     python -m benchmarks.published --tflops 10
 

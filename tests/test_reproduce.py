@@ -214,7 +214,7 @@ def test_rows_are_those_of_the_paper(table, text, kinds):
 
 
 @pytest.mark.slow
-def test_what_a_row_takes():
+def test_cost_of_a_row():
     """Hours at a rate of one evaluation of the network a second.
 
     It is known of DDPM's network that it has 6.05 billion multiplications, each with an addition.
@@ -229,7 +229,7 @@ def test_what_a_row_takes():
     assert sampler_evaluations(corrected) == 2000
 
 
-def test_what_makes_another_config():
+def test_differences_that_count():
     nearest = Nearest(
         "vp/digits",
         [("seed", 1, 42), ("eval.num_samples", 64, 512), ("sampling.num_steps", 9, 500)],
@@ -254,7 +254,7 @@ def asked(monkeypatch):
     return found
 
 
-def test_what_a_row_of_the_paper_needs(asked, tmp_path):
+def test_evaluations_of_a_row(asked, tmp_path):
     config = load("vp/cifar10_ddpmpp_continuous")
     for option in ("checkpoint", "stats"):
         path = tmp_path / f"{option}_8.npz"
@@ -303,7 +303,7 @@ def test_mistakes_are_told_before_anything_is_computed(asked, name, changes, pro
 
 @pytest.mark.slow
 def test_the_project_s_weights(tmp_path, monkeypatch):
-    """Few samples; the row is then replaced by what they gave, and shifted."""
+    """Few samples; the row is then replaced by their figures, and shifted."""
     changes = {
         "model.weights": str(WEIGHTS),
         "eval.figures": "fid,inception_score",

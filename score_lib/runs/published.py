@@ -82,7 +82,7 @@ class Row:
 
     Attributes:
         name: the row's name in the tables.
-        figures: what was published.
+        figures: the published ones.
         num_samples: of which distances are.
         extractor: of their features.
     """

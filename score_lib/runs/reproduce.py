@@ -25,7 +25,7 @@ _MEASURES = {
     "enable_bpd": functools.partial(evaluate_bpd, errors=True),
     "enable_sampling": functools.partial(evaluate_samples, errors=True),
 }
-# Options by which configs may differ without a difference in what the figures are of.
+# Options that do not change the figures.
 _FREE = {
     "seed",
     "data.data_dir",
@@ -46,7 +46,7 @@ _NOT_FREE = {"eval.dequantizer", "eval.ema"}
 
 
 def reproduce(config, workdir: str | os.PathLike) -> list[dict]:
-    """Measure what is published of a config's experiment, and print both side by side.
+    """Measure the published figures of a config's experiment, and print both side by side.
 
     Evaluations are in `reproduce/samples`, `reproduce/ode` (samples by the probability flow ODE)
     and `reproduce/bpd` in the workdir; they resume like those of `evaluate`.  The table is in
@@ -161,8 +161,8 @@ def half_width(figure: Figure, error: float) -> float:
     """Half the width of the band around a published figure.
 
     Ours and the published one are draws: one with the standard deviation s, the other a mean of n,
-    so that they differ by s sqrt(1 + 1 / n), and by rounding.  s is the spread of single runs if
-    that was published and is larger than what the samples of this run tell.
+    so that they differ by s sqrt(1 + 1 / n), and by rounding.  s is the published spread of
+    single runs, if there is one and it is larger than the error of ours.
 
     Args:
         error: standard error of ours, from its samples.
@@ -191,7 +191,7 @@ def student_quantile(normal: float, freedom: int) -> float:
 
 
 def _remarks(row: Row, kind: Kind, features: str, nearest: Nearest) -> str:
-    """What makes a figure another one than the published, for the verdict."""
+    """Reasons why a figure may differ from the published one, for the verdict."""
     remarks, changed = [], matters(nearest, kind)
     if kind.option == "enable_sampling" and features != row.extractor:
         remarks.append(f"features of {features}, published with {row.extractor}")
