@@ -26,16 +26,23 @@ SMALL = {
     "training.eval_freq": 4,
     "training.snapshot_freq": 6,
     "training.snapshot_freq_for_preemption": 3,
+    "sampling.method": "pc",
     "sampling.num_samples": 4,
     "sampling.num_steps": 0,
 }
 
 
 def small_config(name="vp/digits", **changes):
-    """A digits config with everything small; changes are dotted names with __ for the dot."""
+    """A digits config with everything small; changes are dotted names with __ for the dot.
+
+    Where it names a predictor, that draws its samples.
+    """
     config = load(name)
+    small = dict(SMALL)
+    if config.sampling.predictor == "none":
+        small["sampling.method"] = config.sampling.method
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    config.update_from_flattened_dict({**SMALL, **dotted})
+    config.update_from_flattened_dict(small | dotted)
     return config
 
 

@@ -17,7 +17,7 @@ from score_lib.runs.setup import META
 
 CHANGES = {"training__snapshot_sampling": False, "training__eval_freq": 50}
 CHANGES |= {"training__n_iters": 2, "optim__lr": 0.05, "optim__warmup": 0}
-CHANGES |= {"model__ema_rates": (0.5,)}
+CHANGES |= {"model__ema_rates": (0.5,), "sampling__method": "dpmpp_sde"}
 
 
 def config(**changes):

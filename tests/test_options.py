@@ -31,6 +31,7 @@ DEFAULTS = {
 def digits(**changes) -> dict:
     """A config with changes by dotted names, __ for the dot."""
     config = defaults.load("vp/digits").to_dict()
+    config["sampling"].update(method="pc", num_steps=500)
     for key, value in changes.items():
         *section, name = key.split("__")
         (config.setdefault(section[0], {}) if section else config)[name] = value
