@@ -13,6 +13,7 @@ import torch
 from small_runs import ROOT, run_forked
 
 import run_lib
+from benchmarks import digits_figures, jackknife
 from benchmarks.published import printed, requirements, sampler_evaluations
 from configs.defaults import experiments, load
 from score_lib.base.tensors import SampleNoise
@@ -227,6 +228,46 @@ def test_cost_of_a_row():
         assert float(found[f"h, {kind}"]) == pytest.approx(evaluations / 3600, rel=0.02)
     corrected = run_lib.setup(load("ve/cifar10_ncsnpp_continuous"))
     assert sampler_evaluations(corrected) == 2000
+
+
+@pytest.mark.parametrize("last", ["within", "outside"])
+def test_seeds_of_digits(last, tmp_path, monkeypatch, capsys):
+    """Those without a checkpoint are trained; the spread is that of single seeds."""
+    trained, asked = [], []
+
+    def found(config, folder):
+        asked.append((config.seed, config.eval.figures, folder.name))
+        verdict = last if config.seed == 3 else "within"
+        return [{"figure": "bpd", "ours": float(config.seed), "verdict": verdict}]
+
+    monkeypatch.setattr(run_lib, "train", lambda config, folder: trained.append(config.seed))
+    monkeypatch.setattr(run_lib, "reproduce", found)
+    path = tmp_path / "seed_2" / "checkpoints" / "checkpoint_1.pth"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    arguments = ["--workdir", str(tmp_path), "--seeds", "1", "2", "3", "--figures", "bpd"]
+    if last == "within":
+        digits_figures.main(arguments)
+    else:
+        with pytest.raises(SystemExit, match="1"):
+            digits_figures.main(arguments)
+    assert trained == [1, 3] and asked == [(k, "bpd", f"seed_{k}") for k in (1, 2, 3)]
+    assert "|    bpd |     3 | 2.0000 | 1.0000 |" in capsys.readouterr().out
+
+
+def test_sets_of_samples(monkeypatch, capsys):
+    """The sets are of different samples; the spread is that of the printed figures."""
+
+    def draw(run, indices):
+        generator = torch.Generator().manual_seed(indices[0])
+        return torch.rand(len(indices), 1, 8, 8, generator=generator)
+
+    monkeypatch.setattr(run_lib.Run, "draw", draw)
+    jackknife.main(["--sets", "2", "--size", "20"])
+    table, _, told = capsys.readouterr().out.partition("fid: ")
+    values = [float(row.split()[1]) for row in table.splitlines()[2:4]]
+    spread = float(re.match(r"spread ([\d.]+),", told)[1])
+    assert spread == pytest.approx(np.std(values, ddof=1), abs=2e-4) and spread > 0
 
 
 def test_differences_that_count():

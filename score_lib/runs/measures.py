@@ -297,7 +297,7 @@ def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | Non
     Of data that are no pictures, see `compare_with_data`.
 
     Args:
-        errors: add `sampling_errors`; with 2048 features this takes minutes on a CPU.
+        errors: add `sampling_errors`, which take as long as fifty such distances.
     """
     run, options = job.run, job.run.config.eval
     if not run.pictures:
