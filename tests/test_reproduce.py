@@ -15,7 +15,7 @@ from small_runs import ROOT, run_forked
 import run_lib
 from benchmarks import digits_figures, jackknife
 from benchmarks.published import printed, requirements, sampler_evaluations
-from configs.defaults import experiments, load
+from configs.defaults import base, experiments, load
 from score_lib.base.tensors import SampleNoise
 from score_lib.disk.checkpoints import CheckpointError
 from score_lib.likelihood import get_log_likelihood_fn
@@ -23,6 +23,7 @@ from score_lib.metrics import distances
 from score_lib.metrics.jackknife import _moments_without, jackknife_error, sampling_errors
 from score_lib.metrics.stats import Statistics
 from score_lib.option_kinds import figures as allowed
+from score_lib.options import flatten
 from score_lib.runs import measures, reproduce
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.nearest import Nearest
@@ -277,6 +278,7 @@ def test_differences_that_count():
     )
     assert reproduce.matters(nearest, KINDS["fid"]).differences == nearest.differences[2:]
     assert not reproduce.matters(nearest, KINDS["bpd"]).differences
+    assert flatten(base()).keys() >= reproduce._FREE | reproduce._NOT_FREE
     averaged = Nearest("vp/digits", [("eval.ema", "none", ""), ("model.nf", 8, 16)])
     assert reproduce.matters(averaged, KINDS["bpd"]) == averaged
 

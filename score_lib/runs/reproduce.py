@@ -25,23 +25,34 @@ _MEASURES = {
     "enable_bpd": functools.partial(evaluate_bpd, errors=True),
     "enable_sampling": functools.partial(evaluate_samples, errors=True),
 }
-# Options that do not change the figures.
+# Options that do not change the figures, and beginnings of the names of others.
 _FREE = {
     "seed",
     "data.data_dir",
     "data.num_workers",
     "data.path",
     "data.tfrecords_path",
+    "model.checkpoint_activations",
     "model.weights",
     "sampling.compile",
     "sampling.num_samples",
+    "training.compile",
     "training.eval_freq",
+    "training.grad_accumulation",
+    "training.keep_meta_checkpoints",
     "training.log_freq",
-    "training.snapshot_freq",
-    "training.snapshot_freq_for_preemption",
-    "training.snapshot_sampling",
+    "training.n_jitted_steps",
+    "training.wandb",
 }
-_FREE_SECTIONS = ("control.", "dequantizer.", "eval.", "export.")
+_FREE_SECTIONS = (
+    "control.",
+    "dequantizer.",
+    "eval.",
+    "export.",
+    "training.metrics_",
+    "training.posthoc_",
+    "training.snapshot_",
+)
 _NOT_FREE = {"eval.dequantizer", "eval.ema"}
 
 
