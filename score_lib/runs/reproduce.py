@@ -49,9 +49,7 @@ _FREE_SECTIONS = (
     "dequantizer.",
     "eval.",
     "export.",
-    "training.metrics_",
-    "training.posthoc_",
-    "training.snapshot_",
+    *(f"training.{name}_" for name in ("metrics", "posthoc", "snapshot")),
 )
 _NOT_FREE = {"eval.dequantizer", "eval.ema"}
 
