@@ -25,8 +25,6 @@ from score_lib.scores import label_at
 ODE_EVALUATIONS = 200
 # As of digits, and of a forward pass: with Hutchinson's probe it goes backwards, too.
 LIKELIHOOD_EVALUATIONS, WITH_PROBE = 400, 3
-# Images in the test set.
-HELD_OUT = {"CIFAR10": 10000, "DIGITS": 296}
 
 
 class _Zeros(nn.Module):
@@ -72,7 +70,7 @@ def requirements(name: str, rate: float) -> dict[str, object]:
     found = cost(functools.partial(get_model(run.config.model.name), run.config), run.shape, label)
     kinds = {figure.kind for figure in ROWS[name].figures}
     images = ROWS[name].num_samples
-    passes = run.config.eval.bpd_num_repeats * HELD_OUT[run.config.data.dataset]
+    passes = run.config.eval.bpd_num_repeats * ROWS[name].num_images
     steps = sampler_evaluations(run)
     evaluations = {
         "samples": (steps, images) if kinds & {"fid", "inception_score"} else None,

@@ -945,8 +945,8 @@ MUTATIONS = [
     Mutation(
         "reproduce: few samples are compared as if they were all",
         "score_lib/runs/reproduce.py",
-        'if name != "bpd" and record["num_samples"] != row.num_samples:',
-        'if name == "bpd" and record["num_samples"] != row.num_samples:',
+        "if (used := record[count]) != (published := getattr(row, count)):",
+        "if (used := record[count]) > (published := getattr(row, count)):",
         REPRODUCE,
     ),
     Mutation(

@@ -89,8 +89,9 @@ def test_noise_of_bits_per_dim(monkeypatch):
     job = measures.Job(run, ROOT, "1", "")
     run.config.eval.bpd_num_repeats = 2
     found = measures.evaluate_bpd(job, errors=True)
-    assert found["bpd"] == 2.0 and found["bpd_noise_error"] == pytest.approx((1 / 2 / 2) ** 0.5)
-    assert "bpd_noise_error" not in measures.evaluate_bpd(job)
+    assert found["num_images"] == 2 and found["bpd"] == 2.0
+    assert found["bpd_noise_error"] == pytest.approx((1 / 2 / 2) ** 0.5)
+    assert not {"bpd_noise_error", "num_images"} & measures.evaluate_bpd(job).keys()
     run.config.eval.bpd_num_repeats = 1
     assert "bpd_noise_error" not in measures.evaluate_bpd(job, errors=True)
 
@@ -115,9 +116,9 @@ def test_width_of_the_band(figure, error, width):
     assert reproduce.half_width(figure, error) == pytest.approx(width, rel=0.01)
 
 
-ROW = Row("a row", (), num_samples=100)
+ROW = Row("a row", (), num_samples=100, num_images=50)
 SAMPLED = {"fid": 2.0, "fid_standard_error": 0.1, "num_samples": 100}
-NOISE = {"bpd": 2.01, "bpd_standard_error": 0.1}
+NOISE = {"bpd": 2.01, "bpd_standard_error": 0.1, "num_images": 50}
 SEVERAL = Figure("bpd", "2.00", "here", 5, 0.001)
 
 
@@ -135,6 +136,7 @@ SEVERAL = Figure("bpd", "2.00", "here", 5, 0.001)
         (Figure("bpd", "2.00", "Table 2"), NOISE, "within"),
         (SEVERAL, {**NOISE, "bpd": 2.02}, "outside"),
         (SEVERAL, NOISE, "within"),
+        (SEVERAL, {**NOISE, "num_images": 49}, "not compared: 49 images, published with 50"),
     ],
 )
 def test_verdicts(figure, record, verdict):

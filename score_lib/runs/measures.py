@@ -131,7 +131,7 @@ def evaluate_bpd(job: Job, *, errors: bool = False) -> dict[str, float]:
 
     Args:
         errors: add "bpd_noise_error", that of the mean over passes for these very examples: by
-            dequantisation and probes.  It needs two passes.
+            dequantisation and probes, which needs two passes; and "num_images".
     """
     unit, repeats = job.run.unit, job.run.config.eval.bpd_num_repeats
     passes = _passes(job, "bpd", repeats, likelihood_terms)
@@ -139,6 +139,8 @@ def evaluate_bpd(job: Job, *, errors: bool = False) -> dict[str, float]:
     path = job.folder / f"ckpt_{job.label}_{unit.name}.png"
     distributed.on_main(lambda: save_histogram(path, values, unit.title))
     found = _means("", values, job.run)
+    if errors:
+        found["num_images"] = len(values)
     if errors and repeats > 1:
         variances = passes.var(axis=0, ddof=1) / repeats  # of the mean of each example
         found[f"{unit.name}_noise_error"] = float(np.sqrt(variances.mean() / len(values)))

@@ -84,12 +84,14 @@ class Row:
         name: the row's name in the tables.
         figures: the published ones.
         num_samples: of which distances are.
+        num_images: test images, of which bits/dim are.
         extractor: of their features.
     """
 
     name: str
     figures: tuple[Figure, ...]
     num_samples: int = 50000
+    num_images: int = 10000
     extractor: str = "inception_tfgan"
 
 
@@ -146,6 +148,7 @@ ROWS = {
             Figure("bpd", "1.95", "ours", runs=6, spread=0.01),
         ),
         num_samples=512,
+        num_images=296,
         extractor="digits",
     ),
 }

@@ -155,8 +155,9 @@ def compare(row: Row, figure: Figure, record: dict) -> dict[str, object]:
         return found | {"verdict": "not compared: these features do not give it"}
     error = record.get(f"{name}_noise_error", record[f"{name}_standard_error"])
     found["ours_standard_error"] = error
-    if name != "bpd" and record["num_samples"] != row.num_samples:
-        unlike = f"{record['num_samples']} samples, published with {row.num_samples}"
+    count = "num_images" if name == "bpd" else "num_samples"
+    if (used := record[count]) != (published := getattr(row, count)):
+        unlike = f"{used} {count.removeprefix('num_')}, published with {published}"
         return found | {"verdict": f"not compared: {unlike}"}
     # Spread between runs on the same images; the error of one pass is that over images.
     told = name != "bpd" or f"{name}_noise_error" in record or not figure.spread
