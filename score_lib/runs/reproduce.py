@@ -171,16 +171,17 @@ def half_width(figure: Figure, error: float) -> float:
     """Half the width of the band around a published figure.
 
     Ours and the published one are draws: one with the standard deviation s, the other a mean of n,
-    so that they differ by s sqrt(1 + 1 / n), and by rounding.  s is the published spread of
-    single runs, if there is one and it is larger than the error of ours.
+    so that they differ by s sqrt(1 + 1 / n), and by rounding.  s is the error of ours, or the
+    published spread of single runs with its quantile of Student's t: the larger product counts.
 
     Args:
         error: standard error of ours, from its samples.
     """
     level = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    if figure.spread > error:
-        level, error = student_quantile(level, figure.runs - 1), figure.spread
-    return level * error * math.sqrt(1 + 1 / figure.runs) + figure.rounding
+    product = level * error
+    if figure.spread:
+        product = max(product, student_quantile(level, figure.runs - 1) * figure.spread)
+    return product * math.sqrt(1 + 1 / figure.runs) + figure.rounding
 
 
 def student_quantile(normal: float, freedom: int) -> float:
