@@ -1,5 +1,5 @@
 # make demo    train, sample and evaluate digits: a few minutes on two CPU cores
-# make reproduce  train and evaluate digits with three seeds, beside their recorded figures: 15 minutes
+# make reproduce  train digits with three seeds; compare with recorded figures: minutes for each
 # make test    style, then every test: up to 10 minutes on two idle CPU cores
 # make quick   style, then every test that takes seconds: up to 2 minutes
 # make faults  kill runs, damage files, fill disks: 20 minutes, not part of `make test`
