@@ -1,12 +1,10 @@
 # make demo    train, sample and evaluate digits: a few minutes on two CPU cores
+# make reproduce  train digits with three seeds; compare with recorded figures: minutes for each
 # make test    style, then every test: up to 10 minutes on two idle CPU cores
 # make quick   style, then every test that takes seconds: up to 2 minutes
 # make faults  kill runs, damage files, fill disks: 20 minutes, not part of `make test`
-<<<<<<< HEAD
-# make benchmark-fashion   train, kill, resume and evaluate Fashion-MNIST: two hours on two cores
-=======
-# make notebooks  execute the notebooks and store their outputs: 4 minutes of processor time
->>>>>>> d5a1eae59c56cba254cfd5a3fac385efd6cfb2f2
+# make notebooks  execute both notebooks in place: minutes on two cores
+# make benchmark-fashion  train, kill, resume and evaluate Fashion-MNIST: two hours on two cores
 # make style   check the style
 # make format  format the source
 # make clean   remove caches, but neither runs nor the environment
@@ -24,14 +22,13 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 endif
 
-<<<<<<< HEAD
-.PHONY: demo test quick faults benchmark-fashion style format clean
-=======
-.PHONY: demo test quick faults notebooks style format clean
->>>>>>> d5a1eae59c56cba254cfd5a3fac385efd6cfb2f2
+.PHONY: demo reproduce test quick faults notebooks benchmark-fashion style format clean
 
 demo: $(INSTALLED)
 	$(PY) -m examples.digits --workdir runs/demo
+
+reproduce: $(INSTALLED)
+	$(PY) -m benchmarks.digits_figures --workdir runs/reproduce
 
 test: style
 	$(PY) -m pytest -n $(WORKERS)
@@ -43,14 +40,12 @@ faults: $(INSTALLED_DEV)
 	PYTHONPATH=tests $(PY) -m faults
 	PYTHONPATH=tests $(PY) -m faults.damaged_inputs
 
-<<<<<<< HEAD
+notebooks: $(INSTALLED_DEV)
+	$(PY) -m notebooks.run
+
 benchmark-fashion: $(INSTALLED)
 	$(PY) -m score_lib.data.prepare fashion_mnist
 	$(PY) -m benchmarks.fashion_mnist --workdir runs/fashion
-=======
-notebooks: $(INSTALLED_DEV)
-	$(PY) -m notebooks.run
->>>>>>> d5a1eae59c56cba254cfd5a3fac385efd6cfb2f2
 
 style: $(INSTALLED_DEV)
 	$(PY) -m ruff check .

@@ -20,6 +20,7 @@ FLAGS = flags.FLAGS
 MODES = (
     "train",
     "eval",
+    "reproduce",
     "sample",
     "control",
     "fid_stats",
@@ -112,6 +113,7 @@ def run_mode() -> None:
     actions = {
         "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
         "eval": lambda: run_lib.evaluate(FLAGS.config, FLAGS.workdir, FLAGS.eval_folder),
+        "reproduce": lambda: _reproduce(run_lib),
         "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir),
         "control": lambda: run_lib.control(FLAGS.config, FLAGS.workdir),
         "fid_stats": lambda: run_lib.fid_stats(FLAGS.config, FLAGS.workdir),
@@ -130,6 +132,12 @@ def run_mode() -> None:
 def _check(run_lib) -> None:
     findings = run_lib.check(FLAGS.config, FLAGS.workdir or "")
     if any(finding.state == "wrong" for finding in findings):
+        sys.exit(1)
+
+
+def _reproduce(run_lib) -> None:
+    records = run_lib.reproduce(FLAGS.config, FLAGS.workdir)
+    if any(record["verdict"].startswith("outside") for record in records):
         sys.exit(1)
 
 

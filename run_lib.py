@@ -9,6 +9,7 @@ from score_lib.runs.dequantizer import train_dequantizer
 from score_lib.runs.evaluate import evaluate
 from score_lib.runs.export import write_averages
 from score_lib.runs.publish import export
+from score_lib.runs.reproduce import reproduce
 from score_lib.runs.samples import sample
 from score_lib.runs.setup import Run, from_checkpoint, restored, setup
 from score_lib.runs.statistics import fid_stats

@@ -123,6 +123,13 @@ conditions = Check(
     "'', 'classes', 'image', 'features', or several of them, such as 'classes,image'",
     lambda value: text.accepts(value) and _known_conditions(value),
 )
+figures = Check(
+    "'', 'fid', 'inception_score', 'fid_ode', 'bpd', or several of them, such as 'fid,bpd'",
+    lambda v: (
+        text.accepts(v)
+        and (not v or set(v.split(",")) <= {"fid", "inception_score", "fid_ode", "bpd"})
+    ),
+)
 interval = Check("two numbers, such as (0.1, 0.6), or ()", _interval)
 decay = _within(0.0, " from 0 to below 1", lambda value: 0 <= value < 1)
 decays = Check(

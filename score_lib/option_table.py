@@ -25,6 +25,7 @@ from score_lib.option_kinds import (
     device,
     ends,
     extractors,
+    figures,
     flag,
     interval,
     methods,
@@ -396,6 +397,7 @@ _EVAL = {
     "num_samples": (50000, count, "samples to compare"),
     "extractor": ("", extractors, 'features, or your own "module:function"; "": suits the data'),
     "extractor_weights": ("", text, 'file of its weights; "": where it keeps them'),
+    "figures": ("", figures, '`--mode reproduce`: which figures; "": all that are published'),
     "stats": (
         "",
         text,

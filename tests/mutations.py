@@ -31,6 +31,7 @@ RANKS = ("tests/test_every_rank.py", "tests/test_every_rank_inverse.py")
 NUMBERS = ("tests/test_number_kinds.py",)
 SAMPLED_CHAINS = ("tests/test_chain_sampling.py",)
 DRAWINGS = ("tests/test_quickdraw.py",)
+REPRODUCE = ("tests/test_reproduce.py",)
 POINTS = ("tests/test_point_files.py",)
 ARRAYS = ("tests/test_any_data.py",)
 QUALITY = ("tests/test_quality.py",)
@@ -992,6 +993,34 @@ MUTATIONS = [
         "np.isfinite(points).all(axis=1)",
         "(points == points).any(axis=1)",
         POINTS,
+    ),
+    Mutation(
+        "reproduce: the published figure is taken for exact",
+        "score_lib/runs/reproduce.py",
+        "math.sqrt(1 + 1 / figure.runs)",
+        "math.sqrt(1 / figure.runs)",
+        REPRODUCE,
+    ),
+    Mutation(
+        "reproduce: the ODE's samples are those of the config's sampler",
+        "score_lib/runs/reproduce.py",
+        "if kind.ode:",
+        "if not kind.ode:",
+        REPRODUCE,
+    ),
+    Mutation(
+        "reproduce: few samples are compared as if they were all",
+        "score_lib/runs/reproduce.py",
+        "if (used := record[count]) != (published := getattr(row, count)):",
+        "if (used := record[count]) > (published := getattr(row, count)):",
+        REPRODUCE,
+    ),
+    Mutation(
+        "reproduce: the jackknife forgets how its values hang together",
+        "score_lib/metrics/jackknife.py",
+        "(len(values) - 1) * values.var()",
+        "values.var()",
+        REPRODUCE,
     ),
 ]
 

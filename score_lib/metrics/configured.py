@@ -29,7 +29,7 @@ def get_extractor(config, device: torch.device | str | None = None) -> Extractor
     config = complete(config)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    name, device = _extractor_name(config), torch.device(device)
+    name, device = extractor_name(config), torch.device(device)
     if ":" in name:
         return OwnExtractor(name, config.eval.extractor_weights, device)
     return EXTRACTORS.build(name, config, device=device)
@@ -38,12 +38,13 @@ def get_extractor(config, device: torch.device | str | None = None) -> Extractor
 def recognises_classes(config) -> bool:
     """Whether the class scores of the configured extractor are of the data set's classes."""
     config = complete(config)
-    name = _extractor_name(config)
+    name = extractor_name(config)
     extractor = OwnExtractor if ":" in name else EXTRACTORS.get(name)
     return config.data.dataset in getattr(extractor, "classes_of", ())
 
 
-def _extractor_name(config) -> str:
+def extractor_name(config) -> str:
+    """`eval.extractor`, or the one that suits the data."""
     default = "digits" if config.data.dataset == "DIGITS" else "inception"
     return config.eval.extractor or default
 

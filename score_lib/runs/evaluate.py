@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import time
+from collections.abc import Callable, Mapping
 
 from models.precision import matmul_precision
 from score_lib.base import distributed
@@ -20,7 +21,12 @@ from score_lib.runs.setup import Run, load_trained, load_weights, setup
 from score_lib.runs.start import chosen_checkpoint, needs_start
 
 
-def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> list[dict]:
+def evaluate(
+    config,
+    workdir: str | os.PathLike,
+    eval_folder: str = "eval",
+    measures: Mapping[str, Callable[[Job], dict]] = MEASURES,
+) -> list[dict]:
     """Evaluate checkpoints, with each of the averages in `eval.ema`, by the measures in
     `eval.enable_*`; see `measures` for the files.
 
@@ -29,6 +35,7 @@ def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> l
     Args:
         workdir: folder of the run.
         eval_folder: name of the folder for results, inside workdir.
+        measures: by the option of `eval` that asks for them.
     Returns:
         one record a checkpoint and average, as in `report.json`.
     Raises:
@@ -49,7 +56,7 @@ def evaluate(config, workdir: str | os.PathLike, eval_folder: str = "eval") -> l
         records = []
         averages = names_of_averages(run.config.eval.ema)
         for (label, path), average in itertools.product(checkpoints.items(), averages):
-            records.append(_evaluate_one(run, path, folder, label, workdir, average))
+            records.append(_evaluate_one(run, path, folder, label, workdir, average, measures))
             distributed.on_main(lambda: write_report(folder, records))
     return records
 
@@ -67,6 +74,7 @@ def _evaluate_one(
     label: str,
     workdir: pathlib.Path,
     average: str,
+    measures: Mapping[str, Callable[[Job], dict]],
 ) -> dict:
     given = path == pathlib.Path(run.config.model.weights) and not run.config.eval.checkpoint
     choice = load_weights(run, average) if given else load_trained(run, path, average=average)
@@ -81,7 +89,7 @@ def _evaluate_one(
         record["class_to_idx"] = run.state["class_to_idx"]
     weights = run.state["ema"].applied(run.state["model"].parameters())
     with weights, matmul_precision("float32"):
-        for option, measure in MEASURES.items():
+        for option, measure in measures.items():
             if run.config.eval[option]:
                 record |= measure(job)
     return record
@@ -97,7 +105,7 @@ def find_checkpoints(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
         ValueError: no checkpoint is asked for.
         FileNotFoundError: names all that are missing, once `eval.wait_minutes` are over.
     """
-    options, wanted = config.eval, _wanted(config, workdir)
+    options, wanted = config.eval, wanted_checkpoints(config, workdir)
     deadline = time.monotonic() + 60 * options.wait_minutes
     while missing := [str(path) for path in wanted.values() if not path.exists()]:
         if time.monotonic() >= deadline:
@@ -111,7 +119,7 @@ def find_checkpoints(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     return wanted
 
 
-def _wanted(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
+def wanted_checkpoints(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     """See `find_checkpoints`; the files need not be there."""
     options, folder = config.eval, workdir / "checkpoints"
     numbered = any(folder.glob("checkpoint_*.pth"))

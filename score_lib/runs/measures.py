@@ -26,6 +26,7 @@ from score_lib.elbo import get_elbo_fn
 from score_lib.likelihood import get_log_likelihood_fn
 from score_lib.losses.objectives import NoisyLoss
 from score_lib.metrics.configured import recognises_classes
+from score_lib.metrics.jackknife import sampling_errors
 from score_lib.metrics.stats import Statistics, class_metrics, metrics
 from score_lib.runs.accuracy import correct_shares
 from score_lib.runs.comparisons import compare_with_data
@@ -103,17 +104,28 @@ def evaluate_accuracy(job: Job) -> dict[str, float]:
     return {key: rows[0][key] for key in ("accuracy", "accuracy_standard_error")}
 
 
-def evaluate_bpd(job: Job) -> dict[str, float]:
+def evaluate_bpd(job: Job, *, errors: bool = False) -> dict[str, float]:
     """Mean bits/dim of dequantised examples, with its standard error; nats of continuous data.
 
     `eval.bpd_num_repeats` passes over `eval.bpd_dataset`, each with noise of its own.  The error
     is that of the mean over examples, as others might have been drawn.
+
+    Args:
+        errors: add "bpd_noise_error", that of the mean over passes for these very examples: by
+            dequantisation and probes, which needs two passes; and "num_images".
     """
     unit, repeats = job.run.unit, job.run.config.eval.bpd_num_repeats
-    values = _passes(job, "bpd", repeats, likelihood_terms)
+    passes = _passes(job, "bpd", repeats, likelihood_terms)
+    values = passes.mean(axis=0)
     path = job.folder / f"ckpt_{job.label}_{unit.name}.png"
     distributed.on_main(lambda: save_histogram(path, values, unit.title))
-    return _means("", values, job.run)
+    found = _means("", values, job.run)
+    if errors:
+        found["num_images"] = len(values)
+    if errors and repeats > 1:
+        variances = passes.var(axis=0, ddof=1) / repeats  # of the mean of each example
+        found[f"{unit.name}_noise_error"] = float(np.sqrt(variances.mean() / len(values)))
+    return found
 
 
 def evaluate_elbo(job: Job) -> dict[str, float]:
@@ -121,7 +133,7 @@ def evaluate_elbo(job: Job) -> dict[str, float]:
 
     One pass over `eval.bpd_dataset`, dequantised; see `elbo.get_elbo_fn`.
     """
-    return _means("elbo_", _passes(job, "elbo", 1, elbo_terms), job.run)
+    return _means("elbo_", _passes(job, "elbo", 1, elbo_terms)[0], job.run)
 
 
 def evaluate_vlb(job: Job) -> dict[str, float]:
@@ -129,7 +141,7 @@ def evaluate_vlb(job: Job) -> dict[str, float]:
 
     One pass over `eval.bpd_dataset`, which is not dequantised.
     """
-    return _means("vlb_", _passes(job, "vlb", 1, vlb_terms, dequantize=False), job.run)
+    return _means("vlb_", _passes(job, "vlb", 1, vlb_terms, dequantize=False)[0], job.run)
 
 
 def _means(prefix: str, values: np.ndarray, run: Run) -> dict[str, float]:
@@ -143,9 +155,9 @@ def _means(prefix: str, values: np.ndarray, run: Run) -> dict[str, float]:
 def _passes(
     job: Job, kind: str, passes: int, terms: Callable, *, dequantize: bool = True
 ) -> np.ndarray:
-    """Bits/dim or nats of the first `eval.bpd_num_images` examples of `eval.bpd_dataset`, (N,).
+    """Bits/dim or nats of the first `eval.bpd_num_images` examples of `eval.bpd_dataset`.
 
-    They are means over passes.
+    Of shape (passes, N).
 
     Args:
         kind: names the files of rounds, and the seeds.
@@ -181,7 +193,7 @@ def _passes(
         return found
 
     values = np.concatenate([found[unit.name] for found in job.rounds(passes * batches, make)])
-    return values.reshape(passes, -1).mean(axis=0)
+    return values.reshape(passes, -1)
 
 
 @torch.no_grad()
@@ -262,12 +274,15 @@ def likelihood_terms(
     return values | {k: v.cpu().numpy() for k, v in terms.items()} | shared
 
 
-def evaluate_samples(job: Job) -> dict[str, float | None]:
+def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | None]:
     """FID, Inception Score, KID, precision and recall of exactly `eval.num_samples` samples.
 
     Those of a network that is conditional on classes also get `class_metrics`.
     They are drawn in rounds of `eval.batch_size` and compared with the data set's statistics.
     Of data that are no pictures, see `compare_with_data`.
+
+    Args:
+        errors: add `sampling_errors`, which take as long as fifty such distances.
     """
     run, options = job.run, job.run.config.eval
     if not run.pictures:
@@ -303,6 +318,10 @@ def evaluate_samples(job: Job) -> dict[str, float | None]:
         result = metrics(real, fake, run.device, distance=name)
         if labels is not None:
             result |= class_metrics(real, fake, recognises_classes(run.config), distance=name)
+        if errors:
+            path = f"{folder}/errors.npz"
+            compute = functools.partial(sampling_errors, real, fake, run.device, distance=name)
+            result |= {key: float(value) for key, value in job.round(path, compute).items()}
         result["statistics"] = statistics_record(run, real, job.workdir)
         published = {"IS": "inception_score", name: name, "kid": "kid"}
         arrays = {key: np.array(result[of], dtype=float) for key, of in published.items()}

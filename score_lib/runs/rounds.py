@@ -27,6 +27,7 @@ _NOT_IN_FINGERPRINT = (
     "end_ckpt",
     "checkpoint",
     "ema",
+    "figures",
     "wait_minutes",
     "bpd_num_repeats",
     "stats_format",
