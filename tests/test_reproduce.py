@@ -33,6 +33,7 @@ WEIGHTS = ROOT / "assets" / "weights" / "digits.safetensors"
 Z = statistics.NormalDist().inv_cdf(0.995)
 
 
+@pytest.mark.slow
 def test_weights_of_digits_give_the_recorded_bits_per_dim():
     run = run_lib.from_checkpoint(WEIGHTS, "cpu")
     assert run.state["step"] == 2000 and run.config.model.weights == ""
