@@ -1,6 +1,12 @@
 """Runs: a config in a folder.  The door is `run_lib`.
 
-- `setup`: the objects that a config describes, and the one way to draw samples
-- `train`, `samples`, `evaluate`, `statistics`, `control`: one mode of `main.py` each
-- `rounds`, `measures`, `heldout`: an evaluation's files, its figures, its data
+- `setup`: the objects that a config describes, and the one way to draw samples; `start`: weights to
+  begin with; `conditions`, `units`: what a network is told, and the unit of its likelihoods
+- `train`, `samples`, `evaluate`, `control`, `statistics`, `check`, `reproduce`, `export`,
+  `dequantizer`: one mode of `main.py` each
+- `averages`, `history`, `quality`: of training: averaged weights, changes of the config, figures
+- `rounds`, `measures`, `accuracy`, `comparisons`, `heldout`: an evaluation's files, figures, data;
+  `published`, `nearest`: figures of the paper, and the experiment that a config is nearest to
+- `trial`, `estimates`: of a check: what steps cost, and so the whole run
+- `tasks`, `image_tasks`, `latent_tasks`: of control; `publish`, `cards`: of an export
 """
