@@ -144,7 +144,7 @@ def test_no_gpu(tmp_path):
     [
         ({"config": None}, ("--config",)),
         ({"mode": None}, ("--mode",)),
-        ({"mode": "trian"}, ("--mode=trian", "train|eval|sample|control|fid_stats")),
+        ({"mode": "trian"}, ("--mode=trian", "train|eval|reproduce|sample|control|fid_stats")),
         ({"workdir": None}, ("--workdir",)),
         ({"workdir": ""}, ("--workdir",)),
     ],
