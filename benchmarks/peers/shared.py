@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import signal
-import tempfile
 import threading
 import time
 from typing import NamedTuple
@@ -110,10 +109,10 @@ def noise_error(predict, data: Tensor, batch_size: int = 250, seed: int = 0) -> 
 
 def save(path: str | os.PathLike, **arrays: np.ndarray) -> None:
     """Write an .npz, whole or not at all."""
-    path = pathlib.Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+    temporary = pathlib.Path(path).with_suffix(".tmp")
+    with temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    os.replace(file.name, path)
+    os.replace(temporary, path)
 
 
 def arguments(description: str, actions: tuple[str, ...]) -> argparse.ArgumentParser:
