@@ -82,16 +82,25 @@ def arguments(description: str, variants: Iterable[str] | None = None) -> argpar
 
 
 def configured(given: argparse.Namespace, batch_on_gpu: int) -> tuple[ConfigDict, torch.device]:
-    """The config of a command line, with its batch size, and the device.
+    """The config of a command line, with its batch size, and the device; see `with_settings`."""
+    config = with_settings(given.config, given.set)
+    device = resolve_device(config.device)
+    given.batch_size = given.batch_size or (batch_on_gpu if device.type == "cuda" else 4)
+    config.training.batch_size = given.batch_size
+    return config, device
+
+
+def with_settings(experiment: str, settings: list[str]) -> ConfigDict:
+    """The config of an experiment, with settings such as "model.nf=8".
 
     Raises:
         ValueError: no such option, or a value of another type.
     """
-    config = complete(load(given.config))
-    for setting in given.set:
+    config = complete(load(experiment))
+    for setting in settings:
         key, _, text = setting.partition("=")
         if key not in flatten(config):
-            raise ValueError(f"--set {setting}: {given.config} has no option {key!r}")
+            raise ValueError(f"--set {setting}: {experiment} has no option {key!r}")
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -100,10 +109,7 @@ def configured(given: argparse.Namespace, batch_on_gpu: int) -> tuple[ConfigDict
             config.update_from_flattened_dict({key: value})
         except TypeError as error:
             raise ValueError(f"--set {setting}: {error}") from error
-    device = resolve_device(config.device)
-    given.batch_size = given.batch_size or (batch_on_gpu if device.type == "cuda" else 4)
-    config.training.batch_size = given.batch_size
-    return config, device
+    return config
 
 
 def living_run(config: ConfigDict, workdir: str = "") -> Run:

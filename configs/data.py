@@ -91,8 +91,8 @@ def fashion_mnist_defaults() -> ConfigDict:
     """
     config = _fashion_mnist()
     config.optim.update(lr=2e-3, warmup=200)
-    config.training.update(n_iters=6000, eval_freq=200, log_freq=50)
-    config.training.update(snapshot_freq=6000, snapshot_freq_for_preemption=500)
+    config.training.update(n_iters=3000, eval_freq=200, log_freq=50)
+    config.training.update(snapshot_freq=3000, snapshot_freq_for_preemption=200)
     return config
 
 

@@ -1,0 +1,147 @@
+"""Fashion-MNIST by the command line: trained with kills on the way, resumed, evaluated.
+
+    python -m score_lib.data.prepare fashion_mnist
+    python -m benchmarks.fashion_mnist --workdir runs/fashion
+
+Every step is a call of `main.py`, in a process of its own; started again, the whole goes on where
+it was.  Printed, and kept in the folder: the figures of samples beside those of the test set in the
+features of the same classifier, which has not seen any of the score model; and the time taken.
+"""
+
+import argparse
+import json
+import logging
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.variants import with_settings
+from datasets import get_streams
+from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
+from score_lib.disk.arrays import load_arrays
+from score_lib.disk.files import write_text
+from score_lib.disk.logs import log_to_console
+from score_lib.disk.reports import markdown_table, mean_and_error
+from score_lib.runs.heldout import DataBytes
+
+ROOT = pathlib.Path(__file__).parents[1]
+SURE = 0.9
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, evaluate, draw, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="vp/fashion_mnist", help="name of an experiment")
+    parser.add_argument("--classifier", default="vp/fashion_mnist_classifier", help="its guide")
+    parser.add_argument("--workdir", default="runs/fashion", help="folder of the run")
+    parser.add_argument("--kills", type=int, default=2, help="times that training is killed")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="of both configs"
+    )
+    given = parser.parse_args(argv)
+    log_to_console()
+    run = Experiment(given.config, pathlib.Path(given.workdir), given.set)
+    guide = Experiment(given.classifier, run.workdir / "classifier", given.set)
+    run.call("fid_stats")
+    seconds = train(run, given.kills)
+    run.call("eval")
+    table = markdown_table(compare(run))
+    write_text(run.workdir / "benchmark.md", table)
+    draw_controlled(run, guide)
+    print(f"\n{given.config}, trained in {seconds / 60:.0f} minutes\n{table}")
+
+
+class Experiment:
+    """A config, its folder, and calls of `main.py` with both; their output goes to the console."""
+
+    def __init__(self, name: str, workdir: pathlib.Path, settings: list[str]):
+        self.workdir, self.config = workdir, with_settings(name, settings)
+        program = [sys.executable, "main.py", f"--config=configs/{name}.py"]
+        changes = [f"--config.{setting}" for setting in settings]
+        self.command = [*program, f"--workdir={workdir.resolve()}", *changes]
+
+    def start(self, mode: str, *options: str) -> subprocess.Popen:
+        """Start a mode."""
+        return subprocess.Popen([*self.command, f"--mode={mode}", *options], cwd=ROOT)
+
+    def call(self, mode: str, *options: str) -> None:
+        """Carry out a mode; its failure ends the benchmark."""
+        if self.start(mode, *options).wait():
+            sys.exit(f"--mode {mode} failed: its message is above")
+
+    def last_step(self) -> int:
+        """The last step of training that is in the log, or 0."""
+        file = self.workdir / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return json.loads(lines[-1])["step"] if lines else 0
+
+
+def train(run: Experiment, kills: int) -> float:
+    """Train; the process is killed so many times, at even distances.  Seconds that all took."""
+    start, steps = time.monotonic(), run.config.training.n_iters
+    for mark in (steps * k // (kills + 1) for k in range(1, kills + 1)):
+        if run.last_step() >= mark:
+            continue
+        process = run.start("train")
+        while process.poll() is None and run.last_step() < mark:
+            time.sleep(0.5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        logging.info("killed after step %d", run.last_step())
+    run.call("train")
+    return time.monotonic() - start
+
+
+def compare(run: Experiment) -> list[dict]:
+    """Figures of the samples of the last evaluation, and of the test set as if it were samples."""
+    folder, config = run.workdir / "eval", run.config
+    found = json.loads((folder / "report.json").read_text())[-1]
+    parts = sorted((folder / f"ckpt_{found['checkpoint']}").glob("statistics_*.npz"))
+    logits = torch.cat([torch.from_numpy(load_arrays(part)["logits"]) for part in parts])
+    names = ("fid", "inception_score", "kid", "precision", "recall")
+    samples = {key: found[key] for key in names} | sureness(logits)
+    return [
+        {"images": f"{len(logits)} samples", **samples},
+        {"images": "test set", **of_test_set(config, run.workdir, names)},
+        {"images": "model", **{key: found[key] for key in found if key.startswith("bpd")}},
+    ]
+
+
+def of_test_set(config, workdir: pathlib.Path, names: Sequence[str]) -> dict[str, float]:
+    """Distances of the test set to the training set, and `sureness` of its images."""
+    extractor = get_extractor(config)
+    source = get_streams(config, evaluation=True)[2].sources["test"]
+    found = [extractor(images) for images in DataBytes(config, source)]
+    pool_3, logits = (torch.cat([part[key] for part in found]) for key in ("pool_3", "logits"))
+    real = load_dataset_stats(config, workdir)
+    distances = metrics(real, Statistics.of(extractor, pool_3, logits), extractor.device)
+    return {key: distances[key] for key in names} | sureness(logits)
+
+
+def sureness(logits: Tensor) -> dict[str, float]:
+    """The share of images (N, K) whose class is told with a probability above `SURE`."""
+    likeliest = logits.double().softmax(dim=1).amax(dim=1)
+    return mean_and_error("sure", (likeliest > SURE).double().numpy())
+
+
+def draw_controlled(run: Experiment, guide: Experiment) -> None:
+    """Pictures: samples of each class by a noisy classifier, inpainting, interpolation."""
+    guide.call("train")
+    checkpoint = guide.workdir / "checkpoints" / "checkpoint_1.pth"
+    run.call(
+        "control",
+        "--config.control.task=class",
+        f"--config.control.classifier={checkpoint.resolve()}",
+    )
+    for task in ("inpaint", "interpolate"):
+        run.call("control", f"--config.control.task={task}")
+
+
+if __name__ == "__main__":
+    main()
