@@ -109,7 +109,7 @@ class Comparison:
         self.config = configured(given)
         network = setup(self.config).state["model"]
         parameters = sum(p.numel() for p in network.parameters())
-        # What can fail early does.
+        # Installing may fail: before hours of training.
         python = python_of(given.environment)
         self.commands = Commands(given, self.config, python, parameters)
 
@@ -129,8 +129,8 @@ class Comparison:
         self.report(rows)
 
     def trained(self) -> dict[str, dict]:
-        """What is known of each training, from this start or an earlier one."""
-        path, settings = self.workdir / "training.json", self.settings()
+        """Steps, rates and memory of each training, from this start or an earlier one."""
+        path, settings = self.workdir / "trainings.json", self.settings()
         if path.exists():
             record = json.loads(path.read_text())
             if record["settings"] == settings:
@@ -145,7 +145,7 @@ class Comparison:
         return found
 
     def settings(self) -> dict[str, object]:
-        """What the trainings depend on."""
+        """The options that the trainings depend on."""
         names = ("config", "set", "batch_size", "minutes", "rounds", "threads", "log_freq")
         return {name: getattr(self.given, name) for name in (*names, "contestants")}
 

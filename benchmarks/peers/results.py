@@ -1,4 +1,4 @@
-"""What the trained networks are worth: held-out loss, and distances of samples to the data."""
+"""Measures of the trained networks: held-out loss, and distances of samples to the data."""
 
 import math
 import pathlib

@@ -1,4 +1,4 @@
-"""What the trainings have in common; needs only PyTorch, for it runs in the peers' environment."""
+"""Tools of all trainings; needs only PyTorch, for it runs in the peers' environment."""
 
 import argparse
 import json

@@ -135,7 +135,7 @@ def time_at(error: float, errors: list[float], times: list[float]) -> float | No
 
 
 def timed(work: Callable[[], tuple[Tensor, int]]) -> Found:
-    """What a call finds, with its time."""
+    """The result of a call, with its time."""
     kept = []
     seconds = busy_seconds(lambda: kept.append(work()), CPU)
     bits, evaluations = kept[0]
