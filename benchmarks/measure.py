@@ -10,7 +10,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,18 +51,22 @@ def ratio_in_pairs(
     """How many times as long the first call takes: the median over pairs, after a warm-up.
 
     Calls of a pair follow each other, in alternating order, so that slow changes of the machine
-    cancel.  On a CPU other programs do not count.  The error is that of a median, from the median
-    distance to it.
+    cancel.  On a CPU other programs do not count.
     """
     ratios = []
     for k in range(-1, rounds):
         order = (slow, fast) if k % 2 else (fast, slow)
         first, second = (busy_seconds(work, device) for work in order)
         ratios.append(first / second if k % 2 else second / first)
-    middle = statistics.median(ratios[1:])
-    distance = statistics.median(abs(ratio - middle) for ratio in ratios[1:])
+    return median_ratio(ratios[1:])
+
+
+def median_ratio(ratios: Sequence[float]) -> Ratio:
+    """Their median, with the error of a median, from the median distance to it."""
+    middle = statistics.median(ratios)
+    distance = statistics.median(abs(ratio - middle) for ratio in ratios)
     # Of a normal distribution: sigma is 1.48 distances, and the error 1.25 sigma / sqrt(n).
-    return Ratio(middle, 1.25 * 1.48 * distance / rounds**0.5)
+    return Ratio(middle, 1.25 * 1.48 * distance / len(ratios) ** 0.5)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
