@@ -90,7 +90,8 @@ def test_evaluations_of_the_sampler_are_counted(name, changes, evaluations):
 def use_memory(count):
     """Take bytes from the system, not from those that the process keeps, and give them back."""
     with mmap.mmap(-1, count) as taken:
-        taken.write(bytes(1 << 20) * (count >> 20))
+        for _ in range(count >> 20):
+            taken.write(bytes(1 << 20))
 
 
 def test_peak_memory_begins_anew():
