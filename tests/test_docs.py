@@ -169,7 +169,8 @@ def test_modules_and_their_options_exist():
     assert len(known) > 8
     shared = (ROOT / "benchmarks/variants.py").read_text()
     for page, (module, *rest) in known:
-        file = ROOT / (module.replace(".", "/") + ".py")
+        place = ROOT / module.replace(".", "/")
+        file = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
         assert file.exists(), f"{page}: {module}"
         for option in re.findall(r"--\w+", " ".join(rest)):
             assert f'"{option}"' in file.read_text() + shared, f"{page}: {module} {option}"
