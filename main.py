@@ -14,7 +14,7 @@ import traceback
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from score_lib.base.threads import settle_threads, wait_without_spinning
+from score_lib.base.threads import choose_waiting, settle_threads
 
 FLAGS = flags.FLAGS
 MODES = (
@@ -158,6 +158,6 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    wait_without_spinning()  # before a config, or a mode, imports PyTorch
+    choose_waiting()  # before a config, or a mode, imports PyTorch
     flags.mark_flags_as_required(["config", "mode"])
     app.run(main, flags_parser=parse_flags)

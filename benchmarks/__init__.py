@@ -1,5 +1,5 @@
 """Measurements: time as a ratio to something measured in the same process."""
 
-from score_lib.base.threads import wait_without_spinning
+from score_lib.base.threads import choose_waiting
 
-wait_without_spinning()  # before a benchmark imports PyTorch
+choose_waiting()  # before a benchmark imports PyTorch

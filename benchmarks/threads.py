@@ -26,14 +26,15 @@ from benchmarks.measure import show
 from benchmarks.train import training
 from benchmarks.variants import arguments, configured
 from score_lib.base.memory import keep_freed_memory
-from score_lib.base.threads import COUNTS, SPINS, WAITING
+from score_lib.base.threads import COUNTS, SPINS_BUSY, SPINS_IDLE, WAITING
 
 DEFAULT, OURS = "defaults", "ours"
 SETTINGS = {
     DEFAULT: {"KMP_BLOCKTIME": "200"},  # Intel's own default, so that nothing else is set
-    OURS: {"GOMP_SPINCOUNT": str(SPINS), "KMP_BLOCKTIME": "0"},
+    OURS: {"GOMP_SPINCOUNT": str(SPINS_IDLE), "KMP_BLOCKTIME": "1"},
+    "ours, busy": {"GOMP_SPINCOUNT": str(SPINS_BUSY), "KMP_BLOCKTIME": "0"},
     "passive": {"OMP_WAIT_POLICY": "passive"},
-    "spin 10000": {"GOMP_SPINCOUNT": "10000"},
+    "spin 1000": {"GOMP_SPINCOUNT": "1000"},
     "active": {"OMP_WAIT_POLICY": "active"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }

@@ -1,5 +1,5 @@
 """Runnable programs: `digits` trains, samples and evaluates on a CPU in minutes."""
 
-from score_lib.base.threads import wait_without_spinning
+from score_lib.base.threads import choose_waiting
 
-wait_without_spinning()  # before a program imports PyTorch
+choose_waiting()  # before a program imports PyTorch

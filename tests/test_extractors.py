@@ -14,7 +14,7 @@ from configs.data import digits_defaults
 from datasets import get_streams
 from score_lib.disk.pictures import declare_box_operators
 from score_lib.metrics import inception
-from score_lib.metrics.classifiers import DigitsExtractor
+from score_lib.metrics.classifiers import DigitsExtractor, FashionExtractor
 from score_lib.metrics.fidelity import resized as fidelity_resized
 
 
@@ -295,3 +295,15 @@ def test_get_inception_model_returns_the_hub_model(tfgan, tmp_path, monkeypatch)
         with pytest.raises(OSError, match=r"cannot be loaded from .*extractor_weights") as caught:
             inception.TFGANInception(missing)
         assert missing in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_classifier_of_clothing_that_comes_along():
+    """The weights are the recorded ones; trousers that were drawn by hand are told."""
+    extractor = FashionExtractor()
+    image = torch.zeros(1, 28, 28, 1, dtype=torch.uint8)
+    image[:, 1:27, 8:13] = image[:, 1:27, 15:20] = image[:, 1:7, 8:20] = 200
+    found = extractor(image)
+    assert found["pool_3"].shape == (1, 64) and found["logits"].shape == (1, 10)
+    assert found["logits"].argmax() == 1 and found["logits"].softmax(1).max() > 0.9
+    with pytest.raises(ValueError, match="the fashion_mnist classifier takes gray images of 28 x"):
+        extractor(image[:, :8, :8])

@@ -1,6 +1,7 @@
 """Threads: how they wait and how many there are, by what the user and the system say."""
 
 import logging
+import math
 import os
 import pathlib
 import subprocess
@@ -45,16 +46,36 @@ def spins():
 
 
 def test_waiting_threads_stop_spinning_unless_the_user_says_how_they_wait(unset):
-    threads.wait_without_spinning()
+    threads.choose_waiting()
     assert spins() == {}, "PyTorch is imported: its threads have read the variables"
     unset.delitem(sys.modules, "torch")
     for name in threads.WAITING:
         unset.setenv(name, "7")
-        threads.wait_without_spinning()
+        threads.choose_waiting()
         assert spins() == {name: "7"}
         unset.delenv(name)
-    threads.wait_without_spinning()
-    assert spins() == {"GOMP_SPINCOUNT": str(threads.SPINS), "KMP_BLOCKTIME": "0"}
+    unset.setattr(threads, "cores", lambda: 2)
+    for idle, expected in ((2.0, ("10000", "1")), (1.75, ("10000", "1")), (1.5, ("0", "0"))):
+        unset.setattr(threads, "idle_cores", lambda idle=idle: idle)
+        threads.choose_waiting()
+        assert spins() == dict(zip(("GOMP_SPINCOUNT", "KMP_BLOCKTIME"), expected, strict=True))
+        for name in spins():
+            unset.delenv(name)
+
+
+def test_idle_cores_are_those_of_this_process(tmp_path, monkeypatch):
+    """Core 0 is idle for 9 of 10 ticks, core 2 for 2 of 10; it is not bound to core 1."""
+    file = tmp_path / "stat"
+    file.write_text(
+        "cpu 9 9\ncpu0 5 0 5 80 10 0 0 0 7 0\ncpu1 1 1 1 1 1 1 1 1\ncpu2 10 0 0 0 0 0 0 0\n"
+    )
+    later = "cpu 9 9\ncpu0 6 0 5 85 14 0 0 0 9 0\ncpu1 9 1 1 1 1 1 1 1\ncpu2 14 0 0 2 0 0 0 4\n"
+    monkeypatch.setattr(threads, "_STAT", file)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2}, raising=False)
+    monkeypatch.setattr(threads.time, "sleep", lambda seconds: file.write_text(later))
+    assert threads.idle_cores() == pytest.approx(0.9 + 0.2)
+    monkeypatch.setattr(threads, "_STAT", tmp_path / "none")
+    assert threads.idle_cores() == math.inf
 
 
 @pytest.mark.parametrize(
@@ -67,7 +88,8 @@ def test_programs_say_so_before_pytorch_is_imported(program, unset):
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert result.stdout.splitlines()[-1] == f"False {threads.SPINS}", result.stderr
+    choices = [f"False {spins}" for spins in (threads.SPINS_IDLE, threads.SPINS_BUSY)]
+    assert result.stdout.splitlines()[-1] in choices, result.stderr
 
 
 @pytest.mark.parametrize(

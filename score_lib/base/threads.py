@@ -1,15 +1,19 @@
 """Threads of the host: how many a process may use, and how they wait for each other.
 
 PyTorch shares most layers among OpenMP threads.  A thread that has done its part waits for the
-others by spinning, for milliseconds: good where the cores are idle.  Where another program runs on
-them, the spinning thread holds the core that a late one needs, and training slows down many times.
-Programs therefore call `wait_without_spinning` before PyTorch is imported: this module imports
+others by spinning, for milliseconds: good where the cores are idle, since waking up takes longer
+than many layers.  Where another program runs on them, the spinning thread holds the core that a
+late one needs, and training slows down many times: there, threads had better sleep at once.
+Programs therefore call `choose_waiting` before PyTorch is imported: this module imports
 nothing that does.  Functions of the library leave threads as they are.
 """
 
 import logging
+import math
 import os
+import pathlib
 import sys
+import time
 
 from score_lib.base.cgroups import limits
 
@@ -17,19 +21,26 @@ from score_lib.base.cgroups import limits
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 # Variables that say how many threads there are.
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-# Rounds of spinning before a thread of GNU's OpenMP sleeps; by default 300,000 or more.
-SPINS = 1000
+# Rounds of spinning before a thread of GNU's OpenMP sleeps, on idle cores and on busy ones; by
+# default 300,000 or more.
+SPINS_IDLE, SPINS_BUSY = 10_000, 0
+# Milliseconds of Intel's library, whose default is 200.
+_BLOCKTIMES = {SPINS_IDLE: 1, SPINS_BUSY: 0}
+_STAT = pathlib.Path("/proc/stat")
 
 
-def wait_without_spinning() -> None:
-    """Let OpenMP threads of this process, and of those it starts, sleep soon when they wait.
+def choose_waiting() -> None:
+    """Say how OpenMP threads of this process wait, and of those it starts: by how busy cores are.
 
-    A no-op where a variable of `WAITING` is set, and where PyTorch is imported: too late then.
+    They spin for a short time, or not at all where other programs leave fewer idle cores than this
+    process would use.  A no-op where a variable of `WAITING` is set, and where PyTorch is imported:
+    too late then.
     """
     if "torch" in sys.modules or any(name in os.environ for name in WAITING):
         return
-    os.environ["GOMP_SPINCOUNT"] = str(SPINS)
-    os.environ["KMP_BLOCKTIME"] = "0"
+    spins = SPINS_BUSY if idle_cores() < cores() - 0.3 else SPINS_IDLE
+    os.environ["GOMP_SPINCOUNT"] = str(spins)
+    os.environ["KMP_BLOCKTIME"] = str(_BLOCKTIMES[spins])
 
 
 def settle_threads() -> None:
@@ -49,6 +60,35 @@ def settle_threads() -> None:
         "OMP_WAIT_POLICY",
         torch.get_num_threads(), allowed, ", ".join(waiting) or "the default of OpenMP",
     )  # fmt: skip
+
+
+def idle_cores(seconds: float = 0.1) -> float:
+    """Cores that this process is bound to and that nothing uses while it sleeps for a time.
+
+    Infinity where the system does not tell.
+    """
+    before = _ticks()
+    time.sleep(seconds)
+    after = _ticks()
+    if not before or before.keys() != after.keys():
+        return math.inf
+    shares = []
+    for core, (idle, total) in after.items():
+        passed = total - before[core][1]
+        shares.append((idle - before[core][0]) / passed if passed else 1.0)
+    return sum(shares)
+
+
+def _ticks() -> dict[str, tuple[int, int]]:
+    """Ticks of the clock that a core was idle, and all of them, for each core of this process."""
+    try:
+        lines = [line.split() for line in _STAT.read_text().splitlines()]
+        bound = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    except (OSError, AttributeError):  # no Linux
+        return {}
+    counts = {name: list(map(int, rest[:8])) for name, *rest in lines if name in bound}
+    # user nice system idle iowait irq softirq steal
+    return {name: (ticks[3] + ticks[4], sum(ticks)) for name, ticks in counts.items()}
 
 
 def cores() -> int:
