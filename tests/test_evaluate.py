@@ -108,13 +108,13 @@ def test_killed_after_every_round(workdir, options, monkeypatch):
     monkeypatch.setattr(rounds, "save_arrays", dying)
     folder = workdir / "killed"
     for attempt in range(100):
-        budget = iter(range(1 + attempt % 3))
+        budget = iter(range(2 + attempt % 3))
         try:
             run_lib.evaluate(small_config(**options), workdir, "killed")
             break
         except Killed:
             continue
-    assert attempt > 5
+    assert attempt > 4
     made = [p for p in written if "report" not in str(p)]
     assert len(made) == len(set(made)) == 2 * (1 + 4 + 2 + 2)
     assert (folder / "report.json").read_text() == (workdir / "eval" / "report.json").read_text()
