@@ -61,6 +61,10 @@ def test_waiting_threads_stop_spinning_unless_the_user_says_how_they_wait(unset)
         assert spins() == dict(zip(("GOMP_SPINCOUNT", "KMP_BLOCKTIME"), expected, strict=True))
         for name in spins():
             unset.delenv(name)
+    found = iter([0.0, 0.0, 2.0])  # busy for a moment
+    unset.setattr(threads, "idle_cores", lambda: next(found))
+    threads.choose_waiting()
+    assert spins()["GOMP_SPINCOUNT"] == "10000"
 
 
 def test_idle_cores_are_those_of_this_process(tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ SPINS_IDLE, SPINS_BUSY = 10_000, 0
 # Milliseconds of Intel's library, whose default is 200.
 _BLOCKTIMES = {SPINS_IDLE: 1, SPINS_BUSY: 0}
 _STAT = pathlib.Path("/proc/stat")
+_LOOKS = 5
 
 
 def choose_waiting() -> None:
@@ -38,7 +39,10 @@ def choose_waiting() -> None:
     """
     if "torch" in sys.modules or any(name in os.environ for name in WAITING):
         return
-    spins = SPINS_BUSY if idle_cores() < cores() - 0.3 else SPINS_IDLE
+    wanted = cores() - 0.3
+    # A shell that starts programs is busy for a moment only.
+    busy = all(idle_cores() < wanted for _ in range(_LOOKS))
+    spins = SPINS_BUSY if busy else SPINS_IDLE
     os.environ["GOMP_SPINCOUNT"] = str(spins)
     os.environ["KMP_BLOCKTIME"] = str(_BLOCKTIMES[spins])
 
