@@ -4,7 +4,7 @@
 # make quick   style, then every test that takes seconds: up to 2 minutes
 # make faults  kill runs, damage files, fill disks: 20 minutes, not part of `make test`
 # make notebooks  execute both notebooks in place: four minutes on two cores
-# make benchmark-fashion  train, kill, resume and evaluate Fashion-MNIST: two hours on two cores
+# make benchmark-fashion  train, kill, resume and evaluate Fashion-MNIST: hours on two cores
 # make style   check the style
 # make format  format the source
 # make clean   remove caches, but neither runs nor the environment

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = markdown_table(compare(run))
     write_text(run.workdir / "benchmark.md", table)
     draw_controlled(run, guide)
-    print(f"\n{given.config}, trained in {seconds / 60:.0f} minutes\n{table}")
+    print(f"\n{given.config}, training took {seconds / 60:.0f} minutes in this call\n{table}")
 
 
 class Experiment:
@@ -78,8 +78,8 @@ class Experiment:
     def last_step(self) -> int:
         """The last step of training that is in the log, or 0."""
         file = self.workdir / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        return json.loads(lines[-1])["step"] if lines else 0
+        whole = file.read_text().rpartition("\n")[0] if file.exists() else ""
+        return json.loads(whole.splitlines()[-1])["step"] if whole else 0
 
 
 def train(run: Experiment, kills: int) -> float:
@@ -91,6 +91,8 @@ def train(run: Experiment, kills: int) -> float:
         process = run.start("train")
         while process.poll() is None and run.last_step() < mark:
             time.sleep(0.5)
+        if process.poll():
+            sys.exit("--mode train failed: its message is above")
         process.send_signal(signal.SIGKILL)
         process.wait()
         logging.info("killed after step %d", run.last_step())

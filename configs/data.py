@@ -85,7 +85,7 @@ def digits_classifier_defaults() -> ConfigDict:
 
 
 def fashion_mnist_defaults() -> ConfigDict:
-    """Fashion-MNIST, 28 px, learnt in about an hour on two CPU cores.
+    """Fashion-MNIST, 28 px, and a training sized for two CPU cores.
 
     `python -m score_lib.data.prepare fashion_mnist` gets the data.
     """
@@ -97,14 +97,14 @@ def fashion_mnist_defaults() -> ConfigDict:
 
 
 def fashion_mnist_classifier_defaults() -> ConfigDict:
-    """Fashion-MNIST, and how a small classifier of it is trained in minutes on two cores."""
+    """Fashion-MNIST, and how a small classifier of it is trained."""
     config = fashion_mnist_defaults()
     config.training.update(n_iters=2000, snapshot_freq=2000)
     return config
 
 
 def large_fashion_mnist_defaults() -> ConfigDict:
-    """Fashion-MNIST, learnt to convergence on a GPU."""
+    """Fashion-MNIST, and a training sized for a GPU."""
     config = _fashion_mnist()
     config.model.dropout = 0.1
     config.training.update(n_iters=200_000, snapshot_freq=50_000)
@@ -114,7 +114,7 @@ def large_fashion_mnist_defaults() -> ConfigDict:
 
 def _fashion_mnist() -> ConfigDict:
     config = _images("FASHION_MNIST", 28)
-    # Shoes point to the left and the labels are of kinds of clothing: mirrored ones are others.
+    # All shoes point to the left: mirrored ones would be other data.
     config.data.update(num_channels=1, random_flip=False, uniform_dequantization=True)
     config.data.update(path="data/fashion_mnist", num_workers=0)
     # The two images furthest apart differ by about 22.

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 # The networks for digits of 8 px.
 SMALL_UNET = dict(nf=16, num_res_blocks=1, ch_mult=(1, 2), attn_resolutions=(4,), ema_rate=0.998)
-# The network for clothing of 28 px that two cores learn in an hour.
+# Networks for clothing of 28 px: one sized for two cores, one for a GPU, and a classifier.
 FASHION_UNET = dict(
     nf=32, num_res_blocks=1, ch_mult=(1, 2, 3), attn_resolutions=(7,), ema_rate=0.998
 )

@@ -1,4 +1,4 @@
-"""A small DDPM++ with the sub-VP SDE on Fashion-MNIST: about an hour on two CPU cores."""
+"""A small DDPM++ with the sub-VP SDE on Fashion-MNIST, sized for two CPU cores."""
 
 from configs import data, parts
 

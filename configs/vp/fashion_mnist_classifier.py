@@ -1,4 +1,4 @@
-"""A small classifier of noisy Fashion-MNIST for the VP SDE: ten minutes on two CPU cores."""
+"""A small classifier of noisy Fashion-MNIST for the VP SDE."""
 
 from configs import data, parts
 
