@@ -9,12 +9,14 @@ samples from the same noise; the distance is FID in the features of `eval.extrac
 import argparse
 import logging
 import pathlib
+import statistics
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from benchmarks.measure import show
-from configs.defaults import load
+from benchmarks.variants import with_settings
 from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
 from run_lib import Run, restored
 from sampling import get_sampling_fn
@@ -22,6 +24,7 @@ from score_lib.base.tensors import SampleNoise
 from score_lib.disk.files import atomic_write
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import to_uint8
+from score_lib.runs.setup import in_batches
 
 # Options of `sampling` and evaluations per step.
 SAMPLERS = {
@@ -46,47 +49,68 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", default="vp/digits")
     parser.add_argument("--workdir", required=True, help="folder of a trained run")
     parser.add_argument("--num_samples", type=int, default=512)
+    parser.add_argument("--evaluations", type=int, nargs="+", default=EVALUATIONS)
+    parser.add_argument(
+        "--many", type=int, nargs="*", default=MANY, help="for predictor-corrector samplers as well"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE")
     given = parser.parse_args(argv)
     log_to_console()
-    run, records = restored(load(given.config), given.workdir), []
-    for name, options in cases(run.config.model.beta_max):
+    run, records = restored(with_settings(given.config, given.set), given.workdir), []
+    real = load_dataset_stats(run.config, given.workdir)
+    for name, options in cases(run.config.model.beta_max, given.evaluations, given.many):
         run.config.sampling.update(options)
         images, evaluations = draw(run, given.num_samples)
-        records.append({"sampler": name, "evaluations": evaluations, "fid": fid(run, images)})
+        distance = fid(run, images, real)
+        records.append({"sampler": name, "evaluations": evaluations, "fid": distance})
         logging.info("%s", records[-1])
     show(f"samplers, {given.config}, {given.num_samples} samples", run.device, records)
     plot(pathlib.Path(given.workdir) / "samplers.png", records)
 
 
-def cases(beta_max: float) -> list[tuple[str, dict]]:
+def cases(
+    beta_max: float, evaluations: Sequence[int] = EVALUATIONS, many: Sequence[int] = MANY
+) -> list[tuple[str, dict]]:
     """Names of samplers and options of `sampling`.
 
     Predictor-corrector samplers need many evaluations, and more steps than beta_max: a
     variance-preserving chain of fewer has no betas below 1.
+
+    Args:
+        evaluations: of the network, for every sampler.
+        many: for predictor-corrector samplers as well.
     """
     found = []
     for name, (options, per_step) in SAMPLERS.items():
         chain = options["method"] == "pc"
-        for steps in (count // per_step for count in EVALUATIONS + (MANY if chain else ())):
+        for steps in (count // per_step for count in (*evaluations, *(many if chain else ()))):
             if not chain or steps > beta_max:
                 found.append((name, {**options, "num_steps": steps}))
     return found + [(name, {"method": method, "num_steps": 0}) for name, method in ADAPTIVE.items()]
 
 
 def draw(run: Run, count: int) -> tuple[Tensor, int]:
-    """Samples, (B, C, H, W) in [0, 1], and evaluations of the network."""
-    shape, eps = (count, *run.shape), run.sde.sampling_eps
-    sampler = get_sampling_fn(run.config, run.sde, shape, run.inverse_scaler, eps)
-    with run.sampling_network() as model:
-        return sampler(model, noise=SampleNoise(run.config.seed, range(count), run.device))
+    """Samples, (B, C, H, W) in [0, 1], and evaluations of the network.
+
+    Adaptive samplers evaluate each batch as often as it needs; counted is the mean.
+    """
+    drawn, evaluations = [], []
+    for part in in_batches(range(count), run.config.eval.batch_size):
+        shape, eps = (len(part), *run.shape), run.sde.sampling_eps
+        sampler = get_sampling_fn(run.config, run.sde, shape, run.inverse_scaler, eps)
+        with run.sampling_network() as model:
+            images, calls = sampler(model, noise=SampleNoise(run.config.seed, part, run.device))
+        drawn.append(images)
+        evaluations.append(calls)
+    return torch.cat(drawn), statistics.mean(evaluations)
 
 
-def fid(run: Run, images: Tensor) -> float:
+def fid(run: Run, images: Tensor, real: Statistics) -> float:
     """Distance of samples (B, C, H, W) in [0, 1] to the data set."""
     extractor = get_extractor(run.config, run.device)
     found = extractor(to_uint8(images, run.levels))
-    statistics = Statistics.of(extractor, found["pool_3"], found["logits"])
-    return metrics(load_dataset_stats(run.config), statistics, run.device)["fid"]
+    samples = Statistics.of(extractor, found["pool_3"], found["logits"])
+    return metrics(real, samples, run.device)["fid"]
 
 
 def plot(path: pathlib.Path, records: list[dict]) -> None:

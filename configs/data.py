@@ -90,7 +90,7 @@ def fashion_mnist_defaults() -> ConfigDict:
     `python -m score_lib.data.prepare fashion_mnist` gets the data.
     """
     config = _fashion_mnist()
-    config.optim.update(lr=2e-3, warmup=200)
+    config.optim.update(lr=1e-3, warmup=200, cooldown=1500)
     config.training.update(n_iters=3000, eval_freq=200, log_freq=50)
     config.training.update(snapshot_freq=3000, snapshot_freq_for_preemption=200)
     return config
@@ -100,6 +100,7 @@ def fashion_mnist_classifier_defaults() -> ConfigDict:
     """Fashion-MNIST, and how a small classifier of it is trained."""
     config = fashion_mnist_defaults()
     config.training.update(n_iters=2000, snapshot_freq=2000)
+    config.optim.cooldown = 1000
     return config
 
 
@@ -120,7 +121,7 @@ def _fashion_mnist() -> ConfigDict:
     # The two images furthest apart differ by about 22.
     config.model.update(sigma_max=22.0, dropout=0.0)
     config.eval.update(begin_ckpt=1, end_ckpt=1, batch_size=500, extractor="fashion_mnist")
-    config.eval.update(enable_bpd=True, bpd_num_repeats=1, bpd_num_images=1000)
+    config.eval.update(enable_bpd=True, bpd_num_repeats=1, bpd_num_images=1000, bpd_steps=48)
     config.eval.update(enable_sampling=True, num_samples=10_000)
     return config
 

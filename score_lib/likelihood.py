@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_lib.base.ode import integrate
+from score_lib.base.ode import integrate, integrate_nodes
 from score_lib.base.tensors import check_floats, normal_noise, rows
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
+from score_lib.sdes.snr import noise_nodes
 
 # Probes with mean 0 and covariance I, made of standard normal noise.
 _PROBES = {"rademacher": lambda z: torch.where(z < 0, -1.0, 1.0).to(z), "gaussian": lambda z: z}
@@ -82,6 +83,7 @@ def get_log_likelihood_fn(
     eps: float = 1e-5,
     continuous: bool = True,
     per_sample: bool = False,
+    steps: int = 0,
     parametrization: Parametrization | str | None = None,
 ) -> Callable:
     """Log-likelihood of data under the probability flow, in nats.
@@ -95,6 +97,9 @@ def get_log_likelihood_fn(
         continuous: whether the network was trained on all times.
         per_sample: control each sample's steps by its own error, so that its result is
             independent of the rest of the batch.
+        steps: 0 is the adaptive solver.  Otherwise so many steps, equal in a variable of the noise
+            level, by a method with one evaluation a step (`base.ode.integrate_nodes`); tolerances,
+            method and per_sample then mean nothing.  A smooth flow needs fewer evaluations so.
         parametrization: what the network's output is, see `get_score_fn`.
     Returns:
         `log_likelihood_fn(model, data, *, noise=None) -> LogLikelihood`, for data (B, *D) in the
@@ -113,23 +118,55 @@ def get_log_likelihood_fn(
         score_fn = get_score_fn(sde, model, False, continuous, parametrization=chosen)
         flow = sde.reverse(score_fn, probability_flow=True)
 
-        def slope(t, state):
-            x, t = state[:, :size].reshape(data.shape).to(data.dtype), t.to(data.dtype)
+        def slope(x, t):
             drift, divergence = value_and_divergence(lambda x, t: flow.sde(x, t)[0], x, t, probes)
-            if kind == "exact":
-                divergence = divergence.sum(1, keepdim=True)
-            return torch.cat([rows(drift), divergence], dim=1)
+            return drift, divergence.sum(1, keepdim=True) if kind == "exact" else divergence
 
-        size = data[0].numel()
         columns = 1 if kind == "exact" else num_probes
-        start = torch.cat([rows(data), data.new_zeros(len(data), columns)], dim=1).double()
-        state, nfe = integrate(
-            slope, start, eps, sde.T, rtol=rtol, atol=atol, method=method, per_sample=per_sample
-        )
-        z = state[:, :size].reshape(data.shape).to(data.dtype)
-        return _summarise(sde.prior_logp(z), state[:, size:], kind == "exact", z, nfe)
+        if steps:
+            z, divergence, nfe = _in_steps(sde, slope, data, columns, eps, steps)
+        else:
+            solver = {"rtol": rtol, "atol": atol, "method": method, "per_sample": per_sample}
+            z, divergence, nfe = _adaptively(sde, slope, data, columns, eps, solver)
+        return _summarise(sde.prior_logp(z), divergence, kind == "exact", z, nfe)
 
     return log_likelihood_fn
+
+
+# Both solve for x_T and the integrals of divergences, one a column, in double precision.
+
+
+def _adaptively(sde, slope, data, columns, eps, solver) -> tuple[Tensor, Tensor, int]:
+    """In time, to a tolerance."""
+    size = data[0].numel()
+
+    def joint(t, state):
+        x = state[:, :size].reshape(data.shape).to(data.dtype)
+        drift, divergence = slope(x, t.to(data.dtype))
+        return torch.cat([rows(drift), divergence], dim=1)
+
+    start = torch.cat([rows(data), data.new_zeros(len(data), columns)], dim=1).double()
+    state, nfe = integrate(joint, start, eps, sde.T, **solver)
+    return state[:, :size].reshape(data.shape).to(data.dtype), state[:, size:], nfe
+
+
+def _in_steps(sde, slope, data, columns, eps, steps) -> tuple[Tensor, Tensor, int]:
+    """In the noise level u, for x / r, whose divergence is that of x without d log r / du each."""
+    size = data[0].numel()
+    nodes = noise_nodes(sde, steps, eps)
+    time, speed, r, growth = (values.tolist() for values in nodes[:4])
+
+    def joint(k, state):
+        x = (state[:, :size] * r[k]).reshape(data.shape).to(data.dtype)
+        drift, divergence = slope(x, data.new_full((len(data),), time[k]))
+        moved = rows(drift).double() * (speed[k] / r[k]) - growth[k] * state[:, :size]
+        return torch.cat([moved, divergence.double() * speed[k] - size * growth[k]], dim=1)
+
+    start = torch.cat([rows(data) / r[0], data.new_zeros(len(data), columns)], dim=1).double()
+    state, nfe = integrate_nodes(joint, start, nodes.width, steps)
+    z = (state[:, :size] * r[-1]).reshape(data.shape).to(data.dtype)
+    divergence = state[:, size:] + size * math.log(r[-1] / r[0])
+    return z, divergence, nfe
 
 
 def get_likelihood_fn(

@@ -25,6 +25,11 @@ def at_least(bound: float) -> Check:
     return _within(bound, f", at least {bound:g}", lambda value: value >= bound)
 
 
+def none_or(bound: float) -> Check:
+    """Whole numbers from a bound up, or 0."""
+    return _within(0, f", 0 or at least {bound:g}", lambda value: value == 0 or value >= bound)
+
+
 def above(bound: float) -> Check:
     """Values larger than a bound."""
     return _within(bound, f" above {bound:g}", lambda value: value > bound)

@@ -32,6 +32,7 @@ from score_lib.option_kinds import (
     multiples,
     name,
     networks,
+    none_or,
     nonzero,
     normalizations,
     number,
@@ -273,6 +274,7 @@ _OPTIM = {
     "weight_decay": (0.0, at_least(0.0), "weight of the L2 penalty"),
     "amsgrad": (False, flag, "Adam with the largest second moment so far"),
     "warmup": (5000, at_least(0), "steps until the full learning rate"),
+    "cooldown": (0, at_least(0), "last steps of training, in which it falls to 0"),
     "grad_clip": (1.0, nonzero, "largest norm of the gradient; negative: any"),
 }
 
@@ -374,6 +376,7 @@ _EVAL = {
     "enable_bpd": (False, flag, "measure bits/dim"),
     "bpd_dataset": ("test", one_of("train", "test"), "part of the data for bits/dim"),
     "bpd_num_images": (0, at_least(0), "bits/dim are of so many images, the first; 0: all"),
+    "bpd_steps": (0, none_or(6), "solver steps for bits/dim, one evaluation each; 0: adaptive"),
     "dataset": ("", one_of("", "train", "test"), 'other name of `bpd_dataset`; "": unused'),
     "bpd_num_repeats": (5, count, "passes for bits/dim, dequantised anew"),
     "enable_elbo": (False, flag, "bound bits/dim by the ELBO of the reverse SDE"),
@@ -398,11 +401,7 @@ _EVAL = {
     "extractor": ("", extractors, 'features, or your own "module:function"; "": suits the data'),
     "extractor_weights": ("", text, 'file of its weights; "": where it keeps them'),
     "figures": ("", figures, '`--mode reproduce`: which figures; "": all that are published'),
-    "stats": (
-        "",
-        text,
-        'file of the data\'s statistics; "": in stats/ of the run, or assets/stats',
-    ),
+    "stats": ("", text, 'data statistics; "": in stats/ of the run, or assets/stats'),
     "stats_format": (
         "features",
         one_of("features", "moments"),

@@ -400,6 +400,7 @@ MUTATIONS = [
         "chosen = None",
     ),
     Mutation("warm-up is ignored", OPTIMIZATION, "warmup=optim.warmup", "warmup=0"),
+    Mutation("cooldown is ignored", OPTIMIZATION, "cooldown=optim.cooldown", "cooldown=0"),
     Mutation(
         "clipping is ignored",
         OPTIMIZATION,
@@ -428,6 +429,12 @@ MUTATIONS = [
         "score_lib/runs/measures.py",
         "num_probes=options.num_probes",
         "num_probes=1",
+    ),
+    Mutation(
+        "steps of the likelihood are ignored",
+        "score_lib/runs/measures.py",
+        "steps = run.config.eval.bpd_steps",
+        "steps = 0",
     ),
     Mutation(
         "evaluation uses the raw weights instead of the ema",

@@ -70,6 +70,9 @@ def test_measures_of_an_evaluation_are_counted():
         "enable_elbo": 10 * 5 * 3 * 2.0,
         "enable_sampling": 7 * 0.5,
     }
+    run.config.eval.update(bpd_num_images=4, bpd_steps=32)
+    found = estimates._evaluation(run, TRIAL, 0.5, {"train": 1000, "test": 10})
+    assert found["enable_bpd"] == 4 * 2 * (3 + 32 + 1) * 8.0
 
 
 @pytest.mark.parametrize(

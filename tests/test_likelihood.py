@@ -99,6 +99,33 @@ def test_mixture_log_likelihood_with_exact_trace(sde):
     assert not result.standard_error.any()
 
 
+@pytest.mark.parametrize("sde", SDES, ids=repr)
+def test_given_steps_converge_with_the_fourth_power(sde):
+    """To what the adaptive solver finds with a small tolerance."""
+    model = Mixture(sde)
+    torch.manual_seed(0)
+    x = model.sample(20)
+    exact = get_log_likelihood_fn(sde, hutchinson_type="exact", rtol=1e-9, atol=1e-9)(model, x)
+    off = []
+    for steps in (50, 100):
+        found = get_log_likelihood_fn(sde, hutchinson_type="exact", steps=steps)(model, x)
+        off.append(float((found.total - exact.total).square().mean().sqrt()))
+        assert found.nfe == steps + 3
+    assert off[1] < 1e-4 and off[0] / off[1] > 13
+
+
+@pytest.mark.parametrize("sde", SDES, ids=repr)
+def test_given_steps_give_the_bits_of_a_gaussian(sde):
+    mu, s0 = 0.3, 0.2
+    torch.manual_seed(0)
+    x = mu + s0 * torch.randn(500, 1, 4, 3)
+    bpd, _, _ = get_likelihood_fn(sde, SCALERS["centred"], steps=40)(
+        GaussianOracle(sde, mu=mu, s0=s0), x
+    )
+    expected = -(gaussian_log_p(x, mu, s0) / 12 + math.log(2 / 256)) / math.log(2)
+    assert bpd.mean() == pytest.approx(float(expected.mean()), abs=2e-3)
+
+
 @pytest.mark.slow
 def test_standard_error_covers_the_truth():
     """Exact and estimated log-likelihood differ by less than 2 errors about 95% of the time."""
@@ -162,3 +189,5 @@ def test_mistakes_are_named():
         get_likelihood_fn(VPSDE(), lambda x: x, hutchinson_type="rademaker")
     with pytest.raises(ValueError, match="at least one probe"):
         get_likelihood_fn(VPSDE(), lambda x: x, num_probes=0)
+    with pytest.raises(ValueError, match="at least 3 steps, not 2"):
+        get_log_likelihood_fn(VPSDE(), steps=2)(GaussianOracle(VPSDE()), torch.randn(2, 3))

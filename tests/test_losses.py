@@ -132,6 +132,8 @@ def optim_config(**changes):
 def test_warm_up_is_linear():
     assert [losses.learning_rate(s, 0.1, 4) for s in (0, 1, 4, 9)] == [0, 0.025, 0.1, 0.1]
     assert losses.learning_rate(0, 0.1, 0) == 0.1
+    falling = [losses.learning_rate(s, 0.1, 4, left=8 - s, cooldown=4) for s in (1, 4, 5, 7, 9)]
+    assert falling == pytest.approx([0.025, 0.1, 0.075, 0.025, 0])
 
 
 @pytest.mark.parametrize("grad_clip", (1.0, -1.0))

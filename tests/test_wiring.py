@@ -126,10 +126,13 @@ def test_options_of_the_optimizer_arrive(changes, key, value):
     assert optimizer_of(**changes)[key] == value != optimizer_of()[key]
 
 
-@pytest.mark.parametrize(("warmup", "expected"), ((0, 0.5), (10, 0.2)))
-def test_warmup_arrives(warmup, expected, tmp_path):
-    """The rate of the update after four others."""
-    train(tmp_path, optim__lr=0.5, optim__warmup=warmup, training__n_iters=5)
+@pytest.mark.parametrize(
+    ("warmup", "cooldown", "expected"), ((0, 0, 0.5), (10, 0, 0.2), (0, 4, 0.125))
+)
+def test_warmup_and_cooldown_arrive(warmup, cooldown, expected, tmp_path):
+    """The rate of the update after four others, the last."""
+    rates = {"optim__lr": 0.5, "optim__warmup": warmup, "optim__cooldown": cooldown}
+    train(tmp_path, **rates, training__n_iters=5)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     rates = [record["learning_rate"] for record in records if "learning_rate" in record]
     assert rates[-1] == pytest.approx(expected)

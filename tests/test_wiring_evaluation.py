@@ -39,6 +39,12 @@ def test_options_of_the_likelihood_arrive():
     one, several = likelihood_terms(), likelihood_terms(eval__num_probes=3)
     assert np.isnan(one["standard_error"]).all()
     assert np.isfinite(several["standard_error"]).all()
+    assert "step_error" not in one
+    stepped = likelihood_terms(eval__bpd_steps=30)
+    assert stepped["nfe"] == 33
+    assert 0 < np.abs(stepped["total"] - one["total"]).max() < 0.05
+    half = likelihood_terms(eval__bpd_steps=15)
+    assert stepped["step_error"] == pytest.approx(stepped["bpd"][:1] - half["bpd"][:1], rel=1e-6)
     exact = likelihood_terms(eval__hutchinson_type="exact")
     assert (exact["standard_error"] == 0).all()
     gaussian = likelihood_terms(eval__hutchinson_type="Gaussian")

@@ -3,12 +3,12 @@
     runs/peers/env/bin/python -m benchmarks.peers.torchdiffeq_likelihood --workdir runs/peers
 
 Both solve the same flow for the same images and probes, with Hutchinson's trace from one product a
-call.  The error of a tolerance is the root mean square difference, in bits/dim, from the project's
-own solution in float64 to a hundredth of the smallest one, with the same probes; that of one probe
-is beside it.  "times as long" compares
-times at equal error: ours is interpolated between its tolerances, on logarithmic scales.  It is the
-median over those batches whose errors lie between errors of ours.  Times are those in which this
-process is busy, so that other programs do not count.
+call: torchdiffeq to tolerances, the project in numbers of steps.  Errors are root mean square
+differences, in bits/dim, from the project's own adaptive solution in float64 to a hundredth of the
+smallest tolerance, with the same probes; that of one probe is beside them.  "times as long"
+compares times at equal error: ours is interpolated between its numbers of steps, on logarithmic
+scales.  It is the median over those batches whose errors lie between errors of ours.  Times are
+those in which this process is busy, so that other programs do not count.
 """
 
 import argparse
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--tolerances", type=float, nargs="+", default=[1e-2, 1e-3, 1e-4])
+    parser.add_argument("--steps", type=int, nargs="+", default=[16, 24, 32, 48, 64, 96])
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     workdir = pathlib.Path(given.workdir)
@@ -62,9 +63,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = shared.load_images(workdir / "images.npz")
     torch.manual_seed(config.seed)
     batches = [batch_of(run, images, given.batch_size, k) for k in range(given.batches)]
-    records = compare(run, images.levels, batches, sorted(given.tolerances, reverse=True))
+    tolerances = sorted(given.tolerances, reverse=True)
+    found = solutions(run, images.levels, batches, tolerances, given.steps)
     error = probe_error(run, images.levels, batches[0][0])
-    show("likelihood by torchdiffeq and ours", CPU, records, error_of_one_probe=error)
+    show("likelihood by torchdiffeq", CPU, against(found), error_of_one_probe=error)
+    show(
+        "likelihood in steps",
+        CPU,
+        [row("steps", steps, found["ours"][steps]) for steps in given.steps],
+    )
 
 
 def batch_of(run: Run, images: shared.Images, size: int, number: int) -> tuple[Tensor, Tensor]:
@@ -76,21 +83,32 @@ def batch_of(run: Run, images: shared.Images, size: int, number: int) -> tuple[T
     return data, torch.randn_like(data).sign()
 
 
-def compare(
-    run: Run, levels: int, batches: list[tuple[Tensor, Tensor]], tolerances: list[float]
-) -> list[dict]:
-    """A row for each tolerance, after a warm-up of both solvers."""
-    for solve in (by_torchdiffeq, by_us):
-        solve(run, levels, *batches[0], tolerance=0.1)
-    found: dict[tuple[str, float], list[tuple[Found, float]]] = {}
+def solutions(
+    run: Run,
+    levels: int,
+    batches: list[tuple[Tensor, Tensor]],
+    tolerances: list[float],
+    steps: list[int],
+) -> dict[str, dict[float, list[tuple[Found, float]]]]:
+    """Solutions and their errors, one a batch, of "theirs" by tolerance and of "ours" by steps."""
+    by_torchdiffeq(run, levels, *batches[0], tolerance=0.1)  # warm-up
+    by_us(run, levels, *batches[0], steps=8)
+    theirs = {tolerance: [] for tolerance in tolerances}
+    ours = {count: [] for count in steps}
     for data, probe in batches:
         exact = reference(run, levels, data, probe, tolerances[-1] / FINER)
-        for tolerance in tolerances:
-            for name, solve in (("theirs", by_torchdiffeq), ("ours", by_us)):
-                one = solve(run, levels, data, probe, tolerance=tolerance)
-                off = float((one.bits - exact).square().mean().sqrt())
-                found.setdefault((name, tolerance), []).append((one, off))
-    return [row(found, tolerances, tolerance) for tolerance in tolerances]
+        for tolerance, found in theirs.items():
+            one = by_torchdiffeq(run, levels, data, probe, tolerance=tolerance)
+            found.append((one, off(one, exact)))
+        for count, found in ours.items():
+            one = by_us(run, levels, data, probe, steps=count)
+            found.append((one, off(one, exact)))
+    return {"theirs": theirs, "ours": ours}
+
+
+def off(found: Found, exact: Tensor) -> float:
+    """Root mean square error over a batch, in bits/dim."""
+    return float((found.bits - exact).square().mean().sqrt())
 
 
 def reference(run: Run, levels: int, data: Tensor, probe: Tensor, tolerance: float) -> Tensor:
@@ -98,31 +116,37 @@ def reference(run: Run, levels: int, data: Tensor, probe: Tensor, tolerance: flo
     network = run.state["model"]
     try:
         network.double()
-        return by_us(run, levels, data.double(), probe.double(), tolerance=tolerance).bits
+        solver = {"rtol": tolerance, "atol": tolerance}
+        return by_us(run, levels, data.double(), probe.double(), **solver).bits
     finally:
         network.float()
 
 
-def row(found: dict, tolerances: list[float], tolerance: float) -> dict[str, float]:
-    """Medians over batches of both at a tolerance, and the ratio of times at equal error."""
-    record: dict[str, float] = {"tolerance": f"{tolerance:g}"}
-    for name in ("theirs", "ours"):
-        solutions = found[name, tolerance]
-        record |= {
-            f"{name}, s": float(np.median([one.seconds for one, _ in solutions])),
-            f"{name}, evaluations": float(np.median([one.evaluations for one, _ in solutions])),
-            f"{name}, 1e-3 bits/dim": 1e3 * float(np.median([off for _, off in solutions])),
-        }
-    ratios = []
-    for number, (one, off) in enumerate(found["theirs", tolerance]):
-        ours = [found["ours", other][number] for other in tolerances]
-        time = time_at(off, [error for _, error in ours], [o.seconds for o, _ in ours])
-        ratios += [] if time is None else [one.seconds / time]
-    if ratios:
-        value, error = median_ratio(ratios)
-        record |= {"times as long": value, "batches": len(ratios)}
-        record |= {"times as long_standard_error": error} if len(ratios) > 1 else {}
-    return record
+def row(setting: str, value: float, found: list[tuple[Found, float]]) -> dict[str, float]:
+    """Medians over batches."""
+    return {
+        setting: f"{value:g}",
+        "s": float(np.median([one.seconds for one, _ in found])),
+        "evaluations": float(np.median([one.evaluations for one, _ in found])),
+        "1e-3 bits/dim": 1e3 * float(np.median([error for _, error in found])),
+    }
+
+
+def against(found: dict) -> list[dict]:
+    """A row for each tolerance of theirs, with the ratio of times at equal error."""
+    records = []
+    for tolerance, theirs in found["theirs"].items():
+        record, ratios = row("tolerance", tolerance, theirs), []
+        for number, (one, error) in enumerate(theirs):
+            ours = [batches[number] for batches in found["ours"].values()]
+            time = time_at(error, [e for _, e in ours], [o.seconds for o, _ in ours])
+            ratios += [] if time is None else [one.seconds / time]
+        if ratios:
+            value, spread = median_ratio(ratios)
+            record |= {"times as long": value, "batches": len(ratios)}
+            record |= {"times as long_standard_error": spread} if len(ratios) > 1 else {}
+        records.append(record)
+    return records
 
 
 def time_at(error: float, errors: list[float], times: list[float]) -> float | None:
@@ -142,11 +166,10 @@ def timed(work: Callable[[], tuple[Tensor, int]]) -> Found:
     return Found(seconds, bits.double(), evaluations)
 
 
-def by_us(run: Run, levels: int, data: Tensor, probe: Tensor, *, tolerance: float) -> Found:
+def by_us(run: Run, levels: int, data: Tensor, probe: Tensor, **solver) -> Found:
     """By the project."""
-    solver = {"rtol": tolerance, "atol": tolerance, "eps": EPS}
     likelihood_fn = get_likelihood_fn(
-        run.sde, run.inverse_scaler, levels=levels, **solver, **run.reading
+        run.sde, run.inverse_scaler, levels=levels, eps=EPS, **solver, **run.reading
     )
 
     def work() -> tuple[Tensor, int]:

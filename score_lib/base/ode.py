@@ -1,11 +1,12 @@
-"""Adaptive Runge-Kutta integration on the device of the state.
+"""Integration of ordinary differential equations on the device of the state.
 
-Dormand and Prince's embedded pair of orders 5 and 4, with the step control of Hairer, Norsett and
-Wanner (*Solving Ordinary Differential Equations I*, section II.4) and the constants of SciPy's
-RK45, so that results and function evaluations can be compared with it.
-
-A solution can be differentiated.  Its gradient is that of the steps that were taken; how long they
+`integrate` is adaptive: Dormand and Prince's embedded pair of orders 5 and 4, with the step control
+of Hairer, Norsett and Wanner (*Solving Ordinary Differential Equations I*, section II.4) and the
+constants of SciPy's RK45, so that results and function evaluations can be compared with it.  Its
+solution can be differentiated; the gradient is that of the steps that were taken, and how long they
 are counts as given.
+
+`integrate_nodes` takes a given number of equal steps with one evaluation each.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,11 @@ _A = (
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
 _E = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
+
+# Adams' methods (section III.1 there): weights of the last three slopes, the latest first, that
+# predict the next value; weights that correct it, once its slope is known and comes first.
+_PREDICT = (23 / 12, -16 / 12, 5 / 12)
+_CORRECT = (9 / 24, 19 / 24, -5 / 24, 1 / 24)
 
 _SAFETY, _SHRINK_MOST, _GROW_MOST = 0.9, 0.2, 10.0
 _EXPONENT = -1 / 5
@@ -74,6 +80,51 @@ def integrate(
     if per_sample:
         raise ValueError(f"per-sample error control needs method 'RK45', not {method!r}")
     return _integrate_on_host(fn, y, t0, t1, rtol, atol, method)
+
+
+def integrate_nodes(
+    fn: Callable[[int, Tensor], Tensor], y: Tensor, width: float, steps: int
+) -> tuple[Tensor, int]:
+    """Solve dy/du = fn from node 0 to node `steps`, which are `width` apart.
+
+    Predicts with Adams and Bashforth's formula of order 3 and corrects with Adams and Moulton's of
+    order 4; a slope at the corrected value is not taken.
+
+    Args:
+        fn: function of the number of a node and y (B, *D), giving dy/du (B, *D) there.
+        y: state at node 0, (B, *D).
+        steps: at least 3.
+    Returns:
+        y at the last node, and the number of evaluations of fn.
+    Raises:
+        ValueError: fewer than 3 steps.
+    """
+    if steps < len(_PREDICT):
+        raise ValueError(f"this solver takes at least {len(_PREDICT)} steps, not {steps}")
+    y, slopes = _first_two(fn, y, width)
+    for node in range(3, steps + 1):
+        slopes = [fn(node, y + width * _weighted(_PREDICT, slopes)), *slopes]
+        y = y + width * _weighted(_CORRECT, slopes)
+        slopes.pop()
+    return y, steps + 3
+
+
+def _first_two(fn, y, width) -> tuple[Tensor, list[Tensor]]:
+    """y at node 2, and the slopes at nodes 2, 1 and 0.
+
+    A parabola through the three slopes, integrated; twice, from slopes of the second order first.
+    """
+    first = fn(0, y)
+    one = fn(1, y + width * first)
+    two = fn(2, y + 2 * width * one)
+    at_two = y + width / 3 * (first + 4 * one + two)
+    one = fn(1, y + width / 12 * (5 * first + 8 * one - two))
+    two = fn(2, at_two)
+    return y + width / 3 * (first + 4 * one + two), [two, one, first]
+
+
+def _weighted(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    return sum(weight * slope for weight, slope in zip(weights, slopes, strict=True))
 
 
 class _RK45:

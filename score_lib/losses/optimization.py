@@ -1,5 +1,6 @@
 """The optimiser, its schedule, and the watch over finite losses."""
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -73,22 +74,30 @@ def apply_settings(config, state: dict) -> dict[str, list]:
 
 
 def optimization_manager(config) -> Callable:
-    """Linear warm-up, clipping of the gradient's norm, and the optimiser's step.
+    """The learning rate of a step, clipping of the gradient's norm, and the optimiser's step.
 
     Returns:
         `optimize_fn(optimizer, params, step)`, which returns the gradient's norm before clipping,
-        a scalar on the device.  Its keywords lr, warmup (steps; 0 is none) and grad_clip (negative
-        is none) default to the config's.
+        a scalar on the device.  Its keywords lr, warmup, cooldown (steps; 0 is none), n_iters and
+        grad_clip (negative is none) default to the config's.
     """
-    optim = complete(config).optim
+    config = complete(config)
+    optim = config.optim
 
     def optimize_fn(
-        optimizer, params, step, lr=optim.lr, warmup=optim.warmup, grad_clip=optim.grad_clip
+        optimizer,
+        params,
+        step,
+        lr=optim.lr,
+        warmup=optim.warmup,
+        grad_clip=optim.grad_clip,
+        cooldown=optim.cooldown,
+        n_iters=config.training.n_iters,
     ):
         params = [p for p in params if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in params])
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, lr, warmup)
+            group["lr"] = learning_rate(step, lr, warmup, n_iters - step, cooldown)
         if grad_clip >= 0:
             nn.utils.clip_grads_with_norm_(params, grad_clip, norm)
         optimizer.step()
@@ -97,9 +106,23 @@ def optimization_manager(config) -> Callable:
     return optimize_fn
 
 
-def learning_rate(step: int, lr: float, warmup: int) -> float:
-    """Learning rate of the update after `step` others: linear warm-up from 0, then constant."""
-    return lr * min(step / warmup, 1.0) if warmup > 0 else lr
+def learning_rate(
+    step: int, lr: float, warmup: int, left: float = math.inf, cooldown: int = 0
+) -> float:
+    """Learning rate of the update after `step` others.
+
+    Grows from 0 in proportion to the step, is constant, and falls towards 0 in proportion to the
+    steps that are left.
+
+    Args:
+        lr: the constant rate.
+        warmup: steps of growth; 0 is none.
+        left: steps that are left, this one included.
+        cooldown: last steps, in which it falls; 0 is none.
+    """
+    grown = min(step / warmup, 1.0) if warmup > 0 else 1.0
+    fallen = min(max(left, 0.0) / cooldown, 1.0) if cooldown > 0 else 1.0
+    return lr * grown * fallen
 
 
 class LossGuard:

@@ -100,9 +100,12 @@ def _network(run: Run, data: Data) -> list[Finding]:
     training, evaluation = training_text(run, expected), evaluation_text(run, expected)
     if data.stream is None:
         training += "; without reading the data, which are not here"
-    short = config.optim.warmup >= options.n_iters
-    if short:
-        training += f"; optim.warmup = {config.optim.warmup} steps are longer than training"
+    short = [
+        f"optim.{name} = {config.optim[name]} steps are longer than training"
+        for name in ("warmup", "cooldown")
+        if config.optim[name] >= options.n_iters
+    ]
+    training = "; ".join([training, *short])
     memory, fits = memory_text(run, expected)
     return [
         Finding("network", NOTE if missing else OK, facts),

@@ -249,8 +249,8 @@ class Training:
         loss = self.loss_fn(model, batch["image"]).mean()
         loss.backward()
         parameters = list(state["model"].parameters())
-        # The flow starts at the identity, which needs no warm-up.
-        settings = {"lr": config.dequantizer.lr, "warmup": 0}
+        # The flow starts at the identity, which needs no warm-up; its rate is constant.
+        settings = {"lr": config.dequantizer.lr, "warmup": 0, "cooldown": 0}
         norm = self.optimize(state["optimizer"], parameters, step=state["step"], **settings)
         state["ema"].update(parameters)
         self.guard.watch(loss.detach() + norm, state["step"])

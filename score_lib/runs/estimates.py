@@ -11,6 +11,7 @@ from score_lib.checks.network import Cost
 from score_lib.checks.process import few_entries
 from score_lib.data.public import only_prepared
 from score_lib.data.stream import ImageStream
+from score_lib.runs.measures import DOUBLED_SHARE
 from score_lib.runs.quality import fast_sampling
 from score_lib.runs.setup import Run, Zeros
 from score_lib.runs.trial import LIKELIHOOD, Trial, try_out
@@ -98,6 +99,7 @@ def _measurement(run: Run, trial: Trial) -> float:
 def _evaluation(run: Run, trial: Trial, draw: float, sizes: Mapping) -> dict[str, float]:
     options = run.config.eval
     test, few = sizes.get("test", 0), sizes.get(options.dataset or options.bpd_dataset, 0)
+    few = min(few, options.bpd_num_images or few)
     levels = options.vlb_num_times or run.sde.N
     found = {
         "enable_loss": test * options.loss_num_repeats * trial.forward,
@@ -105,13 +107,20 @@ def _evaluation(run: Run, trial: Trial, draw: float, sizes: Mapping) -> dict[str
         * options.accuracy_num_levels
         * options.accuracy_num_repeats
         * trial.forward,
-        "enable_bpd": few * options.bpd_num_repeats * LIKELIHOOD * trial.likelihood,
+        "enable_bpd": few * options.bpd_num_repeats * _likelihood(options) * trial.likelihood,
         # With a backward pass.
         "enable_elbo": few * options.elbo_num_times * 3 * trial.forward,
         "enable_vlb": few * levels * trial.forward,
         "enable_sampling": options.num_samples * draw,
     }
     return {name: seconds for name, seconds in found.items() if options[name]}
+
+
+def _likelihood(options) -> float:
+    """Evaluations of the network that a likelihood takes."""
+    # Three to begin with, and half the steps once more for a part of the images.
+    steps = options.bpd_steps
+    return 3 + steps * (1 + DOUBLED_SHARE / 2) if steps else LIKELIHOOD
 
 
 def _evaluations_of_sampler(run: Run) -> int:

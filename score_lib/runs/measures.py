@@ -23,7 +23,7 @@ from score_lib.disk.files import write_text
 from score_lib.disk.pictures import save_grid, to_uint8
 from score_lib.disk.reports import markdown_table, mean_and_error, save_histogram
 from score_lib.elbo import get_elbo_fn
-from score_lib.likelihood import get_log_likelihood_fn
+from score_lib.likelihood import LogLikelihood, get_log_likelihood_fn
 from score_lib.losses.objectives import NoisyLoss
 from score_lib.metrics.configured import recognises_classes
 from score_lib.metrics.jackknife import sampling_errors
@@ -36,6 +36,9 @@ from score_lib.runs.rounds import Job
 from score_lib.runs.setup import Run, given, in_batches
 from score_lib.runs.statistics import comparable_extractor, data_statistics, statistics_record
 from score_lib.vlb import get_vlb_fn
+
+# The share of a batch whose likelihood is computed again, with half as many steps.
+DOUBLED_SHARE = 1 / 16
 
 
 def evaluate_loss(job: Job) -> dict[str, float]:
@@ -108,18 +111,25 @@ def evaluate_bpd(job: Job, *, errors: bool = False) -> dict[str, float]:
     """Mean bits/dim of dequantised examples, with its standard error; nats of continuous data.
 
     `eval.bpd_num_repeats` passes over `eval.bpd_dataset`, each with noise of its own.  The error
-    is that of the mean over examples, as others might have been drawn.
+    is that of the mean over examples, as others might have been drawn.  With `eval.bpd_steps` there
+    is "bpd_step_error", how far half as many steps move the mean of a part of the examples: many
+    times the error of all steps, of a solver of fourth order.
 
     Args:
         errors: add "bpd_noise_error", that of the mean over passes for these very examples: by
             dequantisation and probes, which needs two passes; and "num_images".
     """
     unit, repeats = job.run.unit, job.run.config.eval.bpd_num_repeats
-    passes = _passes(job, "bpd", repeats, likelihood_terms)
+    rounds = _rounds(job, "bpd", repeats, likelihood_terms)
+    passes = _passes(rounds, repeats, unit.name)
     values = passes.mean(axis=0)
     path = job.folder / f"ckpt_{job.label}_{unit.name}.png"
     distributed.on_main(lambda: save_histogram(path, values, unit.title))
     found = _means("", values, job.run)
+    if "step_error" in rounds[0]:
+        found[f"{unit.name}_step_error"] = np.concatenate(
+            [terms["step_error"] for terms in rounds]
+        ).mean()
     if errors:
         found["num_images"] = len(values)
     if errors and repeats > 1:
@@ -133,7 +143,7 @@ def evaluate_elbo(job: Job) -> dict[str, float]:
 
     One pass over `eval.bpd_dataset`, dequantised; see `elbo.get_elbo_fn`.
     """
-    return _means("elbo_", _passes(job, "elbo", 1, elbo_terms)[0], job.run)
+    return _mean_of("elbo", job, elbo_terms)
 
 
 def evaluate_vlb(job: Job) -> dict[str, float]:
@@ -141,7 +151,7 @@ def evaluate_vlb(job: Job) -> dict[str, float]:
 
     One pass over `eval.bpd_dataset`, which is not dequantised.
     """
-    return _means("vlb_", _passes(job, "vlb", 1, vlb_terms, dequantize=False)[0], job.run)
+    return _mean_of("vlb", job, vlb_terms, dequantize=False)
 
 
 def _means(prefix: str, values: np.ndarray, run: Run) -> dict[str, float]:
@@ -152,12 +162,21 @@ def _means(prefix: str, values: np.ndarray, run: Run) -> dict[str, float]:
     return found
 
 
-def _passes(
-    job: Job, kind: str, passes: int, terms: Callable, *, dequantize: bool = True
-) -> np.ndarray:
-    """Bits/dim or nats of the first `eval.bpd_num_images` examples of `eval.bpd_dataset`.
+def _mean_of(kind: str, job: Job, terms: Callable, **options) -> dict[str, float]:
+    """`_means` of one pass."""
+    values = _passes(_rounds(job, kind, 1, terms, **options), 1, job.run.unit.name)
+    return _means(f"{kind}_", values[0], job.run)
 
-    Of shape (passes, N).
+
+def _passes(rounds: list[dict[str, np.ndarray]], passes: int, key: str) -> np.ndarray:
+    """One of the terms of `_rounds`, (passes, N)."""
+    return np.concatenate([found[key] for found in rounds]).reshape(passes, -1)
+
+
+def _rounds(
+    job: Job, kind: str, passes: int, terms: Callable, *, dequantize: bool = True
+) -> list[dict[str, np.ndarray]]:
+    """Terms of the first `eval.bpd_num_images` examples of `eval.bpd_dataset`, a batch a round.
 
     Args:
         kind: names the files of rounds, and the seeds.
@@ -192,8 +211,7 @@ def _passes(
         logging.info("%s, pass %d, batch %d: %.4f %s", kind, repeat, number, mean, unit.title)
         return found
 
-    values = np.concatenate([found[unit.name] for found in job.rounds(passes * batches, make)])
-    return values.reshape(passes, -1)
+    return job.rounds(passes * batches, make)
 
 
 @torch.no_grad()
@@ -249,7 +267,8 @@ def likelihood_terms(
 
     "total" = "prior" + "divergence" is the log-likelihood in nats in the network's range, with a
     "standard_error" where there are several probes; "dequantisation" and "scaling" are the offsets
-    of bits/dim, and "scaling" alone, log |dx / dy|, that of nats.
+    of bits/dim, and "scaling" alone, log |dx / dy|, that of nats.  With `eval.bpd_steps` there is
+    "step_error" of the first of the images: their values less those of half as many steps.
 
     Args:
         run: its network's present weights are used.
@@ -258,20 +277,39 @@ def likelihood_terms(
         condition: of each image, of a conditional network.
         noise: for Hutchinson's probes, called like `torch.randn_like`.
     """
+    draws = []
+
+    def kept(like: Tensor) -> Tensor:
+        draws.append(noise(like))
+        return draws[-1]
+
+    steps = run.config.eval.bpd_steps
+    terms = _log_likelihood(run, images, kept, condition, steps)._asdict()
+    values = {run.unit.name: run.unit.of(terms["total"], levels).cpu().numpy()}
+    if steps:
+        again, some = iter(draws), math.ceil(len(images) * DOUBLED_SHARE)
+        part = {kind: value[:some] for kind, value in condition.items()}
+        coarse = _log_likelihood(run, images[:some], lambda _: next(again)[:some], part, steps // 2)
+        coarse = run.unit.of(coarse.total, levels).cpu().numpy()
+        values["step_error"] = values[run.unit.name][:some] - coarse
+    del terms["z"]
+    shared = {"nfe": np.array(terms.pop("nfe")), **run.unit.offsets(levels)}
+    return values | {k: v.cpu().numpy() for k, v in terms.items()} | shared
+
+
+def _log_likelihood(
+    run: Run, images: Tensor, noise: Callable, condition: Condition, steps: int
+) -> LogLikelihood:
     options = run.config.eval
     log_likelihood_fn = get_log_likelihood_fn(
         run.sde,
         hutchinson_type=options.hutchinson_type,
         num_probes=options.num_probes,
         per_sample=options.per_sample_error,
+        steps=steps,
         **run.reading,
     )
-    model = given(run.state["model"], condition)
-    terms = log_likelihood_fn(model, images, noise=noise)._asdict()
-    values = {run.unit.name: run.unit.of(terms["total"], levels).cpu().numpy()}
-    del terms["z"]
-    shared = {"nfe": np.array(terms.pop("nfe")), **run.unit.offsets(levels)}
-    return values | {k: v.cpu().numpy() for k, v in terms.items()} | shared
+    return log_likelihood_fn(given(run.state["model"], condition), images, noise=noise)
 
 
 def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | None]:

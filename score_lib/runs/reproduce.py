@@ -50,7 +50,7 @@ _FREE_SECTIONS = (
     "export.",
     *(f"training.{name}_" for name in ("metrics", "posthoc", "snapshot")),
 )
-_NOT_FREE = {"eval.dequantizer", "eval.ema"}
+_NOT_FREE = {"eval.bpd_steps", "eval.dequantizer", "eval.ema"}
 
 
 def reproduce(config, workdir: str | os.PathLike) -> list[dict]:

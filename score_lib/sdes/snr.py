@@ -1,5 +1,8 @@
 """Noise levels of a process as numbers that do not depend on its scale, and their times."""
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -41,3 +44,54 @@ def time_at(sde: SDE, wanted: Tensor) -> Tensor:
         too_early = log_snr(sde, middle) > wanted
         low, high = torch.where(too_early, middle, low), torch.where(too_early, high, middle)
     return (low + high) / 2
+
+
+class Nodes(NamedTuple):
+    """Equal steps in a variable u of the noise level, from the data to the noise.
+
+    u = asinh(-lambda / 3): the logarithm of s / m, drawn out where signal and noise are alike.
+    Divided by r = sqrt(m^2 + s^2), x_t is of the same size at all times.  Tensors are (N + 1,), in
+    float64 on the CPU.
+    """
+
+    times: Tensor
+    """t at each node."""
+    speed: Tensor
+    """dt / du."""
+    size: Tensor
+    """r."""
+    growth: Tensor
+    """d log r / du."""
+    width: float
+    """Distance between two nodes in u."""
+
+
+_STRETCH = 3.0
+
+
+def noise_nodes(sde: SDE, steps: int, eps: float) -> Nodes:
+    """So many equal steps from time eps to T.
+
+    Raises:
+        ValueError: the process' noise does not grow all the way.
+    """
+    ends = torch.tensor([eps, sde.T], dtype=torch.float64)
+    first, last = torch.asinh(-log_snr(sde, ends) / _STRETCH)
+    u = torch.lerp(first, last, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+    times = time_at(sde, -_STRETCH * torch.sinh(u))
+    times[0], times[-1] = ends  # exact, where bisection is not
+    with torch.inference_mode(False), torch.enable_grad():
+        t = times.clone().requires_grad_()
+        scale, std = marginal_coeffs(sde, t)
+        size = torch.sqrt(scale**2 + std**2)
+        slopes = [
+            torch.autograd.grad(f.sum(), t, retain_graph=True, materialize_grads=True)[0]
+            for f in (torch.asinh(torch.log(std / scale) / _STRETCH), torch.log(size))
+        ]
+    speed = 1 / slopes[0]
+    if not bool((speed > 0).logical_and(speed < math.inf).all()):
+        raise ValueError(
+            f"the noise of {sde!r} should grow from time {eps:g} to {sde.T:g}, as steps in its "
+            "level need: use the adaptive solver, without a number of steps"
+        )
+    return Nodes(times, speed, size.detach(), slopes[1] * speed, float(last - first) / steps)
