@@ -17,13 +17,14 @@ from torch import Tensor
 
 from benchmarks.measure import show
 from benchmarks.variants import with_settings
-from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
+from evaluation import Statistics, frechet_distance, get_extractor, load_dataset_stats
 from run_lib import Run, restored
 from sampling import get_sampling_fn
 from score_lib.base.tensors import SampleNoise
 from score_lib.disk.files import atomic_write
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import to_uint8
+from score_lib.metrics.stats import check_comparable
 from score_lib.runs.setup import in_batches
 
 # Options of `sampling` and evaluations per step.
@@ -110,7 +111,8 @@ def fid(run: Run, images: Tensor, real: Statistics) -> float:
     extractor = get_extractor(run.config, run.device)
     found = extractor(to_uint8(images, run.levels))
     samples = Statistics.of(extractor, found["pool_3"], found["logits"])
-    return metrics(real, samples, run.device)["fid"]
+    check_comparable(real.made_by(), samples.made_by())
+    return frechet_distance(real.moments(run.device), samples.moments(run.device))
 
 
 def plot(path: pathlib.Path, records: list[dict]) -> None:

@@ -16,6 +16,7 @@ from benchmarks.peers import (
     __main__ as command_line,
 )
 from benchmarks.peers import (
+    commands,
     contest,
     diffusers_loop,
     environment,
@@ -120,6 +121,22 @@ def test_a_training_that_fails_is_told_with_what_it_said(tmp_path):
     one = contest.Contestant("plain", lambda _: command, tmp_path, True, dict(os.environ))
     with pytest.raises(RuntimeError, match=r"plain is ended with exit code 1:\nno such thing"):
         one.turn(0.2, last=False)
+
+
+def test_our_runs_train_for_their_time_in_their_precision(tmp_path, monkeypatch):
+    monkeypatch.setattr(command_line, "python_of", lambda _: "python")
+    monkeypatch.setattr(commands, "fast_precision", lambda: "bfloat16")
+    monkeypatch.setattr(results, "timed", lambda work, _: 0.5)
+    given = command_line.parse(["--config", "vp/digits", "--workdir", str(tmp_path)])
+    config = small_config("vp/digits")
+    assert results.steps_in(30, config, "float32") == 66
+    steps = {commands.OURS: 66, commands.FLOAT32: 33}
+    made = commands.Commands(given, config, "python", 1, steps)
+    for name, precision in ((commands.OURS, "bfloat16"), (commands.FLOAT32, "float32")):
+        command = made.train(name, 0.0)
+        assert f"--config.training.precision={precision}" in command
+        assert f"--config.training.n_iters={steps[name]}" in command
+        assert f"--config.optim.cooldown={steps[name] // 2}" in command
 
 
 def test_all_are_asked_at_the_same_noise_levels():

@@ -5,7 +5,10 @@
 
 Contestants, each in a process of its own:
 
-- ours: `main.py --mode train`, ended by SIGTERM when its time is over; it saves and exits.
+- ours: `main.py --mode train`, in bfloat16 where the CPU has units for its products; ended by
+  SIGTERM when its time is over; it saves and exits.  It is given about as many steps as fit into
+  its time, in the second half of which its learning rate falls.
+- ours, float32: the same in float32.
 - plain: the same network, in a loop as one writes it in an afternoon (`plain_loop`).
 - diffusers: `UNet2DModel` with as many parameters, trained as that library's tutorial does
   (`diffusers_loop`), with its learning rate and without an average of the weights.

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from benchmarks import variants
 from benchmarks.measure import hardware
 from benchmarks.peers import results, shared
-from benchmarks.peers.commands import ALL, OURS, PLAIN, Commands
+from benchmarks.peers.commands import ALL, OURS, PLAIN, RUNS, Commands
 from benchmarks.peers.contest import (
     Contestant,
     compete,
@@ -123,7 +123,7 @@ class Comparison:
         rows = [{"trained by": "held-out images", **self.distances.of(self.held_out_bytes())}]
         for name in self.given.contestants:
             first = {"trained by": name, **training[name]}
-            for row in self.ours(name) if name in (OURS, PLAIN) else self.diffusers(name):
+            for row in self.ours(name) if name in (*RUNS, PLAIN) else self.diffusers(name):
                 rows.append(first | row)
                 first = {"trained by": name}
         self.report(rows)
@@ -136,6 +136,13 @@ class Comparison:
             if record["settings"] == settings:
                 return record["trained"]
             raise ValueError(f"{path} is of other settings: choose another --workdir, or remove it")
+        seconds = 60 * self.given.minutes
+        runs = [name for name in self.given.contestants if name in RUNS]
+        steps = {
+            name: results.steps_in(seconds, self.config, self.commands.precision(name))
+            for name in runs
+        }
+        self.commands = self.commands._replace(steps=steps)
         contestants = [self.contestant(name) for name in self.given.contestants]
         for contestant in contestants:
             shutil.rmtree(contestant.folder, ignore_errors=True)
@@ -153,21 +160,21 @@ class Comparison:
         """The training of a name, not yet started."""
         command = functools.partial(self.commands.train, name)
         environment = variables(self.given.threads)
-        return Contestant(name, command, self.commands.folder(name), name != OURS, environment)
+        return Contestant(name, command, self.commands.folder(name), name not in RUNS, environment)
 
     def rates_of(self, contestants: list[Contestant]) -> dict[str, dict]:
         """Steps, rates and memory of the trainings."""
         found, all_rates = {}, {}
         for one in contestants:
-            ours = one.name == OURS
+            run = one.name in RUNS
             read, file = (
-                (entries_of_run, "stdout.txt") if ours else (entries_of_journal, "log.jsonl")
+                (entries_of_run, "stdout.txt") if run else (entries_of_journal, "log.jsonl")
             )
             entries = read(one.folder / file)
             all_rates[one.name] = rates(entries, one.windows, self.given.batch_size)
             last = entries[-1][1] if entries else 0
             found[one.name] = {"steps": last, **summary(all_rates[one.name])}
-            if OURS in all_rates and not ours:
+            if OURS in all_rates and one.name != OURS:
                 found[one.name] |= times_as_fast(all_rates[OURS], all_rates[one.name])
             found[one.name] |= {"CPU s": one.cpu_s, "peak MB": one.peak_mb}
         return found

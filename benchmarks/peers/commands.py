@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-OURS, PLAIN, DIFFUSERS, TUNED = "ours", "plain", "diffusers", "diffusers, tuned"
-ALL = (OURS, PLAIN, DIFFUSERS, TUNED)
-FOREVER = 10**9  # steps of ours; the signal ends it
+from benchmarks.fashion_mnist import fast_precision
+
+OURS, FLOAT32, PLAIN = "ours", "ours, float32", "plain"
+DIFFUSERS, TUNED = "diffusers", "diffusers, tuned"
+ALL = (OURS, FLOAT32, PLAIN, DIFFUSERS, TUNED)
+RUNS = (OURS, FLOAT32)  # of `main.py`
 
 
 class Commands(NamedTuple):
@@ -20,12 +23,14 @@ class Commands(NamedTuple):
         config: complete.
         python: interpreter of the peers' environment.
         parameters: of our network.
+        steps: about as many as each run of ours makes in its time.
     """
 
     given: argparse.Namespace
     config: ConfigDict
     python: str
     parameters: int
+    steps: dict[str, int] = {}
 
     def folder(self, name: str) -> pathlib.Path:
         """Of a contestant's files."""
@@ -33,8 +38,8 @@ class Commands(NamedTuple):
 
     def train(self, name: str, started: float) -> list[str]:
         """That which trains a contestant, from a time on."""
-        if name == OURS:
-            return self._ours()
+        if name in RUNS:
+            return self._ours(name)
         given = self.given
         turns = ["--seconds", str(60 * given.minutes), "--rounds", str(given.rounds)]
         return [*self.peer(name, "train"), *turns, "--started", repr(started)]
@@ -69,17 +74,23 @@ class Commands(NamedTuple):
             command += ["--ema", str(model.ema_rate)]
         return command
 
-    def _ours(self) -> list[str]:
-        config, given = self.config, self.given
+    def precision(self, name: str) -> str:
+        """In which a run of ours trains."""
+        return fast_precision() if name == OURS else "float32"
+
+    def _ours(self, name: str) -> list[str]:
+        config, given, steps = self.config, self.given, self.steps[name]
         settings = {
             "device": config.device,
             "training.batch_size": config.training.batch_size,
             "training.log_freq": config.training.log_freq,
-            "training.n_iters": FOREVER,
+            "training.precision": self.precision(name),
+            "training.n_iters": steps,
+            "optim.cooldown": steps // 2,
             "training.snapshot_sampling": False,
         }
         changed = [f"--config.{setting}" for setting in given.set]
         changed += [f"--config.{key}={value}" for key, value in settings.items()]
-        file, folder = f"configs/{given.config}.py", self.folder(OURS)
+        file, folder = f"configs/{given.config}.py", self.folder(name)
         run = ["main.py", f"--config={file}", f"--workdir={folder}", "--mode=train"]
         return [sys.executable, *run, *changed]

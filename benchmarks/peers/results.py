@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
+from benchmarks.measure import seconds as timed
 from benchmarks.peers import plain_loop, shared
+from benchmarks.train import training
 from evaluation import Statistics, frechet_distance, get_extractor, kid
 from models.ema import ExponentialMovingAverage
 from run_lib import Run, fid_stats, restored, setup
@@ -18,7 +20,17 @@ from score_lib.disk.reports import mean_and_error
 from score_lib.runs.setup import in_batches
 from score_lib.runs.statistics import data_statistics
 
+TRIED = 8  # steps that tell how long one takes
 FOR_KID = 10_000  # training images: few samples can be compared, in blocks of two or more
+
+
+def steps_in(seconds: float, config: ConfigDict, precision: str) -> int:
+    """Steps of our training that fit into a time, and a tenth more: the time ends the training,
+    not its last step, when the learning rate has come down to a fifth."""
+    work = training(config, name=precision)
+    work.call()
+    taken = float(np.median([timed(work.call, work.run.device) for _ in range(TRIED)]))
+    return max(1, math.ceil(1.1 * seconds / taken))
 
 
 def write_images(config: ConfigDict, path: pathlib.Path) -> shared.Images:

@@ -152,7 +152,7 @@ def _classifier_score(logits: Tensor) -> float:
 
 
 def precision_recall(
-    real: Features, fake: Features, k: int = 3, *, block: int = BLOCK
+    real: Features, fake: Features, k: int = 3, *, block: int = 0
 ) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019).
 
@@ -161,7 +161,7 @@ def precision_recall(
 
     Args:
         k: neighbours; 3 in the paper.
-        block: distances in memory at once.
+        block: distances in memory at once; 0: `tile_size`.
     Returns:
         precision and recall.
     """
@@ -174,23 +174,32 @@ def precision_recall(
     # Distances are |x|^2 + |y|^2 - 2 x.y: centring makes their rounding errors smaller.
     origin = real.mean(dim=0)
     real, fake = real - origin, fake - origin
+    block = block or tile_size(real.device)
     return _share_covered(fake, real, k, block), _share_covered(real, fake, k, block)
 
 
 def _share_covered(points: Tensor, centres: Tensor, k: int, block: int) -> float:
     """Share of the points that are as near to some centre as its k-th nearest other centre."""
-    radii = torch.cat(
-        [
-            # k + 1, since the nearest centre of a centre is itself.
-            squared_distances(rows, centres).topk(k + 1, largest=False).values[:, -1]
-            for rows in _row_blocks(centres, len(centres), block)
-        ]
-    )
+    side = max(1, math.isqrt(block))
+    # k + 1, since the nearest centre of a centre is itself.
+    radii = torch.cat([_nearest(rows, centres, k + 1, side)[:, -1] for rows in centres.split(side)])
+    parts = list(zip(centres.split(side), radii.split(side), strict=True))
     covered = [
-        (squared_distances(rows, centres) <= radii).any(dim=1)
-        for rows in _row_blocks(points, len(centres), block)
+        torch.stack(
+            [(squared_distances(rows, part) <= near).any(dim=1) for part, near in parts]
+        ).any(dim=0)
+        for rows in points.split(side)
     ]
     return torch.cat(covered).double().mean().item()
+
+
+def _nearest(rows: Tensor, centres: Tensor, count: int, side: int) -> Tensor:
+    """Squared distances of rows (n, F) to their so many nearest centres, (n, count), growing."""
+    found = rows.new_empty(len(rows), 0)
+    for part in centres.split(side):
+        found = torch.cat([found, squared_distances(rows, part)], dim=1)
+        found = found.topk(min(count, found.shape[1]), largest=False).values
+    return found
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
