@@ -84,7 +84,8 @@ def test_errors_are_those_of_other_samples():
 def test_noise_of_bits_per_dim(monkeypatch):
     """Two passes over two images: variances 2 and 0 of a pass, so 1 and 0 of the mean."""
     passes = np.array([[1.0, 2.0], [3.0, 2.0]])
-    monkeypatch.setattr(measures, "_passes", lambda job, kind, repeats, terms: passes[:repeats])
+    rounds = [{"bpd": values} for values in passes]
+    monkeypatch.setattr(measures, "_rounds", lambda job, kind, repeats, terms: rounds[:repeats])
     monkeypatch.setattr(measures, "save_histogram", lambda path, values, title: None)
     run = run_lib.setup(load("vp/digits"))
     job = measures.Job(run, ROOT, "1", "")
@@ -93,6 +94,10 @@ def test_noise_of_bits_per_dim(monkeypatch):
     assert found["num_images"] == 2 and found["bpd"] == 2.0
     assert found["bpd_noise_error"] == pytest.approx((1 / 2 / 2) ** 0.5)
     assert not {"bpd_noise_error", "num_images"} & measures.evaluate_bpd(job).keys()
+    assert "bpd_step_error" not in found
+    for terms, change in zip(rounds, ([0.5], [0.1]), strict=True):
+        terms["step_error"] = np.array(change)
+    assert measures.evaluate_bpd(job)["bpd_step_error"] == pytest.approx(0.3)
     run.config.eval.bpd_num_repeats = 1
     assert "bpd_noise_error" not in measures.evaluate_bpd(job, errors=True)
 
