@@ -62,6 +62,7 @@ def test_events_of_training_are_counted():
 def test_measures_of_an_evaluation_are_counted():
     changes = {"eval__loss_num_repeats": 3, "eval__enable_elbo": True, "eval__elbo_num_times": 5}
     changes |= {"eval__enable_bpd": True, "eval__bpd_num_repeats": 2, "eval__num_samples": 7}
+    changes |= {"eval__bpd_steps": 0}
     run = run_lib.setup(small_config(eval__enable_sampling=True, **changes))
     found = estimates._evaluation(run, TRIAL, 0.5, {"train": 1000, "test": 10})
     assert found == {

@@ -191,3 +191,25 @@ def test_mistakes_are_named():
         get_likelihood_fn(VPSDE(), lambda x: x, num_probes=0)
     with pytest.raises(ValueError, match="at least 3 steps, not 2"):
         get_log_likelihood_fn(VPSDE(), steps=2)(GaussianOracle(VPSDE()), torch.randn(2, 3))
+
+
+class Detached(VPSDE):
+    """A process without derivatives."""
+
+    def marginal_coeffs(self, t):
+        return tuple(value.detach() for value in super().marginal_coeffs(t))
+
+
+class Shrinking(VESDE):
+    """A process whose noise shrinks."""
+
+    def marginal_coeffs(self, t):
+        return torch.ones_like(t), 2 - t
+
+
+@pytest.mark.parametrize(
+    ("sde", "message"), ((Detached(), "should be differentiable"), (Shrinking(), "should grow"))
+)
+def test_steps_need_noise_that_grows_smoothly(sde, message):
+    with pytest.raises(ValueError, match=message):
+        get_log_likelihood_fn(sde, steps=10)(GaussianOracle(VPSDE()), torch.randn(2, 3))

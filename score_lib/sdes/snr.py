@@ -73,7 +73,7 @@ def noise_nodes(sde: SDE, steps: int, eps: float) -> Nodes:
     """So many equal steps from time eps to T.
 
     Raises:
-        ValueError: the process' noise does not grow all the way.
+        ValueError: the process' noise does not grow all the way, or gives no derivative.
     """
     ends = torch.tensor([eps, sde.T], dtype=torch.float64)
     first, last = torch.asinh(-log_snr(sde, ends) / _STRETCH)
@@ -83,6 +83,11 @@ def noise_nodes(sde: SDE, steps: int, eps: float) -> Nodes:
     with torch.inference_mode(False), torch.enable_grad():
         t = times.clone().requires_grad_()
         scale, std = marginal_coeffs(sde, t)
+        if not (scale.requires_grad or std.requires_grad):
+            raise ValueError(
+                f"marginal_prob(x, t) of {sde!r} should be differentiable in t, as steps in the "
+                "noise level need: use the adaptive solver, without a number of steps"
+            )
         size = torch.sqrt(scale**2 + std**2)
         slopes = [
             torch.autograd.grad(f.sum(), t, retain_graph=True, materialize_grads=True)[0]
