@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def fast_precision() -> str:
     """bfloat16 on a GPU or a CPU with units for its products; float32 elsewhere, where bfloat16 is
     imitated at a fraction of the speed."""
-    # PyTorch before 2.12 does not tell.
+    # An older PyTorch does not tell.
     units = getattr(torch.cpu, "get_capabilities", dict)()
     fast = torch.cuda.is_available() or units.get("amx_bf16") or units.get("avx512_bf16")
     return "bfloat16" if fast else "float32"
