@@ -24,6 +24,7 @@ from torch import Tensor
 from benchmarks.variants import with_settings
 from datasets import get_streams
 from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
+from score_lib.base.devices import resolve_device
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.files import write_text
 from score_lib.disk.logs import log_to_console
@@ -68,13 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def fast_precision() -> str:
+def fast_precision(device: str = "auto") -> str:
     """bfloat16 on a GPU or a CPU with units for its products; float32 elsewhere, where bfloat16 is
     imitated at a fraction of the speed."""
+    if resolve_device(device).type != "cpu":
+        return "bfloat16"
     # An older PyTorch does not tell.
     units = getattr(torch.cpu, "get_capabilities", dict)()
-    fast = torch.cuda.is_available() or units.get("amx_bf16") or units.get("avx512_bf16")
-    return "bfloat16" if fast else "float32"
+    return "bfloat16" if units.get("amx_bf16") or units.get("avx512_bf16") else "float32"
 
 
 class Experiment:

@@ -46,6 +46,15 @@ def test_training_is_killed_on_the_way_and_ends(tmp_path, monkeypatch):
     assert len(run.processes) == 4
 
 
+@pytest.mark.parametrize(
+    ("units", "precision"),
+    (({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"), ({}, "float32")),
+)
+def test_a_cpu_without_units_trains_in_float32(units, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    assert fashion_mnist.fast_precision("cpu") == precision
+
+
 def test_sureness_is_the_share_above_the_threshold():
     probabilities = torch.tensor([[0.91, 0.09], [0.89, 0.11], [0.05, 0.95], [0.5, 0.5]])
     found = fashion_mnist.sureness(probabilities.log())

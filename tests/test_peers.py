@@ -125,10 +125,10 @@ def test_a_training_that_fails_is_told_with_what_it_said(tmp_path):
 
 def test_our_runs_train_for_their_time_in_their_precision(tmp_path, monkeypatch):
     monkeypatch.setattr(command_line, "python_of", lambda _: "python")
-    monkeypatch.setattr(commands, "fast_precision", lambda: "bfloat16")
+    monkeypatch.setattr(commands, "fast_precision", {"cpu": "bfloat16"}.get)
     monkeypatch.setattr(results, "timed", lambda work, _: 0.5)
     given = command_line.parse(["--config", "vp/digits", "--workdir", str(tmp_path)])
-    config = small_config("vp/digits")
+    config = small_config("vp/digits", device="cpu")
     assert results.steps_in(30, config, "float32") == 66
     steps = {commands.OURS: 66, commands.FLOAT32: 33}
     made = commands.Commands(given, config, "python", 1, steps)

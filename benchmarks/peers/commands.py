@@ -76,7 +76,7 @@ class Commands(NamedTuple):
 
     def precision(self, name: str) -> str:
         """In which a run of ours trains."""
-        return fast_precision() if name == OURS else "float32"
+        return fast_precision(self.config.device) if name == OURS else "float32"
 
     def _ours(self, name: str) -> list[str]:
         config, given, steps = self.config, self.given, self.steps[name]
