@@ -11,7 +11,7 @@ from score_lib.checks.network import Cost
 from score_lib.checks.process import few_entries
 from score_lib.data.public import only_prepared
 from score_lib.data.stream import ImageStream
-from score_lib.runs.measures import DOUBLED_SHARE
+from score_lib.runs.measures import CHECKED_SHARE
 from score_lib.runs.quality import fast_sampling
 from score_lib.runs.setup import Run, Zeros
 from score_lib.runs.trial import LIKELIHOOD, Trial, try_out
@@ -120,7 +120,7 @@ def _likelihood(options) -> float:
     """Evaluations of the network that a likelihood takes."""
     # Three to begin with, and half the steps once more for a part of the images.
     steps = options.bpd_steps
-    return 3 + steps * (1 + DOUBLED_SHARE / 2) if steps else LIKELIHOOD
+    return 3 + steps * (1 + CHECKED_SHARE / 2) if steps else LIKELIHOOD
 
 
 def _evaluations_of_sampler(run: Run) -> int:

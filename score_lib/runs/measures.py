@@ -38,7 +38,7 @@ from score_lib.runs.statistics import comparable_extractor, data_statistics, sta
 from score_lib.vlb import get_vlb_fn
 
 # The share of a batch whose likelihood is computed again, with half as many steps.
-DOUBLED_SHARE = 1 / 16
+CHECKED_SHARE = 1 / 16
 
 
 def evaluate_loss(job: Job) -> dict[str, float]:
@@ -287,7 +287,7 @@ def likelihood_terms(
     terms = _log_likelihood(run, images, kept, condition, steps)._asdict()
     values = {run.unit.name: run.unit.of(terms["total"], levels).cpu().numpy()}
     if steps:
-        again, some = iter(draws), math.ceil(len(images) * DOUBLED_SHARE)
+        again, some = iter(draws), math.ceil(len(images) * CHECKED_SHARE)
         part = {kind: value[:some] for kind, value in condition.items()}
         coarse = _log_likelihood(run, images[:some], lambda _: next(again)[:some], part, steps // 2)
         coarse = run.unit.of(coarse.total, levels).cpu().numpy()
