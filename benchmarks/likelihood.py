@@ -73,7 +73,7 @@ def on_host(run: Run, tolerance: float) -> Work:
     from scipy.integrate import solve_ivp
 
     images, probe = data_of(run)
-    score_fn = get_score_fn(run.sde, run.state["model"], **run.reading)
+    score_fn = get_score_fn(run.sde, accelerated(run.state["model"], PLAIN), **run.reading)
     flow = run.sde.reverse(score_fn, probability_flow=True)
     size = images.numel()
 

@@ -295,3 +295,16 @@ def __getattr__(name: str) -> object:
     if getattr(found, "__module__", None) != published_layers.__name__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return found
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """A copy of x (B, C, H, W) whose channels are neighbours in memory, also where there is one."""
+    count, channels, height, width = x.shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    like = {"dtype": x.dtype, "device": x.device}
+    return torch.empty_strided((count, channels, height, width), strides, **like).copy_(x)
+
+
+def are_channels_last(x: Tensor) -> bool:
+    """Whether the channels of x (B, C, H, W) are neighbours in memory, as by `channels_last`."""
+    return x.stride(1) == 1 and x.stride(3) == x.shape[1]

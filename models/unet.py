@@ -8,6 +8,7 @@ from score_lib.base.tensors import image_shape
 
 from .conditioning import Condition, ConditionLayers, taken_by
 from .layers import (
+    are_channels_last,
     autocast_dtype,
     check_input,
     divided_by_sigma,
@@ -40,6 +41,9 @@ class UNet(Network):
     Raises:
         ValueError: an option is unknown, or the image size cannot be halved often enough.
     """
+
+    # Features are in the order of memory of the input, see `precision.ChannelsLast`.
+    follows_its_input = True
 
     def __init__(self, config, options: Options):
         super().__init__()
@@ -92,7 +96,8 @@ class UNet(Network):
         images = self._prepare(x, labels)
         self.takes.check(condition, x)
         temb = self._embed(labels, x.dtype, condition)
-        skips = self._encode(images, temb, image)
+        order = torch.channels_last if are_channels_last(x) else torch.preserve_format
+        skips = self._encode(images, temb, image, order)
         h = self._middle(skips[-1], temb)
         h = self._decode(h, skips, temb)
         return self._rescale(h.to(x.dtype), labels)
@@ -123,13 +128,22 @@ class UNet(Network):
         )
         return self.condition_layers.embed(temb, condition) if condition else temb
 
-    def _encode(self, x: Tensor, temb: Tensor | None, image: Tensor | None) -> list[Tensor]:
-        """Images (B, C, H, W), and one to join -> one skip per decoder block, finest first."""
+    def _encode(
+        self,
+        x: Tensor,
+        temb: Tensor | None,
+        image: Tensor | None,
+        order: torch.memory_format,
+    ) -> list[Tensor]:
+        """Images (B, C, H, W), and one to join -> one skip per decoder block, finest first.
+
+        Layers keep the order in memory of their input, so that all follow the first.
+        """
         layer, pyramid = self.all_modules, x
         h = in_full_precision(layer[self.plan.stem], x)
         if image is not None:
             h = self.condition_layers.join(h, self._centred(image))
-        skips = [h.to(autocast_dtype(h))]
+        skips = [h.to(autocast_dtype(h), memory_format=order)]
         for level in self.plan.encoder:
             for block, attention in level.blocks:
                 h = self._run(block, temb, skips[-1])

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.layers import in_full_precision
-from models.precision import Compiled, InBfloat16, accelerated, matmul_precision
+from models.precision import ChannelsLast, Compiled, InBfloat16, accelerated, matmul_precision
 from models.utils import get_model_fn
 
 PYRAMIDS = {"fir": True, "embedding_type": "fourier", "progressive": "residual"}
@@ -133,12 +133,41 @@ def test_statistics_of_bfloat16_features_are_exact(name):
     assert relative_error(actual.float(), expected) < 3e-3
 
 
-def test_float32_and_tf32_do_not_wrap_the_network():
-    model, given = build("ddpm"), inputs("ddpm")
+def test_float32_and_tf32_leave_the_network_as_it_is():
+    model = build("ncsn")
     assert accelerated(model, "float32") is model and accelerated(model, "tf32") is model
+    model, given = build("ddpm"), inputs("ddpm")
     before = model(*given)
+    for precision in ("float32", "tf32"):
+        wrapped = accelerated(model, precision)
+        assert isinstance(wrapped, ChannelsLast) and wrapped.module is model
     with matmul_precision("tf32"):
         assert torch.equal(model(*given), before)
+    assert accelerated(model.to("meta"), "float32") is model
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ncsnpp"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_features_follow_the_order_of_the_input(name, channels, kind):
+    """Nothing but rounding changes; without the wrapper nothing is in the other order."""
+    model = fill_weights(build_network(tiny_config(name, num_channels=channels))).eval()
+    x, labels = torch.rand(2, channels, 8, 8), torch.tensor([0.5, 3.0])
+    orders = []
+    for layer in model.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.register_forward_hook(lambda _, given, out: orders.append((given[0], out)))
+    plain = InBfloat16(model) if kind == "bfloat16" else model
+    expected = output_and_gradients(plain, x, labels)
+    assert all(a.is_contiguous() and b.is_contiguous() for a, b in orders)
+    orders.clear()
+    found = output_and_gradients(accelerated(model, kind), x, labels)
+    last = torch.channels_last
+    assert all(t.is_contiguous(memory_format=last) for pair in orders for t in pair)
+    assert not any(t.is_contiguous() for pair in orders for t in pair)
+    for value, other in zip(found, expected, strict=True):
+        assert relative_error(value, other) < (1e-5 if kind == "float32" else 3e-2)
+    assert found[0].is_contiguous()
 
 
 def test_unknown_precisions_are_refused():
