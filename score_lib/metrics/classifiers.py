@@ -52,23 +52,38 @@ class DigitsClassifier(SmallClassifier):
         super().__init__(trunk)
 
 
+class Residual(nn.Module):
+    """Two normalised convolutions, added to their input."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        layers = []
+        for _ in range(2):
+            layers += [nn.GroupNorm(8, channels), nn.GELU()]
+            layers += [nn.Conv2d(channels, channels, 3, padding=1)]
+        self.branch = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
 class FashionClassifier(SmallClassifier):
-    """Four convolutions and two linear layers, for clothing of 28 px."""
+    """A small residual network, for clothing of 28 px."""
 
     def __init__(self):
         trunk = nn.Sequential(
-            nn.Conv2d(1, 24, 3, padding=1),
+            nn.Conv2d(1, 32, 3, padding=1),
             nn.GELU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(24, 48, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(48, 48, 3, padding=1),
-            nn.GELU(),
+            nn.Conv2d(32, 64, 3, padding=1),
+            Residual(64),
             nn.MaxPool2d(2),
-            nn.Conv2d(48, 64, 3, padding=1, stride=2),
+            Residual(64),
+            nn.GroupNorm(8, 64),
             nn.GELU(),
+            nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(64 * 4 * 4, 64),
+            nn.Linear(64, 64),
             nn.GELU(),
         )
         super().__init__(trunk)
