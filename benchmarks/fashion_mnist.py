@@ -6,6 +6,12 @@
 Every step is a call of `main.py`, in a process of its own; started again, the whole goes on where
 it was.  Printed, and kept in the folder: the figures of samples beside those of the test set in the
 features of the same classifier, which has not seen any of the score model; and the time taken.
+
+    python -m benchmarks.fashion_mnist --workdir runs/twice --undisturbed \\
+        --set training.n_iters=120 --set training.log_freq=10 \\
+        --set training.snapshot_freq_for_preemption=20
+
+only trains, once with kills and once without, and says whether the same comes out.
 """
 
 import argparse
@@ -16,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,13 +32,16 @@ from datasets import get_streams
 from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
 from score_lib.base.devices import resolve_device
 from score_lib.disk.arrays import load_arrays
+from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.disk.files import write_text
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.reports import markdown_table, mean_and_error
 from score_lib.runs.heldout import DataBytes
+from score_lib.runs.start import META
 
 ROOT = pathlib.Path(__file__).parents[1]
 SURE = 0.9
+PARTS = "step", "model", "ema", "optimizer"  # of a checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,11 +60,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE", help="of both configs"
     )
+    parser.add_argument(
+        "--undisturbed", action="store_true", help="train once more without kills, and compare"
+    )
     given = parser.parse_args(argv)
     log_to_console()
     settings = [f"{part}.precision={given.precision}" for part in ("training", "sampling")]
     settings += given.set
     run = Experiment(given.config, pathlib.Path(given.workdir), settings)
+    if given.undisturbed:
+        other = Experiment(given.config, run.workdir / "undisturbed", settings)
+        compare_with_undisturbed(run, other, given.kills)
+        return
     guide = Experiment(given.classifier, run.workdir / "classifier", settings)
     run.call("fid_stats")
     seconds = train(run, given.kills)
@@ -120,6 +136,28 @@ def train(run: Experiment, kills: int) -> float:
         logging.info("killed after step %d", run.last_step())
     run.call("train")
     return time.monotonic() - start
+
+
+def compare_with_undisturbed(run: Experiment, other: Experiment, kills: int) -> None:
+    """Train with kills and without; unless both end the same, so does this, with exit code 1."""
+    train(run, kills)
+    train(other, 0)
+    one, two = (read_checkpoint(e.workdir / META) for e in (run, other))
+    names = [name for name in PARTS if not same(one[name], two[name])]
+    if names:
+        sys.exit(f"{', '.join(names)} of the killed training differ from the undisturbed one's")
+    print(f"after {one['step']} steps the killed training is equal, bit for bit, to the other")
+
+
+def same(one: object, other: object) -> bool:
+    """Whether nested parts of two checkpoints are equal, bit for bit."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
 
 
 def compare(run: Experiment) -> list[dict]:

@@ -1,5 +1,6 @@
 """The benchmark of Fashion-MNIST: what it kills, and what it counts."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -65,3 +66,35 @@ def test_sureness_is_the_share_above_the_threshold():
 def test_a_setting_reaches_the_config_and_the_command(tmp_path):
     run = fashion_mnist.Experiment("vp/digits", tmp_path, ["training.n_iters=7"])
     assert run.config.training.n_iters == 7 and "--config.training.n_iters=7" in run.command
+
+
+@pytest.mark.parametrize("changed", ("step", "model", "ema", "optimizer"))
+def test_a_killed_training_that_differs_is_found(changed, tmp_path, monkeypatch):
+    """Of trainings that are not carried out, but whose checkpoints are there."""
+    monkeypatch.setattr(fashion_mnist, "train", lambda run, kills: 0.0)
+    runs = [Stand(tmp_path / name) for name in ("killed", "undisturbed")]
+    contents = {
+        "step": 3,
+        "model": {"weight": torch.zeros(2)},
+        "ema": {"decay": 0.9, "shadow_params": [torch.zeros(2)]},
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}},
+    }
+    other = copy.deepcopy(contents)
+    for run in runs:
+        save_checkpoint(run.workdir, contents)
+    fashion_mnist.compare_with_undisturbed(*runs, kills=2)
+    other[changed] = {
+        "step": 4,
+        "model": {"weight": torch.tensor([0.0, 1e-30])},
+        "ema": {"decay": 0.9, "shadow_params": [torch.tensor([1e-30, 0.0])]},
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}},
+    }[changed]
+    save_checkpoint(runs[1].workdir, other)
+    with pytest.raises(SystemExit, match=f"{changed} of the killed training"):
+        fashion_mnist.compare_with_undisturbed(*runs, kills=2)
+
+
+def save_checkpoint(folder, contents):
+    path = folder / fashion_mnist.META
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(contents, path)
