@@ -7,5 +7,5 @@ def get_config():
     config = data.fashion_mnist_defaults()
     parts.subvp_sde(config)
     parts.ddpmpp(config, **parts.FASHION_UNET)
-    parts.solver_sampling(config, method="dpmpp_2m", num_steps=20)
+    parts.solver_sampling(config, method="dpmpp_sde", num_steps=40)
     return config

@@ -7,5 +7,5 @@ def get_config():
     config = data.fashion_mnist_defaults()
     parts.ve_sde(config, continuous=True)
     parts.ncsnpp(config, **parts.FASHION_UNET, embedding_type="fourier")
-    parts.solver_sampling(config, method="dpmpp_2m", num_steps=20)
+    parts.solver_sampling(config, method="dpmpp_sde", num_steps=40)
     return config
