@@ -232,6 +232,11 @@ class Given(nn.Module):
         return self.module(x, labels, **for_batch(self.condition, x))
 
 
+def given(network: nn.Module, condition: Condition) -> nn.Module:
+    """The network with its condition; itself if there is none."""
+    return Given(network, **condition) if condition else network
+
+
 class Guided(Given):
     """Classifier-free guidance: null + scale (given - null), of the network's outputs.
 

@@ -395,9 +395,9 @@ MUTATIONS = [
     ),
     Mutation(
         "a named checkpoint is ignored",
-        SETUP,
-        "chosen = run.config.eval.checkpoint",
-        "chosen = None",
+        "score_lib/runs/start.py",
+        "    chosen = config.eval.checkpoint\n",
+        '    chosen = ""\n',
     ),
     Mutation("warm-up is ignored", OPTIMIZATION, "warmup=optim.warmup", "warmup=0"),
     Mutation("cooldown is ignored", OPTIMIZATION, "cooldown=optim.cooldown", "cooldown=0"),
@@ -466,8 +466,8 @@ MUTATIONS = [
     Mutation(
         "the callback is not called",
         "score_lib/samplers/loop.py",
-        '"callback": callback}',
-        '"callback": None}',
+        "progress=progress, callback=callback, **own)",
+        "progress=progress, callback=None, **own)",
         STEPS,
     ),
     Mutation(
@@ -780,8 +780,8 @@ MUTATIONS = [
     Mutation(
         "the condition is dropped in the likelihood",
         "score_lib/runs/measures.py",
-        '    model = given(run.state["model"], condition)\n',
-        '    model = given(run.state["model"], {})\n',
+        "log_likelihood_fn(run.network(condition), images",
+        "log_likelihood_fn(run.network({}), images",
         CONDITIONS,
     ),
     Mutation(

@@ -10,6 +10,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from mutations import MUTATIONS, ROOT
 from recorder import Recorder
 from small_runs import small_config
 
@@ -456,3 +457,10 @@ def test_latest_checkpoint_or_the_named_one_is_sampled(tmp_path):
     assert run_lib.restored(config, tmp_path).state["step"] == 12
     config.eval.checkpoint = str(tmp_path / "checkpoints" / "checkpoint_1.pth")
     assert run_lib.restored(config, tmp_path).state["step"] == 6
+
+
+def test_every_mutation_still_has_its_place():
+    """Those of `mutations.py`, which are tried by hand."""
+    for mutation in MUTATIONS:
+        text = (ROOT / mutation.file).read_text(encoding="utf-8")
+        assert text.count(mutation.old) == 1, mutation.name

@@ -32,7 +32,7 @@ from score_lib.disk.logs import MetricsLog, SilentLog, kept_messages, messages_t
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.losses.optimization import LossGuard, get_optimizer, optimization_manager
 from score_lib.runs.history import trained_config
-from score_lib.runs.setup import Run, given, restored
+from score_lib.runs.setup import Run, restored
 from score_lib.runs.train import every, training_streams
 
 # The checkpoint of a run's dequantizer, in the folder of the run.
@@ -245,7 +245,7 @@ class Training:
         batch = next(self.batches)
         _, _, condition = self.run.arguments(batch, dequantized=False)
         state["optimizer"].zero_grad()
-        model = given(self.run.state["model"], condition)
+        model = self.run.network(condition)
         loss = self.loss_fn(model, batch["image"]).mean()
         loss.backward()
         parameters = list(state["model"].parameters())

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.conditioning import Condition
+from models.conditioning import Condition, given
 from score_lib.base.tensors import SampleNoise
 from score_lib.inverse import latent
-from score_lib.runs.setup import Run, given
+from score_lib.runs.setup import Run
 from score_lib.runs.tasks import Outcome, other_run, read_images, register_task
 
 

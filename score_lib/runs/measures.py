@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.adm_configured import WithVariances
-from models.conditioning import UNCONDITIONAL, Condition
+from models.conditioning import UNCONDITIONAL, Condition, given
 from score_lib.base import distributed
 from score_lib.base.tensors import SampleNoise, derive_seed
 from score_lib.dequantization import Dequantization
@@ -33,7 +33,7 @@ from score_lib.runs.comparisons import compare_with_data
 from score_lib.runs.dequantizer import get_dequantization
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.rounds import Job
-from score_lib.runs.setup import Run, given, in_batches
+from score_lib.runs.setup import Run, in_batches
 from score_lib.runs.statistics import comparable_extractor, data_statistics, statistics_record
 from score_lib.vlb import get_vlb_fn
 
@@ -68,7 +68,7 @@ def _losses(run: Run, loss_fn: NoisyLoss, seed: int) -> np.ndarray:
     def of_batch(number: int) -> Tensor:
         images, labels, condition = data.read(number)
         draws = loss_fn.draw(images, SampleNoise(seed, data.indices(number), run.device))
-        model = run.state["model"]
+        model = run.network(UNCONDITIONAL)
         return loss_fn.per_sample(model, images, draws, labels, condition).double()
 
     return data.map(of_batch)
@@ -231,7 +231,7 @@ def elbo_terms(
 ) -> dict[str, np.ndarray]:
     """Bits/dim or nats by the bound, and its standard error in nats; as `likelihood_terms`."""
     elbo_fn = get_elbo_fn(run.sde, num_times=run.config.eval.elbo_num_times, **run.reading)
-    bound = elbo_fn(given(run.state["model"], condition), images, noise=noise)
+    bound = elbo_fn(run.network(condition), images, noise=noise)
     values = run.unit.of(bound.total, levels)
     return {
         run.unit.name: values.cpu().numpy(),
@@ -252,7 +252,7 @@ def vlb_terms(
         num_times=options.vlb_num_times,
         parametrization=run.reading["parametrization"],
     )
-    network = run.state["model"]
+    network = run.network(UNCONDITIONAL)
     network = WithVariances(network) if options.vlb_variance == "learned" else network
     terms = vlb_fn(given(network, condition), images, noise=noise)._asdict()
     return {"bpd": terms.pop("total").cpu().numpy()} | {
@@ -309,7 +309,7 @@ def _log_likelihood(
         steps=steps,
         **run.reading,
     )
-    return log_likelihood_fn(given(run.state["model"], condition), images, noise=noise)
+    return log_likelihood_fn(run.network(condition), images, noise=noise)
 
 
 def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | None]:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from models.adm_configured import WithVariances
-from models.conditioning import Condition, Dropping, Given, Guided, taken_by
+from models.conditioning import Condition, Dropping, Guided, given, taken_by
 from models.ema import ExponentialMovingAverage
 from models.precision import accelerated, matmul_precision
 from models.utils import create_model
@@ -234,6 +234,10 @@ class Run:
         ):
             yield model
 
+    def network(self, condition: Condition) -> nn.Module:
+        """The network with a condition, in float32, for losses and likelihoods."""
+        return given(accelerated(self.state["model"]), condition)
+
     @functools.cached_property
     def _accelerated(self) -> nn.Module:
         options = self.config.sampling
@@ -287,11 +291,6 @@ class Run:
         parts = in_batches(indices, self.config.training.batch_size)
         drawn = distributed.dealt_out(parts, lambda part: self.draw(part, progress=progress).cpu())
         return torch.cat(drawn)
-
-
-def given(network: nn.Module, condition: Condition) -> nn.Module:
-    """The network with its condition; itself if there is none."""
-    return Given(network, **condition) if condition else network
 
 
 def in_batches(indices: range, size: int) -> list[range]:

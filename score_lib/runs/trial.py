@@ -24,7 +24,7 @@ from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import contents_of, write_contents
 from score_lib.likelihood import value_and_divergence
 from score_lib.runs.samples import save_samples
-from score_lib.runs.setup import Run, given
+from score_lib.runs.setup import Run
 from score_lib.samplers.configured import get_short_sampling_fn
 from score_lib.scores import get_score_fn
 
@@ -188,7 +188,7 @@ def _likelihood(run: Run, count: int, forward: float) -> float:
     count = max(1, min(count, int(BUDGET / 16 / (forward * (1 + 2 * number)))))
     x, _, condition = run.arguments(_zeros(run, count))
     t, probes = torch.full((count,), run.sde.T, device=run.device), torch.ones(number, *x.shape)
-    score_fn = get_score_fn(run.sde, given(run.state["model"], condition), **run.reading)
+    score_fn = get_score_fn(run.sde, run.network(condition), **run.reading)
     with matmul_precision("float32"):
         work = functools.partial(value_and_divergence, score_fn, x, t, probes.to(x))
         return _median(work, 0.0)[0] / count
