@@ -90,9 +90,9 @@ def fashion_mnist_defaults() -> ConfigDict:
     `python -m score_lib.data.prepare fashion_mnist` gets the data.
     """
     config = _fashion_mnist()
-    config.optim.update(lr=1e-3, warmup=200, cooldown=1500)
-    config.training.update(n_iters=3000, eval_freq=200, log_freq=50)
-    config.training.update(snapshot_freq=3000, snapshot_freq_for_preemption=200)
+    config.optim.update(lr=1e-3, warmup=200, cooldown=2000)
+    config.training.update(n_iters=4000, eval_freq=200, log_freq=50)
+    config.training.update(snapshot_freq=4000, snapshot_freq_for_preemption=200)
     return config
 
 
