@@ -158,7 +158,7 @@ def test_options_of_tables_exist():
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = [rest[0] for _, rest in commands_of("make")]
-    targets += re.findall(r"`make (\w+)", "".join(PAGES.values()))
+    targets += re.findall(r"`make ([\w-]+)", "".join(PAGES.values()))
     assert {"demo", "test", "faults"} <= set(targets)
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
