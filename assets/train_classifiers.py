@@ -4,7 +4,7 @@
     python -m assets.train_classifiers fashion_mnist
 
 Trains on the training split and prints the accuracy on the held-out split.  On a CPU the first
-takes half a minute, the second half an hour.
+takes half a minute, the second 17 minutes on two cores.
 """
 
 import argparse

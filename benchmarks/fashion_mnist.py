@@ -129,8 +129,10 @@ def train(run: Experiment, kills: int) -> float:
         process = run.start("train")
         while process.poll() is None and run.last_step() < mark:
             time.sleep(0.5)
-        if process.poll():
-            sys.exit("--mode train failed: its message is above")
+        if (code := process.poll()) is not None:
+            failed = "--mode train failed: its message is above"
+            early = "training ended before it was killed: set training.log_freq lower"
+            sys.exit(failed if code else early)
         process.send_signal(signal.SIGKILL)
         process.wait()
         logging.info("killed after step %d", run.last_step())
@@ -140,6 +142,8 @@ def train(run: Experiment, kills: int) -> float:
 
 def compare_with_undisturbed(run: Experiment, other: Experiment, kills: int) -> None:
     """Train with kills and without; unless both end the same, so does this, with exit code 1."""
+    if run.last_step():
+        sys.exit(f"{run.workdir} holds a training already: choose another --workdir")
     train(run, kills)
     train(other, 0)
     one, two = (read_checkpoint(e.workdir / META) for e in (run, other))

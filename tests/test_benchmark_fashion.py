@@ -98,3 +98,13 @@ def save_checkpoint(folder, contents):
     path = folder / fashion_mnist.META
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(contents, path)
+
+
+def test_a_training_that_cannot_be_killed_is_no_proof(tmp_path, monkeypatch):
+    """It logs nothing before it ends; or it is an earlier one."""
+    monkeypatch.setattr(Stand, "last_step", lambda self: 0)
+    with pytest.raises(SystemExit, match="ended before it was killed"):
+        fashion_mnist.train(Stand(tmp_path), kills=1)
+    monkeypatch.setattr(Stand, "last_step", lambda self: 30)
+    with pytest.raises(SystemExit, match="choose another --workdir"):
+        fashion_mnist.compare_with_undisturbed(Stand(tmp_path), Stand(tmp_path), kills=2)
