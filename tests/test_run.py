@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from small_runs import SMALL, command, run, run_forked, small_config, start_forked
+from torch.nn import GroupNorm
 
 import run_lib
+from models.conditioning import UNCONDITIONAL
 from models.ema import ExponentialMovingAverage
 from sampling import get_sampling_fn
 from score_lib.disk.checkpoints import read_checkpoint
@@ -200,6 +202,20 @@ def test_number_of_sampling_steps():
         sampler = get_sampling_fn(run.config, run.sde, shape, run.inverse_scaler, eps)
         _, evaluations = sampler(run.state["model"])
         assert evaluations == expected and run.sde.N == 5
+
+
+def test_losses_likelihoods_and_samples_call_a_unet_in_the_fast_order():
+    """Channels last, on a CPU; in float32 but for samples, which have a precision of their own."""
+    run = run_lib.setup(small_config(sampling__precision="bfloat16"))
+    seen = []
+    normalization = next(m for m in run.state["model"].modules() if isinstance(m, GroupNorm))
+    normalization.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    run.network(UNCONDITIONAL)(torch.rand(2, *run.shape), torch.tensor([1.0, 2.0]))
+    run.draw(range(2))
+    kinds = [features.dtype for features in seen]
+    assert len(kinds) > 1 and kinds == [torch.float32] + [torch.bfloat16] * (len(kinds) - 1)
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+    assert not any(x.is_contiguous() for x in seen)
 
 
 @pytest.mark.parametrize("name", ("ve/digits", "subvp/digits"))
