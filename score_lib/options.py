@@ -323,12 +323,17 @@ def _conflicts_of_parametrization(flat: Options) -> Iterator[str]:
             "with model.parametrization = 'edm': choose another one"
         )
     fourier = flat["model.embedding_type"].lower() == "fourier" and flat["model.fourier_log"]
-    if chosen.lower() == "edm" and fourier and flat["model.name"].lower() in _WITH_FOURIER:
-        yield (
-            "model.fourier_log = True takes the logarithm of the label, which is one already, and "
-            "negative, with model.parametrization = 'edm': set model.fourier_log = False, or "
-            "model.embedding_type = 'positional'"
-        )
+    if fourier and flat["model.name"].lower() in _WITH_FOURIER:
+        why = ""
+        if not flat["training.continuous"]:
+            why = "which is 0 at the first level with training.continuous = False"
+        elif chosen.lower() == "edm":
+            why = "which is one already, and negative, with model.parametrization = 'edm'"
+        if why:
+            yield (
+                f"model.fourier_log = True takes the logarithm of the label, {why}: set "
+                "model.fourier_log = False, or model.embedding_type = 'positional'"
+            )
 
 
 def _conflicts_of_conditions(flat: Options) -> Iterator[str]:

@@ -287,6 +287,10 @@ FEW_STEPS = {"model__num_scales": 20, "sampling__num_steps": 0}
             "fourier_log = False, or model.embedding_type = 'positional'",
         ),
         (
+            {"training__continuous": False, "model__embedding_type": "fourier"},
+            "is 0 at the first level .* model.fourier_log = False",
+        ),
+        (
             {
                 "training__objective": "classifier",
                 "data__num_classes": 10,
