@@ -113,6 +113,7 @@ class GroupNorm32(nn.GroupNorm):
         super().__init__(GROUPS, channels, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *S) -> (B, C, *S), in the dtype of x."""
         wide = torch.promote_types(x.dtype, torch.float32)
         if wide == x.dtype == self.weight.dtype:
             return super().forward(x)
@@ -137,6 +138,7 @@ class Downsample(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *S) -> (B, C, *S/2); a sequence of images keeps its length."""
         return self.op(x)
 
 
@@ -149,6 +151,7 @@ class Upsample(nn.Module):
         self.conv = conv(dims, channels, channels) if with_conv else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *S) -> (B, C, *2S); a sequence of images keeps its length."""
         return self.conv(F.interpolate(x, scale_factor=self.factors, mode="nearest"))
 
 

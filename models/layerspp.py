@@ -132,6 +132,7 @@ class AttnBlockpp(nn.Module):
         self.skip_rescale = skip_rescale
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); temb is ignored."""
         tokens = self.GroupNorm_0(x).flatten(2).transpose(1, 2)  # (B, H W, C)
         query, key, value = (
             nin.on_tokens(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -183,6 +184,7 @@ class _Resample(nn.Sequential):
         super().__init__(OrderedDict(layers))
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W'); temb is ignored."""
         return super().forward(x)
 
 
@@ -221,6 +223,7 @@ class _ResnetBlock(nn.Module):
         self.Conv_1 = ddpm_conv3x3(out_ch, out_ch, init_scale=init_scale)
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), temb (B, E) -> (B, C', H', W'), resampled."""
         h = self.Conv_0(self.resample(self.act(self.GroupNorm_0(x))))
         if self.Dense_0 is not None and temb is not None:
             h = h + self.Dense_0(self.act(temb))[:, :, None, None]

@@ -208,6 +208,7 @@ class NoNorm(nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x, as it is."""
         return x
 
 
@@ -244,6 +245,7 @@ class ResidualBlock(nn.Module):
         self.normalize1 = norm(in_ch)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (B, C, H, W), y (B,) noise indices -> (B, C', H', W')."""
         h = self.conv1(self.act(self.normalize1(x, y)))
         h = self.conv2(self.act(self.normalize2(h, y)))
         return self.shortcut(x) + h
@@ -265,6 +267,7 @@ class ResidualConvUnits(nn.Module):
                 self.add_module(conv_name, ncsn_conv3x3(ch, ch, bias=False))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (B, C, H, W), y (B,) noise indices -> (B, C, H, W)."""
         for names in self.plan:
             h = x
             for norm_name, conv_name in names:
@@ -285,6 +288,7 @@ class ChainedPooling(nn.Module):
         self.norms = nn.ModuleList(norm(ch) for _ in range(2))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (B, C, H, W), y (B,) noise indices -> (B, C, H, W)."""
         x = path = self.act(x)
         for norm, conv in zip(self.norms, self.convs, strict=True):
             path = conv(self.pool(norm(path, y)))
@@ -302,6 +306,7 @@ class MultiScaleFusion(nn.Module):
         self.norms = nn.ModuleList(norm(ch) for ch in in_chs)
 
     def forward(self, xs: Sequence[Tensor], y: Tensor) -> Tensor:
+        """xs [(B, C, H, W), coarser ...], y (B,) noise indices -> (B, C', H, W)."""
         size = xs[0].shape[2:]
         layers = zip(xs, self.norms, self.convs, strict=True)
         return sum(self.resize(conv(norm(x, y)), size) for x, norm, conv in layers)

@@ -53,6 +53,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *S) -> (B, C, *S), in the dtype of x."""
         if x.dtype == self.weight.dtype:
             return super().forward(x)
         if x.device.type == "cpu" and x.dim() == 4 and not x.is_contiguous():
@@ -101,6 +102,7 @@ class InstanceNorm2d(nn.Module):
         self.num_features = num_features
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); y is ignored."""
         return _instance_norm(x)
 
 
@@ -118,6 +120,7 @@ class InstanceNorm2dPlus(nn.Module):
         self.beta = nn.Parameter(torch.zeros(num_features))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); y is ignored."""
         return _instance_norm_plus(x, self.gamma, self.alpha, self.beta)
 
 
@@ -129,6 +132,7 @@ class VarianceNorm2d(nn.Module):
         self.alpha = nn.Parameter(torch.empty(num_features).normal_(1, 0.02))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); y is ignored."""
         return _variance_norm(x, self.alpha)
 
 
@@ -157,6 +161,7 @@ class ConditionalInstanceNorm2d(_Conditional):
     scales, has_shift = 1, True
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (B, C, H, W), y (B,) noise indices -> (B, C, H, W)."""
         gamma, beta = self.coefficients(y)
         return _affine(_instance_norm(x), gamma, beta)
 
@@ -171,6 +176,7 @@ class ConditionalInstanceNorm2dPlus(_Conditional):
         super().__init__(num_features, num_classes)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (B, C, H, W), y (B,) noise indices -> (B, C, H, W)."""
         return _instance_norm_plus(x, *self.coefficients(y))
 
 
@@ -180,6 +186,7 @@ class ConditionalVarianceNorm2d(_Conditional):
     scales, has_shift = 1, False
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (B, C, H, W), y (B,) noise indices -> (B, C, H, W)."""
         return _variance_norm(x, *self.coefficients(y))
 
 

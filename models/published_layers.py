@@ -97,6 +97,7 @@ class ResidualBlock(ncsnv2.ResidualBlock):
         super().__init__(act, normalization, input_dim, output_dim, dilation or 1, coarser)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
         h = self.conv1(self.act(self.normalize1(x)))
         return self.shortcut(x) + self.conv2(self.act(self.normalize2(h)))
 
@@ -147,6 +148,7 @@ class CondRefineBlock(ncsnv2.RefineBlock):
         super().__init__(act, norm, _pool(nn.AvgPool2d), _resize, in_planes, features, end)
 
     def forward(self, xs: Sequence[Tensor], y: Tensor, output_shape: Sequence[int]) -> Tensor:
+        """xs [(B, C, H, W), coarser ...], y (B,) noise indices -> (B, C', *output_shape)."""
         _check_shape(xs, output_shape)
         return super().forward(xs, y)
 
@@ -173,6 +175,7 @@ class RefineBlock(ncsnv2.RefineBlock):
         super().__init__(act, ncsnv2.NoNorm, pool, _resize, in_planes, features, end)
 
     def forward(self, xs: Sequence[Tensor], output_shape: Sequence[int]) -> Tensor:
+        """xs [(B, C, H, W), coarser ...] -> (B, C', *output_shape)."""
         _check_shape(xs, output_shape)
         return super().forward(xs, None)
 

@@ -162,6 +162,7 @@ class Builder:
         return choose("model.progressive", options.progressive, kinds)
 
     def build(self) -> Plan:
+        """The plan; its layers are in the slots afterwards."""
         add = self.slots.add
         embedding = self._embedding()
         stem = add(ddpm_conv3x3(self.image_ch, self.nf))
@@ -247,6 +248,7 @@ class InputSkip(Combine):
         self.halve = Downsample(fir=fir, fir_kernel=fir_kernel)
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, C, H, W) and a pyramid twice their size -> both, of one size."""
         pyramid = in_full_precision(self.halve, pyramid)
         return super().forward(pyramid, h), pyramid
 
@@ -260,6 +262,7 @@ class _ResidualJoint:
         self.skip_rescale = skip_rescale
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, C, H, W) and a pyramid -> both, the same."""
         h = residual_sum(super().forward(pyramid), h, self.skip_rescale)
         return h, h
 

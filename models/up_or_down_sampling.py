@@ -62,6 +62,7 @@ class Resample2d(nn.Module):
         _register_kernel(self, k, up)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H', W'), of twice or half the sides."""
         return _upsample(x, self.kernel) if self.up else _downsample(x, self.kernel)
 
 
@@ -109,6 +110,7 @@ class Conv2d(nn.Module):
             _register_kernel(self, resample_kernel, up)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W'), of the same, twice or half the sides."""
         if self.up:
             x = _upsample_conv(x, self.weight, self.kernel)
         elif self.down:

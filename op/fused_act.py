@@ -40,6 +40,7 @@ class FusedLeakyReLU(nn.Module):
         self.scale = scale
 
     def forward(self, input: Tensor) -> Tensor:
+        """(B, C, *S) -> (B, C, *S)."""
         return fused_leaky_relu(input, self.bias, self.negative_slope, self.scale)
 
 

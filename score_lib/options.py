@@ -323,17 +323,21 @@ def _conflicts_of_parametrization(flat: Options) -> Iterator[str]:
             "with model.parametrization = 'edm': choose another one"
         )
     fourier = flat["model.embedding_type"].lower() == "fourier" and flat["model.fourier_log"]
-    if fourier and flat["model.name"].lower() in _WITH_FOURIER:
-        why = ""
-        if not flat["training.continuous"]:
-            why = "which is 0 at the first level with training.continuous = False"
-        elif chosen.lower() == "edm":
-            why = "which is one already, and negative, with model.parametrization = 'edm'"
-        if why:
-            yield (
-                f"model.fourier_log = True takes the logarithm of the label, {why}: set "
-                "model.fourier_log = False, or model.embedding_type = 'positional'"
-            )
+    reads_it = fourier and flat["model.name"].lower() in _WITH_FOURIER
+    if reads_it and (problem := _label_without_logarithm(flat)):
+        yield (
+            f"model.fourier_log = True takes the logarithm of the label, {problem}: set "
+            "model.fourier_log = False, or model.embedding_type = 'positional'"
+        )
+
+
+def _label_without_logarithm(flat: Options) -> str:
+    """Why labels have no logarithm, or ""."""
+    if not flat["training.continuous"]:
+        return "which is 0 at the first level with training.continuous = False"
+    if flat["model.parametrization"].lower() == "edm":
+        return "which is one already, and negative, with model.parametrization = 'edm'"
+    return ""
 
 
 def _conflicts_of_conditions(flat: Options) -> Iterator[str]:

@@ -206,7 +206,7 @@ def test_number_of_sampling_steps():
 
 def test_losses_likelihoods_and_samples_call_a_unet_in_the_fast_order():
     """Channels last, on a CPU; in float32 but for samples, which have a precision of their own."""
-    run = run_lib.setup(small_config(sampling__precision="bfloat16"))
+    run = run_lib.setup(small_config(device="cpu", sampling__precision="bfloat16"))
     seen = []
     normalization = next(m for m in run.state["model"].modules() if isinstance(m, GroupNorm))
     normalization.register_forward_pre_hook(lambda _, given: seen.append(given[0]))

@@ -339,11 +339,12 @@ def test_data_workers_ignore_signals_to_the_process_group(start_method):
     source.start_method = start_method
     batches = iter(ImageStream(source, 4, num_workers=1))
     next(batches)
-    for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGTERM)
-        os.kill(child.pid, signal.SIGUSR1)
-    for _ in range(20):
-        next(batches)
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGUSR1)
+    assert len([next(batches) for _ in range(20)]) == 20
+    assert len(workers) == 1 and workers[0].is_alive()
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ class SmallClassifier(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 1, H, W) in [0, 1] -> features (B, D) and logits (B, K)."""
         features = self.trunk(x)
         return features, self.head(features)
 
@@ -64,6 +65,7 @@ class Residual(nn.Module):
         self.branch = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         return x + self.branch(x)
 
 
