@@ -47,8 +47,10 @@ PARTS = "step", "model", "ema", "optimizer"  # of a checkpoint
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, evaluate, draw, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="vp/fashion_mnist", help="name of an experiment")
-    parser.add_argument("--classifier", default="vp/fashion_mnist_classifier", help="its guide")
+    parser.add_argument("--config", default="vp/fashion_mnist_conditional", help="an experiment")
+    parser.add_argument(
+        "--classifier", default="vp/fashion_mnist_classifier", help="guide of an unconditional one"
+    )
     parser.add_argument("--workdir", default="runs/fashion", help="folder of the run")
     parser.add_argument("--kills", type=int, default=2, help="times that training is killed")
     parser.add_argument(
@@ -171,7 +173,8 @@ def compare(run: Experiment) -> list[dict]:
     parts = sorted((folder / f"ckpt_{found['checkpoint']}").glob("statistics_*.npz"))
     logits = torch.cat([torch.from_numpy(load_arrays(part)["logits"]) for part in parts])
     names = ("fid", "inception_score", "kid", "precision", "recall")
-    samples = {key: found[key] for key in names} | sureness(logits)
+    of_classes = {key: found[key] for key in found if key.startswith("recognised")}
+    samples = {key: found[key] for key in names} | sureness(logits) | of_classes
     return [
         {"images": f"{len(logits)} samples", **samples},
         {"images": "test set", **of_test_set(config, run.workdir, names)},
@@ -197,14 +200,17 @@ def sureness(logits: Tensor) -> dict[str, float]:
 
 
 def draw_controlled(run: Experiment, guide: Experiment) -> None:
-    """Pictures: samples of each class by a noisy classifier, inpainting, interpolation."""
-    guide.call("train")
-    checkpoint = guide.workdir / "checkpoints" / "checkpoint_1.pth"
-    run.call(
-        "control",
-        "--config.control.task=class",
-        f"--config.control.classifier={checkpoint.resolve()}",
-    )
+    """Pictures: samples of each class, inpainting, interpolation.
+
+    Args:
+        guide: a classifier of noisy images, trained here if the network is not told classes.
+    """
+    guidance = []
+    if not run.config.training.condition:
+        guide.call("train")
+        checkpoint = guide.workdir / "checkpoints" / "checkpoint_1.pth"
+        guidance = [f"--config.control.classifier={checkpoint.resolve()}"]
+    run.call("control", "--config.control.task=class", *guidance)
     for task in ("inpaint", "interpolate"):
         run.call("control", f"--config.control.task={task}")
 

@@ -6,20 +6,22 @@
     python -m benchmarks.guidance --unconditional runs/digits --conditional runs/conditional \\
         --classifier runs/classifier
 
-All samples are drawn by the same solver from the same noise; sample k is of class k mod 10.
+All samples are drawn by the same solver from the same noise; sample k is of class k mod 10.  With
+`--data fashion_mnist` the experiments are those of Fashion-MNIST.
 """
 
 import argparse
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.fashion_mnist import sureness
 from benchmarks.measure import show
-from configs.defaults import load
+from benchmarks.variants import with_settings
 from controllable_generation import ClassGuidance
 from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
 from run_lib import Run, restored
@@ -40,26 +42,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--unconditional", **needed)
     parser.add_argument("--conditional", **needed)
     parser.add_argument("--classifier", **needed)
+    parser.add_argument("--data", default="digits", choices=("digits", "fashion_mnist"))
+    parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
     parser.add_argument("--num_samples", type=int, default=1024)
+    parser.add_argument("--batch_size", type=int, default=1024, help="samples at a time")
+    parser.add_argument("--method", default="dpmpp_2m", help="sampler")
     parser.add_argument("--num_steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3, help="sets of samples, for errors")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="of both score networks"
+    )
     given = parser.parse_args(argv)
     log_to_console()
     records = by_condition(given) + by_classifier(given)
     title = (
-        f"guidance, {given.repeats} sets of {given.num_samples} samples, DPM-Solver++ 2M in "
+        f"guidance, {given.repeats} sets of {given.num_samples} samples, {given.method} in "
         f"{given.num_steps} steps"
     )
-    show(title, restored(load("vp/digits"), given.unconditional).device, records)
+    show(title, _unconditional(given).device, records)
 
 
 def by_condition(given: argparse.Namespace) -> list[dict]:
     """Rows of classifier-free guidance at each scale."""
-    run = _restored("vp/digits_conditional", given.conditional, given)
+    run = _restored(f"vp/{given.data}_conditional", given.conditional, given)
     records = []
-    for scale in SCALES:
+    for scale in given.scales:
         run.config.sampling.guidance_scale = scale
-        figures = repeated(run, given, {})
+        figures = repeated(run, given)
         records.append({"guidance": "classifier-free", "scale": scale, **figures})
         logging.info("%s", records[-1])
     return records
@@ -67,52 +76,76 @@ def by_condition(given: argparse.Namespace) -> list[dict]:
 
 def by_classifier(given: argparse.Namespace) -> list[dict]:
     """Rows of guidance by a noise-conditional classifier at each scale."""
-    run = _restored("vp/digits", given.unconditional, given)
+    run, records = _unconditional(given), []
     classifier = from_checkpoint(pathlib.Path(given.classifier) / META, run.device)
-    labels, records = _classes(given.num_samples), []
-    for scale in SCALES:
-        until = run.config.control.guidance_until
+    until = run.config.control.guidance_until
+    for scale in given.scales:
         with classifier.sampling_network() as network:
-            guidance = ClassGuidance(network, labels.to(run.device), scale, until=until)
-            figures = repeated(run, given, {"constraints": [guidance]})
+
+            def guidance(indices: range, network=network, scale=scale) -> ClassGuidance:
+                labels = _classes(indices).to(run.device)
+                return ClassGuidance(network, labels, scale, until=until)
+
+            figures = repeated(run, given, guidance)
         records.append({"guidance": "classifier", "scale": scale, **figures})
         logging.info("%s", records[-1])
     return records
 
 
-def repeated(run: Run, given: argparse.Namespace, options: dict) -> dict[str, float]:
-    """Figures of several sets of samples, each of its own seed: means and standard errors."""
-    rows = [
-        quality(run, run.draw(range(given.num_samples), seed, **options))
-        for seed in range(given.repeats)
-    ]
+def repeated(
+    run: Run, given: argparse.Namespace, guidance: Callable[[range], ClassGuidance] | None = None
+) -> dict[str, float]:
+    """Figures of several sets of samples, each of its own seed: means and standard errors.
+
+    Args:
+        guidance: of samples by their numbers.
+    """
+    rows = []
+    for seed in range(given.repeats):
+        parts = []
+        for first in range(0, given.num_samples, given.batch_size):
+            indices = range(first, min(first + given.batch_size, given.num_samples))
+            options = {"constraints": [guidance(indices)]} if guidance else {}
+            parts.append(run.draw(indices, seed, **options))
+        rows.append(quality(run, torch.cat(parts), given.conditional))
+    if len(rows) == 1:
+        return rows[0]
     found = {}
     for name in rows[0]:
         found |= mean_and_error(name, np.array([row[name] for row in rows]))
     return found
 
 
-def _restored(config: str, folder: str, given: argparse.Namespace) -> Run:
-    run = restored(load(config), folder)
-    run.config.sampling.update(method="dpmpp_2m", num_steps=given.num_steps)
+def _unconditional(given: argparse.Namespace) -> Run:
+    return _restored(f"vp/{given.data}", given.unconditional, given)
+
+
+def _restored(experiment: str, folder: str, given: argparse.Namespace) -> Run:
+    run = restored(with_settings(experiment, given.set), folder)
+    run.config.sampling.update(method=given.method, num_steps=given.num_steps)
     return run
 
 
-def _classes(count: int) -> Tensor:
-    return torch.arange(count) % 10
+def _classes(indices: range) -> Tensor:
+    return torch.tensor(indices) % 10
 
 
-def quality(run: Run, images: Tensor) -> dict[str, float]:
-    """FID, and how well samples (B, *D) in [0, 1] are of their classes."""
+def quality(run: Run, images: Tensor, workdir: str) -> dict[str, float]:
+    """FID, and how well samples (B, *D) in [0, 1] are of their classes.
+
+    Args:
+        workdir: with statistics of the data, where they do not come with the project.
+    """
     extractor = get_extractor(run.config, run.device)
     found = extractor(to_uint8(images, run.levels))
-    labels = _classes(len(images))
+    labels = _classes(range(len(images)))
     fake = Statistics.of(extractor, found["pool_3"], found["logits"], "samples", labels)
-    real = load_dataset_stats(run.config)
+    real = load_dataset_stats(run.config, pathlib.Path(workdir))
     distances = metrics(real, fake, run.device)
     of_classes = class_metrics(real, fake, recognises_classes(run.config))
-    of_classes.pop("recognised_standard_error")
-    return {"fid": distances["fid"], "recall": distances["recall"], **of_classes}
+    figures = {"fid": distances["fid"], "recall": distances["recall"]}
+    figures |= sureness(found["logits"]) | of_classes
+    return {key: value for key, value in figures.items() if not key.endswith("_standard_error")}
 
 
 if __name__ == "__main__":

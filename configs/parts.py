@@ -70,8 +70,21 @@ def edm(config: ConfigDict, *, sigma_data: float = 0.5) -> None:
     """
     ve_sde(config, continuous=True, sigma_min=0.002, sigma_max=80.0)
     config.data.centered = True
+    edm_objective(config, sigma_data=sigma_data)
+
+
+def edm_objective(config: ConfigDict, *, sigma_data: float, lognormal_mean: float = -1.2) -> None:
+    """What the network predicts, and the noise and weights of its loss, as in Karras et al. 2022.
+
+    For any process in continuous time.
+
+    Args:
+        sigma_data: standard deviation of the data inside the network.
+        lognormal_mean: of log(s / m), where the noise has deviation s and the data are scaled by m.
+    """
     config.model.update(parametrization="edm", sigma_data=sigma_data, scale_by_sigma=False)
     config.training.update(noise_levels="lognormal", weighting="output", reduce_mean=True)
+    config.training.lognormal_mean = lognormal_mean
 
 
 def edm_training(config: ConfigDict, *, dropout: float, augment: float) -> None:

@@ -1,5 +1,6 @@
 """The benchmark of Fashion-MNIST: what it kills, and what it counts."""
 
+import argparse
 import copy
 import json
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import fashion_mnist
+from benchmarks import fashion_mnist, guidance
 
 # Stands for training: logs a step now and then, and goes on where the file ends.
 TRAINING = """
@@ -108,3 +109,43 @@ def test_a_training_that_cannot_be_killed_is_no_proof(tmp_path, monkeypatch):
     monkeypatch.setattr(Stand, "last_step", lambda self: 30)
     with pytest.raises(SystemExit, match="choose another --workdir"):
         fashion_mnist.compare_with_undisturbed(Stand(tmp_path), Stand(tmp_path), kills=2)
+
+
+@pytest.mark.parametrize("name", ("vp/fashion_mnist", "vp/fashion_mnist_conditional"))
+def test_only_a_network_that_is_not_told_classes_needs_a_guide(name, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        fashion_mnist.Experiment, "call", lambda self, *words: calls.append((self.workdir, *words))
+    )
+    run = fashion_mnist.Experiment(name, tmp_path, [])
+    guide = fashion_mnist.Experiment("vp/fashion_mnist_classifier", tmp_path / "guide", [])
+    fashion_mnist.draw_controlled(run, guide)
+    weights = tmp_path / "guide" / "checkpoints" / "checkpoint_1.pth"
+    by_guide = (f"--config.control.classifier={weights}",) if name == "vp/fashion_mnist" else ()
+    assert calls == [(guide.workdir, "train")] * bool(by_guide) + [
+        (tmp_path, "control", "--config.control.task=class", *by_guide),
+        (tmp_path, "control", "--config.control.task=inpaint"),
+        (tmp_path, "control", "--config.control.task=interpolate"),
+    ]
+
+
+def test_samples_in_parts_are_guided_to_the_classes_of_their_numbers(monkeypatch):
+    """Twelve samples of three sets, five at a time."""
+    drawn = []
+
+    class Stand:
+        def draw(self, indices, seed, constraints):
+            drawn.append((seed, list(indices), constraints[0].tolist()))
+            return torch.full((len(indices), 1), float(seed))
+
+    monkeypatch.setattr(guidance, "quality", lambda run, images, folder: {"fid": images.sum()})
+    given = argparse.Namespace(repeats=3, num_samples=12, batch_size=5, conditional="")
+    found = guidance.repeated(Stand(), given, guidance._classes)
+    assert found["fid"] == 12  # the mean of 0, 12 and 24
+    assert found["fid_standard_error"] == pytest.approx(12 / 3**0.5)
+    assert drawn[3:6] == [
+        (1, [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]),
+        (1, [5, 6, 7, 8, 9], [5, 6, 7, 8, 9]),
+        (1, [10, 11], [0, 1]),
+    ]
+    assert len(drawn) == 9

@@ -61,6 +61,7 @@ OWN = [
     "vp/digits_superres",
     "vp/fashion_mnist",
     "vp/fashion_mnist_classifier",
+    "vp/fashion_mnist_conditional",
     "vp/fashion_mnist_large",
     "vp/fields",
     "vp/images",
