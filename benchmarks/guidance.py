@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--conditional", **needed)
     parser.add_argument("--classifier", **needed)
     parser.add_argument("--data", default="digits", choices=("digits", "fashion_mnist"))
-    parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
+    parser.add_argument("--scales", type=float, nargs="+", default=SCALES, help="classifier-free")
+    parser.add_argument("--classifier_scales", type=float, nargs="+", default=SCALES)
     parser.add_argument("--num_samples", type=int, default=1024)
     parser.add_argument("--batch_size", type=int, default=1024, help="samples at a time")
     parser.add_argument("--method", default="dpmpp_2m", help="sampler")
@@ -79,7 +80,7 @@ def by_classifier(given: argparse.Namespace) -> list[dict]:
     run, records = _unconditional(given), []
     classifier = from_checkpoint(pathlib.Path(given.classifier) / META, run.device)
     until = run.config.control.guidance_until
-    for scale in given.scales:
+    for scale in given.classifier_scales:
         with classifier.sampling_network() as network:
 
             def guidance(indices: range, network=network, scale=scale) -> ClassGuidance:
