@@ -74,7 +74,7 @@ def edm(config: ConfigDict, *, sigma_data: float = 0.5) -> None:
 
 
 def edm_objective(config: ConfigDict, *, sigma_data: float, lognormal_mean: float = -1.2) -> None:
-    """What the network predicts, and the noise and weights of its loss, as in Karras et al. 2022.
+    """Prediction, noise levels and weights of the loss as in Karras et al. 2022.
 
     For any process in continuous time.
 
