@@ -11,6 +11,7 @@ All samples are drawn by the same solver from the same noise; sample k is of cla
 """
 
 import argparse
+import functools
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_samples", type=int, default=1024)
     parser.add_argument("--batch_size", type=int, default=1024, help="samples at a time")
     parser.add_argument("--method", default="dpmpp_2m", help="sampler")
+    parser.add_argument("--time_grid", default="", help="of the sampler, see sampling.time_grid")
     parser.add_argument("--num_steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3, help="sets of samples, for errors")
     parser.add_argument(
@@ -82,11 +84,7 @@ def by_classifier(given: argparse.Namespace) -> list[dict]:
     until = run.config.control.guidance_until
     for scale in given.classifier_scales:
         with classifier.sampling_network() as network:
-
-            def guidance(indices: range, network=network, scale=scale) -> ClassGuidance:
-                labels = _classes(indices).to(run.device)
-                return ClassGuidance(network, labels, scale, until=until)
-
+            guidance = functools.partial(ClassGuidance, network, scale=scale, until=until)
             figures = repeated(run, given, guidance)
         records.append({"guidance": "classifier", "scale": scale, **figures})
         logging.info("%s", records[-1])
@@ -94,19 +92,19 @@ def by_classifier(given: argparse.Namespace) -> list[dict]:
 
 
 def repeated(
-    run: Run, given: argparse.Namespace, guidance: Callable[[range], ClassGuidance] | None = None
+    run: Run, given: argparse.Namespace, guidance: Callable[[Tensor], ClassGuidance] | None = None
 ) -> dict[str, float]:
     """Figures of several sets of samples, each of its own seed: means and standard errors.
 
     Args:
-        guidance: of samples by their numbers.
+        guidance: of samples by their classes.
     """
     rows = []
     for seed in range(given.repeats):
         parts = []
         for first in range(0, given.num_samples, given.batch_size):
             indices = range(first, min(first + given.batch_size, given.num_samples))
-            options = {"constraints": [guidance(indices)]} if guidance else {}
+            options = {"constraints": [guidance(_classes(indices))]} if guidance else {}
             parts.append(run.draw(indices, seed, **options))
         rows.append(quality(run, torch.cat(parts), given.conditional))
     if len(rows) == 1:
@@ -123,7 +121,8 @@ def _unconditional(given: argparse.Namespace) -> Run:
 
 def _restored(experiment: str, folder: str, given: argparse.Namespace) -> Run:
     run = restored(with_settings(experiment, given.set), folder)
-    run.config.sampling.update(method=given.method, num_steps=given.num_steps)
+    names = "method", "num_steps", "time_grid"
+    run.config.sampling.update({name: getattr(given, name) for name in names})
     return run
 
 

@@ -11,7 +11,7 @@ def get_config():
     config = fashion_mnist.get_config()
     parts.told_classes(config, 10)
     config.training.condition_dropout = 0.1
-    # The data have a deviation of 0.7 in [-1, 1]: levels of noise as in proportion as theirs.
+    # The data's deviation is 0.7, theirs 0.5; the levels of noise grow with it: -1.2 + log(1.4).
     parts.edm_objective(config, sigma_data=0.7, lognormal_mean=-0.9)
     config.optim.update(warmup=400, cooldown=3200)
     config.training.update(batch_size=64, n_iters=6400, eval_freq=400, log_freq=100)
