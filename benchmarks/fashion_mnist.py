@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.disk.files import write_text
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.reports import markdown_table, mean_and_error
+from score_lib.metrics.extractors import Extractor
+from score_lib.metrics.jackknife import sampling_errors
 from score_lib.runs.heldout import DataBytes
 from score_lib.runs.start import META
 
@@ -170,27 +172,34 @@ def compare(run: Experiment) -> list[dict]:
     """Figures of the samples of the last evaluation, and of the test set as if it were samples."""
     folder, config = run.workdir / "eval", run.config
     found = json.loads((folder / "report.json").read_text())[-1]
+    extractor, real = get_extractor(config), load_dataset_stats(config, run.workdir)
     parts = sorted((folder / f"ckpt_{found['checkpoint']}").glob("statistics_*.npz"))
-    logits = torch.cat([torch.from_numpy(load_arrays(part)["logits"]) for part in parts])
-    names = ("fid", "inception_score", "kid", "precision", "recall")
+    samples = statistics_of(extractor, map(load_arrays, parts))
+    source = get_streams(config, evaluation=True)[2].sources["test"]
+    test_set = statistics_of(extractor, map(extractor, DataBytes(config, source)))
     of_classes = {key: found[key] for key in found if key.startswith("recognised")}
-    samples = {key: found[key] for key in names} | sureness(logits) | of_classes
     return [
-        {"images": f"{len(logits)} samples", **samples},
-        {"images": "test set", **of_test_set(config, run.workdir, names)},
+        {"images": f"{samples.count} samples", **figures(real, samples, found), **of_classes},
+        {"images": "test set", **figures(real, test_set, metrics(real, test_set))},
         {"images": "model", **{key: found[key] for key in found if key.startswith("bpd")}},
     ]
 
 
-def of_test_set(config, workdir: pathlib.Path, names: Sequence[str]) -> dict[str, float]:
-    """Distances of the test set to the training set, and `sureness` of its images."""
-    extractor = get_extractor(config)
-    source = get_streams(config, evaluation=True)[2].sources["test"]
-    found = [extractor(images) for images in DataBytes(config, source)]
-    pool_3, logits = (torch.cat([part[key] for part in found]) for key in ("pool_3", "logits"))
-    real = load_dataset_stats(config, workdir)
-    distances = metrics(real, Statistics.of(extractor, pool_3, logits), extractor.device)
-    return {key: distances[key] for key in names} | sureness(logits)
+def statistics_of(extractor: Extractor, parts: Iterable[Mapping]) -> Statistics:
+    """Features and class scores from the extractor's output for parts of the images."""
+    parts = list(parts)
+    pool_3, logits = (
+        torch.cat([torch.as_tensor(part[name]) for part in parts]) for name in ("pool_3", "logits")
+    )
+    return Statistics.of(extractor, pool_3, logits)
+
+
+def figures(real: Statistics, images: Statistics, distances: Mapping) -> dict[str, float]:
+    """A row of the table: distances with their errors, and `sureness` of the images."""
+    names = ("fid", "inception_score", "kid", "kid_standard_error", "precision", "recall")
+    errors = sampling_errors(real, images)
+    chosen = {name: distances[name] for name in names}
+    return chosen | errors | sureness(torch.as_tensor(images["logits"]))
 
 
 def sureness(logits: Tensor) -> dict[str, float]:

@@ -10,6 +10,10 @@ import pytest
 import torch
 
 from benchmarks import fashion_mnist, guidance
+from datasets import get_streams
+from evaluation import get_extractor
+from score_lib.disk.arrays import save_arrays
+from score_lib.runs.heldout import DataBytes
 
 # Stands for training: logs a step now and then, and goes on where the file ends.
 TRAINING = """
@@ -62,6 +66,31 @@ def test_sureness_is_the_share_above_the_threshold():
     found = fashion_mnist.sureness(probabilities.log())
     assert found["sure"] == 0.5
     assert found["sure_standard_error"] == pytest.approx((1 / 3) ** 0.5 / 2)
+
+
+def test_the_table_has_figures_of_the_report_and_errors_of_the_images(tmp_path):
+    """The samples are the test set here, in three parts: their errors are the test set's."""
+    run = fashion_mnist.Experiment("vp/digits", tmp_path, ["eval.batch_size=100"])
+    extractor = get_extractor(run.config)
+    source = get_streams(run.config, evaluation=True)[2].sources["test"]
+    for number, images in enumerate(DataBytes(run.config, source)):
+        found = {name: extractor(images)[name].numpy() for name in ("pool_3", "logits")}
+        save_arrays(tmp_path / "eval" / "ckpt_4" / f"statistics_{number}.npz", **found)
+    report = {"checkpoint": 4, "fid": 1.5, "inception_score": 8.0, "precision": 0.7, "recall": 0.8}
+    report |= {"kid": 0.1, "kid_standard_error": 0.02, "fid_within_classes": 7.0}
+    report |= {"recognised": 0.9, "recognised_standard_error": 0.01}
+    report |= {"bpd": 2.0, "bpd_standard_error": 0.1, "loss": 0.3}
+    earlier = report | {"checkpoint": 3, "fid": 9.0}
+    (tmp_path / "eval" / "report.json").write_text(json.dumps([earlier, report]))
+    samples, test, model = fashion_mnist.compare(run)
+    assert samples["images"] == "296 samples" and samples["fid"] == 1.5
+    assert samples["recognised"] == 0.9 and samples["recognised_standard_error"] == 0.01
+    assert "fid_within_classes" not in samples and "recognised" not in test
+    assert test["fid"] == pytest.approx(1.96, abs=0.01)  # as published of these digits
+    for name in ("fid", "inception_score", "sure"):
+        error = f"{name}_standard_error"
+        assert samples[error] == pytest.approx(test[error], rel=1e-6) and test[error] > 0
+    assert model == {"images": "model", "bpd": 2.0, "bpd_standard_error": 0.1}
 
 
 def test_a_setting_reaches_the_config_and_the_command(tmp_path):
