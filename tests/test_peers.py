@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ from benchmarks.peers import (
     shared,
     torchdiffeq_likelihood,
 )
-from run_lib import setup
+from configs.defaults import load
+from run_lib import restored, setup
 
 MODEL = small_config("vp/digits").model
 # Takes SIGTERM as a run of ours does.
@@ -174,6 +176,30 @@ def test_times_at_equal_error_are_between_those_of_tolerances():
     assert torchdiffeq_likelihood.time_at(1e-3, errors, times) == pytest.approx(2)
     assert torchdiffeq_likelihood.time_at(1e-4, errors, times) == pytest.approx(4)
     assert torchdiffeq_likelihood.time_at(1e-5, errors, times) is None
+
+
+def test_both_likelihoods_are_of_one_flow(tmp_path, monkeypatch):
+    """With a solver that stands for torchdiffeq's: the midpoint rule in many steps."""
+
+    def odeint(slope, state, times, *, rtol, atol, method):
+        assert (rtol, atol, method) == (0.125, 0.125, "dopri5")
+        nodes = torch.linspace(0, 1, 101).square() * (times[1] - times[0]) + times[0]
+        for t, dt in zip(nodes[:-1], nodes.diff(), strict=True):
+            k = slope(t, state)
+            half = slope(t + dt / 2, [x + dt / 2 * v for x, v in zip(state, k, strict=True)])
+            state = [x + dt * v for x, v in zip(state, half, strict=True)]
+        return [torch.stack((x, x)) for x in state]
+
+    monkeypatch.setitem(sys.modules, "torchdiffeq", types.SimpleNamespace(odeint=odeint))
+    config = load("vp/digits")
+    config.eval.batch_size, config.device = 2, "cpu"
+    config.model.weights = "assets/weights/digits.safetensors"
+    run = restored(config, tmp_path)
+    (batch,) = torchdiffeq_likelihood.batches_of(run, 1)
+    theirs = torchdiffeq_likelihood.by_torchdiffeq(run, batch, 0.125)
+    ours = torchdiffeq_likelihood.by_us(run, batch, 64)
+    assert theirs.evaluations == 200
+    torch.testing.assert_close(theirs.bits, ours.bits, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize(

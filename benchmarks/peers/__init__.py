@@ -23,7 +23,7 @@ of the chain of 1000 steps, drawn uniformly; ours is asked at the times of the s
 standard deviation, so that all predict the same noise at the same levels.  Each gets images as it
 was trained on: dequantised, or grey levels.
 
-`torchdiffeq_likelihood` compares the likelihood of the trained network of ours.
+`torchdiffeq_likelihood` compares the likelihoods of a run of ours.
 
 Peers are installed into a virtual environment in the work directory, which also sees the packages
 of this interpreter; with `--environment` an older one is used, and no network is needed.  Nothing
