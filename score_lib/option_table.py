@@ -423,6 +423,7 @@ _DEQUANTIZER = {
 
 _EXPORT = {
     "format": ("safetensors", one_of("safetensors", "pth", "diffusers"), "kind of file"),
+    "precision": ("float32", one_of("float32", "float16"), "of trained weights in safetensors"),
     "folder": ("", text, 'folder to write; "": `export/` in the folder of the run'),
 }
 

@@ -13,6 +13,7 @@ from models.utils import create_model
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.disk.safetensors_files import read_safetensors
 from score_lib.options import flatten
+from score_lib.runs import publish
 from score_lib.runs.setup import META
 
 CHANGES = {"training__snapshot_sampling": False, "training__eval_freq": 50}
@@ -48,6 +49,35 @@ def test_an_exported_file_gives_the_same_samples(kind, average, stem, workdir, t
     alone = run_lib.from_checkpoint(path, "cpu")
     assert torch.equal(alone.draw(range(2)), expected) and alone.state["step"] == 2
     assert alone.state["class_to_idx"] == {str(k): k for k in range(10)}
+
+
+def test_half_precision_rounds_what_was_trained(workdir, tmp_path):
+    run = run_lib.restored(config(), workdir)
+    path = run_lib.export(config(export__precision="float16"), workdir) / "weights.safetensors"
+    assert path.parent.name == "step_2_safetensors_float16"
+    trained = {name for name, p in run.state["model"].named_parameters() if p.requires_grad}
+    full = run_lib.export(config(), workdir) / "weights.safetensors"
+    weights = read_safetensors(full)[0]
+    for given in (
+        run_lib.restored(config(model__weights=str(path)), tmp_path),
+        run_lib.from_checkpoint(path, "cpu"),
+    ):
+        for name, value in given.state["model"].state_dict().items():
+            rounded = weights[name].half().float() if name in trained else weights[name]
+            assert value.dtype == weights[name].dtype and torch.equal(value, rounded)
+        averages = given.state["ema"].shadow_params
+        assert all(p.dtype == torch.float32 for p in averages)
+        torch.testing.assert_close(given.draw(range(2)), run.draw(range(2)), rtol=2e-3, atol=2e-3)
+
+
+def test_half_precision_is_refused_where_it_does_not_fit(workdir, tmp_path):
+    with pytest.raises(ValueError, match=r"for export.format = 'safetensors', not 'pth'"):
+        run_lib.export(config(export__precision="float16", export__format="pth"), workdir)
+    run = run_lib.restored(config(), workdir)
+    name, weights = next(iter(run.state["model"].named_parameters()))
+    with pytest.raises(ValueError, match=f"cannot hold '{name}', which has values above 65504"):
+        weights.data.fill_(1e5)
+        publish._weights(run.state["model"], "float16")
 
 
 def test_published_code_loads_the_layout(workdir):
