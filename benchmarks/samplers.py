@@ -3,7 +3,9 @@
     python -m benchmarks.samplers --workdir runs/demo
 
 Needs a trained run, and the statistics of its data set.  Each sampler draws the same number of
-samples from the same noise; the distance is FID in the features of `eval.extractor`.
+samples from the same noise; the distance is FID in the features of `eval.extractor`.  Of a network
+that is told classes, sample k is of class k mod K, guided as `sampling.guidance_scale` says: an
+evaluation then has two terms.
 """
 
 import argparse
@@ -59,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     log_to_console()
     run, records = restored(with_settings(given.config, given.set), given.workdir), []
     real = load_dataset_stats(run.config, given.workdir)
-    for name, options in cases(run.config.model.beta_max, given.evaluations, given.many):
+    chosen = given.evaluations, given.many, run.config.sampling.time_grid
+    for name, options in cases(run.config.model.beta_max, *chosen):
         run.config.sampling.update(options)
         images, evaluations = draw(run, given.num_samples)
         distance = fid(run, images, real)
@@ -70,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def cases(
-    beta_max: float, evaluations: Sequence[int] = EVALUATIONS, many: Sequence[int] = MANY
+    beta_max: float,
+    evaluations: Sequence[int] = EVALUATIONS,
+    many: Sequence[int] = MANY,
+    grid: str = "",
 ) -> list[tuple[str, dict]]:
     """Names of samplers and options of `sampling`.
 
@@ -80,13 +86,15 @@ def cases(
     Args:
         evaluations: of the network, for every sampler.
         many: for predictor-corrector samplers as well.
+        grid: of times, for solvers; predictor-corrector samplers keep the published one.
     """
     found = []
     for name, (options, per_step) in SAMPLERS.items():
         chain = options["method"] == "pc"
         for steps in (count // per_step for count in (*evaluations, *(many if chain else ()))):
             if not chain or steps > beta_max:
-                found.append((name, {**options, "num_steps": steps}))
+                steps_of = {"num_steps": steps, "time_grid": "" if chain else grid}
+                found.append((name, options | steps_of))
     return found + [(name, {"method": method, "num_steps": 0}) for name, method in ADAPTIVE.items()]
 
 
@@ -99,8 +107,10 @@ def draw(run: Run, count: int) -> tuple[Tensor, int]:
     for part in in_batches(range(count), run.config.eval.batch_size):
         shape, eps = (len(part), *run.shape), run.sde.sampling_eps
         sampler = get_sampling_fn(run.config, run.sde, shape, run.inverse_scaler, eps)
+        noise = SampleNoise(run.config.seed, part, run.device)
+        condition = run.conditions.of_samples(part, run.state["class_to_idx"])
         with run.sampling_network() as model:
-            images, calls = sampler(model, noise=SampleNoise(run.config.seed, part, run.device))
+            images, calls = sampler(run.conditioned(model, condition), noise=noise)
         drawn.append(images)
         evaluations.append(calls)
     return torch.cat(drawn), statistics.mean(evaluations)

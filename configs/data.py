@@ -93,6 +93,7 @@ def fashion_mnist_defaults() -> ConfigDict:
     config.optim.update(lr=1e-3, warmup=200, cooldown=2000)
     config.training.update(n_iters=4000, eval_freq=200, log_freq=50)
     config.training.update(snapshot_freq=4000, snapshot_freq_for_preemption=200)
+    config.control.guidance_scale = 4.0
     config.eval.batch_size = 125  # features of more images leave the caches of a CPU
     return config
 

@@ -320,6 +320,20 @@ def test_samplers_make_the_evaluations_that_were_asked_for():
         assert abs(evaluations - wanted) <= 1, name
 
 
+def test_samplers_draw_the_classes_of_a_conditional_network():
+    """As the run itself does, on the config's grid of times."""
+    changes = {"sampling__method": "ddim", "sampling__guidance_scale": 2.0}
+    run = setup(small_config("vp/digits_conditional", **changes))
+    for average in run.state["ema"].shadow_params:  # the last layer is 0 at first
+        average += 0.1 * torch.randn_like(average)
+    (options,) = (o for name, o in samplers.cases(20, (5,), (), "edm") if name == "DDIM")
+    run.config.sampling.update(options)
+    images, _ = samplers.draw(run, 3)
+    torch.testing.assert_close(images, run.draw(range(3)), rtol=0, atol=0)
+    grids = {o["method"]: o.get("time_grid") for _, o in samplers.cases(20, (80,), (), "edm")}
+    assert grids["pc"] == "" and grids["dpmpp_3m"] == "edm"
+
+
 def test_share_of_a_variance_has_the_error_of_a_paired_ratio():
     part, whole = np.array([1.0, 2.0, 3.0, 6.0]), np.array([2.0, 5.0, 5.0, 12.0])
     assert objectives.share(part, whole).mean() == pytest.approx(0.5)
