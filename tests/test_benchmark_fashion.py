@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 
+import run_lib
 from benchmarks import fashion_mnist, guidance
 from datasets import get_streams
-from evaluation import get_extractor
+from evaluation import get_extractor, to_uint8
 from score_lib.disk.arrays import save_arrays
 from score_lib.runs.heldout import DataBytes
 
@@ -91,6 +92,17 @@ def test_the_table_has_figures_of_the_report_and_errors_of_the_images(tmp_path):
         error = f"{name}_standard_error"
         assert samples[error] == pytest.approx(test[error], rel=1e-6) and test[error] > 0
     assert model == {"images": "model", "bpd": 2.0, "bpd_standard_error": 0.1}
+
+
+@pytest.mark.slow
+def test_the_project_s_weights_draw_the_clothing_that_is_asked_for():
+    weights = fashion_mnist.ROOT / "assets" / "weights" / "fashion_mnist_conditional.safetensors"
+    run = run_lib.from_checkpoint(weights, "cpu")
+    assert run.state["step"] == run.config.training.n_iters == 6400
+    run.config.sampling.update(method="dpmpp_2m", num_steps=10)
+    images = to_uint8(run.draw(range(20)), run.levels)
+    found = get_extractor(run.config)(images)["logits"].argmax(dim=1)
+    assert (found == torch.arange(20) % 10).sum() > 16  # by chance 2; here 19
 
 
 def test_a_setting_reaches_the_config_and_the_command(tmp_path):
