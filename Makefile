@@ -31,10 +31,10 @@ reproduce: $(INSTALLED)
 	$(PY) -m benchmarks.digits_figures --workdir runs/reproduce
 
 test: style
-	$(PY) -m pytest -n $(WORKERS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 quick: style
-	$(PY) -m pytest -n $(WORKERS) -m "not slow"
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 faults: $(INSTALLED_DEV)
 	PYTHONPATH=tests $(PY) -m faults

@@ -227,3 +227,22 @@ def test_published_call_for_features(num_batches):
         assert torch.equal(found["pool_3"], expected) and found["logits"] is None
     with pytest.raises(ValueError, match="uint8"):
         evaluation.run_inception_distributed(images / 255, MeanColour())
+
+
+def test_the_kernel_distance_of_classes_in_turn_is_as_of_random_order():
+    """Of two sets from one mixture of ten far classes; in turn, each block has all alike."""
+    rng = np.random.default_rng(0)
+    centres = 3 * rng.standard_normal((10, 8))
+
+    def of(labels):
+        return (centres[labels] + rng.standard_normal((len(labels), 8))).astype(np.float32)
+
+    shuffled = of(rng.integers(10, size=20_000))
+    real = some_statistics(pool_3=shuffled, logits=None)
+    labels = np.arange(4000) % 10
+    in_turn = some_statistics(pool_3=of(labels), logits=None, labels=labels)
+    distance, error = evaluation.kid(real.pool_3, in_turn.pool_3)
+    assert distance < -10 * error  # the blocks as they come
+    found = evaluation.metrics(real, in_turn)
+    assert abs(found["kid"]) < 3 * found["kid_standard_error"]
+    assert found["fid"] == evaluation.fid(real.pool_3, in_turn.pool_3)

@@ -229,13 +229,18 @@ def compute_statistics(
     if sum(len(part["pool_3"]) for part in parts) < 2:
         raise ValueError("statistics need two or more images")
     pool_3 = torch.cat([part["pool_3"] for part in parts])
-    order = np.random.default_rng(derive_seed("order of statistics")).permutation(len(pool_3))
+    order = _random_order(len(pool_3))
     logits, labels, spatial = (
         None if parts[0].get(name) is None else torch.cat([part[name] for part in parts])[order]
         for name in ("logits", "labels", "spatial")
     )
     pixels = pixel_digest(part["pixels"] for part in parts)
     return Statistics.of(extractor, pool_3[order], logits, dataset, labels, spatial, pixels)
+
+
+def _random_order(count: int) -> np.ndarray:
+    """The same permutation of so many rows each time."""
+    return np.random.default_rng(derive_seed("order of statistics")).permutation(count)
 
 
 def save_statistics(path: str | os.PathLike, stats: Statistics) -> None:
@@ -287,6 +292,10 @@ def metrics(
 ) -> dict[str, float | None]:
     """All distances between two sets of images, as defined for the published results.
 
+    Samples with labels are drawn of the classes in turn.  For the kernel distance they are put into
+    random order: blocks with as many of each class as of any other are more alike than random ones,
+    and would lower it below zero.
+
     Args:
         real, fake: statistics of the data set and of samples; the Inception Score is of samples.
         distance: name of the Fréchet distance, see `Extractor`.
@@ -318,6 +327,8 @@ def metrics(
     features = [torch.as_tensor(stats.pool_3, device=device) for stats in (real, fake)]
     try:
         result["precision"], result["recall"] = distances.precision_recall(*features)
+        if fake.labels is not None:
+            features[1] = features[1][_random_order(fake.count)]
         kid, error = distances.kid(*features)
         result["kid"], result["kid_standard_error"] = kid, None if math.isnan(error) else error
     except ValueError as too_few:
