@@ -172,6 +172,13 @@ def test_rounds_of_another_evaluation_are_not_reused(workdir, options):
         run_lib.evaluate(small_config(**options, seed=7), workdir)
 
 
+def test_options_of_other_modes_leave_an_evaluation_as_it_is(workdir, options):
+    before = report(workdir / "eval")
+    others = {"control__guidance_scale": 9.0, "export__precision": "float16"}
+    run_lib.evaluate(small_config(**options, **others), workdir)
+    assert report(workdir / "eval") == before
+
+
 def test_missing_checkpoints_are_all_named(workdir, options):
     with pytest.raises(FileNotFoundError, match=r"checkpoint_3\.pth, .*checkpoint_4\.pth"):
         run_lib.evaluate(small_config(**{**options, "eval__end_ckpt": 4}), workdir, "missing")

@@ -41,9 +41,9 @@ _OTHERS = (
     "training.metrics_sampler",
     "training.metrics_samples",
     "training.wandb",
-    "export.format",
-    "export.folder",
 )
+# Sections of other modes.
+_OTHER_MODES = ("control.", "export.")
 
 
 @dataclasses.dataclass
@@ -142,5 +142,8 @@ def _relevant(config_json: str) -> dict[str, object]:
     """The options that rounds depend on, by dotted name, sorted."""
     flat = flatten(ConfigDict(json.loads(config_json)))
     left_out = {*_OTHERS, *(f"eval.{name}" for name in _NOT_IN_FINGERPRINT)}
-    relevant = (key for key in flat.keys() - left_out if ".enable_" not in key)
-    return {key: flat[key] for key in sorted(relevant)}
+    return {
+        key: flat[key]
+        for key in sorted(flat.keys() - left_out)
+        if ".enable_" not in key and not key.startswith(_OTHER_MODES)
+    }
