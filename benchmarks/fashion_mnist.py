@@ -174,7 +174,8 @@ def compare(run: Experiment) -> list[dict]:
     found = json.loads((folder / "report.json").read_text())[-1]
     extractor, real = get_extractor(config), load_dataset_stats(config, run.workdir)
     parts = sorted((folder / f"ckpt_{found['checkpoint']}").glob("statistics_*.npz"))
-    samples = statistics_of(extractor, map(load_arrays, parts))
+    # They may be of the classes in turn.
+    samples = statistics_of(extractor, map(load_arrays, parts)).shuffled()
     source = get_streams(config, evaluation=True)[2].sources["test"]
     test_set = statistics_of(extractor, map(extractor, DataBytes(config, source)))
     of_classes = {key: found[key] for key in found if key.startswith("recognised")}

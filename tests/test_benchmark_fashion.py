@@ -88,9 +88,9 @@ def test_the_table_has_figures_of_the_report_and_errors_of_the_images(tmp_path):
     assert samples["recognised"] == 0.9 and samples["recognised_standard_error"] == 0.01
     assert "fid_within_classes" not in samples and "recognised" not in test
     assert test["fid"] == pytest.approx(1.96, abs=0.01)  # as published of these digits
-    for name in ("fid", "inception_score", "sure"):
-        error = f"{name}_standard_error"
-        assert samples[error] == pytest.approx(test[error], rel=1e-6) and test[error] > 0
+    assert samples["sure_standard_error"] == test["sure_standard_error"] > 0
+    for name in ("fid_standard_error", "inception_score_standard_error"):
+        assert samples[name] == pytest.approx(test[name], rel=0.5) and test[name] > 0
     assert model == {"images": "model", "bpd": 2.0, "bpd_standard_error": 0.1}
 
 

@@ -1,5 +1,7 @@
 """Statistics of images, their files, and noise levels that suit a data set."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from ml_collections import ConfigDict
 
 import evaluation
 from score_lib.metrics import configured, noise_scales
+from score_lib.metrics.jackknife import sampling_errors
 
 
 @pytest.mark.parametrize(
@@ -229,20 +232,50 @@ def test_published_call_for_features(num_batches):
         evaluation.run_inception_distributed(images / 255, MeanColour())
 
 
-def test_the_kernel_distance_of_classes_in_turn_is_as_of_random_order():
-    """Of two sets from one mixture of ten far classes; in turn, each block has all alike."""
+@pytest.fixture(scope="module")
+def mixture():
+    """Statistics of a mixture of ten far classes in random order, and with classes in turn."""
     rng = np.random.default_rng(0)
     centres = 3 * rng.standard_normal((10, 8))
 
     def of(labels):
         return (centres[labels] + rng.standard_normal((len(labels), 8))).astype(np.float32)
 
-    shuffled = of(rng.integers(10, size=20_000))
-    real = some_statistics(pool_3=shuffled, logits=None)
-    labels = np.arange(4000) % 10
-    in_turn = some_statistics(pool_3=of(labels), logits=None, labels=labels)
+    def statistics(classes, **changes):
+        return some_statistics(pool_3=of(classes), logits=None, **changes)
+
+    real, labels = statistics(rng.integers(10, size=20_000)), np.arange(4000) % 10
+    return real, statistics(rng.permutation(labels)), statistics(labels, labels=labels)
+
+
+def test_the_kernel_distance_of_classes_in_turn_is_as_of_random_order(mixture):
+    """In turn, each block has all classes alike."""
+    real, _, in_turn = mixture
     distance, error = evaluation.kid(real.pool_3, in_turn.pool_3)
     assert distance < -10 * error  # the blocks as they come
     found = evaluation.metrics(real, in_turn)
     assert abs(found["kid"]) < 3 * found["kid_standard_error"]
     assert found["fid"] == evaluation.fid(real.pool_3, in_turn.pool_3)
+
+
+def test_the_jackknife_of_classes_in_turn_is_as_of_random_order(mixture):
+    """In turn, each of its groups is of one class."""
+    real, at_random, in_turn = mixture
+    without_labels = dataclasses.replace(in_turn, labels=None)
+    expected, found, naive = (
+        sampling_errors(real, stats)["fid_standard_error"]
+        for stats in (at_random, in_turn, without_labels)
+    )
+    assert naive > 3 * expected
+    assert found == pytest.approx(expected, rel=0.5)
+
+
+def test_shuffled_rows_stay_together():
+    rows = np.arange(60, dtype=np.float32).reshape(20, 3)
+    stats = some_statistics(pool_3=rows, logits=2 * rows, labels=np.arange(20))
+    found = stats.shuffled()
+    assert np.array_equal(found.pool_3, rows[found.labels])
+    assert np.array_equal(found.logits, 2 * rows[found.labels])
+    assert sorted(found.labels) == list(range(20)) != list(found.labels)
+    assert np.array_equal(found.labels, stats.mixed().labels)
+    assert dataclasses.replace(stats, labels=None).mixed().pool_3 is rows

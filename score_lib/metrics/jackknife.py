@@ -46,7 +46,7 @@ def sampling_errors(
     """
     if fake.count < 4:
         raise ValueError(f"standard errors of distances need 4 or more samples, not {fake.count}")
-    count = min(groups, fake.count)
+    count, fake = min(groups, fake.count), fake.mixed()
     pool_3 = torch.as_tensor(fake.pool_3, device=device, dtype=torch.float64)
     of_data = real.moments(device)
     found = {

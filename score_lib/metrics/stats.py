@@ -160,6 +160,21 @@ class Statistics:
             self, pool_3=self.pool_3[rows], logits=logits, labels=self.labels[rows]
         )
 
+    def mixed(self) -> "Statistics":
+        """These, in random order if they have labels, always the same.
+
+        Samples are drawn of the classes in turn, so that blocks of rows are not like random ones:
+        the kernel distance would be too low, and errors by the jackknife too large.
+        """
+        return self if self.labels is None else self.shuffled()
+
+    def shuffled(self) -> "Statistics":
+        """These in random order, always the same."""
+        order = _random_order(self.count)
+        rows = {name: getattr(self, name) for name in ("pool_3", "logits", "labels")}
+        found = {name: value[order] for name, value in rows.items() if value is not None}
+        return dataclasses.replace(self, **found)
+
     def hash(self) -> str:
         """A short hash of the arrays and their record."""
         record = [getattr(self, name) for name in _RECORD]
@@ -292,10 +307,6 @@ def metrics(
 ) -> dict[str, float | None]:
     """All distances between two sets of images, as defined for the published results.
 
-    Samples with labels are drawn of the classes in turn.  For the kernel distance they are put into
-    random order: blocks with as many of each class as of any other are more alike than random ones,
-    and would lower it below zero.
-
     Args:
         real, fake: statistics of the data set and of samples; the Inception Score is of samples.
         distance: name of the Fréchet distance, see `Extractor`.
@@ -324,11 +335,9 @@ def metrics(
             "data" if real.pool_3 is None else "samples",
         )
         return result
-    features = [torch.as_tensor(stats.pool_3, device=device) for stats in (real, fake)]
+    features = [torch.as_tensor(stats.pool_3, device=device) for stats in (real, fake.mixed())]
     try:
         result["precision"], result["recall"] = distances.precision_recall(*features)
-        if fake.labels is not None:
-            features[1] = features[1][_random_order(fake.count)]
         kid, error = distances.kid(*features)
         result["kid"], result["kid_standard_error"] = kid, None if math.isnan(error) else error
     except ValueError as too_few:
