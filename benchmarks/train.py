@@ -40,10 +40,11 @@ def training(config: ConfigDict, workdir: str = "", name: str = "float32") -> Wo
     step, _ = run.step_fns()
     images = drawn(run)
     labels = torch.zeros(len(images), dtype=torch.int64, device=run.device)
+    batch = run.arguments({"image": images, "label": labels})
 
     def call():
         with matmul_precision(variant.precision):
-            return step(run.state, run.scaler(images), labels)
+            return step(run.state, *batch)
 
     return Work(run, call)
 

@@ -307,6 +307,12 @@ def test_cost_of_a_checkpoint_is_its_stall_and_the_slowdown_of_steps():
     assert row["file MB"] == 1000 and row["first stall, s"] == 1.0 and row["steps"] == 7
 
 
+@pytest.mark.parametrize("experiment", ("vp/digits_conditional", "vp/digits_superres"))
+def test_the_training_step_of_a_conditional_network_is_told_its_condition(experiment):
+    work = train.training(small_config(experiment))
+    assert work.call().isfinite() and work.run.state["step"] == 1
+
+
 def test_samplers_make_the_evaluations_that_were_asked_for():
     run = setup(small_config("vp/digits"))
     cases = samplers.cases(beta_max=20)
