@@ -1,12 +1,21 @@
 """Settings that every test shares."""
 
 import collections
+import logging
 import os
 
 import pytest
 
 # Tests run several at a time on few cores; threads of their own would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def own_log_level():
+    """The level that a program sets for its log ends with the test that calls the program."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marks
