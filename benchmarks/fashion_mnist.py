@@ -178,10 +178,11 @@ def compare(run: Experiment) -> list[dict]:
     samples = statistics_of(extractor, map(load_arrays, parts)).shuffled()
     source = get_streams(config, evaluation=True)[2].sources["test"]
     test_set = statistics_of(extractor, map(extractor, DataBytes(config, source)))
+    of_test = metrics(real, test_set, extractor.device)
     of_classes = {key: found[key] for key in found if key.startswith("recognised")}
     return [
         {"images": f"{samples.count} samples", **figures(real, samples, found), **of_classes},
-        {"images": "test set", **figures(real, test_set, metrics(real, test_set))},
+        {"images": "test set", **figures(real, test_set, of_test)},
         {"images": "model", **{key: found[key] for key in found if key.startswith("bpd")}},
     ]
 
