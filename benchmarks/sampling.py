@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from benchmarks import variants
 from benchmarks.measure import operations
 from benchmarks.variants import PLAIN, Variant, Work, drawn, living_run
+from models.conditioning import given
 from models.precision import matmul_precision
 from run_lib import Run
 from score_lib.scores import label_at
@@ -55,16 +56,20 @@ def drawing(config: ConfigDict, workdir: str, name: str) -> Work:
 
 
 def cost(run: Run) -> tuple[int, int]:
-    """Evaluations of the network for a batch of samples, and operations of one evaluation."""
+    """Evaluations of the network for each sample, and operations of one evaluation of a batch.
+
+    With guidance a step evaluates a sample twice: with its condition, and without.
+    """
     network, images = run.state["model"].eval(), drawn(run)
     t = images.new_full((len(images),), 0.5 * run.sde.T)
     labels = label_at(run.sde, t, **run.reading, dimensions=len(run.shape))
+    condition = run.conditions.of_samples(range(len(images)), run.state["class_to_idx"])
     with torch.no_grad(), matmul_precision(PLAIN):
-        count = operations(lambda: network(images, labels))
-    calls = []
-    with network.register_forward_hook(lambda *_: calls.append(None)):
+        count = operations(lambda: given(network, condition)(images, labels))
+    rows = []
+    with network.register_forward_hook(lambda _, arguments, __: rows.append(len(arguments[0]))):
         run.draw(range(1))
-    return len(calls), count
+    return sum(rows), count
 
 
 if __name__ == "__main__":

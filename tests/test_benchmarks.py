@@ -237,6 +237,18 @@ def test_sampling_measures_steps_and_the_effect_of_precision(capsys):
         assert row["GFLOP/s"] == pytest.approx(rate)
 
 
+def test_sampling_with_guidance_evaluates_each_sample_twice_a_step(capsys):
+    settings = ["model.nf=8", "sampling.method=ddim", "sampling.guidance_scale=2.0"]
+    settings = [part for setting in settings for part in ("--set", setting)]
+    sampling.main(
+        ["--config", "vp/digits_conditional", *settings, "--batch_size", "4", "--rounds", "1"]
+        + ["--variants", "--steps", "3"]
+    )
+    found = report(capsys)
+    assert found["evaluations"] == 2 * (3 + 1)  # steps, and denoising
+    assert found["rows"]["float32"].keys() >= TIMES
+
+
 @pytest.mark.slow
 def test_one_pass_on_the_device_agrees_with_separate_passes_on_the_host(capsys):
     small = [*SMALL, "--config", "ve/digits", "--rounds", "1", "--variants"]
