@@ -12,6 +12,9 @@ from score_lib.base.tensors import batch_mul
 
 T = TypeVar("T")
 
+# Of kinds of devices.  Asked here: not every version of `torch.compile` can trace the question.
+_WITH_AUTOCAST = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
+
 
 def choose(option: str, name: object, choices: Mapping[object, T]) -> T:
     """The choice that an option names: as written or, failing that, in any case.
@@ -212,7 +215,7 @@ def in_full_precision(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _autocast_is_on(x: Tensor) -> bool:
     device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _WITH_AUTOCAST and torch.is_autocast_enabled(device)
 
 
 def check_input(x: Tensor, labels: Tensor, channels: int) -> None:

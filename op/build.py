@@ -17,7 +17,7 @@ CUDA_FLAGS = ("-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSION
 
 _POINTER, _INT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _FUNCTIONS = {
-    "upfirdn2d": [_INT] + 3 * [_POINTER] + 12 * [_INT] + [_POINTER],
+    "upfirdn2d": [_INT] + 3 * [_POINTER] + 13 * [_INT] + [_POINTER],
     "leaky_relu": [_INT] + 4 * [_POINTER] + 3 * [_INT] + 2 * [_REAL] + [_INT, _POINTER],
     "probe": [_INT],
 }

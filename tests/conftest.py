@@ -5,9 +5,21 @@ import logging
 import os
 
 import pytest
+import torch
 
 # Tests run several at a time on few cores; threads of their own would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A GPU is seen by tests with the mark, their fixtures and processes; the others know what a
+    CPU gives."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not item.get_closest_marker("gpu"):
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

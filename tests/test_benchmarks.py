@@ -41,9 +41,8 @@ TIMES = COMPARED | {"GFLOP/s", "of matmul"}
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    # Some processors take seconds for a large product in bfloat16.
+def small_products(monkeypatch):
+    """Some processors take seconds for a large product in bfloat16."""
     monkeypatch.setattr(variants, "matrix_product", functools.partial(matrix_product, size=64))
 
 

@@ -19,6 +19,8 @@ from score_lib.base.devices import resolve_device
 from score_lib.options import checked, complete
 from sde_lib import VPSDE
 
+pytestmark = pytest.mark.gpu
+
 HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 COPIES = {

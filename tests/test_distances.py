@@ -9,8 +9,8 @@ import torch
 from metrics_helpers import features, tfgan_metrics
 
 import evaluation
-from score_lib.disk.pictures import declare_box_operators
 from score_lib.metrics import distances
+from score_lib.metrics.fidelity import import_torchvision
 
 # Sizes (N, M, F): full rank; one and both covariances singular; a single block and several.
 SIZES = [(300, 250, 24), (300, 20, 32), (30, 25, 48), (1100, 2300, 8)]
@@ -18,7 +18,7 @@ SIZES = [(300, 250, 24), (300, 20, 32), (30, 25, 48), (1100, 2300, 8)]
 
 @pytest.fixture(scope="module")
 def fidelity():
-    declare_box_operators()
+    import_torchvision()
     pytest.importorskip("torch_fidelity")
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 

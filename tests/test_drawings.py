@@ -7,7 +7,7 @@ from PIL import Image
 
 import evaluation
 from score_lib.disk import drawings
-from score_lib.disk.pictures import make_grid
+from score_lib.disk.pictures import make_grid, read_picture, save_grid
 
 
 def normal(*shape, seed=0):
@@ -107,3 +107,20 @@ def test_samples_that_cannot_be_drawn_are_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             evaluation.save_samples_picture(path, wrong, kind)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_shows_images_in_rows(tmp_path):
+    grey = torch.tensor([0.2, 0.4, 0.6]).view(3, 1, 1, 1)
+    grid = make_grid(grey.expand(3, 1, 32, 40), columns=2)
+    assert grid.shape == (3, 2 * (32 + 2) + 2, 2 * (40 + 2) + 2)
+    expected = torch.full_like(grid, 0.5)
+    expected[:, 2:34, 2:42], expected[:, 2:34, 44:84], expected[:, 36:68, 2:42] = grey.flatten()
+    assert torch.equal(grid, expected)
+    assert save_grid(tmp_path / "grid.png", grey.expand(3, 3, 32, 40), columns=2)
+    shown = read_picture(tmp_path / "grid.png")
+    assert torch.equal((255 * shown).round(), (255 * expected).round())
+
+
+def test_a_grid_of_one_image_is_the_image():
+    image = torch.rand(1, 3, 40, 33)
+    assert torch.equal(make_grid(image), image[0])

@@ -132,7 +132,6 @@ def test_options(options, workdir):
     assert contents(workdir) == before
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu(tmp_path):
     said = message(command(tmp_path / "new", "--config.device=cuda"))
     assert "'cuda'" in said and "'cpu'" in said

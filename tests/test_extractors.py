@@ -12,9 +12,9 @@ import evaluation
 from assets.train_classifiers import examples
 from configs.data import digits_defaults
 from datasets import get_streams
-from score_lib.disk.pictures import declare_box_operators
 from score_lib.metrics import inception
 from score_lib.metrics.classifiers import DigitsExtractor, FashionExtractor
+from score_lib.metrics.fidelity import import_torchvision
 from score_lib.metrics.fidelity import resized as fidelity_resized
 
 
@@ -25,7 +25,7 @@ def extractor_config(dataset="CIFAR10", **options):
 @pytest.fixture(scope="module")
 def fidelity():
     """torch-fidelity's Inception network."""
-    declare_box_operators()
+    import_torchvision()
     pytest.importorskip("torch_fidelity")
     from torch_fidelity import feature_extractor_inceptionv3
 

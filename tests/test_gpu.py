@@ -17,7 +17,10 @@ from models.utils import get_model
 from score_lib.disk.checkpoints import read_checkpoint
 from sde_lib import VESDE, VPSDE, subVPSDE
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 
 GOLDENS = golden_networks()
 # Max pooling passes gradients on to the largest value, which rounding chooses.

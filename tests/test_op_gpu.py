@@ -15,7 +15,10 @@ from op import build, fused_leaky_relu, upfirdn2d
 resampling = importlib.import_module("op.upfirdn2d")
 activation = importlib.import_module("op.fused_act")
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 

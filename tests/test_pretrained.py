@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from networks import fill_weights
 
 import evaluation
-from score_lib.disk.pictures import declare_box_operators
 from score_lib.metrics import fidelity
+from score_lib.metrics.fidelity import import_torchvision
 from score_lib.metrics.inception import FidelityInception
 from score_lib.metrics.pretrained import CLIP, DINOv2
 from score_lib.metrics.vision_transformer import VisionTransformer
@@ -51,7 +51,7 @@ def dinov2_file(tmp_path):
 
 
 def test_dinov2_prepares_images_as_torch_fidelity(dinov2_file, monkeypatch):
-    declare_box_operators()
+    import_torchvision()
     library = pytest.importorskip("torch_fidelity.feature_extractor_dinov2")
     ours = extractor("dinov2", dinov2_file)
     monkeypatch.setattr(torch.hub, "load", lambda *names: ours.network)
@@ -64,7 +64,7 @@ def test_dinov2_prepares_images_as_torch_fidelity(dinov2_file, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_clip_is_that_of_torch_fidelity(tmp_path):
-    declare_box_operators()
+    import_torchvision()
     library = pytest.importorskip("torch_fidelity.feature_extractor_clip")
     network = library.CLIPVisual(
         5, image_resolution=32, vision_layers=1, vision_width=64, vision_patch_size=16

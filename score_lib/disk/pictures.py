@@ -12,6 +12,7 @@ from score_lib.disk.files import atomic_write
 
 # Small images are enlarged to at least this height, so that a person can see them.
 _LEGIBLE_HEIGHT = 32
+_BORDER = 2  # pixels between images
 
 
 def make_grid(images: Tensor, columns: int | None = None) -> Tensor:
@@ -29,8 +30,22 @@ def make_grid(images: Tensor, columns: int | None = None) -> Tensor:
     images = images.detach().float().cpu().clamp(0, 1)
     scale = math.ceil(_LEGIBLE_HEIGHT / images.shape[2])
     images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    return _torchvision_utils().make_grid(images, nrow=columns, padding=2, pad_value=0.5)
+    if images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
+    return images[0] if len(images) == 1 else _in_rows(images, columns)
+
+
+def _in_rows(images: Tensor, columns: int | None) -> Tensor:
+    """Images (B, C, H, W) in rows, (C, H', W'), with grey borders."""
+    count, channels, height, width = images.shape
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
+    height, width = height + _BORDER, width + _BORDER
+    size = math.ceil(count / columns) * height + _BORDER, columns * width + _BORDER
+    grid = images.new_full((channels, *size), 0.5)
+    for k, image in enumerate(images):
+        top, left = _BORDER + k // columns * height, _BORDER + k % columns * width
+        grid[:, top : top + image.shape[1], left : left + image.shape[2]] = image
+    return grid
 
 
 def save_grid(path: str | os.PathLike, images: Tensor, columns: int | None = None) -> bool:
@@ -43,8 +58,11 @@ def save_grid(path: str | os.PathLike, images: Tensor, columns: int | None = Non
     """
     if not is_picture(images.shape):
         return False
+    from PIL import Image
+
+    pixels = (make_grid(images, columns) * 255).round().to(torch.uint8)
     with atomic_write(path) as file:
-        _torchvision_utils().save_image(make_grid(images, columns), file, format="png")
+        Image.fromarray(pixels.movedim(0, -1).numpy()).save(file, format="png")
     return True
 
 
@@ -95,27 +113,3 @@ def to_uint8(images: Tensor, levels: int = 256) -> Tensor:
         pixels = (grey * (255 / (levels - 1))).round()
     pixels = pixels.to(torch.uint8).cpu()
     return pixels.movedim(1, -1) if pixels.dim() > 2 else pixels
-
-
-def _torchvision_utils():
-    declare_box_operators()
-    from torchvision import utils
-
-    return utils
-
-
-def declare_box_operators() -> None:
-    """Let a torchvision that was built for CUDA be imported beside a PyTorch without it.
-
-    Its import refers to two operators that only its compiled part defines; we use neither.
-    """
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(schema)
-            _LIBRARIES.append(library)
-
-
-# Operators are forgotten together with the library object that declared them.
-_LIBRARIES: list = []

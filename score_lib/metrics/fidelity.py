@@ -8,7 +8,8 @@ import pathlib
 import torch
 from torch import Tensor
 
-from score_lib.disk.pictures import declare_box_operators
+# Operators are forgotten together with the library object that declared them.
+_LIBRARIES: list[torch.library.Library] = []
 
 
 def fidelity(module: str, extractor: str):
@@ -17,8 +18,26 @@ def fidelity(module: str, extractor: str):
     Raises:
         ImportError: torch-fidelity is not installed.
     """
-    declare_box_operators()  # torch-fidelity imports torchvision
+    import_torchvision()  # as torch-fidelity does
     return optional(f"torch_fidelity.{module}", extractor, "torch-fidelity", "torch-fidelity")
+
+
+def import_torchvision() -> None:
+    """Import torchvision, if it is installed.
+
+    Where it was built for CUDA and PyTorch was not, its compiled part cannot be loaded, and the
+    import fails for lack of two operators that only that part defines.  We use neither: they are
+    declared then.  Beside the compiled part, that would abort the process.
+    """
+    with contextlib.suppress(ImportError):
+        try:
+            import torchvision
+        except RuntimeError:
+            for name in ("nms", "qnms"):
+                library = torch.library.Library("torchvision", "FRAGMENT")
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                _LIBRARIES.append(library)
+            import torchvision  # noqa: F401
 
 
 def optional(module: str, extractor: str, package: str, install: str):
