@@ -62,6 +62,7 @@ OWN = [
     "vp/fashion_mnist",
     "vp/fashion_mnist_classifier",
     "vp/fashion_mnist_conditional",
+    "vp/fashion_mnist_conditional_large",
     "vp/fashion_mnist_large",
     "vp/fields",
     "vp/images",
