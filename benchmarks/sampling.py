@@ -22,7 +22,14 @@ from models.precision import matmul_precision
 from run_lib import Run
 from score_lib.scores import label_at
 
-VARIANTS = ("tf32", "bfloat16", "float32+compile", "bfloat16+compile", "bfloat16+graphs")
+VARIANTS = (
+    "tf32",
+    "bfloat16",
+    "float32+compile",
+    "bfloat16+compile",
+    "bfloat16+graphs",
+    "bfloat16+cudagraphs",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from benchmarks.measure import operations
 from benchmarks.variants import Variant, Work, arguments, compare, configured, drawn, living_run
 from models.precision import matmul_precision
 
-COMPILED = ("float32+compile", "bfloat16+compile", "bfloat16+graphs")
+COMPILED = ("float32+compile", "bfloat16+compile", "bfloat16+graphs", "bfloat16+cudagraphs")
 VARIANTS = ("tf32", "bfloat16", "bfloat16+checkpoint", *COMPILED)
 
 

@@ -26,8 +26,10 @@ from score_lib.options import complete, flatten
 
 PLAIN = "float32"
 PRECISIONS = (PLAIN, "tf32", "bfloat16")
-ADDITIONS = ("compile", "graphs", "checkpoint")
-NEEDS_GPU = ("tf32", "bfloat16+graphs")
+# Modes of `training.compile` by the name of an addition.
+MODES = {"compile": "default", "graphs": "reduce-overhead", "cudagraphs": "cudagraphs"}
+ADDITIONS = (*MODES, "checkpoint")
+NEEDS_GPU = ("tf32", "bfloat16+graphs", "bfloat16+cudagraphs")
 # Without a compiler, with too little memory, or by a network that does not support the work.
 FAILURES = (RuntimeError, ValueError, OSError, ImportError, NotImplementedError, AttributeError)
 
@@ -37,7 +39,7 @@ class Variant:
     """Options of a config.
 
     Attributes:
-        compile: a mode of `torch.compile`, or "".
+        compile: of `training.compile` and `sampling.compile`.
         checkpoint: recompute activations in the backward pass.
     """
 
@@ -55,7 +57,7 @@ class Variant:
         precision, *added = name.split("+")
         if not set(added) <= set(ADDITIONS):
             raise ValueError(f"unknown variant {name!r}: additions are {', '.join(ADDITIONS)}")
-        mode = "reduce-overhead" if "graphs" in added else "default" if "compile" in added else ""
+        mode = next((MODES[name] for name in added if name in MODES), "")
         return cls(precision, mode, "checkpoint" in added)
 
     def of(self, config: ConfigDict, section: str) -> ConfigDict:

@@ -8,9 +8,9 @@ from score_lib.options import complete
 from .adm import EncoderUNetModel, UNetModel, joined
 from .conditioning import taken_by
 from .layers import check_classes, check_fixed, check_input, choose
-from .precision import Wrapper
 from .unet_plan import tell_unmatched, total_stride
 from .utils import register_model
+from .wrapper import Wrapper
 
 
 class _Configured:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from .graphs import Replayed
 from .layers import channels_last, choose
+from .wrapper import Wrapper
 
 # Whether float32 matrix products and convolutions on CUDA are rounded to TF32.
 _TF32 = {"float32": False, "tf32": True, "bfloat16": False}
@@ -56,7 +58,8 @@ def accelerated(model: nn.Module, precision: str = "float32", mode: str = "") ->
         mode: of `torch.compile`: "" does not compile; "default" fuses kernels; "reduce-overhead"
             also replays CUDA graphs, for networks of short kernels; "max-autotune" also searches
             for the fastest kernels, for minutes.  A network with the attribute `compiles = False`
-            is not compiled, with a warning in the log.
+            is not compiled, with a warning in the log.  "cudagraphs" does not compile either, and
+            replays CUDA graphs, see `Replayed`; without a GPU, which the log says, it is "".
     Returns:
         where neither applies the network itself or, on a CPU, a U-Net in `ChannelsLast`.
     Raises:
@@ -65,6 +68,11 @@ def accelerated(model: nn.Module, precision: str = "float32", mode: str = "") ->
     choose("precision", precision, _TF32)
     if precision == "bfloat16":
         model = InBfloat16(model)
+    if mode == "cudagraphs":
+        if _is_on(model, "cuda"):
+            return Replayed(model)
+        logging.info("without an NVIDIA GPU there are no CUDA graphs to replay")
+        mode = ""
     if mode and not all(getattr(module, "compiles", True) for module in model.modules()):
         logging.warning("this network is not compiled: torch.compile gets its gradients wrong")
         return model
@@ -74,39 +82,13 @@ def accelerated(model: nn.Module, precision: str = "float32", mode: str = "") ->
 
 
 def _follows_on_cpu(model: nn.Module) -> bool:
+    follows = any(getattr(m, "follows_its_input", False) for m in model.modules())
+    return follows and _is_on(model, "cpu")
+
+
+def _is_on(model: nn.Module, device: str) -> bool:
     parameter = next(model.parameters(), None)
-    on_cpu = parameter is not None and parameter.device.type == "cpu"
-    return on_cpu and any(getattr(m, "follows_its_input", False) for m in model.modules())
-
-
-class Wrapper(nn.Module):
-    """Another way to call a network; mode and state dict are the network's own.
-
-    Raises:
-        ValueError: the network has such a wrapper already, or is compiled, which comes last.
-    """
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        if any(isinstance(inner, (type(self), Compiled)) for inner in module.modules()):
-            raise ValueError(
-                f"the network is wrapped already: apply {type(self).__name__} once, Compiled last"
-            )
-        self.module = module
-
-    @property
-    def training(self) -> bool:
-        return self.module.training
-
-    @training.setter
-    def training(self, mode: bool) -> None:
-        """No-op: `train` and `eval` also set the network, which is a child."""
-
-    def state_dict(self, *args, **kwargs):
-        return self.module.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, *args, **kwargs):
-        return self.module.load_state_dict(*args, **kwargs)
+    return parameter is not None and parameter.device.type == device
 
 
 class InBfloat16(Wrapper):
@@ -149,6 +131,8 @@ class Compiled(Wrapper):
     Attributes:
         works: False once compilation has failed.
     """
+
+    comes_last = True
 
     def __init__(self, module: nn.Module, **options):
         super().__init__(module)

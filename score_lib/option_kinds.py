@@ -158,7 +158,7 @@ respacings = Check(
 )
 
 precision = one_of("float32", "tf32", "bfloat16")
-compiling = one_of("", "default", "reduce-overhead", "max-autotune")
+compiling = one_of("", "default", "reduce-overhead", "max-autotune", "cudagraphs")
 data_sets = name(
     "CIFAR10 CIFAR100 SVHN MNIST FASHION_MNIST CELEBA LSUN FFHQ CelebAHQ IMAGENET HUGGINGFACE "
     "WEBDATASET IMAGES ARRAYS POINTS QUICKDRAW QUICKDRAW_STROKES DIGITS COLOR_DIGITS"

@@ -262,7 +262,7 @@ _TRAINING = {
     "n_jitted_steps": (1, count, "steps between two checks of the frequencies"),
     "grad_accumulation": (1, count, "parts that a batch is computed in, one by one"),
     "precision": ("float32", precision, "precision of the network in training"),
-    "compile": ("", compiling, 'mode of torch.compile in training; "": not compiled'),
+    "compile": ("", compiling, 'in training: "", a mode of torch.compile, or only CUDA graphs'),
     "wandb": ("", text, 'project of Weights & Biases to log to, beside TensorBoard; "": none'),
 }
 
@@ -310,7 +310,7 @@ _SAMPLING = {
         'method "adaptive": absolute tolerance, in the network\'s range',
     ),
     "precision": ("float32", precision, "precision in sampling; bits/dim are in float32"),
-    "compile": ("", compiling, 'mode of torch.compile in sampling; "": not compiled'),
+    "compile": ("", compiling, 'in sampling: "", a mode of torch.compile, or only CUDA graphs'),
 }
 
 _CONTROL = {

@@ -141,7 +141,7 @@ def test_names_of_variants():
     assert Variant.named("float32") == Variant()
     assert Variant.named("bfloat16+compile") == Variant("bfloat16", "default")
     assert Variant.named("tf32+graphs+checkpoint") == Variant("tf32", "reduce-overhead", True)
-    with pytest.raises(ValueError, match=r"float32\+fast.*compile, graphs, checkpoint"):
+    with pytest.raises(ValueError, match=r"float32\+fast.*compile, graphs, cudagraphs, checkpoint"):
         Variant.named("float32+fast")
 
 

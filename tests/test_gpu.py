@@ -66,7 +66,7 @@ def test_recorded_networks_in_lower_precision(case, precision, most):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "cudagraphs"])
 def test_compiled_networks(mode):
     """Trained and evaluated, several times, so that a CUDA graph is recorded and replayed."""
     case = next(case for case, golden in GOLDENS.items() if golden.name == "ncsnpp")
@@ -119,6 +119,36 @@ def test_training(tmp_path, precision):
     )
     assert all(tensor.isfinite().all() for tensor in found if tensor.is_floating_point())
     assert sum(losses) / sum(expected) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vp/digits", "vp/digits_conditional"])
+def test_training_by_cuda_graphs(tmp_path, name):
+    """The same kernels in the same order, up to the order of sums in gradients."""
+    changes = {
+        "name": name,
+        "device": "cuda",
+        "model__dropout": 0.0,
+    }
+    plain, losses = trained(tmp_path / "plain", **changes)
+    replayed, others = trained(tmp_path / "replayed", training__compile="cudagraphs", **changes)
+    assert others == pytest.approx(losses, rel=1e-3)
+    for one, other in zip(replayed, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["plain", "cuda"])
+@pytest.mark.parametrize("name", ["ve/digits", "vp/digits_conditional"])
+def test_samples_by_cuda_graphs(monkeypatch, caplog, name, backend):
+    monkeypatch.setenv("OP_BACKEND", backend)
+    plain, replayed = (
+        run_lib.setup(small_config(name, device="cuda", sampling__compile=mode)).draw(
+            range(3), seed=0
+        )
+        for mode in ("", "cudagraphs")
+    )
+    torch.testing.assert_close(replayed, plain, rtol=1e-4, atol=1e-4)
+    assert "cannot be recorded" not in caplog.text
 
 
 @pytest.mark.slow
