@@ -119,6 +119,11 @@ def growth(work: Callable[[], object], device: torch.device) -> int:
     return most
 
 
+def allocated(device: torch.device) -> int:
+    """Bytes that tensors and graphs hold on a GPU; elsewhere nobody counts them: 0."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
 def nbytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors; shared memory counts once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}

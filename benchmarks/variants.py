@@ -16,7 +16,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from benchmarks.measure import growth, in_turns, matrix_product, nbytes, show
+from benchmarks.measure import allocated, growth, in_turns, matrix_product, nbytes, show
 from configs.defaults import load
 from models.ema import ExponentialMovingAverage
 from run_lib import Run, restored, setup
@@ -158,6 +158,16 @@ class Work:
 
     def peak(self) -> int:
         """Bytes of the run's tensors and of those that a call adds at most."""
+        return self.kept() + growth(self.short or self.call, self.run.device)
+
+    def first_call(self) -> tuple[object, int]:
+        """Its result, and bytes of a GPU that it keeps beside the run's tensors, as graphs do."""
+        before = allocated(self.run.device) - self.kept()
+        result = self.call()
+        return result, max(0, allocated(self.run.device) - self.kept() - before)
+
+    def kept(self) -> int:
+        """Bytes of the run's tensors."""
         state, model = self.run.state, self.run.state["model"]
         kept = [*model.parameters(), *model.buffers(), *state["ema"].shadow_params]
         for average in state["averages"].named.values() if "averages" in state else ():
@@ -165,7 +175,7 @@ class Work:
         kept += [p.grad for p in model.parameters() if p.grad is not None]
         for moments in state["optimizer"].state.values() if "optimizer" in state else ():
             kept += [value for value in moments.values() if isinstance(value, Tensor)]
-        return nbytes(kept) + growth(self.short or self.call, self.run.device)
+        return nbytes(kept)
 
 
 @dataclasses.dataclass
@@ -253,10 +263,10 @@ def _attempt(build: Callable[[], Work], row: dict) -> tuple[Callable, object] | 
     try:
         work = build()
         with warnings_logged() as warnings:
-            result = work.call()
+            result, graphs = work.first_call()
         # A network that cannot be compiled runs uncompiled, as in another row.
         if not warnings:
-            row["peak MB"] = work.peak() / 1e6
+            row["peak MB"] = (work.peak() + graphs) / 1e6
             return work.call, result
         reason = warnings[0]
     except FAILURES as error:

@@ -84,6 +84,7 @@ class _Recording:
     """A recorded call of a network: with its backward pass where gradients are enabled."""
 
     def __init__(self, module: nn.Module, x: Tensor, labels: Tensor, condition: dict[str, Tensor]):
+        _allow_other_streams()
         places = tuple(tensor.clone() for tensor in (x, labels, *condition.values()))
         # Calls for practice draw the random numbers of dropout: none of them count.
         with torch.random.fork_rng(devices=[x.device]):
@@ -106,6 +107,12 @@ class _Recording:
 
     def _arrived(self, _: Tensor) -> None:
         self._node = None
+
+
+def _allow_other_streams() -> None:
+    """Gradients come from the stream of the recording, of which some versions of PyTorch warn."""
+    graph = torch.autograd.graph
+    getattr(graph, "set_warn_on_accumulate_grad_stream_mismatch", lambda _: None)(False)
 
 
 class _Positional(nn.Module):

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from benchmarks import (
     variants,
 )
 from benchmarks.measure import growth, in_turns, matrix_product, nbytes, operations
-from benchmarks.variants import PLAIN, Comparison, Variant
+from benchmarks.variants import PLAIN, Comparison, Variant, Work
 from run_lib import setup
 from run_lib import train as train_run
 
@@ -135,6 +136,14 @@ def test_operations_of_a_matrix_product():
     for precision in ("float32", "bfloat16"):
         work, count = matrix_product(CPU, precision, size=16)
         assert operations(work) == count == 2 * 16**3
+
+
+def test_graphs_count_as_memory_of_their_network(monkeypatch):
+    held, own = iter([700, 1040]), iter([200, 300])  # before; with the network's gradients
+    monkeypatch.setattr(variants, "allocated", lambda _: next(held))
+    monkeypatch.setattr(Work, "kept", lambda _: next(own))
+    work = Work(types.SimpleNamespace(device=CPU), lambda: "result")
+    assert work.first_call() == ("result", (1040 - 700) - (300 - 200))
 
 
 def test_names_of_variants():
