@@ -21,8 +21,6 @@ from benchmarks.measure import show
 from benchmarks.variants import with_settings
 from evaluation import Statistics, frechet_distance, get_extractor, load_dataset_stats
 from run_lib import Run, restored
-from sampling import get_sampling_fn
-from score_lib.base.tensors import SampleNoise
 from score_lib.disk.files import atomic_write
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import to_uint8
@@ -105,12 +103,7 @@ def draw(run: Run, count: int) -> tuple[Tensor, int]:
     """
     drawn, evaluations = [], []
     for part in in_batches(range(count), run.config.eval.batch_size):
-        shape, eps = (len(part), *run.shape), run.sde.sampling_eps
-        sampler = get_sampling_fn(run.config, run.sde, shape, run.inverse_scaler, eps)
-        noise = SampleNoise(run.config.seed, part, run.device)
-        condition = run.conditions.of_samples(part, run.state["class_to_idx"])
-        with run.sampling_network() as model:
-            images, calls = sampler(run.conditioned(model, condition), noise=noise)
+        images, calls = run.draw_counted(part)
         drawn.append(images)
         evaluations.append(calls)
     return torch.cat(drawn), statistics.mean(evaluations)

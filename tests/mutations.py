@@ -437,6 +437,12 @@ MUTATIONS = [
         "steps = 0",
     ),
     Mutation(
+        "the likelihood's steps forget the fourth slope",
+        "score_lib/base/ode.py",
+        "slopes = slopes[:4]",
+        "slopes = slopes[:3]",
+    ),
+    Mutation(
         "evaluation uses the raw weights instead of the ema",
         "score_lib/runs/evaluate.py",
         'weights = run.state["ema"].applied(run.state["model"].parameters())',

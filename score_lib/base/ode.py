@@ -31,10 +31,14 @@ _A = (
 )
 _E = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
 
-# Adams' methods (section III.1 there): weights of the last three slopes, the latest first, that
-# predict the next value; weights that correct it, once its slope is known and comes first.
-_PREDICT = (23 / 12, -16 / 12, 5 / 12)
-_CORRECT = (9 / 24, 19 / 24, -5 / 24, 1 / 24)
+# Adams' methods (section III.1 there), by how many slopes are known: their weights, the latest
+# first, that predict the next value; weights that correct it, once its slope is known and comes
+# first.
+_PREDICT = {3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
+_CORRECT = {
+    3: (9 / 24, 19 / 24, -5 / 24, 1 / 24),
+    4: (251 / 720, 646 / 720, -264 / 720, 106 / 720, -19 / 720),
+}
 
 _SAFETY, _SHRINK_MOST, _GROW_MOST = 0.9, 0.2, 10.0
 _EXPONENT = -1 / 5
@@ -87,8 +91,9 @@ def integrate_nodes(
 ) -> tuple[Tensor, int]:
     """Solve dy/du = fn from node 0 to node `steps`, which are `width` apart.
 
-    Predicts with Adams and Bashforth's formula of order 3 and corrects with Adams and Moulton's of
-    order 4; a slope at the corrected value is not taken.
+    Predicts with Adams and Bashforth's formula of order 4 and corrects with Adams and Moulton's of
+    order 5; a slope at the corrected value is not taken.  Node 3, before which there is one slope
+    less, is reached by the formulas below these.
 
     Args:
         fn: function of the number of a node and y (B, *D), giving dy/du (B, *D) there.
@@ -99,13 +104,14 @@ def integrate_nodes(
     Raises:
         ValueError: fewer than 3 steps.
     """
-    if steps < len(_PREDICT):
-        raise ValueError(f"this solver takes at least {len(_PREDICT)} steps, not {steps}")
+    if steps < 3:
+        raise ValueError(f"this solver takes at least 3 steps, not {steps}")
     y, slopes = _first_two(fn, y, width)
     for node in range(3, steps + 1):
-        slopes = [fn(node, y + width * _weighted(_PREDICT, slopes)), *slopes]
-        y = y + width * _weighted(_CORRECT, slopes)
-        slopes.pop()
+        known = len(slopes)
+        slopes = [fn(node, y + width * _weighted(_PREDICT[known], slopes)), *slopes]
+        y = y + width * _weighted(_CORRECT[known], slopes)
+        slopes = slopes[:4]
     return y, steps + 3
 
 

@@ -243,7 +243,11 @@ class Run:
         options = self.config.sampling
         return accelerated(self.state["model"], options.precision, options.compile)
 
-    def draw(
+    def draw(self, indices: range, seed: int | None = None, **options) -> Tensor:
+        """The samples of `draw_counted`."""
+        return self.draw_counted(indices, seed, **options)[0]
+
+    def draw_counted(
         self,
         indices: range,
         seed: int | None = None,
@@ -251,7 +255,7 @@ class Run:
         condition: Condition | None = None,
         progress: bool = False,
         **options,
-    ) -> Tensor:
+    ) -> tuple[Tensor, float]:
         """Samples by the configured sampler: the one way in which any mode draws.
 
         Args:
@@ -260,7 +264,7 @@ class Run:
             condition: of each sample; default: that of its number.
             options: of `get_sampling_fn`, such as `constraints`.
         Returns:
-            (B, *D), images in [0, 1], continuous values in the user's units.
+            (B, *D), images in [0, 1], continuous values in the user's units; evaluations.
         Raises:
             ValueError: the config is a classifier's, which draws no samples.
         """
@@ -276,9 +280,7 @@ class Run:
         if condition is None:
             condition = self.conditions.of_samples(indices, self.state["class_to_idx"])
         with self.sampling_network() as network:
-            model = self.conditioned(network, condition)
-            images, _ = sampler(model, noise=noise, progress=progress)
-        return images
+            return sampler(self.conditioned(network, condition), noise=noise, progress=progress)
 
     def first_samples(self) -> Tensor:
         """The first `sampling.num_samples` samples of the run's seed, (B, *D), on the CPU.
