@@ -71,6 +71,8 @@ def _meet(backend: str) -> None:
         # When torchrun starts all processes again it keeps the store, with dead ones' addresses.
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+        # Or the first, which keeps the store, could refuse its work and leave while others arrive.
+        barrier()
     except RuntimeError as error:
         where = ":".join(os.environ.get(key, "?") for key in ("MASTER_ADDR", "MASTER_PORT"))
         raise OSError(
