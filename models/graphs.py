@@ -2,7 +2,7 @@
 
 A host that launches the kernels of a layer one by one takes longer than a fast GPU needs for them,
 unless images are large: the GPU waits.  A graph holds the kernels that PyTorch would launch, so the
-numbers are the same, and recording it takes a second where compilation takes minutes.
+numbers are the same, and recording it takes seconds where compilation takes minutes.
 """
 
 import logging
@@ -16,8 +16,8 @@ from .wrapper import Wrapper
 
 
 class Replayed(Wrapper):
-    """Calls a network by replaying graphs, one for each shape of the arguments, recorded when it
-    first comes: in training with the backward pass, without gradients for the output alone.
+    """Calls a network by replaying graphs, one for each of the first `MOST` shapes of arguments,
+    recorded when it comes: in training with the backward pass, without gradients for the output.
 
     All other calls run the network itself: on other devices, for gradients with respect to the
     image or of a network that is evaluated, inside the transforms of `torch.func` or another graph,

@@ -48,6 +48,12 @@ def inverse_scaler(x):
     return (x + 1) / 2
 
 
+def apart(tensors, others):
+    """Relative distance of two lists of tensors."""
+    one, other = (torch.cat([t.flatten().double() for t in part]) for part in (tensors, others))
+    return float((one - other).norm() / other.norm())
+
+
 class GaussianOracle(torch.nn.Module):
     """The network that has learned data ~ N(mu, s0^2 I) exactly.
 

@@ -1,5 +1,7 @@
 """Feature extractors: the digits classifier and the two Inception networks."""
 
+import subprocess
+import sys
 import urllib.error
 
 import numpy as np
@@ -307,3 +309,28 @@ def test_the_classifier_of_clothing_that_comes_along():
     assert found["logits"].argmax() == 1 and found["logits"].softmax(1).max() > 0.9
     with pytest.raises(ValueError, match="the fashion_mnist classifier takes gray images of 28 x"):
         extractor(image[:, :8, :8])
+
+
+FAKE_TORCHVISION = """
+import torch
+if {works}:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+elif not hasattr(torch.ops.torchvision, "nms"):
+    raise RuntimeError("operator torchvision::nms does not exist")
+"""
+
+
+@pytest.mark.parametrize("works", (True, False))
+def test_a_torchvision_is_imported_with_its_compiled_part_or_without(works, tmp_path):
+    """Operators that are declared twice abort the process."""
+    (tmp_path / "torchvision.py").write_text(FAKE_TORCHVISION.format(works=works))
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from score_lib.metrics.fidelity import import_torchvision\n"
+        "import_torchvision(); import_torchvision(); import torchvision\n"
+        "assert torchvision.__file__.startswith(sys.path[0])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

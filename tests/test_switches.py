@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from oracles import apart
 from processes import together
 from small_runs import small_config
 
@@ -33,12 +34,6 @@ def tensors_of(folder):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("plain"))
-
-
-def apart(tensors, others):
-    """Relative distance of two lists of tensors."""
-    one, other = (torch.cat([t.flatten().double() for t in part]) for part in (tensors, others))
-    return float((one - other).norm() / other.norm())
 
 
 def test_training_in_bfloat16_follows_float32(plain, tmp_path):

@@ -33,6 +33,8 @@ def import_torchvision() -> None:
         try:
             import torchvision
         except RuntimeError:
+            if hasattr(torch.ops.torchvision, "nms"):
+                raise
             for name in ("nms", "qnms"):
                 library = torch.library.Library("torchvision", "FRAGMENT")
                 library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
