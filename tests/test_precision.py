@@ -146,6 +146,20 @@ def test_float32_and_tf32_leave_the_network_as_it_is():
     assert accelerated(model.to("meta"), "float32") is model
 
 
+def test_layers_before_a_normalisation_may_be_frozen():
+    """PyTorch's kernel of group normalisation crashes then, where channels come last."""
+    gradients = []
+    for fast in (False, True):
+        model, given = build("ddpm"), inputs("ddpm")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("GroupNorm" in name)
+        (accelerated(model) if fast else model)(*given).square().sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert len(gradients[0]) > 10
+    for name, expected in gradients[0].items():
+        assert relative_error(gradients[1][name], expected) < 1e-4, name
+
+
 @pytest.mark.parametrize("name", ["ddpm", "ncsnpp"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
