@@ -113,7 +113,8 @@ def test_the_project_s_weights_draw_the_clothing_that_is_asked_for():
     weights = fashion_mnist.ROOT / "assets" / "weights" / "fashion_mnist_conditional.safetensors"
     run = run_lib.from_checkpoint(weights, "cpu")
     assert run.state["step"] == run.config.training.n_iters == 6400
-    run.config.sampling.update(method="dpmpp_2m", num_steps=10)
+    assert (run.config.sampling.method, run.config.sampling.num_steps) == ("dpmpp_2m", 20)
+    run.config.sampling.num_steps = 10
     images = to_uint8(run.draw(range(20)), run.levels)
     found = get_extractor(run.config)(images)["logits"].argmax(dim=1)
     assert (found == torch.arange(20) % 10).sum() > 16  # by chance 2; here 19
@@ -179,7 +180,7 @@ def test_only_a_network_that_is_not_told_classes_needs_a_guide(name, tmp_path, m
     by_guide = (f"--config.control.classifier={weights}",) if name == "vp/fashion_mnist" else ()
     assert calls == [(guide.workdir, "train")] * bool(by_guide) + [
         (tmp_path, "control", "--config.control.task=class", *by_guide),
-        (tmp_path, "control", "--config.control.task=inpaint"),
+        (tmp_path, "control", "--config.control.task=inpaint", *fashion_mnist.RESTORING),
         (tmp_path, "control", "--config.control.task=interpolate"),
     ]
 

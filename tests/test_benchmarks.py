@@ -20,6 +20,7 @@ from benchmarks import (
     checkpoints,
     data,
     folders,
+    group_norm,
     likelihood,
     measure,
     objectives,
@@ -130,6 +131,17 @@ def test_adm_is_the_network_that_it_is_compared_with(capsys):
     ours, plain = adm.networks(16, 32, "float32", CPU)
     assert {type(layer) for layer in ours.modules()}.isdisjoint(adm._PLAIN.values())
     assert {type(layer) for layer in plain.modules()}.isdisjoint(adm._PLAIN)
+
+
+def test_group_norm_is_compared_where_it_is_exact_and_where_the_kernel_is_not(capsys):
+    group_norm.main(["--batch_size", "2", "--rounds", "2"])
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    features = ["2 x 32 x 28 x 28", "2 x 64 x 14 x 14", "2 x 96 x 7 x 7"]
+    assert [row["features"] for row in rows] == features
+    for row in rows:
+        assert row["forward"] > 0 and row["with backward"] > 0
+        assert 0 < row["error of ours, mean 0"] < 1e-5
+        assert 0 < row["error of ours, mean 100"] < 1e-4 < row["error of kernel, mean 100"]
 
 
 def test_operations_of_a_matrix_product():
