@@ -140,8 +140,8 @@ def test_group_norm_is_compared_where_it_is_exact_and_where_the_kernel_is_not(ca
     assert [row["features"] for row in rows] == features
     for row in rows:
         assert row["forward"] > 0 and row["with backward"] > 0
-        assert 0 < row["error of ours, mean 0"] < 1e-5
-        assert 0 < row["error of ours, mean 100"] < 1e-4 < row["error of kernel, mean 100"]
+        assert 0 < row["1e6 error of ours, mean 0"] < 10
+        assert 0 < row["1e6 error of ours, mean 100"] < 100 < row["1e6 error of kernel, mean 100"]
 
 
 def test_operations_of_a_matrix_product():
