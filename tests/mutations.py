@@ -34,6 +34,7 @@ DRAWINGS = ("tests/test_quickdraw.py",)
 REPRODUCE = ("tests/test_reproduce.py",)
 POINTS = ("tests/test_point_files.py",)
 ARRAYS = ("tests/test_any_data.py",)
+GROUP_NORM = ("tests/test_group_normalization.py",)
 QUALITY = ("tests/test_quality.py",)
 ESTIMATES = ("tests/test_estimates.py",)
 THREADS = ("tests/test_threads.py",)
@@ -55,6 +56,20 @@ OPTIMIZATION = "score_lib/losses/optimization.py"
 CONFIGURED, PC = "score_lib/samplers/configured.py", "score_lib/samplers/pc.py"
 SAMPLED = "score_lib/samplers/chain.py"
 MUTATIONS = [
+    Mutation(
+        "group norm of channels last: squares of values far from 0",
+        "models/group_normalization.py",
+        "(x - means).square_()",
+        "x.square().sub_(means.square())",
+        GROUP_NORM,
+    ),
+    Mutation(
+        "group norm of channels last: in forward mode as well",
+        "models/group_normalization.py",
+        "if _is_transformed():",
+        "if False:",
+        GROUP_NORM,
+    ),
     Mutation(
         "quality: the latest is the best",
         "score_lib/runs/quality.py",
