@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layers import is_transformed
+
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(query key^T / sqrt(C)) value, for tokens (..., N, C) -> (..., N, C)."""
     if torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(query, key, value)
-    in_forward_mode = torch.autograd.forward_ad._current_level >= 0
-    if in_forward_mode or torch._C._are_functorch_transforms_active():
+    if is_transformed():
         return _weights(query, key) @ value
     result = F.scaled_dot_product_attention(query, key, value)
     return _Differentiable.apply(result, query, key, value) if result.requires_grad else result

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .layers import is_transformed
 from .wrapper import Wrapper
 
 
@@ -53,8 +54,7 @@ class Replayed(Wrapper):
             self.works
             and x.device.type == self.PLATFORM
             and (not torch.is_grad_enabled() or (self.training and not x.requires_grad))
-            and not torch._C._are_functorch_transforms_active()
-            and torch.autograd.forward_ad._current_level < 0
+            and not is_transformed()
             and not torch.cuda.is_current_stream_capturing()
         )
 

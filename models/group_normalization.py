@@ -1,15 +1,15 @@
 """Group normalisation that is fast and exact in both orders of memory.
 
-Where channels come last on a CPU, PyTorch's kernel is several times slower than its other one, and
-subtracts squares of float32 that are nearly equal where the mean is large: at a mean of 100
-deviations it is off by 0.02.
+Where channels come last on a CPU, PyTorch's kernel takes up to three times as long as sums over
+pixels, channel by channel, and subtracts squares of float32 that are nearly equal where the mean is
+large: at a mean of 100 deviations it is off by hundredths.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import are_channels_last, channels_last
+from .layers import are_channels_last, channels_last, is_transformed
 
 
 def group_normalized(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -26,7 +26,7 @@ def group_normalized(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: 
     arguments = groups, weight.to(x.dtype), bias.to(x.dtype), eps
     if not _has_slow_kernel(x):
         return _by_kernel(x, *arguments)
-    if _is_transformed():
+    if is_transformed():  # the kernel has such derivatives in one order of memory
         return _by_kernel(x.contiguous(), *arguments)
     if x.dtype.itemsize < 4:  # copies take less time than sums in float32
         return channels_last(_by_kernel(x.contiguous(), *arguments))
@@ -45,15 +45,8 @@ def _has_slow_kernel(x: Tensor) -> bool:
     )
 
 
-def _is_transformed() -> bool:
-    """Whether in forward mode or a transform of `torch.func`: they have derivatives of the kernel,
-    for one order of memory."""
-    in_forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return in_forward_mode or torch._C._are_functorch_transforms_active()
-
-
 def _by_kernel(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    if x.dtype.itemsize >= 4:
+    if x.dtype.itemsize >= 4:  # which autocast leaves as it is
         return F.group_norm(x, groups, weight, bias, eps)
     with torch.autocast(x.device.type, enabled=False):
         return F.group_norm(x, groups, weight, bias, eps)
@@ -90,8 +83,8 @@ class _ByChannels(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, *statistics = ctx.saved_tensors
-        needed = [ctx.needs_input_grad[k] for k in (0, 2, 3)]
         if torch.is_grad_enabled():  # with create_graph: of a result that can be differentiated
+            needed = [ctx.needs_input_grad[k] for k in (0, 2, 3)]
             again = _by_kernel(x.contiguous(), ctx.groups, weight, bias, ctx.eps)
             chosen = [v for v, need in zip((x, weight, bias), needed, strict=True) if need]
             found = iter(torch.autograd.grad(again, chosen, grad, create_graph=True))

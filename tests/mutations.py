@@ -66,7 +66,7 @@ MUTATIONS = [
     Mutation(
         "group norm of channels last: in forward mode as well",
         "models/group_normalization.py",
-        "if _is_transformed():",
+        "if is_transformed():",
         "if False:",
         GROUP_NORM,
     ),

@@ -16,6 +16,5 @@ def get_config():
     config.optim.update(warmup=400, cooldown=3200)
     config.training.update(batch_size=64, n_iters=6400, eval_freq=400, log_freq=100)
     config.training.update(snapshot_freq=6400, snapshot_freq_for_preemption=400)
-    parts.solver_sampling(config, method="dpmpp_2m", num_steps=20)
-    config.sampling.update(time_grid="edm", guidance_scale=1.5)
+    config.sampling.update(method="dpmpp_2m", num_steps=20, time_grid="edm", guidance_scale=1.5)
     return config
