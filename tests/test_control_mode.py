@@ -255,3 +255,24 @@ def test_signal_to_noise_has_the_error_of_its_mean_square():
     assert found["psnr"] == pytest.approx(-10 * math.log10(0.025))
     assert found["psnr_standard_error"] == pytest.approx(10 / math.log(10) * 0.015 / 0.025)
     assert psnr("psnr", results[:1], torch.zeros(1, 1, 4, 4)).keys() == {"psnr"}
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"sampling__method": "heun"}, True),
+        ({"sampling__method": "heun", "sampling__churn": 1.0}, False),
+        ({"sampling__method": "dpmpp_sde"}, False),
+        ({"sampling__method": "dpmpp_2m", "method": "none"}, False),
+    ],
+)
+def test_the_log_says_where_noise_at_every_step_would_restore_better(runs, caplog, options, told):
+    steps = {"sampling__num_steps": 3, "num_results": 1}
+    with caplog.at_level("INFO"):
+        try:
+            runs.control("inpaint", **steps, **options)
+        except ValueError:  # this network is not told the measurement
+            assert options.get("method") == "none"
+    hints = [r.getMessage() for r in caplog.records if "follows the flow" in r.getMessage()]
+    assert len(hints) == told
+    assert not hints or "'heun' follows the flow; with noise at every step" in hints[0]

@@ -5,11 +5,14 @@ import math
 
 import pytest
 import torch
+from ml_collections import ConfigDict
 from oracles import MU, S0, GaussianOracle, golden_sde, inverse_scaler
 
 import sampling
 from models.utils import get_score_fn
 from score_lib.base.tensors import SampleNoise
+from score_lib.options import complete
+from score_lib.samplers.configured import follows_flow, get_sampling_fn
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 pytestmark = pytest.mark.quick_cases(3)
@@ -222,3 +225,22 @@ def test_unknown_names_list_the_known_ones(get):
 def test_ancestral_sampling_has_no_flow():
     with pytest.raises(ValueError, match="probability_flow"):
         sampling.AncestralSamplingPredictor(VPSDE(), None, probability_flow=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"method": m} for m in ("ode", "ddim", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_sde")),
+        {"method": "heun", "churn": 5.0},
+        {"method": "adaptive"},
+        {"method": "pc", "predictor": "euler_maruyama", "corrector": "none"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_samplers_that_follow_the_flow_draw_noise_at_its_start_only(options):
+    sde, z = golden_sde("vpsde"), 0.9 * torch.ones(2, 3)
+    training = {"continuous": True}
+    config = complete(ConfigDict({"training": training, "sampling": {"num_steps": 30, **options}}))
+    sample = get_sampling_fn(config, sde, z.shape, lambda x: x, 1e-3)
+    one, other = (sample(GaussianOracle(sde), z, noise=SampleNoise(k, range(2)))[0] for k in (0, 1))
+    assert torch.equal(one, other) == follows_flow(config)

@@ -1,6 +1,7 @@
 """Tasks of `--mode control` that sample: inverse problems, classes, and editing."""
 
 import functools
+import logging
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from score_lib.runs.tasks import (
     recognised,
     register_task,
 )
+from score_lib.samplers.configured import follows_flow
 from score_lib.samplers.grids import visited_times
 from score_lib.samplers.loop import Constraint
 
@@ -59,6 +61,12 @@ def restore(run: Run, operator: str = "super_resolution") -> Outcome:
     options = run.config.control
     images, labels, condition = read_images(run)
     operator = _operator(run, operator)
+    if follows_flow(run.config) and options.method != "none":
+        logging.info(
+            "sampling.method = %r follows the flow; with noise at every step images were restored "
+            "better: --config.sampling.method=dpmpp_sde --config.sampling.num_steps=40",
+            run.config.sampling.method,
+        )
     view = _view(run, operator)
     noise_std = options.noise_std * view.unit
     noise = SampleNoise(derive_seed(run.config.seed, "measurement"), range(len(images)), run.device)

@@ -128,6 +128,14 @@ def sampler_text(config) -> str:
     return f"{method} ({', '.join(shown)})" if shown else method
 
 
+def follows_flow(config) -> bool:
+    """Whether the configured sampler solves the probability-flow ODE: noise at its start only."""
+    sampling = complete(config).sampling
+    if sampling.method == "heun":
+        return sampling.churn == 0
+    return sampling.method in ("ode", "ddim", "dpmpp_2m", "dpmpp_3m")
+
+
 def get_short_sampling_fn(config, sde: SDE, shape, inverse_scaler: Callable, eps: float):
     """The last two steps of the configured sampler, or two steps of a solver, for a dry run."""
     method = _SAMPLERS.get(config.sampling.method)
