@@ -17,6 +17,7 @@ only trains, once with kills and once without, and says whether the same comes o
 import argparse
 import json
 import logging
+import os
 import pathlib
 import signal
 import subprocess
@@ -112,7 +113,8 @@ class Experiment:
 
     def start(self, mode: str, *options: str) -> subprocess.Popen:
         """Start a mode."""
-        return subprocess.Popen([*self.command, f"--mode={mode}", *options], cwd=ROOT)
+        kernels = {"OP_BACKEND": "cpu"} | os.environ
+        return subprocess.Popen([*self.command, f"--mode={mode}", *options], cwd=ROOT, env=kernels)
 
     def call(self, mode: str, *options: str) -> None:
         """Carry out a mode; its failure ends the benchmark."""

@@ -1,93 +1,138 @@
-"""The CUDA kernels of `op/` compared with functions of PyTorch and with the memory bandwidth.
+"""The kernels of `op/` compared with functions of PyTorch and with the memory bandwidth.
 
     python -m benchmarks.kernels
+    python -m benchmarks.kernels --config vp/fashion_mnist_conditional --batch_size 128
 
-Filtered resampling at the sizes of a network's levels, and the fused activation at its first one.
-Reading and writing the images once takes a minimum of time: the last columns give bytes moved per
-second, also as a share of a large copy's.  Without a GPU it measures PyTorch's functions.
+On a GPU filtered resampling at the sizes of a network's levels, and the fused activation at its
+first one; on a CPU SiLU of group normalisation, and the sum that ends a block, at all levels, with
+channels last.  Reading and writing the images once takes a minimum of time: the last columns give
+bytes moved per second, also as a share of a large copy's.
 """
 
 import argparse
-import itertools
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from benchmarks.measure import in_turns, show
 from configs.defaults import load
-from op import build, fused_leaky_relu, upfirdn2d
+from models.layers import channels_last
+from models.normalization import activated, group_norm
+from op import build, fused_leaky_relu, host, rescaled_sum, upfirdn2d
 from score_lib.base.memory import keep_freed_memory
 
 RUNS = 20  # consecutive calls, as in a network
 TAPS = (1, 3, 3, 1)
 
 
-@torch.no_grad()
-def main() -> None:
+class Operation(NamedTuple):
+    """A call to measure.
+
+    Attributes:
+        name: in the table.
+        x: the first input.
+        call: does it once.
+        moved: bytes that it has to read and write.
+    """
+
+    name: str
+    x: Tensor
+    call: Callable[[], object]
+    moved: int
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="ve/cifar10_ncsnpp_continuous")
     parser.add_argument("--batch_size", type=int, default=0, help="default: 128, on a CPU 4")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     keep_freed_memory()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     batch = arguments.batch_size or (128 if device.type == "cuda" else 4)
-    backends = ["plain"]
-    if device.type == "cpu":
-        print("There is no GPU: these are PyTorch's functions on the CPU.")
-    elif build.kernels(device) is not None:
-        backends.append("cuda")
+    works = on_gpu if device.type == "cuda" else on_cpu
+    compiled = host.kernels() if device.type == "cpu" else build.kernels(device)
+    backends = ["plain", device.type] if compiled else ["plain"]
     copy_rate = rate_of_a_copy(device)
     records = [
-        record(name, work, x.to(device, dtype), backends, copy_rate)
+        record(operation, backends, copy_rate)
         for dtype in (torch.float32, torch.bfloat16)
-        for name, work, x in works(load(arguments.config), batch)
+        for features in levels(load(arguments.config), batch)
+        for operation in works(features.to(device, dtype))
     ]
     show(f"kernels, {arguments.config}, batch {batch}", device, records)
 
 
-def works(config: ConfigDict, batch: int) -> list[tuple[str, Callable, torch.Tensor]]:
-    """Operations at the levels of the network: name, function, input."""
+def levels(config: ConfigDict, batch: int) -> list[Tensor]:
+    """Features of each level of the network, (B, C, H, W), the finest first."""
     size, model = config.data.image_size, config.model
-    channels = [model.nf * multiple for multiple in model.ch_mult]
-    sizes = [size >> level for level in range(len(channels))]
-    images = [torch.randn(batch, c, n, n) for c, n in zip(channels, sizes, strict=True)]
-    found: list[tuple[str, Callable, torch.Tensor]] = []
-    for finer, coarser in itertools.pairwise(images):
-        found.append(("downsample", lambda x, k, _: upfirdn2d(x, k, down=2, pad=(1, 1)), finer))
-        found.append(("upsample", lambda x, k, _: upfirdn2d(x, k, up=2, pad=(2, 1)), coarser))
-    found.append(("leaky ReLU", lambda x, _, bias: fused_leaky_relu(x, bias), images[0]))
-    return found
+    sizes = [(model.nf * factor, size >> k) for k, factor in enumerate(model.ch_mult)]
+    return [torch.randn(batch, channels, side, side) for channels, side in sizes]
 
 
-def record(
-    name: str, work: Callable, x: torch.Tensor, backends: list[str], copy_rate: float
-) -> dict:
-    """One row of the table."""
+def on_gpu(x: Tensor) -> Iterator[Operation]:
+    """Filtered resampling to half and to twice the side, and bias with activation."""
     taps = torch.tensor(TAPS, dtype=x.dtype, device=x.device)
     kernel, bias = torch.outer(taps, taps), x.new_ones(x.shape[1])
-    y = work(x, kernel, bias)
-    moved = x.nbytes + y.nbytes
+    calls = {
+        "downsample": lambda: upfirdn2d(x, kernel, down=2, pad=(1, 1)),
+        "upsample": lambda: upfirdn2d(x, kernel, up=2, pad=(2, 1)),
+        "leaky ReLU": lambda: fused_leaky_relu(x, bias),
+    }
+    for name, call in calls.items():
+        yield Operation(name, x, torch.no_grad()(call), x.nbytes + call().nbytes)
+
+
+def on_cpu(x: Tensor) -> Iterator[Operation]:
+    """Normalisation and activation, without and with the backward pass, and a block's sum."""
+    x, h, norm, act = channels_last(x), channels_last(x), group_norm(x.shape[1]), torch.nn.SiLU()
+
+    @torch.no_grad()
+    def forward():
+        activated(act, norm, x)
+
+    def both_passes():
+        activated(act, norm, x.detach().requires_grad_()).backward(x)
+
+    @torch.no_grad()
+    def add():
+        rescaled_sum(x, h, 2**0.5)
+
+    # The backward pass reads x and the gradient, and writes another.
+    yield Operation("group norm, SiLU", x, forward, 2 * x.nbytes)
+    yield Operation("with backward", x, both_passes, 5 * x.nbytes)
+    yield Operation("rescaled sum", x, add, 3 * x.nbytes)
+
+
+def record(operation: Operation, backends: list[str], copy_rate: float) -> dict:
+    """One row of the table."""
 
     def runs(backend: str) -> None:
         os.environ["OP_BACKEND"] = backend
         for _ in range(RUNS):
-            work(x, kernel, bias)
+            operation.call()
 
-    calls = {backend: lambda backend=backend: runs(backend) for backend in backends}
-    times = {name: timing.best / RUNS for name, timing in in_turns(calls, x.device).items()}
-    rate = moved / times[backends[-1]]
+    x, moved = operation.x, operation.moved
+    for backend in backends:  # warms up
+        runs(backend)
+    calls = {backend: functools.partial(runs, backend) for backend in backends}
+    times = {name: timing.median / RUNS for name, timing in in_turns(calls, x.device).items()}
+    plain, fastest = times["plain"], times[backends[-1]]
     return {
-        "operation": name,
+        "operation": operation.name,
         "input": " x ".join(map(str, x.shape)),
         "dtype": str(x.dtype).removeprefix("torch."),
-        "plain, us": 1e6 * times["plain"],
-        "kernel, us": 1e6 * times["cuda"] if "cuda" in times else "",
+        "plain, us": 1e6 * plain,
+        "kernel, us": 1e6 * fastest if len(backends) > 1 else "",
+        "faster": plain / fastest if len(backends) > 1 else "",
         "MB moved": moved / 1e6,
-        "GB/s": rate / 1e9,
-        "of a copy's": rate / copy_rate,
+        "GB/s": moved / fastest / 1e9,
+        "of a copy's": moved / fastest / copy_rate,
     }
 
 

@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--many", type=int, nargs="*", default=MANY, help="for predictor-corrector samplers as well"
     )
+    names = (*SAMPLERS, *ADAPTIVE)
+    parser.add_argument("--samplers", nargs="+", default=names, choices=names, metavar="NAME")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE")
     given = parser.parse_args(argv)
     log_to_console()
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     real = load_dataset_stats(run.config, given.workdir)
     chosen = given.evaluations, given.many, run.config.sampling.time_grid
     for name, options in cases(run.config.model.beta_max, *chosen):
+        if name not in given.samplers:
+            continue
         run.config.sampling.update(options)
         images, evaluations = draw(run, given.num_samples)
         distance = fid(run, images, real)

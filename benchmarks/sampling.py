@@ -25,6 +25,8 @@ from score_lib.scores import label_at
 VARIANTS = (
     "tf32",
     "bfloat16",
+    "float32+kernels",
+    "bfloat16+kernels",
     "float32+compile",
     "bfloat16+compile",
     "bfloat16+graphs",

@@ -18,7 +18,8 @@ from benchmarks.variants import Variant, Work, arguments, compare, configured, d
 from models.precision import matmul_precision
 
 COMPILED = ("float32+compile", "bfloat16+compile", "bfloat16+graphs", "bfloat16+cudagraphs")
-VARIANTS = ("tf32", "bfloat16", "bfloat16+checkpoint", *COMPILED)
+KERNELS = ("float32+kernels", "bfloat16+kernels")
+VARIANTS = ("tf32", "bfloat16", "bfloat16+checkpoint", *KERNELS, *COMPILED)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """The command line of the benchmarks, the network that they measure, and variants of it in turns.
 
-A variant is named by its precision and additions, such as "bfloat16+compile".
+A variant is named by its precision and additions, such as "bfloat16+compile"; "kernels" are those
+of `op/` for the device.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import dataclasses
 import functools
 import gc
 import logging
+import os
+import unittest.mock
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -28,7 +31,7 @@ PLAIN = "float32"
 PRECISIONS = (PLAIN, "tf32", "bfloat16")
 # Modes of `training.compile` by the name of an addition.
 MODES = {"compile": "default", "graphs": "reduce-overhead", "cudagraphs": "cudagraphs"}
-ADDITIONS = (*MODES, "checkpoint")
+ADDITIONS = (*MODES, "checkpoint", "kernels")
 NEEDS_GPU = ("tf32", "bfloat16+graphs", "bfloat16+cudagraphs")
 # Without a compiler, with too little memory, or by a network that does not support the work.
 FAILURES = (RuntimeError, ValueError, OSError, ImportError, NotImplementedError, AttributeError)
@@ -237,7 +240,8 @@ def compare(
     builders, found, works = dict(first or {}), Comparison(), {}
     for name in (PLAIN, *given.variants):
         if device.type == "cuda" or name not in NEEDS_GPU:
-            builders[name] = functools.partial(build, name)
+            kernels = device.type if "kernels" in name.split("+") else ""
+            builders[name] = functools.partial(_by_kernels, kernels, build, name)
     for name, builder in builders.items():
         row = found.rows[name] = {"variant": name}
         if attempted := _attempt(builder, row):
@@ -256,6 +260,23 @@ def compare(
     found.rates = {p: count / timings[f"product, {p}"].best for p, (_, count) in products.items()}
     found.add_ratios()
     return found
+
+
+def _by_kernels(backend: str, build: Callable[[str], Work], name: str) -> Work:
+    """A work whose calls have an OP_BACKEND, if one is named."""
+    work = build(name)
+    if backend:
+        work.call = _with_backend(backend, work.call)
+        work.short = work.short and _with_backend(backend, work.short)
+    return work
+
+
+def _with_backend(backend: str, call: Callable[[], object]) -> Callable[[], object]:
+    def chosen() -> object:
+        with unittest.mock.patch.dict(os.environ, OP_BACKEND=backend):
+            return call()
+
+    return chosen
 
 
 def _attempt(build: Callable[[], Work], row: dict) -> tuple[Callable, object] | None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import is_transformed
+from op.dispatch import is_transformed
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .layers import is_transformed
+from op.dispatch import is_transformed
+
 from .wrapper import Wrapper
 
 

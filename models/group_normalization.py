@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import are_channels_last, channels_last, is_transformed
+from op.dispatch import is_transformed, slopes_of
+
+from .layers import are_channels_last, channels_last
 
 
 def group_normalized(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -85,10 +87,12 @@ class _ByChannels(torch.autograd.Function):
         x, weight, bias, *statistics = ctx.saved_tensors
         if torch.is_grad_enabled():  # with create_graph: of a result that can be differentiated
             needed = [ctx.needs_input_grad[k] for k in (0, 2, 3)]
-            again = _by_kernel(x.contiguous(), ctx.groups, weight, bias, ctx.eps)
-            chosen = [v for v, need in zip((x, weight, bias), needed, strict=True) if need]
-            found = iter(torch.autograd.grad(again, chosen, grad, create_graph=True))
-            slopes = [next(found) if need else None for need in needed]
+            slopes = slopes_of(
+                lambda x, *affine: _by_kernel(x.contiguous(), ctx.groups, *affine, ctx.eps),
+                (x, weight, bias),
+                needed,
+                grad,
+            )
         else:
             sizes = *x.shape[:2], x.shape[2] * x.shape[3], ctx.groups
             # The kernel takes both in one order; asked for less than everything, it crashes.

@@ -311,10 +311,3 @@ def channels_last(x: Tensor) -> Tensor:
 def are_channels_last(x: Tensor) -> bool:
     """Whether the channels of x (B, C, H, W) are neighbours in memory, as by `channels_last`."""
     return x.stride(1) == 1 and x.stride(3) == x.shape[1]
-
-
-def is_transformed() -> bool:
-    """Whether in forward mode or a transform of `torch.func`, which differentiate PyTorch's own
-    operations only."""
-    in_forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return in_forward_mode or torch._C._are_functorch_transforms_active()

@@ -11,9 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from op import rescaled_sum
+
 from .attention import attention, heads_of
 from .layers import NIN, choose, ddpm_conv1x1, ddpm_conv3x3, dense, get_timestep_embedding
-from .normalization import group_norm
+from .normalization import activated, group_norm
 from .up_or_down_sampling import Conv2d, Taps, resampler
 
 Norm = Callable[[int], nn.Module]
@@ -96,7 +98,7 @@ class Combine(nn.Module):
 
 def residual_sum(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
     """x + h, divided by sqrt(2) to keep the variance if `rescale`."""
-    return (x + h) / math.sqrt(2.0) if rescale else x + h
+    return rescaled_sum(x, h, math.sqrt(2.0)) if rescale else x + h
 
 
 class AttnBlockpp(nn.Module):
@@ -224,10 +226,10 @@ class _ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), temb (B, E) -> (B, C', H', W'), resampled."""
-        h = self.Conv_0(self.resample(self.act(self.GroupNorm_0(x))))
-        if self.Dense_0 is not None and temb is not None:
-            h = h + self.Dense_0(self.act(temb))[:, :, None, None]
-        h = self.Conv_1(self.Dropout_0(self.act(self.GroupNorm_1(h))))
+        h = self.Conv_0(self.resample(activated(self.act, self.GroupNorm_0, x)))
+        told = self.Dense_0 is not None and temb is not None
+        level = self.Dense_0(self.act(temb)) if told else None
+        h = self.Conv_1(self.Dropout_0(activated(self.act, self.GroupNorm_1, h, level)))
         x = self.resample(x)
         if self.shortcut is not None:
             x = getattr(self, self.shortcut)(x)

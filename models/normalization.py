@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from op import group_norm_silu
+from op.group_norm_silu import has_kernel
+
 from .group_normalization import group_normalized
 from .layers import choose
 
@@ -56,6 +59,21 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) -> (B, C, *S), in the dtype of x."""
         return group_normalized(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def activated(
+    act: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, shift: Tensor | None = None
+) -> Tensor:
+    """act(norm(x + shift)), in one step where `op` has a kernel for it.
+
+    Args:
+        x: (B, C, H, W).
+        shift: (B, C), the same for all pixels.
+    """
+    fuses = type(act) is nn.SiLU and type(norm) is GroupNorm
+    if fuses and has_kernel(x, norm.weight, norm.bias):
+        return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, shift)
+    return act(norm(x if shift is None else x + shift[:, :, None, None]))
 
 
 def group_norm(channels: int, eps: float = 1e-6) -> GroupNorm:

@@ -17,6 +17,7 @@ from .layers import (
 )
 from .layerspp import Upsample, level_features
 from .network import Network
+from .normalization import activated
 from .unet_plan import Builder, Options, Projection, total_stride
 from .utils import get_sigmas
 
@@ -190,8 +191,8 @@ class UNet(Network):
         return run(temb, *features)
 
     def _project(self, slots: Projection, h: Tensor) -> Tensor:
-        layer = self.all_modules
-        return in_full_precision(lambda h: layer[slots.conv](self.act(layer[slots.norm](h))), h)
+        conv, norm = self.all_modules[slots.conv], self.all_modules[slots.norm]
+        return in_full_precision(lambda h: conv(activated(self.act, norm, h)), h)
 
     def _rescale(self, h: Tensor, labels: Tensor) -> Tensor:
         if not self.scale_by_sigma:

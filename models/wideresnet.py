@@ -21,7 +21,7 @@ from .layers import (
 )
 from .layerspp import GaussianFourierProjection
 from .network import Network
-from .normalization import group_norm
+from .normalization import activated, group_norm
 from .utils import register_model
 
 # Width, in units of nf * channel_multiplier, and stride of each group of blocks.
@@ -92,7 +92,7 @@ class WideResNet(Network):
         return self.act(self.embed_1(self.act(self.embed_0(features))))
 
     def _classify(self, h: Tensor) -> Tensor:
-        return self.head(self.act(self.norm(h)).mean(dim=(2, 3)))
+        return self.head(activated(self.act, self.norm, h).mean(dim=(2, 3)))
 
 
 class WideBlock(nn.Module):
@@ -131,12 +131,12 @@ class WideBlock(nn.Module):
         """x (B, in_ch, H, W) and temb (B, temb_dim), activated -> (B, out_ch, H', W'), where H' and
         W' are H and W divided by the stride and rounded up.
         """
-        h = self.act(self.GroupNorm_0(x))
+        h = activated(self.act, self.GroupNorm_0, x)
         # The stride is a slice: oneDNN's own strided 1x1 convolution, with channels last in memory
         # as compiled networks have them, writes out of bounds for fewer than 16 channels.
         shortcut = self.Conv_2(h[:, :, :: self.stride, :: self.stride]) if self.changes_shape else x
-        h = self.Conv_0(h) + self.Dense_0(temb)[:, :, None, None]
-        h = self.Conv_1(self.Dropout_0(self.act(self.GroupNorm_1(h))))
+        h = activated(self.act, self.GroupNorm_1, self.Conv_0(h), self.Dense_0(temb))
+        h = self.Conv_1(self.Dropout_0(h))
         return shortcut + h
 
 

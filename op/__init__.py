@@ -1,8 +1,11 @@
-"""Image operations with kernels of their own: filtered resampling, and a fused activation.
+"""Operations with kernels of their own: filtered resampling, a fused activation, SiLU of group
+normalisation, a rescaled sum.
 
-Each is one function, computed nowhere else in the project, by functions of PyTorch or, on a GPU
-with OP_BACKEND=cuda, by a CUDA kernel; see `dispatch`.
+Each is one function, computed by functions of PyTorch or, as OP_BACKEND asks, by a kernel: the
+first two on a GPU, the others on a CPU; see `dispatch`.
 """
 
 from .fused_act import FusedLeakyReLU, fused_leaky_relu
+from .group_norm_silu import group_norm_silu
+from .rescaled_sum import rescaled_sum
 from .upfirdn2d import upfirdn2d

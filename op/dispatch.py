@@ -1,15 +1,16 @@
-"""Whether an operation runs as a CUDA kernel of this package or as functions of PyTorch.
+"""Whether an operation runs as a kernel of this package or as functions of PyTorch.
 
 The environment variable OP_BACKEND chooses:
 
     plain   functions of PyTorch, everywhere; the default;
-    cuda    the kernels, on GPUs where they can be compiled, otherwise functions of PyTorch.
+    cuda    the kernels for GPUs, where they can be compiled, otherwise functions of PyTorch;
+    cpu     the kernels for a CPU, see `host`, likewise.
 """
 
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,28 +47,55 @@ def has_kernel(*tensors: Tensor) -> bool:
     Forward-mode derivatives and the transforms of `torch.func` need functions of PyTorch.
 
     Raises:
-        ValueError: OP_BACKEND is neither "plain" nor "cuda".
+        ValueError: an unknown OP_BACKEND.
     """
     first = tensors[0]
     return (
         first.device.type in PLATFORMS
         and first.dtype in DTYPES
         and all(x.device == first.device and x.dtype == first.dtype for x in tensors)
-        and torch.autograd.forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
+        and not is_transformed()
         and backend() == "cuda"
     )
+
+
+def is_transformed() -> bool:
+    """Whether in forward mode or a transform of `torch.func`, which differentiate PyTorch's own
+    operations only."""
+    in_forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return in_forward_mode or torch._C._are_functorch_transforms_active()
+
+
+def slopes_of(
+    plain: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """Derivatives of an operation by those of PyTorch's own, which have derivatives themselves.
+
+    Args:
+        plain: the operation, by functions of PyTorch.
+        needed: which inputs need one; the others get None.
+        grad: the gradient of the result.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not again:
+            inputs = [
+                v.detach().requires_grad_(need) for v, need in zip(inputs, needed, strict=True)
+            ]
+        chosen = [v for v, need in zip(inputs, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(plain(*inputs), chosen, grad, create_graph=again))
+    return [next(found) if need else None for need in needed]
 
 
 def backend() -> str:
     """The value of OP_BACKEND.
 
     Raises:
-        ValueError: it is neither "plain" nor "cuda".
+        ValueError: it is none of the known ones.
     """
     chosen = os.environ.get("OP_BACKEND", "plain")
-    if chosen not in ("plain", "cuda"):
-        raise ValueError(f"OP_BACKEND is {chosen!r}: set it to plain or cuda")
+    if chosen not in ("plain", "cuda", "cpu"):
+        raise ValueError(f"OP_BACKEND is {chosen!r}: set it to plain, cuda or cpu")
     return chosen
 
 

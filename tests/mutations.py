@@ -35,6 +35,7 @@ REPRODUCE = ("tests/test_reproduce.py",)
 POINTS = ("tests/test_point_files.py",)
 ARRAYS = ("tests/test_any_data.py",)
 GROUP_NORM = ("tests/test_group_normalization.py",)
+HOST = ("tests/test_op_host.py",)
 QUALITY = ("tests/test_quality.py",)
 ESTIMATES = ("tests/test_estimates.py",)
 THREADS = ("tests/test_threads.py",)
@@ -56,6 +57,69 @@ OPTIMIZATION = "score_lib/losses/optimization.py"
 CONFIGURED, PC = "score_lib/samplers/configured.py", "score_lib/samplers/pc.py"
 SAMPLED = "score_lib/samplers/chain.py"
 MUTATIONS = [
+    Mutation(
+        "kernels of a CPU: the shift is left out",
+        "op/host_kernels.cpp",
+        "centre[c] = mean[group] - moved[c]",
+        "centre[c] = mean[group]",
+        HOST,
+    ),
+    Mutation(
+        "kernels of a CPU: a group's mean keeps its slope",
+        "op/host_kernels.cpp",
+        "weights[c] * d - flat[c] - n * slope[c]",
+        "weights[c] * d - n * slope[c]",
+        HOST,
+    ),
+    Mutation(
+        "kernels of a CPU: the slope of a shift without that of the deviation",
+        "op/host_kernels.cpp",
+        " - slope[c] * n[c];",
+        ";",
+        HOST,
+    ),
+    Mutation(
+        "kernels of a CPU: bfloat16 is cut off",
+        "op/host_kernels.cpp",
+        "(bits + 0x7fff + (bits >> 16 & 1)) >> 16",
+        "bits >> 16",
+        HOST,
+    ),
+    Mutation(
+        "kernels of a CPU: in any order of memory",
+        "op/group_norm_silu.py",
+        "and x.is_contiguous(memory_format=torch.channels_last)",
+        "and True",
+        HOST,
+    ),
+    Mutation(
+        "kernels of a CPU: for every activation",
+        "models/normalization.py",
+        "type(act) is nn.SiLU and",
+        "True and",
+        HOST,
+    ),
+    Mutation(
+        "kernels of a CPU: the level of noise is left out",
+        "models/normalization.py",
+        "norm.bias, norm.eps, shift)",
+        "norm.bias, norm.eps)",
+        HOST,
+    ),
+    Mutation(
+        "kernels of a CPU: one library for all machines",
+        "op/host.py",
+        '[os.environ.get("CXX") or "c++", *_FLAGS, *processor]',
+        '[os.environ.get("CXX") or "c++", *_FLAGS]',
+        HOST,
+    ),
+    Mutation(
+        "kernels of a CPU: also in forward mode",
+        "op/host.py",
+        "and not dispatch.is_transformed()",
+        "and True",
+        HOST,
+    ),
     Mutation(
         "group norm of channels last: squares of values far from 0",
         "models/group_normalization.py",

@@ -4,6 +4,7 @@ import argparse
 import collections
 import copy
 import json
+import os
 import subprocess
 import sys
 
@@ -40,6 +41,20 @@ class Stand(fashion_mnist.Experiment):
         command = [sys.executable, "-c", TRAINING, str(self.workdir / "metrics.jsonl")]
         self.processes.append(subprocess.Popen(command))
         return self.processes[-1]
+
+
+@pytest.mark.parametrize("chosen, used", [("", "cpu"), ("plain", "plain")])
+def test_kernels_of_the_cpu_are_used_unless_others_are_chosen(tmp_path, monkeypatch, chosen, used):
+    started = []
+    monkeypatch.setattr(
+        fashion_mnist.subprocess, "Popen", lambda command, **given: started.append(given["env"])
+    )
+    monkeypatch.delenv("OP_BACKEND", raising=False)
+    if chosen:
+        monkeypatch.setenv("OP_BACKEND", chosen)
+    fashion_mnist.Experiment("vp/digits", tmp_path, []).start("train")
+    assert started[0]["OP_BACKEND"] == used
+    assert started[0]["PATH"] == os.environ["PATH"]
 
 
 def test_training_is_killed_on_the_way_and_ends(tmp_path, monkeypatch):

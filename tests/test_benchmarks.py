@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import types
 
 import numpy as np
@@ -21,6 +22,7 @@ from benchmarks import (
     data,
     folders,
     group_norm,
+    kernels,
     likelihood,
     measure,
     objectives,
@@ -144,6 +146,22 @@ def test_group_norm_is_compared_where_it_is_exact_and_where_the_kernel_is_not(ca
         assert 0 < row["1e6 error of ours, mean 100"] < 100 < row["1e6 error of kernel, mean 100"]
 
 
+def test_kernels_are_compared_on_a_cpu(capsys, monkeypatch):
+    monkeypatch.setenv("OP_BACKEND", "plain")
+    monkeypatch.setattr(kernels, "RUNS", 1)
+    monkeypatch.setattr(kernels, "rate_of_a_copy", lambda device: 2e9)
+    kernels.main(["--config", "vp/digits", "--batch_size", "2"])
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    names = ["group norm, SiLU", "with backward", "rescaled sum"]
+    assert [row["operation"] for row in rows] == names * (len(rows) // 3)
+    assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
+    for row in rows:
+        assert row["of a copy's"] == pytest.approx(row["GB/s"] / 2)
+        fastest = row["kernel, us"] or row["plain, us"]
+        assert row["MB moved"] / fastest * 1e3 == pytest.approx(row["GB/s"])
+        assert not row["faster"] or row["faster"] == pytest.approx(row["plain, us"] / fastest)
+
+
 def test_operations_of_a_matrix_product():
     for precision in ("float32", "bfloat16"):
         work, count = matrix_product(CPU, precision, size=16)
@@ -211,6 +229,25 @@ def test_operations_are_those_of_the_plain_step(capsys):
     sampling.main([*SMALL, "--rounds", "1", "--variants", "--steps", "20"])
     # One forward pass, and twice as much backwards, without the gradient of the images.
     assert 2.9 < counts[0] / report(capsys)["gflop_per_evaluation"] < 3
+
+
+def test_only_the_variants_with_kernels_have_them(capsys, monkeypatch):
+    monkeypatch.delenv("OP_BACKEND", raising=False)
+    used = []
+
+    class Step(Work):
+        def kept(self):
+            return 1
+
+    def build(config, workdir="", name="float32"):
+        run = types.SimpleNamespace(device=CPU)
+        return Step(run, lambda: used.append((name, os.environ.get("OP_BACKEND"))))
+
+    monkeypatch.setattr(train, "training", build)
+    monkeypatch.setattr(train, "operations", lambda call: 1)
+    train.main([*SMALL, "--variants", "bfloat16+kernels"])
+    assert set(used) == {("float32", None), ("bfloat16+kernels", "cpu")}
+    assert report(capsys)["rows"].keys() == {"float32", "bfloat16+kernels"}
 
 
 def test_failures_are_rows_with_a_note(capsys, monkeypatch):
@@ -356,6 +393,28 @@ def test_samplers_make_the_evaluations_that_were_asked_for():
         assert images.shape == (2, *run.shape)
         wanted = options["num_steps"] * samplers.SAMPLERS[name][1]
         assert abs(evaluations - wanted) <= 1, name
+
+
+def test_some_samplers_are_measured_alone(monkeypatch, capsys, tmp_path):
+    run = setup(small_config("vp/digits"))
+    drawn = []
+
+    def draw(run, count):
+        drawn.append((run.config.sampling.method, run.config.sampling.num_steps, count))
+        return torch.zeros(count, *run.shape), 7.5
+
+    stand_ins = {"restored": lambda *_: run, "load_dataset_stats": lambda *_: None, "draw": draw}
+    stand_ins |= {"fid": lambda *_: 0.5, "plot": lambda *_: None}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(samplers, name, stand_in)
+    given = ["--workdir", str(tmp_path), "--num_samples", "3", "--evaluations", "10", "20"]
+    samplers.main([*given, "--samplers", "RK45", "Heun"])
+    assert drawn == [("heun", 5, 3), ("heun", 10, 3), ("ode", 0, 3)]
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert rows[-1] == {"sampler": "RK45", "evaluations": 7.5, "fid": 0.5}
+    with pytest.raises(SystemExit):
+        samplers.main([*given, "--samplers", "Euler"])
+    assert "'Euler' (choose from" in capsys.readouterr().err
 
 
 def test_samplers_draw_the_classes_of_a_conditional_network():

@@ -372,7 +372,7 @@ def test_the_backend_is_chosen_by_the_environment(as_gpu, host_kernels, monkeypa
         upfirdn2d(x, kernel)
     assert host.launched["upfirdn2d"] == 1
     monkeypatch.setenv("OP_BACKEND", "gpu")
-    with pytest.raises(ValueError, match=r"OP_BACKEND is 'gpu'.* plain or cuda"):
+    with pytest.raises(ValueError, match=r"OP_BACKEND is 'gpu'.* plain, cuda or cpu"):
         upfirdn2d(x, kernel)
 
 

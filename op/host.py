@@ -1,0 +1,109 @@
+"""Kernels for a CPU: compiled at first use with the C++ compiler of the machine, and called."""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import subprocess
+import tempfile
+import threading
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+
+SOURCE = pathlib.Path(__file__).with_name("host_kernels.cpp")
+DTYPES = torch.float32, torch.bfloat16  # in the order of the codes in host_kernels.cpp
+
+_FLAGS = (
+    *("-std=gnu++17", "-O3", "-shared", "-fPIC", "-fopenmp"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+)
+# By what PyTorch's own kernels use here: a home folder can be shared by several kinds of machines.
+_PROCESSORS = {"AVX512": ("-march=x86-64-v4",), "AVX2": ("-march=x86-64-v3",)}
+
+_POINTER, _INT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+_FUNCTIONS = {
+    "group_norm_silu": [_INT] + 7 * [_POINTER] + 4 * [_INT] + [_REAL, _INT],
+    "group_norm_silu_backward": [_INT] + 11 * [_POINTER] + 5 * [_INT],
+    "rescaled_sum": [_INT] + 3 * [_POINTER] + [_INT, _REAL, _INT],
+}
+_one_at_a_time = threading.Lock()
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether the kernels take features like x, as OP_BACKEND=cpu asks: of one of `DTYPES` on a
+    CPU, not traced by a compiler, without forward mode and transforms of `torch.func`.
+
+    Raises:
+        ValueError: an unknown OP_BACKEND.
+    """
+    return (
+        not torch.compiler.is_compiling()  # which fuses PyTorch's functions itself
+        and x.device.type == "cpu"
+        and x.dtype in DTYPES
+        and not dispatch.is_transformed()
+        and dispatch.backend() == "cpu"
+        and kernels() is not None
+    )
+
+
+def launch(name: str, x: Tensor, *arguments: Tensor | int | float) -> None:
+    """Run a function of `host_kernels.cpp` with PyTorch's number of threads.
+
+    Args:
+        name: of the function.
+        x: has the dtype.
+        arguments: those between dtype and threads; tensors stand for their addresses.
+    """
+    given = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
+    getattr(kernels(), name)(DTYPES.index(x.dtype), *given, torch.get_num_threads())
+
+
+def kernels() -> ctypes.CDLL | None:
+    """The compiled kernels; None, logged once, where they cannot be compiled.
+
+    The first call compiles, for a second; later processes reuse the library in the folder of
+    PyTorch's extensions.
+    """
+    with _one_at_a_time:
+        return _kernels(SOURCE)
+
+
+@functools.cache
+def _kernels(source: pathlib.Path) -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(compiled(source))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = " ".join(str(getattr(error, "stderr", error)).split())[:400]
+        logging.warning("no CPU kernels, falling back to PyTorch: %s", reason)
+        return None
+    for name, arguments in _FUNCTIONS.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+    return library
+
+
+def compiled(source: pathlib.Path) -> str:
+    """Path of a library that is compiled from a source, unless it is there already.
+
+    Raises:
+        OSError, CalledProcessError: no compiler, no place for the library, or an error in it.
+    """
+    processor = _PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), ())
+    command = [os.environ.get("CXX") or "c++", *_FLAGS, *processor]
+    about = "\n".join([*command, source.read_text()])
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or "~/.cache/torch_extensions"
+    folder = pathlib.Path(root).expanduser() / "score_lib_host"
+    path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            new = pathlib.Path(scratch, path.name)
+            output = {"check": True, "capture_output": True, "text": True}
+            subprocess.run([*command, os.fspath(source), "-o", os.fspath(new)], **output)
+            new.replace(path)
+    return os.fspath(path)
