@@ -64,16 +64,28 @@ class GroupNorm(nn.GroupNorm):
 def activated(
     act: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, shift: Tensor | None = None
 ) -> Tensor:
-    """act(norm(x + shift)), in one step where `op` has a kernel for it.
+    """act(norm(x + shift)), in one step where `op` has a kernel for it and no hook sees the layers.
 
     Args:
         x: (B, C, H, W).
         shift: (B, C), the same for all pixels.
     """
     fuses = type(act) is nn.SiLU and type(norm) is GroupNorm
-    if fuses and has_kernel(x, norm.weight, norm.bias):
+    if (
+        fuses
+        and not (_has_hooks(act) or _has_hooks(norm))
+        and has_kernel(x, norm.weight, norm.bias)
+    ):
         return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, shift)
     return act(norm(x if shift is None else x + shift[:, :, None, None]))
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    own = (
+        *(layer._forward_pre_hooks, layer._forward_hooks),
+        *(layer._backward_pre_hooks, layer._backward_hooks),
+    )
+    return any(own) or nn.modules.module._has_any_global_hook()
 
 
 def group_norm(channels: int, eps: float = 1e-6) -> GroupNorm:

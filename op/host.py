@@ -31,6 +31,7 @@ _FUNCTIONS = {
     "group_norm_silu_backward": [_INT] + 11 * [_POINTER] + 5 * [_INT],
     "rescaled_sum": [_INT] + 3 * [_POINTER] + [_INT, _REAL, _INT],
 }
+_SMALL = 2**15  # numbers that one thread works on, as in PyTorch: also in forked processes
 _one_at_a_time = threading.Lock()
 
 
@@ -52,7 +53,7 @@ def has_kernels(x: Tensor) -> bool:
 
 
 def launch(name: str, x: Tensor, *arguments: Tensor | int | float) -> None:
-    """Run a function of `host_kernels.cpp` with PyTorch's number of threads.
+    """Run a function of `host_kernels.cpp`, with one thread for little work, otherwise with all.
 
     Args:
         name: of the function.
@@ -60,7 +61,8 @@ def launch(name: str, x: Tensor, *arguments: Tensor | int | float) -> None:
         arguments: those between dtype and threads; tensors stand for their addresses.
     """
     given = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-    getattr(kernels(), name)(DTYPES.index(x.dtype), *given, torch.get_num_threads())
+    threads = torch.get_num_threads() if x.numel() >= _SMALL else 1
+    getattr(kernels(), name)(DTYPES.index(x.dtype), *given, threads)
 
 
 def kernels() -> ctypes.CDLL | None:

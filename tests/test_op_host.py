@@ -157,7 +157,7 @@ def test_silu_is_exact_far_from_0_and_tells_what_is_no_number(launched):
 @needs_compiler
 @pytest.mark.parametrize("images", [1, 2, 5])
 def test_the_number_of_threads_changes_no_bit(launched, images):
-    x, weight, bias, shift = arguments((images, 24, 11, 13))
+    x, weight, bias, shift = arguments((images, 24, 40, 40))
     found, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2, 7):
@@ -179,9 +179,10 @@ def test_pytorchs_number_of_threads_is_used(launched, monkeypatch):
     calls = []
     monkeypatch.setattr(host, "kernels", Library)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    x = torch.ones(3, dtype=HALF)
-    host.launch("rescaled_sum", x, x, 3, 1.0)
-    assert calls == [(1, x.data_ptr(), 3, 1.0, 5)]
+    for numbers, threads in ((2**15 - 1, 1), (2**15, 5)):
+        x = torch.ones(numbers, dtype=HALF)
+        host.launch("rescaled_sum", x, x, 3, 1.0)
+        assert calls.pop() == (1, x.data_ptr(), 3, 1.0, threads)
 
 
 @needs_compiler
@@ -374,6 +375,45 @@ def test_other_layers_are_called_themselves(launched, act, norm):
     found = activated(act, layer, x, shift)
     assert torch.equal(found, act(layer(x + shift[:, :, None, None])))
     assert not launched
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_pre_hook",
+        "register_forward_hook",
+        "register_full_backward_pre_hook",
+        "register_full_backward_hook",
+    ],
+)
+@pytest.mark.parametrize("layer", ["norm", "act"])
+def test_hooks_of_the_layers_are_called(launched, register, layer):
+    x, *_, shift = arguments()
+    layers = {"norm": GroupNorm(3, 12), "act": torch.nn.SiLU()}
+    calls = []
+
+    def hook(*_):
+        calls.append(1)
+
+    handle = getattr(layers[layer], register)(hook)
+    activated(layers["act"], layers["norm"], x, shift).sum().backward()
+    assert calls == [1] and not launched
+    handle.remove()
+    activated(layers["act"], layers["norm"], x, shift)
+    assert calls == [1] and launched == ["group_norm_silu"]
+
+
+@needs_compiler
+def test_hooks_of_all_layers_are_called(launched):
+    calls = []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda m, *_: calls.append(m))
+    try:
+        act, norm = torch.nn.SiLU(), GroupNorm(3, 12)
+        activated(act, norm, arguments()[0])
+    finally:
+        handle.remove()
+    assert calls == [norm, act] and not launched
 
 
 def test_by_default_nothing_is_compiled(monkeypatch):
