@@ -11,6 +11,7 @@ bytes moved per second, also as a share of a large copy's.
 
 import argparse
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -59,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     compiled = host.kernels() if device.type == "cpu" else build.kernels(device)
     backends = ["plain", device.type] if compiled else ["plain"]
     copy_rate = rate_of_a_copy(device)
+    features = levels(load(arguments.config), batch)
     records = [
         record(operation, backends, copy_rate)
         for dtype in (torch.float32, torch.bfloat16)
-        for features in levels(load(arguments.config), batch)
-        for operation in works(features.to(device, dtype))
+        for operation in works([x.to(device, dtype) for x in features])
     ]
     show(f"kernels, {arguments.config}, batch {batch}", device, records)
 
@@ -75,20 +76,27 @@ def levels(config: ConfigDict, batch: int) -> list[Tensor]:
     return [torch.randn(batch, channels, side, side) for channels, side in sizes]
 
 
-def on_gpu(x: Tensor) -> Iterator[Operation]:
-    """Filtered resampling to half and to twice the side, and bias with activation."""
-    taps = torch.tensor(TAPS, dtype=x.dtype, device=x.device)
-    kernel, bias = torch.outer(taps, taps), x.new_ones(x.shape[1])
-    calls = {
-        "downsample": lambda: upfirdn2d(x, kernel, down=2, pad=(1, 1)),
-        "upsample": lambda: upfirdn2d(x, kernel, up=2, pad=(2, 1)),
-        "leaky ReLU": lambda: fused_leaky_relu(x, bias),
-    }
-    for name, call in calls.items():
-        yield Operation(name, x, torch.no_grad()(call), x.nbytes + call().nbytes)
+def on_gpu(features: list[Tensor]) -> Iterator[Operation]:
+    """Filtered resampling between the levels, and bias with activation at the first."""
+    first = features[0]
+    taps, bias = first.new_tensor(TAPS), first.new_ones(first.shape[1])
+    kernel = torch.outer(taps, taps)
+
+    def operation(name: str, work: Callable[[Tensor], Tensor], x: Tensor) -> Operation:
+        return Operation(name, x, functools.partial(work, x), x.nbytes + work(x).nbytes)
+
+    for finer, coarser in itertools.pairwise(features):
+        yield operation("downsample", lambda x: upfirdn2d(x, kernel, down=2, pad=(1, 1)), finer)
+        yield operation("upsample", lambda x: upfirdn2d(x, kernel, up=2, pad=(2, 1)), coarser)
+    yield operation("leaky ReLU", lambda x: fused_leaky_relu(x, bias), first)
 
 
-def on_cpu(x: Tensor) -> Iterator[Operation]:
+def on_cpu(features: list[Tensor]) -> Iterator[Operation]:
+    """Operations of a block, at each level."""
+    return itertools.chain.from_iterable(map(of_block, features))
+
+
+def of_block(x: Tensor) -> Iterator[Operation]:
     """Normalisation and activation, without and with the backward pass, and a block's sum."""
     x, h, norm, act = channels_last(x), channels_last(x), group_norm(x.shape[1]), torch.nn.SiLU()
 

@@ -70,22 +70,17 @@ def activated(
         x: (B, C, H, W).
         shift: (B, C), the same for all pixels.
     """
-    fuses = type(act) is nn.SiLU and type(norm) is GroupNorm
-    if (
-        fuses
-        and not (_has_hooks(act) or _has_hooks(norm))
-        and has_kernel(x, norm.weight, norm.bias)
-    ):
+    are_known = type(act) is nn.SiLU and type(norm) is GroupNorm
+    if are_known and has_kernel(x, norm.weight, norm.bias) and not has_hooks(act, norm):
         return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, shift)
     return act(norm(x if shift is None else x + shift[:, :, None, None]))
 
 
-def _has_hooks(layer: nn.Module) -> bool:
-    own = (
-        *(layer._forward_pre_hooks, layer._forward_hooks),
-        *(layer._backward_pre_hooks, layer._backward_hooks),
-    )
-    return any(own) or nn.modules.module._has_any_global_hook()
+def has_hooks(*layers: nn.Module) -> bool:
+    """Whether a hook waits for a call of one of the layers, or of all layers."""
+    kinds = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
+    own = any(getattr(layer, kind) for layer in layers for kind in kinds)
+    return own or nn.modules.module._has_any_global_hook()
 
 
 def group_norm(channels: int, eps: float = 1e-6) -> GroupNorm:

@@ -66,24 +66,49 @@ def is_transformed() -> bool:
     return in_forward_mode or torch._C._are_functorch_transforms_active()
 
 
+def operator(
+    device_type: str,
+    schema: str,
+    compute: Callable,
+    like: Callable,
+    backward: Callable | None = None,
+    remember: Callable | None = None,
+) -> torch.library.CustomOpDef:
+    """Register an operator of PyTorch that a kernel computes; it changes none of its arguments.
+
+    Args:
+        device_type: of its tensors.
+        schema: name, arguments and results, as in "scaled(Tensor x, float by) -> Tensor".
+        compute: the operator.
+        like: uninitialised results for the same arguments.
+        backward, remember: see `torch.library.register_autograd`.
+    """
+    name, parenthesis, rest = schema.partition("(")
+    made = torch.library.custom_op(
+        f"score_sde::{name}",
+        compute,
+        mutates_args=(),
+        device_types=device_type,
+        schema=parenthesis + rest,
+    )
+    made.register_fake(like)
+    if backward is not None:
+        made.register_autograd(backward, setup_context=remember)
+    return made
+
+
 def slopes_of(
     plain: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
-    """Derivatives of an operation by those of PyTorch's own, which have derivatives themselves.
+    """Derivatives for `create_graph`: by PyTorch's own operations, whose can be differentiated.
 
     Args:
         plain: the operation, by functions of PyTorch.
         needed: which inputs need one; the others get None.
         grad: the gradient of the result.
     """
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        if not again:
-            inputs = [
-                v.detach().requires_grad_(need) for v, need in zip(inputs, needed, strict=True)
-            ]
-        chosen = [v for v, need in zip(inputs, needed, strict=True) if need]
-        found = iter(torch.autograd.grad(plain(*inputs), chosen, grad, create_graph=again))
+    chosen = [v for v, need in zip(inputs, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(plain(*inputs), chosen, grad, create_graph=True))
     return [next(found) if need else None for need in needed]
 
 

@@ -116,12 +116,11 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, grad_bias, None, None, None
 
 
-operator = torch.library.custom_op(
-    "score_sde::leaky_relu",
+operator = dispatch.operator(
+    "cuda",
+    "leaky_relu(Tensor x, Tensor? bias, Tensor? gate, float slope, float gain) -> Tensor",
     compute,
-    mutates_args=(),
-    device_types="cuda",
-    schema="(Tensor x, Tensor? bias, Tensor? gate, float slope, float gain) -> Tensor",
+    _result,
+    _backward,
+    _remember,
 )
-operator.register_fake(_result)
-operator.register_autograd(_backward, setup_context=_remember)

@@ -117,30 +117,26 @@ def _remember(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None
 
 def _backward(ctx, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
     *inputs, mean, inverse = ctx.saved_tensors
-    if torch.is_grad_enabled() or dispatch.is_transformed():
+    if torch.is_grad_enabled():  # with create_graph
         again = functools.partial(plain, groups=ctx.groups, eps=ctx.eps)
         return *dispatch.slopes_of(again, inputs, ctx.needs_input_grad[:4], grad), None, None
-    slopes = backward_operator(grad.to(inputs[0].dtype), *inputs, mean, inverse)
+    slopes = backward_operator(grad, *inputs, mean, inverse)
     return *slopes[:2], *(slope.sum(0) for slope in slopes[2:]), None, None
 
 
-operator = torch.library.custom_op(
-    "score_sde::group_norm_silu",
-    compute,
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor x, Tensor shift, Tensor weight, Tensor bias, int groups, float eps)"
+operator = dispatch.operator(
+    "cpu",
+    "group_norm_silu(Tensor x, Tensor shift, Tensor weight, Tensor bias, int groups, float eps)"
     " -> (Tensor, Tensor, Tensor)",
+    compute,
+    _results,
+    _backward,
+    _remember,
 )
-operator.register_fake(_results)
-operator.register_autograd(_backward, setup_context=_remember)
-
-backward_operator = torch.library.custom_op(
-    "score_sde::group_norm_silu_backward",
+backward_operator = dispatch.operator(
+    "cpu",
+    "group_norm_silu_backward(Tensor grad, Tensor x, Tensor shift, Tensor weight, Tensor bias,"
+    " Tensor mean, Tensor inverse) -> (Tensor, Tensor, Tensor, Tensor)",
     differentiate,
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor grad, Tensor x, Tensor shift, Tensor weight, Tensor bias, Tensor mean,"
-    " Tensor inverse) -> (Tensor, Tensor, Tensor, Tensor)",
+    _slopes,
 )
-backward_operator.register_fake(_slopes)

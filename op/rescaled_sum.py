@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import host
+from . import dispatch, host
 
 
 def rescaled_sum(x: Tensor, h: Tensor, divisor: float) -> Tensor:
@@ -20,13 +20,8 @@ def rescaled_sum(x: Tensor, h: Tensor, divisor: float) -> Tensor:
 def _has_kernel(x: Tensor, h: Tensor) -> bool:
     """Whether the operator takes them: of one dtype and shape, in one order of memory."""
     alike = x.shape == h.shape and x.dtype == h.dtype and x.device == h.device
-    return host.has_kernels(x) and alike and x.stride() == h.stride() and _is_dense(x)
-
-
-def _is_dense(x: Tensor) -> bool:
-    if x.is_contiguous():
-        return True
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    is_dense = x.is_contiguous(memory_format=dispatch.layout(x))
+    return host.has_kernels(x) and alike and x.stride() == h.stride() and is_dense
 
 
 def compute(x: Tensor, h: Tensor, divisor: float) -> Tensor:
@@ -36,15 +31,11 @@ def compute(x: Tensor, h: Tensor, divisor: float) -> Tensor:
     return y
 
 
-operator = torch.library.custom_op(
-    "score_sde::rescaled_sum",
+operator = dispatch.operator(
+    "cpu",
+    "rescaled_sum(Tensor x, Tensor h, float divisor) -> Tensor",
     compute,
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor x, Tensor h, float divisor) -> Tensor",
-)
-operator.register_fake(lambda x, h, divisor: torch.empty_like(x))
-operator.register_autograd(
+    lambda x, h, divisor: torch.empty_like(x),
     lambda ctx, grad: 2 * (grad / ctx.divisor,) + (None,),
-    setup_context=lambda ctx, inputs, output: setattr(ctx, "divisor", inputs[2]),
+    lambda ctx, inputs, output: setattr(ctx, "divisor", inputs[2]),
 )

@@ -213,12 +213,11 @@ def _with_zeros(x: Tensor, up_y: int, up_x: int) -> Tensor:
     return u.reshape(b, c, height * up_y, width * up_x)
 
 
-operator = torch.library.custom_op(
-    "score_sde::upfirdn2d",
+operator = dispatch.operator(
+    "cuda",
+    "upfirdn2d(Tensor x, Tensor kernel, SymInt up, SymInt down, SymInt[] pad) -> Tensor",
     compute,
-    mutates_args=(),
-    device_types="cuda",
-    schema="(Tensor x, Tensor kernel, SymInt up, SymInt down, SymInt[] pad) -> Tensor",
+    _result,
+    _backward,
+    _remember,
 )
-operator.register_fake(_result)
-operator.register_autograd(_backward, setup_context=_remember)

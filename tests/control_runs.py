@@ -25,6 +25,7 @@ NETWORKS = {
     "other_gaussian": ("vp/digits", {"model__name": "gaussian", "seed": 1}),
     "unet": ("vp/digits", {}),
     "colour": ("vp/color_digits", {}),
+    "told": ("vp/digits_superres", {}),
     "classifier": ("vp/digits_classifier", {"model__channel_multiplier": 1}),
     "ve_classifier": ("ve/digits_classifier", {"model__channel_multiplier": 1}),
 }

@@ -150,6 +150,13 @@ def test_kernels_are_compared_on_a_cpu(capsys, monkeypatch):
     monkeypatch.setenv("OP_BACKEND", "plain")
     monkeypatch.setattr(kernels, "RUNS", 1)
     monkeypatch.setattr(kernels, "rate_of_a_copy", lambda device: 2e9)
+    rescaled_sum, used = kernels.rescaled_sum, set()
+
+    def noted(*given):
+        used.add(os.environ["OP_BACKEND"])
+        return rescaled_sum(*given)
+
+    monkeypatch.setattr(kernels, "rescaled_sum", noted)
     kernels.main(["--config", "vp/digits", "--batch_size", "2"])
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
     names = ["group norm, SiLU", "with backward", "rescaled sum"]
@@ -160,6 +167,7 @@ def test_kernels_are_compared_on_a_cpu(capsys, monkeypatch):
         fastest = row["kernel, us"] or row["plain, us"]
         assert row["MB moved"] / fastest * 1e3 == pytest.approx(row["GB/s"])
         assert not row["faster"] or row["faster"] == pytest.approx(row["plain, us"] / fastest)
+    assert used == ({"plain", "cpu"} if rows[0]["faster"] else {"plain"})
 
 
 def test_operations_of_a_matrix_product():

@@ -299,9 +299,10 @@ def test_other_features_are_left_to_pytorch(launched, kind):
 
 
 @needs_compiler
-def test_weights_in_float64_are_left_to_pytorch(launched):
+def test_weights_in_float64_or_elsewhere_are_left_to_pytorch(launched):
     x, weight, bias, _ = (v.detach() for v in arguments())
     assert not fused.has_kernel(x, weight.double(), bias)
+    assert not fused.has_kernel(x, weight, bias.to("meta"))
     assert fused.has_kernel(x, weight, bias)
 
 
@@ -319,6 +320,8 @@ def test_sums_of_unlike_features_are_left_to_pytorch(launched, h):
     expected = (x + others[h]) / 1.5
     assert torch.equal(rescaled_sum(x, others[h], 1.5), expected)
     assert torch.equal(rescaled_sum(others[h], x, 1.5), expected)
+    slices = others["a slice"], torch.randn(2, 4, 6, 12)[..., ::2]  # alike, with gaps between
+    assert torch.equal(rescaled_sum(*slices, 1.5), sum(slices) / 1.5)
     assert not launched
     rescaled_sum(x, channels_last(wide[..., :6]), 1.5)
     assert launched == ["rescaled_sum"]

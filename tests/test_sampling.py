@@ -233,14 +233,24 @@ def test_ancestral_sampling_has_no_flow():
         *({"method": m} for m in ("ode", "ddim", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_sde")),
         {"method": "heun", "churn": 5.0},
         {"method": "adaptive"},
-        {"method": "pc", "predictor": "euler_maruyama", "corrector": "none"},
+        *(
+            {"method": "pc", "predictor": p, "corrector": c, "probability_flow": flow}
+            for p, c, flow in (
+                ("euler_maruyama", "none", False),
+                ("euler_maruyama", "none", True),
+                ("reverse_diffusion", "none", True),
+                ("reverse_diffusion", "langevin", True),
+            )
+        ),
+        *({"method": "chain", "variance": "ddim", "eta": eta, "clip": False} for eta in (0.0, 0.5)),
+        {"method": "chain", "variance": "small", "clip": False},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_samplers_that_follow_the_flow_draw_noise_at_its_start_only(options):
-    sde, z = golden_sde("vpsde"), 0.9 * torch.ones(2, 3)
-    training = {"continuous": True}
-    config = complete(ConfigDict({"training": training, "sampling": {"num_steps": 30, **options}}))
+    sde, z = VPSDE(N=40), 0.9 * torch.ones(2, 3)
+    training = {"continuous": options["method"] != "chain"}
+    config = complete(ConfigDict({"training": training, "sampling": {"num_steps": 60, **options}}))
     sample = get_sampling_fn(config, sde, z.shape, lambda x: x, 1e-3)
     one, other = (sample(GaussianOracle(sde), z, noise=SampleNoise(k, range(2)))[0] for k in (0, 1))
     assert torch.equal(one, other) == follows_flow(config)

@@ -131,9 +131,13 @@ def sampler_text(config) -> str:
 def follows_flow(config) -> bool:
     """Whether the configured sampler solves the probability-flow ODE: noise at its start only."""
     sampling = complete(config).sampling
-    if sampling.method == "heun":
-        return sampling.churn == 0
-    return sampling.method in ("ode", "ddim", "dpmpp_2m", "dpmpp_3m")
+    of_method = {
+        **dict.fromkeys(("ode", "ddim", "dpmpp_2m", "dpmpp_3m"), True),
+        "heun": sampling.churn == 0,
+        "pc": sampling.probability_flow and sampling.corrector == "none",
+        "chain": sampling.variance == "ddim" and sampling.eta == 0,
+    }
+    return of_method.get(sampling.method, False)
 
 
 def get_short_sampling_fn(config, sde: SDE, shape, inverse_scaler: Callable, eps: float):
