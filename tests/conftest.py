@@ -4,11 +4,12 @@ import collections
 import logging
 import os
 
+# Tests run several at a time on few cores; threads of their own would only get in each other's way,
+# and forks of a process with OpenMP's threads wait for ever.  OpenMP reads it when torch loads it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
-
-# Tests run several at a time on few cores; threads of their own would only get in each other's way.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(wrapper=True)
