@@ -19,7 +19,7 @@ import run_lib
 import sampling
 from score_lib.checks.process import few_entries
 from score_lib.runs import trial
-from score_lib.runs.check import _process
+from score_lib.runs.check import Data, _process, _start
 from score_lib.samplers.steps import Corrector
 from sde_lib import SDE, VESDE, VPSDE, batch_mul, subVPSDE
 
@@ -337,3 +337,35 @@ def test_statistics_of_other_images_are_found(tmp_path):
         save_image(folder / name, "image.png", np.zeros((8, 8, 3), np.uint8))
     found = run_lib.check(config, tmp_path / "run")
     assert states(found)["statistics"] == "wrong", found
+
+
+def test_what_training_begins_with_is_told_and_stays(tmp_path):
+    def start(workdir, **changes):
+        return _start(run_lib.setup(small_config(**changes)), Data([]), workdir)
+
+    few, folder = {"training__n_iters": 3, "training__snapshot_sampling": False}, tmp_path / "run"
+    [new] = start(folder)
+    assert new.state == start("")[0].state == "ok" and "from scratch" in new.text
+    run_lib.train(small_config(**few), folder)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    [resumed] = start(folder, **few)
+    assert resumed.state == "ok" and resumed.text.endswith("after step 3 of 3")
+    *_, changed = start(folder, **few, optim__lr=1e-4)
+    assert changed.state == "note" and "optim.lr = 0.0001 instead of 0.00" in changed.text, changed
+    [other] = start(folder, **few, model__nf=16)
+    assert other.state == "wrong" and "model.nf = 16 instead of 8" in other.text
+    weights = str(folder / "checkpoints-meta" / "checkpoint.pth")
+    for workdir in ("", tmp_path / "new"):
+        [begun] = start(workdir, model__weights=weights)
+        assert begun.state == "ok", begun
+        assert f"from the weights in {weights}" in begun.text
+        [missing] = start(workdir, model__weights="nowhere.pth")
+        assert missing.state == "wrong" and "no weights at model.weights" in missing.text
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_classes_that_a_resumed_network_has_not_learned_are_found(tmp_path):
+    config = small_config("vp/digits_classifier", training__n_iters=3)
+    run_lib.train(config, tmp_path)
+    [found] = _start(run_lib.setup(config), Data([], class_to_idx={"cat": 0}), tmp_path)
+    assert found.state == "wrong" and "cat" in found.text

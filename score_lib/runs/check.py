@@ -30,8 +30,10 @@ from score_lib.metrics.configured import find_statistics
 from score_lib.options import complete
 from score_lib.runs import quality
 from score_lib.runs.estimates import estimate, evaluation_text, memory_text, training_text
+from score_lib.runs.history import changes, told
 from score_lib.runs.nearest import nearest_experiment
 from score_lib.runs.setup import Run, setup
+from score_lib.runs.start import load_latest, load_start
 from score_lib.runs.statistics import data_statistics
 from score_lib.samplers.configured import get_sampling_fn
 from score_lib.samplers.steps import NoneCorrector, get_corrector, get_predictor
@@ -53,6 +55,8 @@ class Data(NamedTuple):
     """Of training."""
     sizes: Mapping[str, int] = types.MappingProxyType({})
     """Numbers of data by part."""
+    class_to_idx: Mapping[str, int] = types.MappingProxyType({})
+    """Labels by class."""
 
 
 def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
@@ -68,6 +72,7 @@ def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
         data = data_of(run)
         findings = _config(run) + _network(run, data) + _process(run) + _samplers(run)
         findings += data.findings + _statistics(run, workdir) + _quality(run)
+        findings += _start(run, data, workdir)
     rows = [finding._asdict() for finding in findings]
     if workdir:
         write_text(pathlib.Path(workdir) / "check.json", json.dumps(rows, indent=2) + "\n")
@@ -211,7 +216,8 @@ def data_of(run: Run) -> Data:
     ]
     text += "; no bright pixels" if dark else ""
     sizes = {split: len(source) for split, source in info.sources.items()}
-    return Data([Finding("data", NOTE if dark else OK, text), *said], stream, sizes)
+    findings = [Finding("data", NOTE if dark else OK, text), *said]
+    return Data(findings, stream, sizes, info.class_to_idx)
 
 
 def _classes(info: DatasetInfo) -> str:
@@ -249,3 +255,33 @@ def _quality(run: Run) -> list[Finding]:
         return [Finding("quality", NOTE, f"not looked at: {error}")]
     except ValueError as error:
         return [Finding("quality", WRONG, str(error))]
+
+
+def _start(run: Run, data: Data, workdir: str | os.PathLike) -> list[Finding]:
+    """The checkpoint that training goes on from, or the weights that it starts from.
+
+    They are loaded into the run: the last of all checks.
+    """
+    config, state, changed = run.config, run.state, {}
+    run.add_optimizer()
+    try:
+        with kept_messages() as messages:
+            if workdir:
+                old = load_latest(config, state, run.device, pathlib.Path(workdir))
+                run.check_classes(data.class_to_idx)
+                changed = {} if old is None else changes(old, config)
+            elif config.model.weights:
+                load_start(config, state, run.device)
+    except (OSError, ValueError) as error:
+        return [Finding("start", WRONG, str(error))]
+    text = "training starts from scratch"
+    if state["step"] and workdir:
+        text = f"training goes on after step {state['step']} of {config.training.n_iters}"
+        text += f", with {told(changed)}" if changed else ""
+    elif start := state.get("start"):
+        text = f"training starts from the weights in {start['weights']} ({start['digest']})"
+    warnings = [m.getMessage() for m in messages if m.levelno > logging.INFO]
+    return [
+        Finding("start", NOTE if changed else OK, text),
+        *(Finding("start", NOTE, warning) for warning in warnings),
+    ]

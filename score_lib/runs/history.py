@@ -129,11 +129,23 @@ def check_same_output(path: str | os.PathLike, old: ConfigDict, new: ConfigDict)
 
 def _differing(old: ConfigDict, new: ConfigDict, named: set[str], free: set[str]) -> str:
     """The options of a set and of the model, but for the free ones, that differ; "" if none."""
-    return ", ".join(
-        f"{key} = {after!r} instead of {before!r}"
-        for key, (before, after) in _changes(_flat(old), _flat(new)).items()
-        if key in named or (key.startswith("model.") and key not in free)
+    return told(
+        {
+            key: change
+            for key, change in changes(old, new).items()
+            if key in named or (key.startswith("model.") and key not in free)
+        }
     )
+
+
+def changes(old: ConfigDict, new: ConfigDict) -> Changes:
+    """The options of training that differ."""
+    return _changes(_flat(old), _flat(new))
+
+
+def told(changed: Changes) -> str:
+    """Changes in words; "" if there are none."""
+    return ", ".join(f"{key} = {new!r} instead of {old!r}" for key, (old, new) in changed.items())
 
 
 def record_config(

@@ -1,6 +1,7 @@
-"""Weights that a run starts from, `model.weights`: in training, and in place of a checkpoint.
+"""What a run begins with: its last checkpoint, or weights to start from, `model.weights`.
 
-They are used where a run has no checkpoint of its own, and `eval.checkpoint` names none.
+The latter are used, in training and in place of a checkpoint, where a run has no checkpoint of its
+own, and `eval.checkpoint` names none.
 """
 
 import json
@@ -9,15 +10,23 @@ import os
 import pathlib
 
 import torch
+from ml_collections import ConfigDict
 
-from score_lib.disk.checkpoints import restore_part
+from score_lib.base import distributed
+from score_lib.disk.checkpoints import restore_latest, restore_part
 from score_lib.disk.files import file_digest, printable, with_earlier
 from score_lib.disk.fit import count
 from score_lib.disk.weights_files import completed, read_weights, weights_by_name
 from score_lib.exchange import adm
 from score_lib.exchange.diffusers import load_diffusers
 from score_lib.options import complete
-from score_lib.runs.history import check_same_output, trained_config
+from score_lib.runs.averages import start_averages
+from score_lib.runs.history import (
+    check_same_output,
+    check_same_profiles,
+    check_same_run,
+    trained_config,
+)
 
 # The checkpoint at which training resumes, in the folder of a run.
 META = pathlib.Path("checkpoints-meta", "checkpoint.pth")
@@ -108,18 +117,45 @@ def _of_folder(folder: pathlib.Path, config) -> dict:
     return {"model": weights, "config": trained.to_json_best_effort()}
 
 
-def start_training(config, state: dict, device: torch.device, fresh: bool) -> None:
-    """Load `model.weights` into a training state that begins, or say that it has begun.
+def load_latest(
+    config, state: dict, device: torch.device, workdir: pathlib.Path
+) -> ConfigDict | None:
+    """Load what training begins with: the run's last undamaged checkpoint, if there is one, else
+    `model.weights`.
 
     Args:
-        fresh: see `needs_start`, before the state was restored.
+        state: of training, changed in place.
+    Returns:
+        in the main process, the config that the checkpoint was trained with, if it is known.
+    Raises:
+        OSError: there are no such weights.
+        CheckpointError: it is of another network, process or data set.
     """
-    if fresh:
+    state |= {"position": 0, "start": {}, "best": {}, "snapshot_due": False, "metrics_due": False}
+    old = None
+
+    def check(chosen: pathlib.Path, contents: dict) -> None:
+        nonlocal old
+        old = trained_config(chosen, contents)
+        if old is not None:
+            check_same_run(chosen, old, config)
+        check_same_profiles(chosen, contents, config)
+
+    if distributed.on_main(lambda: needs_start(config, workdir)):
         load_start(config, state, device)
         state["step"] = 0
         if config.model.weights_except:  # perhaps those of other classes
             state["class_to_idx"] = {}
-    elif state["start"]:
+    else:
+        restore_latest(workdir / META, state, device, check=check)
+        _tell_start(config, state)
+    start_averages(state)
+    return old
+
+
+def _tell_start(config, state: dict) -> None:
+    """Say what weights a restored run started from, and whether `model.weights` count."""
+    if state["start"]:
         shown = printable(json.dumps(state["start"], default=str))
         logging.info("this run started from other weights: %s", shown)
     else:

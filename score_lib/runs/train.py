@@ -25,7 +25,6 @@ from score_lib.data.sources import Source
 from score_lib.data.standardization import fit
 from score_lib.data.stream import ImageStream
 from score_lib.disk import snapshots
-from score_lib.disk.checkpoints import restore_latest
 from score_lib.disk.files import locked, open_folder, remove_leftovers
 from score_lib.disk.logs import (
     MetricsLog,
@@ -38,17 +37,11 @@ from score_lib.disk.logs import (
 from score_lib.disk.wandb_log import WandbWriter
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.losses.optimization import LossGuard, apply_settings
-from score_lib.runs.averages import start_averages
-from score_lib.runs.history import (
-    check_same_profiles,
-    check_same_run,
-    record_config,
-    trained_config,
-)
+from score_lib.runs.history import record_config
 from score_lib.runs.quality import Quality, get_quality, is_best_file
 from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import META, Run, check_standardization, setup
-from score_lib.runs.start import BEST, needs_start, start_training
+from score_lib.runs.start import BEST, load_latest
 
 Streams = tuple[ImageStream, ImageStream]
 
@@ -145,34 +138,20 @@ def _check_share(training) -> None:
 
 
 def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
-    """Load the last undamaged checkpoint of the run, if there is one, else `model.weights`.
+    """Load what the run begins with, see `load_latest`, and remove what is later than that.
 
     Returns:
         in the main process, the config that it was trained with, if it is known.
     Raises:
-        CheckpointError: it is of another network, process or data set.
-        ValueError: a classifier was trained with other labels than the data have now.
+        ValueError: it does not fit, see `load_latest`; or a classifier was trained with other
+            labels than the data have now.
     """
-    run.state |= {"position": 0, "start": {}, "best": {}}
-    run.state |= {"snapshot_due": False, "metrics_due": False}
-    path, old, classes = workdir / META, None, run.state["class_to_idx"]
-
-    def check(chosen: pathlib.Path, contents: dict) -> None:
-        nonlocal old
-        old = trained_config(chosen, contents)
-        if old is not None:
-            check_same_run(chosen, old, run.config)
-        check_same_profiles(chosen, contents, run.config)
-
-    fresh = distributed.on_main(lambda: needs_start(run.config, workdir))
-    if not fresh:
-        restore_latest(path, run.state, run.device, check=check)
-    start_training(run.config, run.state, run.device, fresh)
-    start_averages(run.state)
+    classes = run.state["class_to_idx"]
+    old = load_latest(run.config, run.state, run.device, workdir)
     run.check_classes(classes)
     run.state["class_to_idx"] = classes
     if distributed.is_main():
-        checkpoints = path.parent, workdir / "checkpoints"
+        checkpoints = workdir / META.parent, workdir / "checkpoints"
         folders = *checkpoints, workdir / snapshots.FOLDER
         remove_leftovers(workdir, *folders, *workdir.glob("samples/iter_*"))
         snapshots.remove_later(workdir, run.state["step"])
