@@ -249,7 +249,7 @@ MUTATIONS = [
     Mutation(
         "exchange: weights that are not finite are read",
         "score_lib/exchange/diffusers.py",
-        "or not stored[name].isfinite().all()",
+        "or not stored[name].float().isfinite().all()",
         "or False",
         EXCHANGE,
     ),

@@ -25,7 +25,7 @@ from score_lib.options import complete
 from score_lib.runs.evaluate import evaluate
 from score_lib.runs.image_tasks import _view, restore
 from score_lib.runs.measures import likelihood_terms
-from score_lib.runs.setup import META, load_trained, setup
+from score_lib.runs.setup import META, load_trained, restored, setup
 from score_lib.runs.train import standardize, train, training_streams
 
 SHAPES = {
@@ -118,6 +118,20 @@ def test_a_folder_has_two_parts_and_labels_beside(tmp_path):
     assert torch.equal(sources["train"].images(range(7)), torch.from_numpy(data))
     assert torch.equal(sources["test"].images(range(4)), torch.from_numpy(other))
     assert sources["train"].num_classes == 2
+
+
+def test_labels_of_one_part_alone_are_refused_for_networks_that_learn_them(tmp_path):
+    np.save(tmp_path / "train.npy", numbers(7, (3,)))
+    np.save(tmp_path / "train_labels.npy", np.arange(7) % 2)
+    np.save(tmp_path / "test.npy", numbers(4, (3,), seed=1))
+    config = config_of("vectors", tmp_path, data__num_classes=2, training__condition="classes")
+    with pytest.raises(ValueError, match="those of the part 'test' of ARRAYS have none"):
+        training_streams(setup(config))
+    # Of one class, but labelled.
+    np.save(tmp_path / "test_labels.npy", np.zeros(4, np.int64))
+    training_streams(setup(config))
+    (tmp_path / "test_labels.npy").unlink()
+    training_streams(setup(config_of("vectors", tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -511,6 +525,28 @@ def test_only_training_permutes_points(folder):
     assert not any((points == data).flatten(1).all(1).any() for points in batch)
     held_out = get_streams(run.config, evaluation=True)[1]
     assert torch.equal(next(iter(held_out))["image"], data[9::10])
+
+
+def test_a_checkpoint_of_continuous_values_is_refused_for_grey_levels(folder, tmp_path):
+    config = config_of("vectors", folder / "vectors.npz")
+    train(config, tmp_path / "run")
+    np.save(tmp_path / "grey.npy", np.arange(60, dtype=np.uint8).reshape(20, 3))
+    grey = config_of("vectors", tmp_path / "grey.npy", data__levels=256)
+    said = "trained on continuous values, .* 'ARRAYS' with data.levels = 256 means grey levels"
+    with pytest.raises(ValueError, match=said):  # of the run itself
+        restored(grey, tmp_path / "run")
+    with pytest.raises(ValueError, match=said):
+        train(grey, tmp_path / "run")
+    path = str(tmp_path / "run" / META)
+    for option in ("eval.checkpoint", "model.weights"):
+        other = grey.copy_and_resolve_references()
+        other.update_from_flattened_dict({option: path})
+        with pytest.raises(ValueError, match=said):
+            restored(other, tmp_path / "new")
+    # Training starts from any weights.
+    other.training.n_iters = 1
+    train(other, tmp_path / "new")
+    assert "standardization" not in torch.load(tmp_path / "new" / META)
 
 
 def gaussian_run(**changes):

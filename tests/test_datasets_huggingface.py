@@ -222,6 +222,28 @@ def test_the_split_and_images_that_cannot_be_read(tmp_path, caplog):
     assert "2 left out because they cannot be read: row 3" in caplog.text
 
 
+def test_files_of_an_earlier_save_are_left_out(tmp_path, caplog):
+    """Saving once more into the same folder leaves files with another total."""
+    caplog.set_level("INFO")
+    write(tmp_path / "data-00000-of-00002.arrow", table(range(20, 25)))
+    write(tmp_path / "data-00001-of-00002.arrow", table(range(25, 30)))
+    write(tmp_path / "data-00000-of-00001.arrow", table(range(20)))
+    with pytest.raises(DataError, match="two versions of the same data: remove one"):
+        opened(tmp_path)
+    listed = [{"filename": "data-00000-of-00001.arrow"}]
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": listed}))
+    train, test = opened(tmp_path)[2].sources.values()
+    check(test, [9, 19])
+    assert len(train) == 18 and "not read, as" in caplog.text
+    listed.append({"filename": "data-00001-of-00001.arrow"})
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": listed}))
+    with pytest.raises(DataError, match=r"lists data-00001-of-00001.arrow, which is not there"):
+        opened(tmp_path)
+    (tmp_path / "state.json").write_text("[]")
+    with pytest.raises(DataError, match=r"state.json lists no data files"):
+        opened(tmp_path)
+
+
 TWO = {"x": {"_type": "Image"}, "y": {"_type": "Image"}}
 
 

@@ -23,6 +23,7 @@ from diffusers_helpers import (
     google,
     ncsnpp_config,
     recorded_folder,
+    weights_of,
     write_json,
 )
 from networks import DATA, build, fill_weights, images, tiny_config
@@ -398,3 +399,33 @@ def test_options_of_schedulers_that_do_not_fit(tmp_path):
     ):
         with pytest.raises(ValueError, match=reason):
             save_diffusers(tmp_path, config, ddpm_network(), VPSDE(), scheduler=changes)
+
+
+def test_predict_epsilon_of_2022_says_what_the_network_predicts(tmp_path):
+    for predicts_noise, ours in ((True, ""), (False, "x0")):
+        scheduler = {**DDPM, "predict_epsilon": predicts_noise}
+        folder = recorded_folder(tmp_path / ours, "ddpm_a", scheduler)
+        facts = load_diffusers(folder, "cpu")[2]
+        assert facts["config"].model.parametrization == ours
+        assert "predict_epsilon" not in facts["sampling"]
+    folder = recorded_folder(
+        tmp_path, "ddpm_a", {**DDPM, "predict_epsilon": False, "prediction_type": "epsilon"}
+    )
+    with pytest.raises(ValueError, match="'sample', as predict_epsilon says"):
+        load_diffusers(folder, "cpu")
+
+
+def test_unknown_options_of_schedulers_are_refused(tmp_path):
+    harmless = {"_use_default_values": [], "tensor_format": "pt", "timestep_values": None}
+    harmless |= {"dynamic_thresholding_ratio": 0.9, "sample_max_value": 2.0}
+    load_diffusers(recorded_folder(tmp_path / "a", "ddpm_a", {**DDPM, **harmless}), "cpu")
+    folder = recorded_folder(tmp_path / "b", "ddpm_a", {**DDPM, "betas_are_squared": True})
+    with pytest.raises(ValueError, match="option betas_are_squared = true, which is unknown here"):
+        load_diffusers(folder, "cpu")
+
+
+def test_weights_of_8_bits_are_read(tmp_path):
+    weights = {name: w.to(torch.float8_e4m3fn) for name, w in weights_of("ddpm_a").items()}
+    arguments = golden().networks["ddpm_a"]["arguments"]
+    model = load_diffusers(a_folder(tmp_path, arguments, weights), "cpu")[0]
+    assert all(p.isfinite().all() for p in model.parameters())

@@ -282,3 +282,20 @@ def test_files_that_are_not_masks_are_refused(tmp_path):
     ]:
         with pytest.raises(DataError, match=message):
             read_mask(str(path), SHAPE)
+
+
+def test_files_like_those_of_the_data_set_have_its_grey_levels(tmp_path):
+    grey = np.full((8, 8), 16, np.uint8)
+    one = save_image(tmp_path / "data", "1.png", grey)
+    np.save(tmp_path / "rows.npy", np.stack([grey] * 20)[:, None])
+    options = {"num_channels": 1, "levels": 17}
+    for name, path in (("IMAGES", one), ("ARRAYS", str(tmp_path / "rows.npy"))):
+        config = make_config(name, path=path, **options)
+        own, given = (read_inputs(config, p, 1).images for p in ("", path))
+        assert torch.equal(own, given) and (given == 1).all(), name
+    for name in ("WEBDATASET", "HUGGINGFACE", "IMAGENET"):
+        assert (read_inputs(make_config(name, **options), one, 1).images == 1).all(), name
+    # Pictures beside the digits, and beside arrays, have levels of their own.
+    for name in ("DIGITS", "ARRAYS"):
+        given = read_inputs(make_config(name, path="", **options), one, 1).images
+        assert torch.allclose(given, torch.tensor(16 / 255)), name

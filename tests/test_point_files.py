@@ -288,3 +288,14 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path, name):
     with pytest.raises(DataError, match=said) as error:
         open_points(tmp_path)
     assert f"x.{suffix} in {tmp_path}" in str(error.value) and str(error.value).isprintable()
+
+
+def test_points_that_float32_cannot_tell_apart_are_refused(tmp_path):
+    """A cube of a metre in metres from the equator."""
+    cube = np.random.default_rng(0).random((50, 3))
+    np.save(tmp_path / "far.npy", cube + [500_000, 4_500_000, 200])
+    with pytest.raises(DataError, match=r"far.npy in .* float32 rounds its coordinates by 0.2"):
+        open_points(tmp_path)
+    np.save(tmp_path / "far.npy", cube + 20)  # a flat one, too
+    np.save(tmp_path / "flat.npy", cube * [1, 1, 0] + 0.1)
+    open_points(tmp_path)

@@ -160,3 +160,34 @@ def test_weights_of_another_config_are_refused(source, expected, tmp_path):
         run_lib.restored(config(path, eval__ema="0.5"), tmp_path)
     with pytest.raises(FileNotFoundError, match="no weights at model"):
         run_lib.restored(config(tmp_path / "none"), tmp_path)
+
+
+def test_none_is_the_weights_themselves_and_no_average(source, tmp_path):
+    stored = read_checkpoint(source / META)["model"]
+    own = {name.removeprefix("module."): weight for name, weight in stored.items()}
+    for option in ("model__weights", "eval__checkpoint"):
+        chosen = small_config(**QUIET, eval__ema="none", **{option: str(source / META)})
+        run = run_lib.restored(chosen, tmp_path)
+        torch.testing.assert_close(dict(run.state["model"].state_dict()), own, rtol=0, atol=0)
+        parameters = [p for p in run.state["model"].parameters() if p.requires_grad]
+        assert all(map(torch.equal, run.state["ema"].shadow_params, parameters))
+    torch.save(read_checkpoint(source / META)["ema"], tmp_path / "average.pth")
+    with pytest.raises(CheckpointError, match="holds an average alone"):
+        run_lib.restored(config(tmp_path / "average.pth", eval__ema="none"), tmp_path)
+
+
+def test_averages_are_in_the_order_of_the_network_whatever_that_of_the_file(
+    source, expected, tmp_path
+):
+    contents = read_checkpoint(source / META)
+    names, shapes = list(contents["model"]), {}
+    for name in names:
+        shapes.setdefault(contents["model"][name].shape, []).append(name)
+    one, two, *_ = next(same for same in shapes.values() if len(same) > 1)
+    swapped = [{one: two, two: one}.get(name, name) for name in names]
+    contents["model"] = {name: contents["model"][name] for name in swapped}
+    torch.save(contents, tmp_path / "a.pth")
+    run = run_lib.restored(config(tmp_path / "a.pth"), tmp_path)
+    torch.testing.assert_close(
+        dict(run.state["model"].state_dict()), dict(expected[0]), rtol=0, atol=0
+    )

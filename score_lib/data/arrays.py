@@ -54,7 +54,7 @@ class ArrayImages(Source):
             images = images[:, None]
         elif self._channels_last:
             images = images.permute(0, 3, 1, 2)
-        images = fit(images, *self.shape[1:])
+        images = fit(images, *self.shape[1:], self._pixels.levels or 256)
         return images, None if self._labels is None else self._labels[numbers]
 
 

@@ -1,5 +1,6 @@
 """HUGGINGFACE: images in the files of the package `datasets`, from a path or from the Hub."""
 
+import json
 import os
 import pathlib
 import re
@@ -18,10 +19,12 @@ from score_lib.data.sources import (
     DataError,
     MissingDataError,
     Source,
+    log_once,
     register_dataset,
 )
 from score_lib.data.splits import HELD_OUT, TRAINING
 from score_lib.data.tables import SUFFIXES, Column, Rows, columns_of
+from score_lib.disk.files import printable
 
 # Columns that are meant, where several could be, in this order.
 IMAGES, LABELS = ("image", "img"), ("label", "labels", "fine_label")
@@ -61,8 +64,41 @@ def _files(path: str) -> tuple[pathlib.Path, list[str]]:
     # The package keeps results of its own beside the data.
     names = [name for name in names if not os.path.basename(name).startswith(("cache-", "tmp"))]
     if os.path.isdir(os.path.expanduser(place)):
+        names = _listed(root, names)
         require_complete(root, names)
     return root, names
+
+
+def _listed(root: pathlib.Path, names: Sequence[str]) -> list[str]:
+    """Without files that the `state.json` beside them does not list: those of an earlier save.
+
+    Raises:
+        DataError: it cannot be read, or a file that it lists is not there.
+    """
+    kept = set(names)
+    for folder in {os.path.dirname(name) for name in names}:
+        state = root / folder / "state.json"
+        if not state.is_file():
+            continue
+        there = {name for name in names if os.path.dirname(name) == folder}
+        listed = {os.path.join(folder, file) for file in _files_of(state)}
+        if missing := sorted(listed - there):
+            raise DataError(f"{state} lists {missing[0]}, which is not there: get it")
+        if stale := sorted(there - listed):
+            log_once(f"not read, as {state} does not list it: {', '.join(map(printable, stale))}")
+        kept -= there - listed
+    return sorted(kept)
+
+
+def _files_of(state: pathlib.Path) -> list[str]:
+    try:
+        check_size(state.stat().st_size)
+        files = json.loads(state.read_bytes())["_data_files"]
+        return [os.path.basename(file["filename"]) for file in files]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(
+            f"{state} lists no data files, as that of save_to_disk does: {error!r}"
+        ) from error
 
 
 def _require_one_set(shards: Shards, split: str) -> None:

@@ -38,11 +38,11 @@ IMAGE = Noun("image", "images")
 
 # Options of every data set of image files.
 FILE_OPTIONS = {
-    name: f"data.{name}" for name in ("path", "on_error", "split", "range", "background")
+    name: f"data.{name}" for name in ("path", "on_error", "split", "range", "background", "levels")
 }
 
 
-@register_dataset(name="IMAGES", options={**FILE_OPTIONS, "levels": "data.levels"})
+@register_dataset(name="IMAGES", options=FILE_OPTIONS)
 def images(
     shape: tuple[int, int, int], path: str, on_error: str, split: str, **pixels
 ) -> tuple[Source, Source]:
@@ -148,7 +148,8 @@ class EncodedImages(Source):
 
     def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         """See `Source`."""
-        images = [fit(self.decoded(n), *self.shape[1:]) for n in numbers.tolist()]
+        size = *self.shape[1:], self.pixels.levels or 256
+        images = [fit(self.decoded(n), *size) for n in numbers.tolist()]
         return torch.cat(images), self._labels[numbers]
 
     def decoded(self, number: int) -> Tensor:

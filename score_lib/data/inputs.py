@@ -10,11 +10,12 @@ from torch import Tensor
 
 from score_lib.base.tensors import data_shape, image_shape
 from score_lib.data.files import OneFile
-from score_lib.data.images import ImageFiles, open_images, opened
+from score_lib.data.images import FILE_OPTIONS, ImageFiles, open_images, opened
 from score_lib.data.kinds import is_continuous, kind_of
 from score_lib.data.loading import get_streams
 from score_lib.data.pixels import Pixels, is_deep, to_bytes
-from score_lib.data.sources import DataError, Source, Subset
+from score_lib.data.sources import DATASETS, DataError, Source, Subset
+from score_lib.data.stored import SUFFIXES
 from score_lib.data.stream import ImageStream
 from score_lib.data.values import open_array_source
 from score_lib.options import complete
@@ -39,8 +40,8 @@ def read_inputs(config, path: str, count: int, split: str = "test") -> Inputs:
 
     Args:
         config: reads `data.*`; files are cropped and resized to the configured shape.
-        path: an image file, a folder, a .zip, .npy or .npz, and for data that are no images an
-            .npy, .npz or .h5; "" is the configured data set.
+        path: an image file, a folder, a .zip, .npy or .npz; of ARRAYS, and for data that are no
+            images, an .npy, .npz or .h5; "" is the configured data set.
         count: number of images, at least 1; fewer are returned if there are fewer.
         split: "train" or "test", for the data set; a path is not split.
     """
@@ -63,10 +64,13 @@ def read_inputs(config, path: str, count: int, split: str = "test") -> Inputs:
 
 def _at_path(config, path: str) -> Source:
     """Examples at a path that is not the data set's: images, or rows of an array."""
-    data = config.data
-    if is_continuous(config) or kind_of(config) != "images":
-        place = pathlib.Path(os.path.expanduser(path))
+    data, place = config.data, pathlib.Path(os.path.expanduser(path))
+    like_the_data = data.dataset.upper() == "ARRAYS" and place.suffix.lower() in SUFFIXES
+    if is_continuous(config) or kind_of(config) != "images" or like_the_data:
         return open_array_source(place, data_shape(config), data.key, data.levels)
+    # data.levels describes the data set.  Beside data sets of image files, files like these share
+    # its grey levels; beside others they have 256.
+    levels = data.levels if FILE_OPTIONS.items() <= DATASETS.feeds(data.dataset).items() else 0
     source = open_images(
         path,
         image_shape(config),
@@ -74,11 +78,9 @@ def _at_path(config, path: str) -> Source:
         name="images to edit",
         range=data.range,
         background=data.background,
+        levels=levels,
     )
-    # data.levels describes the data set.  Only files like those of IMAGES share its grey levels;
-    # all others have 256.
-    if data.dataset == "IMAGES":
-        source.levels = data.levels or source.levels
+    source.levels = levels or source.levels
     return source
 
 

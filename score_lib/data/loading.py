@@ -4,6 +4,7 @@ import dataclasses
 import types
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,6 +89,25 @@ class DatasetInfo:
     def num_classes(self) -> int:
         """Number of classes; 1 without labels."""
         return max(source.num_classes for source in self.sources.values())
+
+    def check_labels(self, classes: int) -> None:
+        """Refuse labels that a network of so many classes cannot learn.
+
+        Raises:
+            DataError: there are more classes, or a split has no labels.
+        """
+        if not 1 < self.num_classes <= classes:
+            raise DataError(
+                f"a network of data.num_classes = {classes} cannot learn the labels of "
+                f"{self.name}, which has {self.num_classes if self.num_classes > 1 else 0} classes"
+            )
+        first = np.zeros(1, dtype=np.int64)
+        for split, source in self.sources.items():
+            if source.num_classes < 2 and source.read(first)[1] is None:
+                raise DataError(
+                    f"a network that learns classes needs a label for each datum, but those of the "
+                    f"part {split!r} of {self.name} have none"
+                )
 
 
 def get_streams(

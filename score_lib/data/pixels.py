@@ -11,6 +11,9 @@ from torch import Tensor
 from score_lib.data.sources import DataError, log_once
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# Tags of TIFF 6.0, and values of them.
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 
 
 class Unsuited(DataError):
@@ -111,12 +114,12 @@ def to_bytes(image, where: str, channels: int, pixels: Pixels) -> Tensor:
     """
     from PIL import Image, ImageOps
 
-    stored = _stored_mode(image)
+    several_wide = _check_tiff(image, where, pixels) > 8 or "16" in _stored_mode(image)
     image = ImageOps.exif_transpose(image)
     if is_deep(image):
         image = Image.fromarray(_scaled(image, where, pixels))
         pixels = pixels._replace(range=())
-    elif "16" in stored:
+    elif several_wide:
         raise Unsuited(
             f"{where} has more than 8 bits in each of several channels, and Pillow reads only 8 of "
             f"them: save it with 8 bits, or save all images as an .npy and set data.range"
@@ -126,9 +129,11 @@ def to_bytes(image, where: str, channels: int, pixels: Pixels) -> Tensor:
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # without a loss or a warning
     array = np.array(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
+    colors = array[..., :3]  # not the opacity
+    if pixels.range or pixels.levels:
+        pixels.check_values(where, colors)
     if pixels.range:
-        pixels.check_values(where, array)
-        array = pixels.scale(array)
+        colors[:] = pixels.scale(colors)
     return torch.from_numpy(array).permute(2, 0, 1)[None]
 
 
@@ -154,6 +159,28 @@ def _stored_mode(image) -> str:
     arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
+
+
+def _check_tiff(image, where: str, pixels: Pixels) -> int:
+    """The largest number of bits of a value in a TIFF file; 0 for other files.
+
+    Raises:
+        Unsuited: Pillow would read its values as others than it says they are.
+    """
+    if image.format != "TIFF":
+        return 0
+    if getattr(image, "n_frames", 1) > 1:
+        log_once("of TIFF files with several pages the first is read")
+    bits, kinds = (image.tag_v2.get(tag) or (1,) for tag in (_BITS, _SAMPLE_FORMAT))
+    if max(bits) == 8 and _SIGNED in kinds:
+        raise Unsuited(f"{where} holds signed values of 8 bits: save it with unsigned ones")
+    falls = bool(pixels.range) and pixels.range[0] > pixels.range[1]
+    if is_deep(image) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and not falls:
+        raise Unsuited(
+            f"{where} says that its smallest value is white: set data.range to the stored values "
+            f"of black and white, such as data.range=65535,0"
+        )
+    return max(bits)
 
 
 def _opaque(image, where: str, background: str):

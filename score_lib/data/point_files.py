@@ -23,6 +23,8 @@ _TYPES = {
 _ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
 # Above any header of PLY, and any number as text.
 _LONGEST_HEADER, _LONGEST_NUMBER = 1 << 16, 100
+# Error of float32 as a share of a cloud's extent.
+_MOST_ROUNDED = 1e-3
 # Bytes of text that are read at once.
 _BLOCK = 1 << 16
 _SPACE, _WORD = re.compile(rb"\s"), re.compile(rb"\S+")
@@ -32,16 +34,29 @@ def read_points(name: str, content: bytes) -> np.ndarray:
     """The points in a file of this name, (P, C) float32, in the order of the file.
 
     Raises:
-        ValueError: the contents are damaged, hold something else, or a point is not finite.
+        ValueError: the contents are damaged, hold something else, a point is not finite, or points
+            are so far from 0 that float32 cannot tell them apart.
     """
-    points = READERS[name[name.rfind(".") :].lower()](content)
+    stored = READERS[name[name.rfind(".") :].lower()](content)
     with np.errstate(over="ignore"):
-        points = points.astype(np.float32)
+        points = stored.astype(np.float32)
     finite = np.isfinite(points).all(axis=1)
     if not finite.all():
         first = int(np.argmin(finite))
         raise ValueError(f"point {first} (from 0) is not finite in float32: {points[first]}")
+    if len(points):
+        _check_rounding(stored.astype(np.float64), points)
     return points
+
+
+def _check_rounding(stored: np.ndarray, points: np.ndarray) -> None:
+    error, extent = np.abs(points - stored).max(), np.ptp(stored, axis=0).max()
+    if error > _MOST_ROUNDED * extent:
+        raise ValueError(
+            f"float32 rounds its coordinates by {error:.2g}, and they extend over {extent:.2g} "
+            f"only: subtract an offset from all, or keep clouds in one array of float64 for "
+            f"data.dataset='ARRAYS' with data.kind='points'"
+        )
 
 
 def _npy(content: bytes) -> np.ndarray:

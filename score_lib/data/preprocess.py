@@ -4,6 +4,7 @@ PyTorch's antialiased `interpolate` and `tf.image.resize(antialias=True)` agree 
 a grey level, so rounded results differ rarely, and by one level.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,10 +36,14 @@ def resized(images: Tensor, size: int) -> Tensor:
     return resize(images, size, size, "bilinear").round().byte()
 
 
-def fit(images: Tensor, height: int, width: int) -> Tensor:
+def fit(images: Tensor, height: int, width: int, levels: int = 256) -> Tensor:
     """Centre crop to the wanted aspect ratio, then bicubic resizing.
 
-    Images that already have this size are returned unchanged.
+    Images that already have this size are returned unchanged.  Of four channels the last is the
+    opacity, by which colours are weighted: transparent pixels hide theirs.
+
+    Args:
+        images: (n, C, h, w) in 0 ... levels - 1.
     """
     h, w = images.shape[-2:]
     if (h, w) == (height, width):
@@ -47,7 +52,18 @@ def fit(images: Tensor, height: int, width: int) -> Tensor:
         cropped = center_crop(images, max(1, round(w * height / width)), w)
     else:
         cropped = center_crop(images, h, max(1, round(h * width / height)))
-    return resize(cropped, height, width, "bicubic").round().byte()
+    enlarge = _resize_transparent if images.shape[1] == 4 else resize
+    # Bicubic interpolation overshoots at edges.
+    return enlarge(cropped, height, width, "bicubic").clamp(max=levels - 1).round().byte()
+
+
+def _resize_transparent(images: Tensor, height: int, width: int, mode: str) -> Tensor:
+    """`resize` for colours and opacity, (n, 4, h, w); colours are 0 where nothing is seen."""
+    colors, opacity = images.float().split([3, 1], dim=1)
+    resized = resize(torch.cat([colors * opacity / 255, opacity], dim=1), height, width, mode)
+    seen, opacity = resized.split([3, 1], dim=1)
+    colors = torch.where(opacity.round() > 0, 255 * seen / opacity, 0).clamp(0, 255)
+    return torch.cat([colors, opacity], dim=1)
 
 
 def center_crop(images: Tensor, height: int, width: int) -> Tensor:

@@ -147,13 +147,19 @@ def split_shards(root: pathlib.Path, names: Sequence[str], wanted: str) -> Shard
 
 
 def require_complete(root: pathlib.Path, names: Sequence[str]) -> None:
-    """Refuse files called ...-00002-of-00005 unless there are as many.
+    """Refuse files called ...-00002-of-00005 unless there are as many, of one total.
 
     Raises:
-        DataError: some are missing; names those that are there.
+        DataError: some are missing, or there are two totals; names those that are there.
     """
     counted = filter(None, map(_COUNTED.fullmatch, names))
+    totals: dict[str, str] = {}
     for (start, total), count in Counter(found.groups() for found in counted).items():
+        if totals.setdefault(start, total) != total:
+            raise DataError(
+                f"{root} has files {printable(start)}-...-of-{totals[start]} and -of-{total}, two "
+                "versions of the same data: remove one"
+            )
         if count != int(total):
             raise DataError(
                 f"{root} has {count} of the files {printable(start)}-...-of-{total}: get the others"

@@ -53,7 +53,9 @@ def weights_by_name(path: str | os.PathLike, contents: dict, model: nn.Module) -
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     tables = {name: own[name] for name, _ in model.named_buffers() if name in own}
     stored = without_wrapper(_table(path, contents.get("model", {})), own)
-    names = [name for name in stored or own if name not in frozen | tables.keys()]
+    # Averages are in the network's order, which the names of a file need not be in.
+    order = own if stored.keys() == own.keys() else stored or own
+    names = [name for name in order if name not in frozen | tables.keys()]
     weights = tables | stored
     if average is None:
         return weights

@@ -140,7 +140,8 @@ def _check_fit(path: pathlib.Path, stored: Mapping[str, Tensor], model: UNet) ->
             f"{'; '.join(listed)}"
         )
     for name in names:
-        if not stored[name].is_floating_point() or not stored[name].isfinite().all():
+        # Types of 8 bits can do little themselves.
+        if not stored[name].is_floating_point() or not stored[name].float().isfinite().all():
             raise ExchangeError(f"{path} holds {name!r} with other than finite numbers")
     return names
 

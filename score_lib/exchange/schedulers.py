@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from score_lib.exchange.errors import ExchangeError, wrong_class, wrong_value
+from score_lib.exchange.errors import ExchangeError, shown, wrong_class, wrong_value
 from score_lib.option_kinds import Check, between, flag, one_of
 from score_lib.sdes.process import SDE
 from score_lib.sdes.published import VESDE, VPSDE, CosineVPSDE
@@ -42,6 +42,8 @@ _CHAIN: dict[str, tuple[object, Check]] = {
 _DDPM = {**_CHAIN, "variance_type": ("fixed_small", one_of("fixed_small", "fixed_large"))}
 _DDIM = {**_CHAIN, "set_alpha_to_one": (True, flag)}
 SCHEDULERS = {"ScoreSdeVeScheduler": _VE, "DDPMScheduler": _DDPM, "DDIMScheduler": _DDIM}
+# Options without effect here: of thresholding, which is off, and of the kind of arrays in 2022.
+_WITHOUT_EFFECT = {"dynamic_thresholding_ratio", "sample_max_value", "tensor_format"}
 # The pipeline that belongs to each.
 PIPELINES = {
     "ScoreSdeVeScheduler": "ScoreSdeVePipeline",
@@ -76,12 +78,20 @@ def read(path, stored: Mapping[str, object]) -> Process:
         path: for messages.
         stored: the contents of its file.
     Raises:
-        ExchangeError: an unknown scheduler, an option of a wrong kind, or noise levels that no
-            process here has.
+        ExchangeError: an unknown scheduler or option, an option of a wrong kind, or noise levels
+            that no process here has.
     """
     kind = stored.get("_class_name")
     if not isinstance(kind, str) or kind not in SCHEDULERS:
         raise wrong_class(path, kind, SCHEDULERS)
+    stored = _todays(path, stored)
+    known = SCHEDULERS[kind].keys() | _WITHOUT_EFFECT
+    for name, value in stored.items():
+        if not name.startswith("_") and name not in known and value is not None:
+            raise ExchangeError(
+                f"{path} has the option {name} = {shown(value)}, which is unknown here and may "
+                "change the noise levels or what the network predicts"
+            )
     options = {}
     for name, (default, allowed) in SCHEDULERS[kind].items():
         options[name] = stored.get(name, default)
@@ -91,6 +101,26 @@ def read(path, stored: Mapping[str, object]) -> Process:
         return _variance_exploding(options) if kind == "ScoreSdeVeScheduler" else _chain(options)
     except ValueError as error:  # noise levels that do not grow, or too few
         raise ExchangeError(f"{path} describes no process: {error}") from error
+
+
+def _todays(path, stored: Mapping[str, object]) -> Mapping[str, object]:
+    """Options by today's names: in 2022 `predict_epsilon` said what the network predicts.
+
+    Raises:
+        ExchangeError: it is no truth value, or contradicts today's.
+    """
+    if (predicts_noise := stored.get("predict_epsilon")) is None:
+        return stored
+    if not isinstance(predicts_noise, bool):
+        raise wrong_value(path, "predict_epsilon", predicts_noise, "true or false")
+    prediction = "epsilon" if predicts_noise else "sample"
+    today = stored.get("prediction_type", prediction)
+    if today != prediction:
+        raise wrong_value(
+            path, "prediction_type", today, f"{prediction!r}, as predict_epsilon says"
+        )
+    others = {name: value for name, value in stored.items() if name != "predict_epsilon"}
+    return others | {"prediction_type": prediction}
 
 
 def _variance_exploding(options: dict[str, object]) -> Process:

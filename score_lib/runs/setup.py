@@ -38,7 +38,14 @@ from score_lib.parametrization import parametrization_of
 from score_lib.runs.averages import choose_average, get_averages, get_ema, one_average
 from score_lib.runs.conditions import Conditions
 from score_lib.runs.history import check_same_output, trained_config
-from score_lib.runs.start import META, chosen_checkpoint, load_start, needs_start
+from score_lib.runs.start import (
+    META,
+    check_units,
+    chosen_checkpoint,
+    expect_units,
+    load_start,
+    needs_start,
+)
 from score_lib.runs.units import BitsPerDim, Nats
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
 from score_lib.scores import label_at
@@ -166,14 +173,10 @@ class Run:
         """Refuse data whose labels the network cannot learn.
 
         Raises:
-            ValueError: there are no labels, more classes than the network has, or others.
+            ValueError: there are none, more classes than the network has, or others.
         """
-        classes = self.config.data.num_classes
-        if self.needs_labels and not 1 < info.num_classes <= classes:
-            raise ValueError(
-                f"a network of data.num_classes = {classes} cannot learn the labels of "
-                f"{info.name}, which has {info.num_classes if info.num_classes > 1 else 0} classes"
-            )
+        if self.needs_labels:
+            info.check_labels(self.config.data.num_classes)
         self.check_classes(info.class_to_idx)
 
     def check_classes(self, found: dict[str, int]) -> None:
@@ -351,8 +354,9 @@ def load_weights(run: Run, average: str = "") -> str:
         raise ValueError(
             f"eval.ema = {average!r} is an average of a checkpoint: give it as eval.checkpoint"
         )
-    load_start(run.config, run.state, run.device)
-    check_standardization(run.config.model.weights, run)
+    expect_units(run.state)
+    load_start(run.config, run.state, run.device, averaged=average != "none")
+    check_units(run.config.model.weights, run.config, run.state)
     return ""
 
 
@@ -372,11 +376,10 @@ def load_trained(
         ValueError: it has no such average.
     """
     run.state |= {"config": "", "averages": {}, "start": {}}
-    if run.continuous:
-        run.scaler.fitted = False  # perhaps that of another checkpoint
+    expect_units(run.state)
     restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
     restore(path, run.state, run.device, must_exist=True)
-    check_standardization(path, run)
+    check_units(path, run.config, run.state)
     trained = trained_config(path, {"config": run.state.pop("config")})
     if trained is not None:
         check_same_output(path, trained, run.config)
@@ -406,18 +409,10 @@ def from_checkpoint(
     own = complete(own)
     own.device = str(device)
     run = setup(own)
+    expect_units(run.state)
     checkpoints.restore_contents(path, contents, run.state)
-    check_standardization(path, run)
+    check_units(path, own, run.state)
     return run
-
-
-def check_standardization(path: str | os.PathLike, run: Run) -> None:
-    """CheckpointError for a file that lacks the "standardization" of continuous data."""
-    if run.continuous and not run.scaler.fitted:
-        raise checkpoints.CheckpointError(
-            f"{path} holds no 'standardization', the mean and deviation of its data: it was not "
-            f"trained on data such as data.dataset = {run.config.data.dataset!r}"
-        )
 
 
 def _dry_run(run: Run) -> None:

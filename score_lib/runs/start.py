@@ -13,9 +13,10 @@ import torch
 from ml_collections import ConfigDict
 
 from score_lib.base import distributed
+from score_lib.data.standardization import Standardization
 from score_lib.disk.checkpoints import restore_latest, restore_part
 from score_lib.disk.files import file_digest, printable, with_earlier
-from score_lib.disk.fit import count
+from score_lib.disk.fit import CheckpointError, count
 from score_lib.disk.weights_files import completed, read_weights, weights_by_name
 from score_lib.exchange import adm
 from score_lib.exchange.diffusers import load_diffusers
@@ -51,15 +52,43 @@ def needs_start(config, workdir: str | os.PathLike) -> bool:
     return not any(path.is_file() for path in own)
 
 
-@torch.no_grad()
-def load_start(config, state: dict, device: torch.device) -> None:
-    """Load `model.weights` into a state that has made no step: the network and all averages.
+def expect_units(state: dict) -> None:
+    """Before a file is loaded into a state: forget the units of another one; see `check_units`."""
+    units = state.setdefault("standardization", {})
+    if isinstance(units, Standardization):
+        units.fitted = False
 
-    A checkpoint's average is taken, if it has one.
+
+def check_units(path: str | os.PathLike, config, state: dict) -> None:
+    """Refuse a loaded file of continuous data for grey levels, or one of grey levels for others.
+
+    Raises:
+        CheckpointError: the data it was trained with have other units.
+    """
+    units = state["standardization"]
+    data = f"data.dataset = {config.data.dataset!r} with data.levels = {config.data.levels}"
+    if not isinstance(units, Standardization):
+        del state["standardization"]
+        if units:
+            raise CheckpointError(
+                f"{path} was trained on continuous values, of which it holds the mean and "
+                f"deviation, but {data} means grey levels: use the config that it was trained with"
+            )
+    elif not units.fitted:
+        raise CheckpointError(
+            f"{path} holds no 'standardization', the mean and deviation of its data: it was not "
+            f"trained on continuous values, which {data} means"
+        )
+
+
+@torch.no_grad()
+def load_start(config, state: dict, device: torch.device, averaged: bool = True) -> None:
+    """Load `model.weights` into a state that has made no step: the network and all averages.
 
     Args:
         state: "model", "ema", perhaps "averages" and "standardization", changed in place; its
             "step" and "class_to_idx" become those of the file, and "start" says which it was.
+        averaged: take a checkpoint's average, if it has one.
     Raises:
         OSError: there is no such file.
         CheckpointError: it does not fit the network, or was trained with other options that decide
@@ -69,6 +98,10 @@ def load_start(config, state: dict, device: torch.device) -> None:
     if not path.exists():
         raise FileNotFoundError(f"there are no weights at model.weights = {str(path)!r}")
     contents = _of_folder(path, config) if path.is_dir() else read_weights(path, device)
+    if not averaged:
+        if "model" not in contents:
+            raise CheckpointError(f"{path} holds an average alone: set eval.ema to ''")
+        contents = {key: value for key, value in contents.items() if key != "ema"}
     trained = trained_config(path, contents)
     if trained is not None:
         check_same_output(path, trained, config)
@@ -78,9 +111,11 @@ def load_start(config, state: dict, device: torch.device) -> None:
             adm.check_description(path, weights, model)
         logging.info("of %s, %s", path, adm.untold(config))
     model.load_state_dict(completed(path, weights, model, config.model.weights_except))
-    if "standardization" in state and "standardization" in contents:
-        key = "standardization"
-        restore_part(path, state[key], contents[key], key)
+    if (key := "standardization") in state and key in contents:
+        if isinstance(state[key], Standardization):
+            restore_part(path, state[key], contents[key], key)
+        else:
+            state[key] = contents[key]
     averages = getattr(state.get("averages"), "named", {}).values()
     trainable = [p for p in model.parameters() if p.requires_grad]
     for average in (state["ema"], *averages):
@@ -132,7 +167,7 @@ def load_latest(
         CheckpointError: it is of another network, process or data set.
     """
     state |= {"position": 0, "start": {}, "best": {}, "snapshot_due": False, "metrics_due": False}
-    old = None
+    path, old = workdir / META, None
 
     def check(chosen: pathlib.Path, contents: dict) -> None:
         nonlocal old
@@ -147,7 +182,10 @@ def load_latest(
         if config.model.weights_except:  # perhaps those of other classes
             state["class_to_idx"] = {}
     else:
-        restore_latest(workdir / META, state, device, check=check)
+        expect_units(state)
+        restore_latest(path, state, device, check=check)
+        if state["step"]:
+            check_units(path, config, state)
         _tell_start(config, state)
     start_averages(state)
     return old

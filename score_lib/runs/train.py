@@ -40,7 +40,7 @@ from score_lib.losses.optimization import LossGuard, apply_settings
 from score_lib.runs.history import record_config
 from score_lib.runs.quality import Quality, get_quality, is_best_file
 from score_lib.runs.samples import save_samples
-from score_lib.runs.setup import META, Run, check_standardization, setup
+from score_lib.runs.setup import META, Run, setup
 from score_lib.runs.start import BEST, load_latest
 
 Streams = tuple[ImageStream, ImageStream]
@@ -114,11 +114,8 @@ def standardize(run: Run, source: Source) -> None:
 
     Raises:
         DataError: they cannot be standardised, see `standardization.fit`.
-        CheckpointError: a resumed run has no scaler.
     """
     if run.continuous and not run.scaler.fitted:
-        if run.state["step"]:
-            check_standardization(META, run)
         how = run.config.data.standardize
         logging.info(
             "mean and deviation of %d examples, for data.standardize = %r", len(source), how

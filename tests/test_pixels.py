@@ -1,0 +1,123 @@
+"""Stored pixels whose meaning is easily mistaken: TIFF's kinds, opacity, few grey levels."""
+
+import logging
+import struct
+
+import numpy as np
+import pytest
+import torch
+from dataset_helpers import make_config, save_image
+from PIL import Image
+
+import datasets
+from datasets import DataError
+from score_lib.data import preprocess
+from score_lib.data.sources import log_once
+
+BITS, PHOTOMETRIC, PER_PIXEL, PLANAR, FORMAT = 258, 262, 277, 284, 339
+
+
+def write_tiff(path, values, tags):
+    """An uncompressed TIFF of values (C, h, w), a strip for each channel.
+
+    Args:
+        tags: number -> values of 16 bits.
+    """
+    channels, height, width = values.shape
+    size = values[0].nbytes
+    strips = {273: [8 + k * size for k in range(channels)], 279: [size] * channels}
+    sides = {256: [width], 257: [height], 259: [1], 278: [height]}
+    entries, extra = [], b""
+    behind = 8 + values.nbytes
+    for tag, numbers in sorted({**strips, **sides, **tags}.items()):
+        wide = tag in strips
+        packed = struct.pack(f"<{len(numbers)}{'I' if wide else 'H'}", *numbers)
+        if len(packed) > 4:
+            packed, extra = struct.pack("<I", behind + len(extra)), extra + packed
+        entries.append(
+            struct.pack("<HHI", tag, 4 if wide else 3, len(numbers)) + packed.ljust(4, b"\0")
+        )
+    header = b"II*\0" + struct.pack("<I", behind + len(extra))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    path.write_bytes(
+        header + values.astype(values.dtype.newbyteorder("<")).tobytes() + extra + directory
+    )
+    return path
+
+
+def pixels(path, channels=1, **options):
+    """The first image at a path, (C, H, W)."""
+    config = make_config("IMAGES", num_channels=channels, path=str(path), **options)
+    return datasets.get_streams(config)[2].sources["train"].images([0])[0].numpy()
+
+
+def test_planes_of_8_bits_are_read_and_of_16_bits_refused(tmp_path):
+    values = np.arange(192, dtype=np.uint8).reshape(3, 8, 8)
+    tags = {PHOTOMETRIC: [2], PER_PIXEL: [3], PLANAR: [2]}
+    narrow = write_tiff(tmp_path / "8.tif", values, {**tags, BITS: [8] * 3})
+    assert np.array_equal(pixels(narrow, channels=3), values)
+    wide = write_tiff(tmp_path / "16.tif", values.astype(np.uint16) * 257, {**tags, BITS: [16] * 3})
+    with pytest.raises(DataError, match=r"16.tif in .* more than 8 bits in each of several"):
+        pixels(wide, channels=3)
+
+
+def test_signed_bytes_are_refused(tmp_path):
+    values = np.full((1, 8, 8), -3, np.int8)
+    tags = {BITS: [8], PHOTOMETRIC: [1], PER_PIXEL: [1], FORMAT: [2]}
+    with pytest.raises(DataError, match=r"1.tif in .* signed values of 8 bits"):
+        pixels(write_tiff(tmp_path / "1.tif", values, tags))
+
+
+def test_where_0_is_white_the_range_says_so_too(tmp_path):
+    values = np.full((1, 8, 8), 1000, np.uint16)
+    tags = {BITS: [16], PHOTOMETRIC: [0], PER_PIXEL: [1]}
+    path = write_tiff(tmp_path / "1.tif", values, tags)
+    with pytest.raises(DataError, match=r"smallest value is white: set data.range"):
+        pixels(path, range=(0, 4095))
+    assert (pixels(path, range=(4095, 0)) == round((4095 - 1000) / 4095 * 255)).all()
+
+
+def test_pages_that_are_not_read_are_told(tmp_path, caplog):
+    log_once.cache_clear()
+    caplog.set_level(logging.INFO)
+    first, *others = (Image.fromarray(np.full((8, 8), k, np.uint8)) for k in (50, 100, 200))
+    first.save(tmp_path / "stack.tif", save_all=True, append_images=others)
+    assert (pixels(tmp_path / "stack.tif") == 50).all()
+    assert "several pages the first is read" in caplog.text
+
+
+def test_the_range_is_of_colours_and_not_of_the_opacity(tmp_path):
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[...] = 10, 20, 30, 255
+    save_image(tmp_path, "1.png", rgba)
+    found = pixels(tmp_path, channels=4, range=(255, 0))
+    assert found[:, 0, 0].tolist() == [245, 235, 225, 255]
+
+
+@pytest.mark.parametrize("side", [16, 100])
+def test_hidden_colours_do_not_show_after_resizing(side):
+    """A white disc on transparent black stays white, and its opacity is resized like grey."""
+    y, x = np.mgrid[:64, :64] - 31.5
+    rgba = np.zeros((64, 64, 4), np.uint8)
+    rgba[x**2 + y**2 < 20**2] = 255
+    found = preprocess.fit(torch.from_numpy(rgba).permute(2, 0, 1)[None], side, side)[0].numpy()
+    seen = found[3] > 0
+    assert (found[:3, seen] == 255).all() and (found[:3, ~seen] == 0).all()
+    alone = preprocess.fit(torch.from_numpy(rgba[None, None, ..., 3]), side, side)[0, 0]
+    assert np.array_equal(found[3], alone.numpy()) and found[3].max() == 255
+
+
+@pytest.mark.parametrize("kind", ["IMAGES", "array"])
+def test_resizing_keeps_within_few_grey_levels(tmp_path, kind):
+    square = np.zeros((32, 32), np.uint8)
+    square[8:24, 8:24] = 16
+    path = save_image(tmp_path, "1.png", square)
+    if kind == "array":
+        path = str(tmp_path / "1.npy")
+        np.save(path, square[None])
+    found = pixels(path, levels=17, image_size=16)
+    assert found.max() == 16 and found.min() == 0
+    square[0, 0] = 17
+    save_image(tmp_path / "more", "1.png", square)
+    with pytest.raises(DataError, match=r"holds 17, but data.levels=17 allows 0 to 16"):
+        pixels(tmp_path / "more", levels=17, image_size=16)
