@@ -323,16 +323,23 @@ def for_batch(condition: Condition, x: Tensor) -> dict[str, Tensor]:
 
 
 class Dropping(NamedTuple):
-    """How often a condition is dropped in training, and the null of each, by name, instead."""
+    """How often a condition is dropped in training, and the null of each, by name, instead.
+
+    Conditions that are `kept` are never dropped.
+    """
 
     rate: float = 0.0
     null: Mapping[str, float] = UNCONDITIONAL
+    kept: tuple[str, ...] = ()
 
     def apply(self, condition: Condition, where: Tensor | None) -> Condition:
         """The condition, with nulls for the samples where (B,) holds; None drops nothing."""
         if where is None:
             return condition
-        return {kind: replaced(v, self.null[kind], where) for kind, v in condition.items()}
+        return {
+            kind: value if kind in self.kept else replaced(value, self.null[kind], where)
+            for kind, value in condition.items()
+        }
 
 
 NEVER = Dropping()

@@ -56,8 +56,10 @@ class UNet(Network):
         self.nf, self.freq_shift = config.model.nf, config.model.freq_shift
         self.register_buffer("sigmas", torch.tensor(get_sigmas(config)))
         self.checkpoint_activations = config.model.checkpoint_activations
-        # Published blocks have layers for the noise level even in networks that are not told it.
-        self.has_idle_parameters = not config.model.conditional
+        # Published blocks have layers for the noise level even in networks that are not told it,
+        # and a pyramid of outputs has its first layers even if there is a single level.
+        lonely = options.progressive == "residual" and len(config.model.ch_mult) == 1
+        self.has_idle_parameters = not config.model.conditional or lonely
         self.act = get_act(config)
         self.enlarge = Upsample(fir=options.fir, fir_kernel=options.fir_kernel)
         builder = Builder(config, options, self.act)

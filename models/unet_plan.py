@@ -109,7 +109,7 @@ class Builder:
         # Channels of each resolution, finest first, and whether there is attention.
         self.levels = [
             (model.nf * mult, side in model.attn_resolutions)
-            for mult, side in zip(model.ch_mult, heights, strict=True)
+            for mult, side in zip(map(int, model.ch_mult), heights, strict=True)
         ]
         self.slots = Slots()
         choose("model.normalization", model.normalization, {"GroupNorm": None})

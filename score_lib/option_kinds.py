@@ -1,5 +1,6 @@
 """Kinds of values that options take, in words and as checks."""
 
+import math
 import re
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -86,7 +87,9 @@ def _interval(values: object) -> bool:
 
 flag = Check("True or False", lambda value: isinstance(value, bool))
 whole = Check("a whole number", lambda v: isinstance(v, Integral) and not isinstance(v, bool))
-number = Check("a number", lambda v: isinstance(v, Real) and not isinstance(v, bool))
+number = Check(
+    "a number", lambda v: isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v)
+)
 nonzero = Check("a number other than 0", lambda v: number.accepts(v) and v != 0)
 text = Check("a text", lambda value: isinstance(value, str))
 numbers = Check("several numbers, such as (1, 2)", lambda values: _all(number, values))

@@ -214,6 +214,7 @@ def _conflicts(flat: Options) -> Iterator[str]:
                 yield f"{key} = True needs a score network, and training.objective = 'classifier'"
     yield from _conflicts_of_parametrization(flat)
     yield from _conflicts_of_conditions(flat)
+    yield from _conflicts_of_levels(flat)
     if flat["eval.enable_vlb"] and flat["training.continuous"]:
         yield (
             "eval.enable_vlb = True needs training.continuous = False, as it bounds the bits/dim "
@@ -292,6 +293,8 @@ def _conflicts_of_cosine(flat: Options) -> Iterator[str]:
 
 # Networks that read `model.embedding_type`.
 _WITH_FOURIER = ("ncsnpp", "mlp", "set_transformer")
+# Networks that are told the noise level by an embedding, and may divide by it.
+_EMBEDDED = (*_WITH_FOURIER, "ddpm")
 
 
 def _conflicts_of_parametrization(flat: Options) -> Iterator[str]:
@@ -331,6 +334,27 @@ def _conflicts_of_parametrization(flat: Options) -> Iterator[str]:
         )
 
 
+def _conflicts_of_levels(flat: Options) -> Iterator[str]:
+    """A VE network is told sigma in continuous time, and otherwise the index of its level."""
+    network, continuous = flat["model.name"].lower(), flat["training.continuous"]
+    told_by_process = flat["model.parametrization"].lower() in ("", "score")
+    if flat["training.sde"].lower() != "vesde" or not told_by_process:
+        return
+    if continuous and network.startswith("ncsn") and network != "ncsnpp":
+        yield (
+            f"model.name = {network!r} looks its noise level up by an index, and is told sigma "
+            "with training.continuous = True: set it to False, or choose the network 'ncsnpp'"
+        )
+    by_sigma = flat["model.embedding_type"].lower() == "fourier" and network in _WITH_FOURIER
+    if by_sigma != continuous and flat.get("model.scale_by_sigma") and network in _EMBEDDED:
+        read, given = ("sigma", "an index") if by_sigma else ("an index", "sigma")
+        yield (
+            f"model.scale_by_sigma = True divides by the noise level, for which the network reads "
+            f"its label as {read}, and with training.continuous = {continuous} it is {given}: set "
+            f"training.continuous = {by_sigma}, or another model.embedding_type"
+        )
+
+
 def _label_without_logarithm(flat: Options) -> str:
     """Why labels have no logarithm, or ""."""
     if not flat["training.continuous"]:
@@ -350,6 +374,11 @@ def _conflicts_of_conditions(flat: Options) -> Iterator[str]:
             f"training.condition = {condition!r}"
         )
     augment = flat["data.augment"]
+    if augment and dropout and condition.lower() == "features":
+        yield (
+            f"training.condition_dropout = {dropout} has nothing to drop, as the network is always "
+            "told of data.augment: set it to 0, or add a condition, as in 'classes,features'"
+        )
     if augment and "features" not in condition and flat["training.objective"] == "score":
         yield (
             f"data.augment = {augment} would leak into samples of a network that is not told of "

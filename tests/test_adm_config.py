@@ -17,7 +17,7 @@ from models.adm_configured import WithVariances
 from models.adm_layers import AttentionBlock
 from models.precision import Compiled, InBfloat16
 from models.utils import get_score_fn
-from score_lib.options import checked
+from score_lib.options import checked, complete
 from sde_lib import VPSDE, batch_mul
 from utils import restore_checkpoint
 
@@ -176,3 +176,10 @@ def test_the_network_is_one_graph_forward_and_backward():
         out = network(given, labels)
         found.append([out.detach(), *torch.autograd.grad(out.square().sum(), given)])
     assert fast.works and all(error(*pair) < 1e-5 for pair in zip(*found, strict=True))
+
+
+def test_times_of_a_continuous_process_are_of_1000_already():
+    for continuous, scale in ((False, 0.25), (True, 1.0)):
+        config = complete(adm_config(rescale_timesteps=True, num_scales=4000))
+        config.training.continuous = continuous
+        assert build(config).step_scale == scale

@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 from dataset_helpers import assert_same, make_config, numbered_source, take, together
+from small_runs import small_config
 
 import datasets
+import run_lib
 from datasets import ImageStream
 from score_lib.data.augment import augment, changed, labels_of
+from score_lib.runs.train import training_streams
 
 QUARTER = math.pi / 2
 
@@ -236,3 +239,21 @@ def test_the_option_changes_the_images_of_training_alone(p):
     assert torch.equal(next(iter(stored))["image"], images) and len(next(iter(stored))) == 2
     published, _, _ = datasets.get_dataset(config)
     assert ("features" in next(iter(published))) == (p > 0)
+
+
+def test_the_unconditional_score_is_of_unchanged_images_too():
+    """Without its features, a changed image would count as one of the data."""
+    config = small_config(
+        "edm/digits", data__augment=0.5, data__num_classes=10, training__batch_size=256,
+        training__condition="classes,features", training__condition_dropout=0.4,
+    )  # fmt: skip
+    run, told = run_lib.setup(config), []
+    batch = next(iter(training_streams(run)[0]))
+    run.state["model"].register_forward_pre_hook(
+        lambda _, __, condition: told.append(condition), with_kwargs=True
+    )
+    torch.manual_seed(0)
+    with torch.no_grad():
+        run.loss_fn(train=True)(run.state["model"], *run.arguments(batch))
+    assert torch.equal(told[0]["features"], batch["features"]) and batch["features"].any()
+    assert 60 < int((told[0]["classes"] == 10).sum()) < 150

@@ -290,6 +290,30 @@ def test_an_average_becomes_a_checkpoint(name, trained, tmp_path):
     assert run.state["step"] == (8 if name else 12)
 
 
+@pytest.mark.parametrize(
+    ("name", "others"),
+    (
+        ("", ("none", "0.2", "posthoc_0.1")),
+        ("none", ("0.4", "0.2")),
+        ("0.2", ("none", "0.4", "0.9", "posthoc_0.05")),
+        ("posthoc_0.1", ("none", "0.4", "posthoc_0.05")),
+    ),
+)
+def test_a_file_of_one_average_answers_to_its_own_name_alone(name, others, trained, tmp_path):
+    (path,) = run_lib.write_averages(options(eval__ema=name), trained[0])
+    export = {"export__folder": str(tmp_path / "e"), "eval__ema": name}
+    exported = run_lib.export(options(**export), trained[0]) / "weights.safetensors"
+    for file in (path, exported):
+        # A checkpoint holds the rate of its main average.
+        for asked in ("", name, *["0.4"] * (name == "" and file == path)):
+            run = run_lib.restored(options(eval__ema=asked, eval__checkpoint=str(file)), tmp_path)
+            found = value(run.state["ema"].state_dict())
+            assert found == pytest.approx(choices(trained)[name], rel=1e-5)
+        for asked in others:
+            with pytest.raises(ValueError, match=r"is no average of .* alone: set eval.ema to ''"):
+                run_lib.restored(options(eval__ema=asked, eval__checkpoint=str(file)), tmp_path)
+
+
 def copy(trained, folder):
     """A copy of the run's last checkpoint and of its snapshots."""
     for path in [trained[0] / META, *(trained[0] / snapshots.FOLDER).iterdir()]:

@@ -249,6 +249,16 @@ def test_grey_levels_of_a_resumed_training_are_those_of_the_data(trained, tmp_pa
         run_lib.train_dequantizer(settings(data__levels=30), folder)
 
 
+def test_changed_options_of_the_optimiser_hold_from_the_resume_on(trained, tmp_path, caplog):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    steps = read_checkpoint(folder / DEQUANTIZER)["step"] + 1
+    changed = {"optim__beta1": 0.5, "optim__eps": 1e-3, "optim__weight_decay": 0.1}
+    run_lib.train_dequantizer(settings(**changed, dequantizer__n_iters=steps), folder)
+    (group,) = read_checkpoint(folder / DEQUANTIZER)["optimizer"]["param_groups"]
+    found = group["betas"], group["eps"], group["weight_decay"]
+    assert found == ((0.5, 0.999), 1e-3, 0.1) and "optim.eps = 0.001 instead of" in caplog.text
+
+
 def test_training_for_another_score_network_is_told(folder, trained, caplog):
     shutil.copytree(trained / "dequantizer", folder / "dequantizer")
     path = folder / DEQUANTIZER

@@ -8,6 +8,8 @@ from small_runs import small_config
 
 import run_lib
 from score_lib.disk.checkpoints import CheckpointError, read_checkpoint, save_checkpoint
+from score_lib.options import complete
+from score_lib.runs.history import run_digest
 from score_lib.runs.setup import META
 from score_lib.runs.train import snapshot_name
 
@@ -192,3 +194,19 @@ def test_the_end_of_a_run_replaces_no_numbered_checkpoint(tmp_path):
     assert steps == {"checkpoint_1.pth": 4, "checkpoint_last.pth": 7}
     (record,) = run_lib.evaluate(config, tmp_path)
     assert (record["checkpoint"], record["step"]) == ("last", 7)
+
+
+def test_the_last_step_counts_where_the_learning_rate_falls_to_it(tmp_path, caplog):
+    few = {**QUIET, "optim__cooldown": 2}
+    run_lib.train(small_config(**few, training__n_iters=3), tmp_path)
+    run_lib.train(small_config(**few, training__n_iters=5), tmp_path)
+    assert "from step 3 on, training.n_iters = 5 instead of 3" in caplog.text
+    first, changed = map(json.loads, (tmp_path / "config_history.jsonl").read_text().splitlines())
+    assert first["config"]["training"]["n_iters"] == 3
+    assert changed == {"step": 3, "changed": {"training.n_iters": [3, 5]}}
+    digests = {
+        run_digest(complete(small_config(training__n_iters=n, optim__cooldown=c)))
+        for n in (3, 5)
+        for c in (0, 2)
+    }
+    assert len(digests) == 3

@@ -409,3 +409,18 @@ def test_networks_have_their_names():
     assert get_model("ncsnpp") is NCSNpp
     names = {get_model(name).__name__ for name in ("ddpm", "ncsnpp", *REFINE_NETS)}
     assert names == {"DDPM", "NCSNpp", "NCSN", "NCSNv2", "NCSNv2_128", "NCSNv2_256"}
+
+
+def test_a_pyramid_of_one_level_says_that_its_first_layers_are_idle():
+    config = tiny_config("ncsnpp", ch_mult=(1,), progressive="residual", attn_resolutions=())
+    model = fill_weights(build(config))
+    model(images(config), noise_labels(config)).square().mean().backward()
+    assert any(p.requires_grad and p.grad is None for p in model.parameters())
+    assert model.has_idle_parameters
+
+
+def test_multiples_may_be_written_as_fractions():
+    whole, fractions = (
+        build(tiny_config("ncsnpp", ch_mult=ch_mult)) for ch_mult in ((1, 2), (1.0, 2.0))
+    )
+    assert [p.shape for p in whole.parameters()] == [p.shape for p in fractions.parameters()]

@@ -301,6 +301,32 @@ FEW_STEPS = {"model__num_scales": 20, "sampling__num_steps": 0}
             },
             "should be '' for a classifier",
         ),
+        (
+            {"training__sde": "vesde", "model__name": "ncsnv2_64"},
+            "'ncsnv2_64' looks its noise level up .* is told sigma",
+        ),
+        (
+            {"training__sde": "vesde", "model__scale_by_sigma": True},
+            "reads its label as an index, .* it is sigma",
+        ),
+        (
+            {
+                "training__sde": "vesde",
+                "model__scale_by_sigma": True,
+                "model__embedding_type": "fourier",
+                "model__fourier_log": False,
+                "training__continuous": False,
+            },
+            "reads its label as sigma, .* it is an index",
+        ),
+        (
+            {
+                "training__condition": "features",
+                "training__condition_dropout": 0.1,
+                "data__augment": 0.1,
+            },
+            "has nothing to drop",
+        ),
         ({**FEW_STEPS, "training__continuous": False}, "20 steps are too few"),
         ({**FEW_STEPS, "sampling__predictor": "reverse_diffusion"}, "20 steps are too few"),
         (

@@ -123,6 +123,22 @@ def test_several_steps_a_call(undisturbed, tmp_path):
     torch.testing.assert_close(one["model"], other["model"], rtol=0, atol=0)
 
 
+def test_a_resume_between_two_calls_of_several_steps_misses_no_event(tmp_path):
+    """A run of 5 steps has ended with a call of one step; from there on it goes by two again."""
+    options = {"training__n_jitted_steps": 2, "training__log_freq": 2, "training__eval_freq": 4}
+    options |= {"training__snapshot_freq": 4, "training__snapshot_freq_for_preemption": 2}
+    options |= {"training__snapshot_sampling": False}
+    for folder, ends in (("parts", (5, 9)), ("whole", (9,))):
+        for end in ends:
+            run_lib.train(small_config(**options, training__n_iters=end), tmp_path / folder)
+    names = [sorted(p.name for p in (tmp_path / f / "checkpoints").iterdir()) for f in
+             ("parts", "whole")]  # fmt: skip
+    assert names[0] == names[1]
+    logs = [(tmp_path / f / "metrics.jsonl").read_text().splitlines() for f in ("parts", "whole")]
+    steps = [[(row["step"], "eval_loss" in row) for row in map(json.loads, log)] for log in logs]
+    assert steps[0] == steps[1] and steps[0]
+
+
 def test_a_finished_run_stays_as_it_is(undisturbed, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.pth")}
     run_lib.train(small_config(), undisturbed)

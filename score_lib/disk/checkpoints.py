@@ -338,8 +338,7 @@ def from_safetensors(path: str | os.PathLike, weights: dict, metadata: dict[str,
         CheckpointError: the metadata of ours are damaged.
     """
     contents = {"model": weights}
-    if "config" in metadata:
-        contents["config"] = metadata["config"]
+    contents |= {key: metadata[key] for key in ("config", "average") if key in metadata}
     try:
         contents |= {k: json.loads(metadata[k]) for k in _IN_METADATA if k in metadata}
         if "standardization" in contents:

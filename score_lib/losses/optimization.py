@@ -53,11 +53,18 @@ def apply_settings(config, state: dict) -> dict[str, list]:
     Returns:
         the options that differed: dotted name -> [old, new].
     """
-    config = complete(config)
-    optim, optimizer, ema = config.optim, state["optimizer"], state["ema"]
+    config, ema = complete(config), state["ema"]
     # A half-life has options of its own, which the history of the run compares.
-    pairs = {} if config.model.ema_halflife else {"model.ema_rate": [ema.decay, ema_decay(config)]}
+    changed = {}
+    if not config.model.ema_halflife and ema.decay != ema_decay(config):
+        changed["model.ema_rate"] = [ema.decay, ema_decay(config)]
     ema.decay = ema_decay(config)
+    return changed | set_optimizer(config, state["optimizer"])
+
+
+def set_optimizer(config, optimizer: torch.optim.Optimizer) -> dict[str, list]:
+    """The optimiser's half of `apply_settings`."""
+    optim, pairs = complete(config).optim, {}
     for group in optimizer.param_groups:
         beta1, beta2 = group["betas"]
         pairs["optim.beta1"] = [beta1, optim.beta1]

@@ -24,6 +24,8 @@ from score_lib.disk.snapshots import Stored
 from score_lib.losses.optimization import ema_decay, half_life
 from score_lib.options import complete
 
+# The main average, as a file that holds one alone records it.
+MAIN = "main"
 # Relative error of a profile above which its average is doubtful.
 _DOUBTFUL = 0.05
 
@@ -72,6 +74,11 @@ def start_averages(state: dict) -> None:
         averages.restart(state["model"].parameters())
 
 
+def recorded(name: str) -> str:
+    """The "average" of a file that holds one alone, by its name in `eval.ema`."""
+    return _rate(name) or name.partition("@")[0] or MAIN
+
+
 class _Wanted(NamedTuple):
     name: str
     sigma_rel: float
@@ -85,7 +92,7 @@ def choose_average(path: pathlib.Path, state: dict, name: str, stored: Mapping[s
     Args:
         path: of the checkpoint; the snapshots are beside its folder.
         state: "model", "ema" and "step"; changed in place.  At an earlier step of a profile, that
-            is the "step" then.
+            is the "step" then.  An "average" that is not "" names the only one of the file.
         name: see above.
         stored: the checkpoint's further averages: name -> state dict.
     Returns:
@@ -94,8 +101,17 @@ def choose_average(path: pathlib.Path, state: dict, name: str, stored: Mapping[s
         ValueError: there is no such average; the message lists those that there are.
         CheckpointError: an average does not fit, or a snapshot is damaged or of another network.
     """
-    ema = state["ema"]
-    if not name or _rate(name) == _rate_name(ema.decay):
+    ema, alone = state["ema"], state.pop("average", "")
+    is_main = not name or _rate(name) == _rate_name(ema.decay)
+    if alone and name:
+        same = is_main if alone == MAIN else alone == name or alone == _rate(name)
+        if not same:
+            raise ValueError(
+                f"eval.ema = {name!r} is no average of {path}, which holds {alone!r} alone: set "
+                "eval.ema to ''"
+            )
+        return name
+    if is_main:
         return name
     if name == "none":
         _replace(ema, [p for p in state["model"].parameters() if p.requires_grad])

@@ -30,7 +30,12 @@ from score_lib.disk import checkpoints
 from score_lib.disk.files import locked, open_folder, remove_leftovers
 from score_lib.disk.logs import MetricsLog, SilentLog, kept_messages, messages_to, progress_bar
 from score_lib.disk.writer import CheckpointWriter
-from score_lib.losses.optimization import LossGuard, get_optimizer, optimization_manager
+from score_lib.losses.optimization import (
+    LossGuard,
+    get_optimizer,
+    optimization_manager,
+    set_optimizer,
+)
 from score_lib.runs.history import trained_config
 from score_lib.runs.setup import Run, restored
 from score_lib.runs.train import every, training_streams
@@ -173,6 +178,8 @@ def _resume(path: pathlib.Path, state: dict, run: Run) -> None:
             path, state["score_step"], known["score_step"],
         )  # fmt: skip
     state |= known
+    for key, (before, after) in set_optimizer(run.config, state["optimizer"]).items():
+        logging.warning("from step %d on, %s = %r instead of %r", state["step"], key, after, before)
 
 
 class Training:

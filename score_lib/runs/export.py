@@ -1,5 +1,6 @@
 """Averaged weights as checkpoints of their own: `--mode ema`."""
 
+import functools
 import logging
 import os
 import pathlib
@@ -8,7 +9,7 @@ import torch
 
 from score_lib.base import distributed
 from score_lib.disk.checkpoints import save_checkpoint
-from score_lib.runs.averages import names_of_averages
+from score_lib.runs.averages import names_of_averages, recorded
 from score_lib.runs.setup import Run, load_chosen, setup
 
 
@@ -30,12 +31,13 @@ def write_averages(config, workdir: str | os.PathLike) -> list[pathlib.Path]:
         load_chosen(run, workdir, average)
         name = "_".join([f"step_{run.state['step']}", average.partition("@")[0] or "ema"])
         paths.append(workdir / "ema" / f"{name}.pth")
-        distributed.on_main(lambda: _write(run, paths[-1]))
+        distributed.on_main(functools.partial(_write, run, paths[-1], average))
     return paths
 
 
 @torch.no_grad()
-def _write(run: Run, path: pathlib.Path) -> None:
+def _write(run: Run, path: pathlib.Path, average: str) -> None:
     run.state["ema"].copy_to(run.state["model"].parameters())
-    save_checkpoint(path, {**run.state, "config": run.config.to_json_best_effort()})
+    contents = {"config": run.config.to_json_best_effort(), "average": recorded(average)}
+    save_checkpoint(path, {**run.state, **contents})
     logging.info("averaged weights are in %s", path)

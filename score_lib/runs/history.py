@@ -217,7 +217,9 @@ def _trained_by(config: ConfigDict) -> dict:
     found = json.loads(config.to_json_best_effort())
     for section in _SECTIONS_OF_OTHER_MODES:
         del found[section]
-    for key in _CHANGES_NO_WEIGHT:
+    # The cooldown of the learning rate ends with the last step.
+    counts = {"training.n_iters"} if config.optim.cooldown else set()
+    for key in _CHANGES_NO_WEIGHT - counts:
         section, _, name = key.rpartition(".")
         del (found[section] if section else found)[name]
     return found

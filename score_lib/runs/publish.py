@@ -16,7 +16,7 @@ from score_lib.exchange.diffusers import save_diffusers
 from score_lib.losses.optimization import get_optimizer
 from score_lib.option_table import TABLE
 from score_lib.options import Config, complete
-from score_lib.runs.averages import one_average
+from score_lib.runs.averages import one_average, recorded
 from score_lib.runs.cards import model_card
 from score_lib.runs.history import run_digest
 from score_lib.runs.nearest import nearest_experiment
@@ -26,6 +26,7 @@ RECORD = "exported.json"
 # Options that name files.
 _FILES = (
     "control.classifier",
+    "control.classifier_config",
     "control.mask",
     "control.other",
     "control.path",
@@ -118,7 +119,7 @@ def _write_safetensors(run: Run, folder: pathlib.Path, average: str) -> str:
         "config": shared_config(run).to_json_best_effort(),
         "step": str(state["step"]),
         "class_to_idx": json.dumps(state["class_to_idx"]),
-        "average": average,
+        "average": recorded(average),
     }
     if run.continuous:
         stored = run.scaler.state_dict()
@@ -148,7 +149,7 @@ def _write_pth(run: Run, folder: pathlib.Path, average: str) -> str:
     # The published code asks for an optimiser's state, and moments belong to unaveraged weights.
     optimizer = get_optimizer(run.config, list(state["model"].parameters()))
     config = shared_config(run).to_json_best_effort()
-    contents = {**state, "optimizer": optimizer, "config": config}
+    contents = {**state, "optimizer": optimizer, "config": config, "average": recorded(average)}
     if "start" in state:
         contents["start"] = {"digest": state["start"]["digest"]}
     write_contents(path, contents_of(contents))

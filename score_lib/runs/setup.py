@@ -216,14 +216,16 @@ class Run:
         return train_step, get_step_fn(self.sde, False, **shared)
 
     def _loss_options(self) -> dict:
-        options = self.config.training
+        options, null = self.config.training, taken_by(self.config).null
+        # Without its features, an augmented image would count as one of the data.
+        kept = ("features",) if self.config.data.augment > 0 else ()
         return {
             "reduce_mean": options.reduce_mean,
             "likelihood_weighting": options.likelihood_weighting,
             "objective": options.objective,
             "noise_levels": levels_of(self.config),
             "weighting": options.weighting,
-            "dropping": Dropping(options.condition_dropout, taken_by(self.config).null),
+            "dropping": Dropping(options.condition_dropout, null, kept),
             **self.reading,
         }
 
@@ -375,7 +377,7 @@ def load_trained(
             what its output means.
         ValueError: it has no such average.
     """
-    run.state |= {"config": "", "averages": {}, "start": {}}
+    run.state |= {"config": "", "averages": {}, "average": "", "start": {}}
     expect_units(run.state)
     restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
     restore(path, run.state, run.device, must_exist=True)

@@ -59,9 +59,11 @@ def expect_units(state: dict) -> None:
         units.fitted = False
 
 
-def check_units(path: str | os.PathLike, config, state: dict) -> None:
+def check_units(path: str | os.PathLike, config, state: dict, fresh: bool = False) -> None:
     """Refuse a loaded file of continuous data for grey levels, or one of grey levels for others.
 
+    Args:
+        fresh: there was no file.
     Raises:
         CheckpointError: the data it was trained with have other units.
     """
@@ -74,7 +76,7 @@ def check_units(path: str | os.PathLike, config, state: dict) -> None:
                 f"{path} was trained on continuous values, of which it holds the mean and "
                 f"deviation, but {data} means grey levels: use the config that it was trained with"
             )
-    elif not units.fitted:
+    elif not (units.fitted or fresh):
         raise CheckpointError(
             f"{path} holds no 'standardization', the mean and deviation of its data: it was not "
             f"trained on continuous values, which {data} means"
@@ -99,7 +101,7 @@ def load_start(config, state: dict, device: torch.device, averaged: bool = True)
         raise FileNotFoundError(f"there are no weights at model.weights = {str(path)!r}")
     contents = _of_folder(path, config) if path.is_dir() else read_weights(path, device)
     if not averaged:
-        if "model" not in contents:
+        if "model" not in contents or contents.get("average", "none") != "none":
             raise CheckpointError(f"{path} holds an average alone: set eval.ema to ''")
         contents = {key: value for key, value in contents.items() if key != "ema"}
     trained = trained_config(path, contents)
@@ -184,8 +186,7 @@ def load_latest(
     else:
         expect_units(state)
         restore_latest(path, state, device, check=check)
-        if state["step"]:
-            check_units(path, config, state)
+        check_units(path, config, state, fresh=not state["step"])
         _tell_start(config, state)
     start_averages(state)
     return old

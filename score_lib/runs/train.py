@@ -223,9 +223,13 @@ class Training:
         distributed.barrier()
 
     def _steps(self) -> Tensor:
-        """`training.n_jitted_steps` steps; returns the loss of the last."""
+        """Steps up to the next multiple of `training.n_jitted_steps`; returns the last one's loss.
+
+        A run may resume between two multiples, where one of another length has ended.
+        """
         state, options = self.state, self.options
-        for _ in range(min(options.n_jitted_steps, options.n_iters - state["step"])):
+        at_once = options.n_jitted_steps - state["step"] % options.n_jitted_steps
+        for _ in range(min(at_once, options.n_iters - state["step"])):
             torch.manual_seed(derive_seed(self.run.config.seed, "train", state["step"]))
             batch = next(self.train_batches)
             loss = self.train_step(state, *self.run.arguments(batch))
