@@ -12,6 +12,7 @@ from small_runs import small_config
 import evaluation
 import run_lib
 from datasets import get_streams
+from score_lib.disk.arrays import load_arrays, save_arrays
 from score_lib.metrics.pixels import hash_sum, pixel_digest
 from score_lib.runs.measures import evaluate_samples
 from score_lib.runs.rounds import Job
@@ -225,6 +226,41 @@ def test_statistics_that_do_not_fit_are_refused_before_sampling(
     monkeypatch.setattr("score_lib.runs.setup.Run.draw", None)
     with pytest.raises(ValueError, match=reason):
         sampled(own_images(), tmp_path / "run")
+
+
+def test_cached_features_of_another_extractor_are_not_used(
+    own_images, tmp_path, monkeypatch, caplog
+):
+    """An extractor that has changed since: its features are computed anew, of the same samples."""
+    caplog.set_level("INFO")
+    config, run = own_images(), tmp_path / "run"
+    run_lib.fid_stats(config)
+    before = sampled(config, run)
+    monkeypatch.setattr("score_lib.runs.setup.Run.draw", None)
+    assert sampled(config, run) == before and "made again" not in caplog.text
+
+    changed = Corners.features
+    monkeypatch.setattr(Corners, "features", lambda *given: (3 * changed(*given)[0], None))
+    monkeypatch.setattr(Corners, "digest", "2")
+    run_lib.fid_stats(config)
+    assert sampled(config, run)["fid"] == pytest.approx(9 * before["fid"])
+    said = "made with 'corners' (weights 1, resize: none) are made again with 'corners' (weights 2"
+    assert caplog.text.count(said) == 1
+    path = run / "ckpt_1/statistics_0.npz"
+    arrays = load_arrays(path)
+    assert arrays.pop("basis") and len(arrays["pool_3"]) == 4
+    save_arrays(path, **arrays | {"pool_3": 0 * arrays["pool_3"]})
+    assert sampled(config, run)["fid"] == pytest.approx(9 * before["fid"])
+    assert "made with an older version are made again" in caplog.text
+
+
+def test_spatial_features_are_added_to_cached_ones(own_images, tmp_path):
+    config = own_images()
+    run_lib.fid_stats(config)
+    assert "sfid" not in sampled(config, tmp_path / "run")
+    config.eval.stats_format = "moments"
+    run_lib.fid_stats(config)
+    assert sampled(config, tmp_path / "run")["sfid"] > 0
 
 
 def test_distances_of_other_features_have_another_name(own_images, tmp_path, monkeypatch):

@@ -327,6 +327,7 @@ def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | Non
         return compare_with_data(job)
     real = data_statistics(run, job.workdir)
     extractor = comparable_extractor(run, real, job.workdir)
+    basis = extractor.identity + (" and spatial features" if extractor.with_spatial else "")
     folder = f"ckpt_{job.label}"
     parts = in_batches(range(options.num_samples), options.batch_size)
 
@@ -337,9 +338,8 @@ def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | Non
         return job.round(f"{folder}/samples_{number}.npz", draw)["samples"]
 
     def features(number: int) -> dict:
-        found = job.round(
-            f"{folder}/statistics_{number}.npz", lambda: _features(extractor, samples(number))
-        )
+        path = f"{folder}/statistics_{number}.npz"
+        found = job.round(path, lambda: _features(extractor, samples(number)), basis)
         logging.info("features of samples, batch %d", number)
         return found
 

@@ -15,8 +15,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_lib.base import distributed
+from score_lib.data.sources import log_once
 from score_lib.disk.arrays import load_arrays, save_arrays
-from score_lib.disk.files import file_digest
+from score_lib.disk.files import file_digest, printable
 from score_lib.options import flatten
 from score_lib.runs.setup import Run
 
@@ -64,17 +65,28 @@ class Job:
     fingerprint: str
     workdir: pathlib.Path | None = None
 
-    def round(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict:
+    def round(
+        self, name: str, compute: Callable[[], dict[str, np.ndarray]], basis: str = ""
+    ) -> dict:
         """The arrays of a round: from its file, or computed and written there, by this process.
 
+        Args:
+            basis: in words, what the arrays depend on beside the fingerprint, such as an
+                extractor.  A round of another basis is made again, and the log says so.
         Raises:
             ValueError: the file is damaged, or belongs to another evaluation.
         """
         path = self.folder / name
-        if not path.exists():
-            self._write(path, compute())
+        arrays, found = self._read(path) if path.exists() else ({}, None)
+        if found == basis:
+            return arrays
+        if found is not None:
+            # One line for all of a folder's.
+            earlier = printable(found) or "an older version"
+            log_once(f"{path.parent}: rounds made with {earlier} are made again with {basis}")
+        self._write(path, compute(), basis)
         # Read back even if just written: a resumed evaluation then sees the same numbers.
-        return self._read(path)
+        return self._read(path)[0]
 
     def rounds(self, count: int, make: Callable[[int], dict]) -> list[dict]:
         """[make(k) for k in range(count)], shared among processes; `make` calls `round`."""
@@ -89,19 +101,22 @@ class Job:
         if not distributed.on_main(path.exists):
             arrays = compute()
             distributed.on_main(lambda: self._write(path, arrays))
-        return self._read(path)
+        return self._read(path)[0]
 
-    def _write(self, path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-        save_arrays(path, fingerprint=np.array(self.fingerprint), **arrays)
+    def _write(self, path: pathlib.Path, arrays: dict[str, np.ndarray], basis: str = "") -> None:
+        record = {"fingerprint": self.fingerprint} | ({"basis": basis} if basis else {})
+        save_arrays(path, **{name: np.array(text) for name, text in record.items()}, **arrays)
 
-    def _read(self, path: pathlib.Path) -> dict[str, np.ndarray]:
+    def _read(self, path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
+        """The arrays of a round, and its basis."""
         arrays = load_arrays(path)
         if str(arrays.pop("fingerprint", "")) != self.fingerprint:
             raise ValueError(
                 f"{path} was made with other options or another checkpoint: choose another "
                 "--eval_folder, or remove it"
             )
-        return arrays
+        basis = str(arrays.pop("basis", ""))
+        return arrays, basis
 
 
 def fingerprint(config, *checkpoints: pathlib.Path, average: str = "") -> str:
