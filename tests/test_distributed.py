@@ -254,6 +254,8 @@ def test_evaluation_gives_the_figures_of_one_process(world, evaluated, options):
         for folder in (evaluated / name, evaluated / "eval")
     )
     assert ours == theirs and len(ours) == 1 + 3 + 3 + 3 + 1
+    records = [(evaluated / folder / "examples.json").read_text() for folder in (name, "eval")]
+    assert records[0] == records[1]
 
 
 def make_rounds(folder):

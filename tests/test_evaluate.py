@@ -15,6 +15,7 @@ from score_lib.disk.arrays import load_arrays
 from score_lib.disk.reports import mean_and_error
 from score_lib.runs import rounds
 from score_lib.runs.evaluate import find_checkpoints
+from score_lib.runs.heldout import examples_text
 from score_lib.runs.statistics import sampled_pixels
 
 
@@ -297,6 +298,67 @@ def test_images_are_compared_by_the_means_of_evenly_spaced_ones():
     numbers = (np.arange(1000) * 2.5).astype(int)
     np.testing.assert_allclose(found, np.repeat(numbers[:, None] % 16 * 255 / 16, 3, axis=1))
     assert np.array_equal(sampled_pixels(MemorySource(images[:7]))["means"][:, 0], np.arange(7))
+
+
+def test_rounds_of_other_data_are_not_reused(tmp_path, caplog, monkeypatch):
+    """Data that were replaced since; a folder without a record of its data is read as before."""
+    caplog.set_level("INFO")
+    numbers, file = np.random.default_rng(0).normal(size=(200, 2)), tmp_path / "x.npy"
+    np.save(file, numbers)
+    options = {"data__path": str(file), "data__shape": (2,), "eval__batch_size": 8}
+    options |= {"eval__bpd_steps": 6, "eval__loss_num_repeats": 1, "eval__bpd_num_repeats": 1}
+    options |= {"eval__begin_ckpt": 1, "eval__end_ckpt": 2, "eval__enable_sampling": False}
+    config = small_config("vp/vectors", **options, training__snapshot_sampling=False)
+    run = tmp_path / "run"
+    run_lib.train(config, run)
+    digests, text = [], rounds.examples_text
+    monkeypatch.setattr(rounds, "examples_text", lambda s: digests.append(text(s)) or digests[-1])
+    before = run_lib.evaluate(config, run)
+    assert before[0].keys() >= {"loss", "nats"} and len(digests) == 1
+    assert run_lib.evaluate(config, run) == before and "do not record" not in caplog.text
+
+    np.save(file, np.concatenate([numbers, numbers + 5]))
+    said = (
+        r"holds an evaluation of 20 examples \(.*, and the test part of ARRAYS now has 40 examples"
+    )
+    with pytest.raises(ValueError, match=said):
+        run_lib.evaluate(config, run)
+    np.save(file, numbers + 5)
+    with pytest.raises(
+        ValueError, match=r"now has 20 examples \(.*\): choose another --eval_folder"
+    ):
+        run_lib.evaluate(config, run)
+    assert run_lib.evaluate(config, run, "fresh")[0]["nats"] > before[0]["nats"] + 1
+
+    np.save(file, numbers)
+    (run / "eval/examples.json").unlink()
+    assert run_lib.evaluate(config, run) == before and caplog.text.count("do not record") == 1
+    (run / "eval/examples.json").write_text("[3")
+    with pytest.raises(ValueError, match=r"examples\.json is damaged"):
+        run_lib.evaluate(config, run)
+
+
+def test_examples_are_told_apart_by_their_digest():
+    class Counted(MemorySource):
+        class_to_idx, read_so_far = {"a": 0, "b": 1}, 0
+
+        def read(self, numbers):
+            self.read_so_far += len(numbers)
+            return super().read(numbers)
+
+    values, labels = torch.arange(6000.0).reshape(3000, 2), torch.arange(3000) % 2
+    source = Counted(values, labels)
+    text = examples_text(source)
+    assert text.startswith("3000 examples (digest ") and source.read_so_far == 1000
+    assert examples_text(Counted(values.clone(), labels.clone())) == text
+    changed, others = values.clone(), labels.clone()
+    changed[3, 1] += 1e-3
+    others[3] = 0
+    renamed = Counted(values, labels)
+    renamed.class_to_idx = {"b": 0, "c": 1}
+    sources = [Counted(changed, labels), Counted(values, others), renamed, MemorySource(values)]
+    assert len({text, *map(examples_text, sources)}) == 5
+    assert examples_text(MemorySource(values[:0])).startswith("0 examples")
 
 
 def test_mean_and_error():

@@ -53,10 +53,11 @@ def evaluate(
         if distributed.is_main():
             open_folder(folder, run.config)
             stack.enter_context(messages_to(folder / "stdout.txt"))
-        records = []
+        records, compared = [], set()
         averages = names_of_averages(run.config.eval.ema)
         for (label, path), average in itertools.product(checkpoints.items(), averages):
-            records.append(_evaluate_one(run, path, folder, label, workdir, average, measures))
+            job = _job(run, path, folder, label, workdir, average, compared)
+            records.append(_evaluate_one(job, label, average, measures))
             distributed.on_main(lambda: write_report(folder, records))
     return records
 
@@ -67,21 +68,29 @@ def _enter(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
     remove_leftovers(folder, *folder.glob("ckpt_*/"))
 
 
-def _evaluate_one(
+def _job(
     run: Run,
     path: pathlib.Path,
     folder: pathlib.Path,
     label: str,
     workdir: pathlib.Path,
     average: str,
-    measures: Mapping[str, Callable[[Job], dict]],
-) -> dict:
+    compared: set[str],
+) -> Job:
+    """The evaluation of one average of a checkpoint, which is loaded into the run."""
     given = path == pathlib.Path(run.config.model.weights) and not run.config.eval.checkpoint
     choice = load_weights(run, average) if given else load_trained(run, path, average=average)
     dequantizer = dequantizer_file(run.config, workdir)
     files = (path,) if dequantizer is None else (path, dequantizer)
     name = f"{label}_{average}" if average else label
-    job = Job(run, folder, name, fingerprint(run.config, *files, average=choice), workdir)
+    known = fingerprint(run.config, *files, average=choice)
+    return Job(run, folder, name, known, workdir, compared)
+
+
+def _evaluate_one(
+    job: Job, label: str, average: str, measures: Mapping[str, Callable[[Job], dict]]
+) -> dict:
+    run = job.run
     record = {"checkpoint": label, "step": run.state["step"]}
     if run.config.eval.ema:
         record["ema"] = average

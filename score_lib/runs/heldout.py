@@ -1,7 +1,9 @@
 """The examples of a data set as an evaluation reads them."""
 
 import copy
+import hashlib
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator
 
@@ -15,6 +17,27 @@ from score_lib.data.loading import get_streams
 from score_lib.data.sources import Source
 from score_lib.data.stream import ImageStream, uniform_noise
 from score_lib.runs.setup import Run
+
+# Of those by which two sets are compared.
+COMPARED_EXAMPLES = 1000
+
+
+def spaced_numbers(source: Source) -> list[np.ndarray]:
+    """Numbers of up to 1,000 evenly spaced examples, in parts that fit into memory."""
+    count = min(len(source), COMPARED_EXAMPLES)
+    return [np.arange(i, min(i + 32, count)) * len(source) // count for i in range(0, count, 32)]
+
+
+def examples_text(source: Source) -> str:
+    """The number of examples, and a digest of `spaced_numbers` of them, with labels and classes."""
+    record = [source.levels, dict(source.class_to_idx)]
+    digest = hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=8)
+    for part in spaced_numbers(source):
+        for values in source.read(part):
+            if values is not None:
+                # Through bytes: NumPy lacks some of PyTorch's types.
+                digest.update(values.contiguous().flatten().view(torch.uint8).numpy())
+    return f"{len(source)} examples (digest {digest.hexdigest()})"
 
 
 class DataBytes:

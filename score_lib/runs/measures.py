@@ -47,6 +47,7 @@ def evaluate_loss(job: Job) -> dict[str, float]:
     `eval.loss_num_repeats` passes, each with noise and noise levels of its own.
     """
     run = job.run
+    job.check_data("test")
     loss_fn = run.loss_fn(train=False)
     repeats = run.config.eval.loss_num_repeats
 
@@ -89,6 +90,7 @@ def evaluate_accuracy(job: Job) -> dict[str, float]:
             f"eval.enable_accuracy = True needs training.objective = 'classifier', not "
             f"{run.objective!r}"
         )
+    job.check_data("test")
     loss_fn = run.loss_fn(train=False)
     count = options.accuracy_num_levels
     levels = loss_fn.levels.at(torch.linspace(0, 1, count, device=run.device))
@@ -187,6 +189,7 @@ def _rounds(
     """
     run, options, unit = job.run, job.run.config.eval, job.run.unit
     split = options.dataset or options.bpd_dataset
+    job.check_data(split)
     seeds = [derive_seed(run.config.seed, kind, repeat) for repeat in range(passes)]
     data = [HeldOut(run, split, False, seed, options.bpd_num_images) for seed in seeds]
     batches, workdir = len(data[0]), job.workdir or ""
@@ -323,6 +326,8 @@ def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | Non
         errors: add `sampling_errors`, which take as long as fifty such distances.
     """
     run, options = job.run, job.run.config.eval
+    if "image" in run.conditions.kinds:
+        job.check_data("test")  # each sample has the condition of a held-out example
     if not run.pictures:
         return compare_with_data(job)
     real = data_statistics(run, job.workdir)

@@ -8,6 +8,7 @@ figure.  They exchange rounds through the folder, which all of them must see.
 import dataclasses
 import hashlib
 import json
+import logging
 import pathlib
 from collections.abc import Callable
 
@@ -15,10 +16,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_lib.base import distributed
+from score_lib.data.loading import DatasetInfo, get_streams
 from score_lib.data.sources import log_once
 from score_lib.disk.arrays import load_arrays, save_arrays
-from score_lib.disk.files import file_digest, printable
+from score_lib.disk.files import file_digest, printable, write_text
 from score_lib.options import flatten
+from score_lib.runs.heldout import examples_text
 from score_lib.runs.setup import Run
 
 # Options that choose which rounds are made, as `enable_*` do, and do not change their contents. An
@@ -57,6 +60,7 @@ class Job:
         label: number or name of the checkpoint, part of file names.
         fingerprint: of the checkpoint and the options; rounds with another one are not reused.
         workdir: folder of the run, where statistics of the data may be.
+        compared: the parts of the data that `check_data` has compared, for all jobs of a folder.
     """
 
     run: Run
@@ -64,6 +68,20 @@ class Job:
     label: str
     fingerprint: str
     workdir: pathlib.Path | None = None
+    compared: set[str] = dataclasses.field(default_factory=set)
+
+    def check_data(self, split: str) -> None:
+        """Refuse data other than those of earlier rounds in the folder.
+
+        Args:
+            split: the part of the data that rounds are made of, "train" or "test".
+        Raises:
+            ValueError: they have changed since.
+        """
+        info = get_streams(self.run.config, evaluation=True)[2]
+        if split not in self.compared:
+            distributed.on_main(lambda: _check_examples(self.folder, split, info))
+            self.compared.add(split)
 
     def round(
         self, name: str, compute: Callable[[], dict[str, np.ndarray]], basis: str = ""
@@ -133,7 +151,7 @@ def check_folder(config, folder: pathlib.Path) -> None:
         ValueError: names the options, or says that the folder's own config is damaged.
     """
     path = folder / "config.json"
-    if not path.exists() or not any(folder.rglob("*.npz")):
+    if not path.exists() or not _has_rounds(folder):
         return
     ours = _relevant(config.to_json_best_effort())
     try:
@@ -151,6 +169,42 @@ def check_folder(config, folder: pathlib.Path) -> None:
             f"{folder} holds an evaluation with another {shown}: choose another "
             "--eval_folder, or remove it"
         )
+
+
+def _has_rounds(folder: pathlib.Path) -> bool:
+    return any(folder.rglob("*.npz"))
+
+
+def _check_examples(folder: pathlib.Path, split: str, info: DatasetInfo) -> None:
+    """Refuse a part of the data that differs from its record in `examples.json`, or record it.
+
+    Only some examples are read, see `examples_text`.
+    """
+    path = folder / "examples.json"
+    recorded = _recorded(path) if _has_rounds(folder) else {}
+    found = examples_text(info.sources[split])
+    earlier = recorded.get(split, found)
+    if earlier != found:
+        raise ValueError(
+            f"{folder} holds an evaluation of {printable(str(earlier))}, and the {split} part of "
+            f"{info.name} now has {found}: choose another --eval_folder, or remove it"
+        )
+    if split not in recorded:
+        write_text(path, json.dumps(recorded | {split: found}, indent=2) + "\n")
+
+
+def _recorded(path: pathlib.Path) -> dict:
+    """The data that the rounds beside a file are of, by their part."""
+    if not path.exists():
+        logging.info("the rounds in %s do not record their data, and may be of others", path.parent)
+        return {}
+    try:
+        return {**json.loads(path.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged, so that the data of the results beside it are unknown: choose "
+            "another --eval_folder, or remove it"
+        ) from error
 
 
 def _relevant(config_json: str) -> dict[str, object]:

@@ -29,10 +29,9 @@ from score_lib.metrics.stats import (
     compute_statistics,
     save_statistics,
 )
-from score_lib.runs.heldout import DataBytes
+from score_lib.runs.heldout import DataBytes, spaced_numbers
 from score_lib.runs.setup import Run, setup
 
-COMPARED_IMAGES = 1000
 # In grey levels.  Decoders and processors round some pixels differently.
 TOLERANCE = 0.25
 
@@ -85,10 +84,8 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
 def sampled_pixels(source: Source) -> dict[str, np.ndarray | str]:
     """Of up to 1,000 evenly spaced images: "means", the mean grey level in 0 ... 255 by channel,
     (n, C), and "sample", the `pixel_digest`."""
-    count = min(len(source), COMPARED_IMAGES)
-    numbers = np.arange(count) * len(source) // count
     means, sums = [], []
-    for part in np.array_split(numbers, -(-count // 32)):
+    for part in spaced_numbers(source):
         images = source.images(part)
         means.append(images.float().mean(dim=(2, 3)))
         sums.append(hash_sum(images.movedim(1, -1)))
