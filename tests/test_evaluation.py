@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 import evaluation
 from score_lib.metrics import configured, noise_scales
 from score_lib.metrics.jackknife import sampling_errors
+from score_lib.metrics.stats import class_metrics, class_text
 
 
 @pytest.mark.parametrize(
@@ -279,3 +280,17 @@ def test_shuffled_rows_stay_together():
     assert sorted(found.labels) == list(range(20)) != list(found.labels)
     assert np.array_equal(found.labels, stats.mixed().labels)
     assert dataclasses.replace(stats, labels=None).mixed().pool_3 is rows
+
+
+def test_other_classes_of_the_same_number_are_not_compared(tmp_path, caplog):
+    """Unless one of both records no names, as older files do."""
+    labels = np.arange(40) % 2
+    fake = some_statistics(labels=labels, classes=class_text({"cat": 0, "dog": 1}))
+    for names in ({}, {"dog": 1, "cat": 0}):
+        path = tmp_path / "s.npz"
+        evaluation.save_statistics(path, some_statistics(labels=labels, classes=class_text(names)))
+        real = evaluation.load_statistics(path)
+        assert class_metrics(real, fake, False)["fid_within_classes"] == pytest.approx(0, abs=1e-6)
+    other = some_statistics(labels=labels, classes=class_text({"dog": 0, "eel": 1}))
+    assert class_metrics(other, fake, False) == {}
+    assert 'are of the classes {"dog": 0, "eel": 1}, and the network has' in caplog.text

@@ -1,11 +1,13 @@
 """The condition of each image and of each sample arrives at the network, see `test_wiring`."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from control_runs import read, save
+from dataset_helpers import save_image
 from recorder import Recorder
 from small_runs import run_forked, small_config
 from test_wiring import recording, train
@@ -193,6 +195,68 @@ def test_loss_and_likelihoods_are_told_the_classes(tmp_path):
     assert len(told) > 10
     for classes in told:
         assert torch.equal(classes, labels[:148]) or torch.equal(classes, labels[148:])
+
+
+def write_classes(folder, *names):
+    """Images in turn of classes with these names; the options that name them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for number in range(24):
+        name = f"{names[number % len(names)]}/{number}.png"
+        save_image(folder, name, np.full((8, 8), 10 * number, np.uint8))
+    return {"data__dataset": "IMAGES", "data__path": str(folder), "data__levels": 256}
+
+
+@pytest.mark.parametrize("measure", ("loss", "bpd"))
+def test_labels_that_the_network_has_not_learned_are_refused(measure, tmp_path):
+    """They would be others of its classes, and images without labels would all be of class 0."""
+    images, run = tmp_path / "images", tmp_path / "run"
+
+    def evaluated(folder, names, **changes):
+        options = write_classes(images, *names)
+        options |= {f"eval__enable_{name}": name == measure for name in ("loss", "bpd", "sampling")}
+        config = recording(training__snapshot_sampling=False, **options, **changes)
+        config.eval.checkpoint = str(run / "checkpoints-meta/checkpoint.pth")
+        if folder == "eval":
+            run_lib.train(config, run)
+        return run_lib.evaluate(config, run, folder)
+
+    told = {**LABELLED, "data__num_classes": 3}
+    evaluated("eval", ("cat", "dog"), **told)
+    with pytest.raises(ValueError, match="labels cat = 0, dog = 1, but the data have bird = 0"):
+        evaluated("added", ("bird", "cat", "dog"), **told)
+    with pytest.raises(ValueError, match="but the data have dog = 0, eel = 1"):
+        evaluated("renamed", ("dog", "eel"), **told)
+    with pytest.raises(ValueError, match="IMAGES, which has 0 classes"):
+        evaluated("unlabelled", ".", **told)
+    shutil.rmtree(run)
+    assert evaluated("eval", ".")
+
+
+def test_samples_for_other_images_are_not_reused(tmp_path):
+    """Each was drawn for the condition of a held-out image."""
+    options = {"eval__enable_sampling": True, "eval__num_samples": 4, "eval__extractor": "digits"}
+    options |= {"eval__enable_bpd": False, "eval__enable_loss": False}
+    options |= {**write_classes(tmp_path / "images", "cat"), "training__condition": "image"}
+    config = recording(training__snapshot_sampling=False, **options)
+    run_lib.train(config, tmp_path)
+    run_lib.fid_stats(config, tmp_path)
+    run_lib.evaluate(config, tmp_path)
+    write_classes(tmp_path / "images", "cat", "dog")
+    with pytest.raises(ValueError, match="holds an evaluation of 2 examples"):
+        run_lib.evaluate(config, tmp_path)
+
+
+def test_statistics_record_the_classes_of_samples_and_data(tmp_path, monkeypatch):
+    options = {"eval__enable_sampling": True, "eval__num_samples": 4, "eval__extractor": "digits"}
+    options |= {"eval__enable_bpd": False, "eval__enable_loss": False, **LABELLED}
+    options |= {**write_classes(tmp_path / "images", "cat", "dog"), "data__num_classes": 2}
+    config = recording(training__snapshot_sampling=False, **options)
+    run_lib.train(config, tmp_path)
+    run_lib.fid_stats(config, tmp_path)
+    found = []
+    monkeypatch.setattr(measures, "class_metrics", lambda *both, **_: found.extend(both) or {})
+    run_lib.evaluate(config, tmp_path)
+    assert found[0].classes == found[1].classes == '{"cat": 0, "dog": 1}'
 
 
 def test_samples_are_judged_by_the_classes_they_were_drawn_for(tmp_path, monkeypatch):

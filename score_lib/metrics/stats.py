@@ -2,21 +2,22 @@
 
 Files are .npz without pickle.  Ours hold `pool_3` (N, F), optionally `logits` (N, K) and `labels`
 (N,), and `extractor`, `resize`, `digest`, `dataset`, `place`, `shape`, `means`, `pixels`,
-`sample`, `count` and `hash`.  The common layouts are read too, by the names of their arrays:
-`pool_3` alone (TF-GAN), or `mu` (F,) and `sigma` (F, F), which suffice for the FID only (TTUR,
-pytorch-fid, EDM).  Those of ADM have `mu_s` and `sigma_s` as well, for the sFID, and images
+`sample`, `classes`, `count` and `hash`.  The common layouts are read too, by the names of their
+arrays: `pool_3` alone (TF-GAN), or `mu` (F,) and `sigma` (F, F), which suffice for the FID only
+(TTUR, pytorch-fid, EDM).  Those of ADM have `mu_s` and `sigma_s` as well, for the sFID, and images
 `arr_0`, which are not read.
 """
 
 import dataclasses
 import hashlib
 import itertools
+import json
 import logging
 import math
 import operator
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from score_lib.metrics.pixels import hash_sum, pixel_digest
 
 _ARRAYS = ("pool_3", "logits", "mu", "sigma", "means", "labels", "mu_s", "sigma_s")
 _RECORD = ("extractor", "resize", "digest", "dataset")
-_IMAGES = ("place", "shape", "pixels", "sample")  # not in older files
+_IMAGES = ("place", "shape", "pixels", "sample", "classes")  # not in older files
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,6 +57,7 @@ class Statistics:
             recorded.
         labels: class of each image (N,), or None.
         count: number of images; 0 if not known.
+        classes: names of classes and their labels, as `class_text` writes them; "" if not recorded.
     """
 
     pool_3: np.ndarray | None = None
@@ -75,6 +77,7 @@ class Statistics:
     sigma_s: np.ndarray | None = None
     labels: np.ndarray | None = None
     count: int = 0
+    classes: str = ""
 
     def __post_init__(self):
         if (self.mu_s is None) != (self.sigma_s is None):
@@ -108,6 +111,7 @@ class Statistics:
         labels: Tensor | None = None,
         spatial: Tensor | None = None,
         pixels: str = "",
+        classes: str = "",
     ) -> "Statistics":
         """Statistics from an extractor's output: pool_3 (N, F), and logits (N, K) and spatial
         features (N, S) or None."""
@@ -119,6 +123,7 @@ class Statistics:
             mu_s=None if mu_s is None else np.asarray(mu_s),
             sigma_s=None if sigma_s is None else np.asarray(sigma_s),
             pixels=pixels,
+            classes=classes,
             extractor=extractor.name,
             resize=extractor.resize,
             digest=extractor.digest,
@@ -258,6 +263,11 @@ def _random_order(count: int) -> np.ndarray:
     return np.random.default_rng(derive_seed("order of statistics")).permutation(count)
 
 
+def class_text(class_to_idx: Mapping[str, int]) -> str:
+    """Names of classes and their labels as `Statistics` record them; "" if there are none."""
+    return json.dumps(dict(class_to_idx), sort_keys=True) if class_to_idx else ""
+
+
 def save_statistics(path: str | os.PathLike, stats: Statistics) -> None:
     """Write statistics as .npz, whole or not at all."""
     arrays = {name: getattr(stats, name) for name in _ARRAYS if getattr(stats, name) is not None}
@@ -374,7 +384,8 @@ def class_metrics(
     Returns:
         "recognised", the share of samples that the extractor assigns to their class, with its
         standard error, if it recognises them; "fid_within_classes", the mean over classes of the
-        FID between the samples and the data of a class, if both have two images of each.
+        FID between the samples and the data of a class, if both have two images of each and
+        record the same names of classes, or one of them none.
     """
     result = {}
     if recognises and fake.logits is not None:
@@ -384,6 +395,14 @@ def class_metrics(
         logging.warning(
             "no FID within classes: the statistics of the data have no labels; compute them again "
             "with --mode fid_stats"
+        )
+        return result
+    if real.classes and fake.classes and real.classes != fake.classes:
+        logging.warning(
+            "no FID within classes: the statistics of the data are of the classes %s, and the "
+            "network has learned %s; compute them again of data with the same classes",
+            printable(real.classes),
+            printable(fake.classes),
         )
         return result
     classes = np.unique(fake.labels)

@@ -27,7 +27,7 @@ from score_lib.likelihood import LogLikelihood, get_log_likelihood_fn
 from score_lib.losses.objectives import NoisyLoss
 from score_lib.metrics.configured import recognises_classes
 from score_lib.metrics.jackknife import sampling_errors
-from score_lib.metrics.stats import Statistics, class_metrics, metrics
+from score_lib.metrics.stats import Statistics, class_metrics, class_text, metrics
 from score_lib.runs.accuracy import correct_shares
 from score_lib.runs.comparisons import compare_with_data
 from score_lib.runs.dequantizer import get_dequantization
@@ -327,7 +327,7 @@ def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | Non
     """
     run, options = job.run, job.run.config.eval
     if "image" in run.conditions.kinds:
-        job.check_data("test")  # each sample has the condition of a held-out example
+        job.check_data("test", labels=False)  # sample k has the condition of held-out example k
     if not run.pictures:
         return compare_with_data(job)
     real = data_statistics(run, job.workdir)
@@ -355,8 +355,10 @@ def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | Non
         save_grid(job.folder / folder / "samples.png", shown)
         pool_3, logits, spatial = (_joined(found, name) for name in ("pool_3", "logits", "spatial"))
         numbers = range(options.num_samples)
-        labels = run.conditions.classes_of_samples(numbers, run.state["class_to_idx"])
-        fake = Statistics.of(extractor, pool_3, logits, "samples", labels, spatial)
+        learned = run.state["class_to_idx"]
+        labels = run.conditions.classes_of_samples(numbers, learned)
+        record = {"spatial": spatial, "classes": class_text(learned)}
+        fake = Statistics.of(extractor, pool_3, logits, "samples", labels, **record)
         name = extractor.distance
         result = metrics(real, fake, run.device, distance=name)
         if labels is not None:

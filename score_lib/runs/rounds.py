@@ -70,15 +70,19 @@ class Job:
     workdir: pathlib.Path | None = None
     compared: set[str] = dataclasses.field(default_factory=set)
 
-    def check_data(self, split: str) -> None:
-        """Refuse data other than those of earlier rounds in the folder.
+    def check_data(self, split: str, *, labels: bool = True) -> None:
+        """Refuse data that do not belong to the network, or are others than earlier rounds are of.
 
         Args:
             split: the part of the data that rounds are made of, "train" or "test".
+            labels: whether a network that knows classes is told those of the data.
         Raises:
-            ValueError: they have changed since.
+            ValueError: the labels are not those that it has learned, or the data have changed
+                since earlier rounds in the folder.
         """
         info = get_streams(self.run.config, evaluation=True)[2]
+        if labels:
+            self.run.check_labels(info)
         if split not in self.compared:
             distributed.on_main(lambda: _check_examples(self.folder, split, info))
             self.compared.add(split)

@@ -26,6 +26,7 @@ from score_lib.metrics.pixels import hash_sum, pixel_digest
 from score_lib.metrics.stats import (
     Statistics,
     check_comparable,
+    class_text,
     compute_statistics,
     save_statistics,
 )
@@ -70,7 +71,8 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
 
     def save() -> None:
         place = pathlib.Path(config.data.path).resolve().name if config.data.path else ""
-        record = {"shape": shape_text(*source.shape), **sampled_pixels(source)}
+        record = {"shape": shape_text(*source.shape), "classes": class_text(info.class_to_idx)}
+        record |= sampled_pixels(source)
         found = dataclasses.replace(stats, place=place, **record)
         save_statistics(path, found.as_moments() if moments else found)
 
