@@ -14,6 +14,7 @@ import run_lib
 from datasets import get_streams
 from score_lib.disk.arrays import load_arrays, save_arrays
 from score_lib.metrics.pixels import hash_sum, pixel_digest
+from score_lib.runs import measures
 from score_lib.runs.measures import evaluate_samples
 from score_lib.runs.rounds import Job
 from score_lib.runs.setup import setup
@@ -142,9 +143,9 @@ def own_images(tmp_path):
     return write
 
 
-def sampled(config, folder):
+def sampled(config, folder, **options):
     """The measures of samples of an untrained network."""
-    return evaluate_samples(Job(setup(config), folder, "1", "fingerprint", folder))
+    return evaluate_samples(Job(setup(config), folder, "1", "fingerprint", folder), **options)
 
 
 def test_statistics_for_other_tools(own_images, tmp_path):
@@ -252,6 +253,21 @@ def test_cached_features_of_another_extractor_are_not_used(
     save_arrays(path, **arrays | {"pool_3": 0 * arrays["pool_3"]})
     assert sampled(config, run)["fid"] == pytest.approx(9 * before["fid"])
     assert "made with an older version are made again" in caplog.text
+
+
+def test_errors_are_of_the_present_statistics(own_images, tmp_path, monkeypatch):
+    """Statistics of the same images and extractor, but of other values, such as corrected ones."""
+    config = own_images()
+    path = run_lib.fid_stats(config)
+    before = sampled(config, tmp_path / "run", errors=True)
+    stats = evaluation.load_statistics(path)
+    evaluation.save_statistics(path, dataclasses.replace(stats, pool_3=stats.pool_3 / 5 + 90))
+    found = sampled(config, tmp_path / "run", errors=True)
+    fresh = sampled(config, tmp_path / "fresh", errors=True)
+    for name in ("fid", "fid_standard_error"):
+        assert found[name] == fresh[name] != before[name]
+    monkeypatch.setattr(measures, "sampling_errors", dict)  # it is not needed again
+    assert sampled(config, tmp_path / "run", errors=True) == found
 
 
 def test_spatial_features_are_added_to_cached_ones(own_images, tmp_path):

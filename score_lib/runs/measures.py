@@ -364,9 +364,10 @@ def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | Non
         if labels is not None:
             result |= class_metrics(real, fake, recognises_classes(run.config), distance=name)
         if errors:
-            path = f"{folder}/errors.npz"
             compute = functools.partial(sampling_errors, real, fake, run.device, distance=name)
-            result |= {key: float(value) for key, value in job.round(path, compute).items()}
+            both = f"statistics {real.hash()} and {basis}"
+            made = job.round(f"{folder}/errors.npz", compute, both)
+            result |= {key: float(value) for key, value in made.items()}
         result["statistics"] = statistics_record(run, real, job.workdir)
         published = {"IS": "inception_score", name: name, "kid": "kid"}
         arrays = {key: np.array(result[of], dtype=float) for key, of in published.items()}
