@@ -333,8 +333,8 @@ MUTATIONS = [
     Mutation(
         "arrays: evaluation compares with the training part",
         "score_lib/runs/comparisons.py",
-        'HeldOut(run, "test", False)',
-        'HeldOut(run, "train", False)',
+        "device=run.device)[1]",
+        "device=run.device)[0]",
         ARRAYS,
     ),
     Mutation(

@@ -21,7 +21,7 @@ from score_lib.disk import checkpoints
 from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.disk.logs import MetricsLog, SilentLog
 from score_lib.runs.check import _quality
-from score_lib.runs.comparisons import compare_with_data
+from score_lib.runs.comparisons import HeldOutExamples, compare_with_data
 from score_lib.runs.measures import evaluate_accuracy
 from score_lib.runs.quality import Quality, evaluations_of, fast_sampling, get_quality
 from score_lib.runs.rounds import Job
@@ -268,6 +268,47 @@ def test_continuous_data_are_compared_as_in_an_evaluation(kind, tmp_path):
     best = quality.report(SilentLog(), 4, found | {quality.name: better}, best)
     assert (best["step"], best["value"]) == (4, better)
     assert best == quality.report(SilentLog(), 6, found | {quality.name: worse}, best)
+
+
+@pytest.mark.parametrize("order", ["sorted", "in turn"])
+def test_samples_are_compared_with_held_out_data_of_all_parts(order, tmp_path):
+    """Of a perfect model of two clusters, stored one after the other or in turn.
+
+    The distance to one cluster alone is 3, half the root mean square of their distance on an axis.
+    """
+
+    def clusters(which, seed):
+        noise = np.random.default_rng(seed).normal(size=(len(which), 2))
+        return (6.0 * which[:, None] + 0.3 * noise).astype("f4")
+
+    count = 4000
+    which = np.arange(count) // (count // 2) if order == "sorted" else np.arange(count) // 10 % 2
+    np.save(tmp_path / "a.npy", clusters(which, seed=0))
+    options = {"training__metrics_freq": 1, "training__metrics_samples": 200}
+    changes = {"data__shape": (2,), "eval__num_samples": 200, "eval__batch_size": 64, **options}
+    run, quality = prepared(config_of("vectors", tmp_path / "a.npy", **changes))
+    run.draw = lambda indices: torch.from_numpy(clusters(np.array(indices) % 2, indices.start + 1))
+    found = compare_with_data(Job(run, tmp_path, "1", ""))
+    assert found["num_samples"] == found["num_data"] == 200 and found["sliced_w2"] < 1
+    samples = torch.cat([run.draw(range(k, k + 100)) for k in (0, 100)])
+    assert quality.figures_of(samples)["sliced_w2"] < 1
+    assert quality.facts["against"] == "ARRAYS, random 200 of 400"
+
+
+def test_all_held_out_data_are_compared_in_their_order(tmp_path):
+    """Or those that the samples of a network conditional on images are of."""
+    np.save(tmp_path / "a.npy", numbers(100, (2, 4, 4)))
+    run = run_lib.setup(config_of("images", tmp_path / "a.npy", data__standardize="none"))
+    held_out = torch.from_numpy(np.load(tmp_path / "a.npy"))[9::10]
+    standardize(run, training_streams(run)[0].source)
+    for most in (10, 11):
+        torch.testing.assert_close(HeldOutExamples(run, most).read(), held_out)
+    some = HeldOutExamples(run, 4).read()
+    places = [int((held_out - x).abs().sum((1, 2, 3)).argmin()) for x in some]
+    assert len(places) == 4 and places == sorted(places) != list(range(4))
+    torch.testing.assert_close(some, held_out[places])
+    run.conditions.kinds = ("image",)
+    torch.testing.assert_close(HeldOutExamples(run, 4).read(), held_out[:4])
 
 
 def test_a_classifier_has_the_accuracy_of_an_evaluation(tmp_path):

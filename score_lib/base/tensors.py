@@ -115,6 +115,18 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
+def some_of(count: int, most: int, purpose: str) -> Tensor:
+    """Sorted numbers of all of `count` examples or, if `most` is less, of so many at random.
+
+    The choice is always the same for a purpose.  Neither the first examples nor evenly spaced ones
+    are like the others where data are stored class by class, or with classes in turn.
+    """
+    if count <= most:
+        return torch.arange(count)
+    generator = torch.Generator().manual_seed(derive_seed(purpose))
+    return torch.randperm(count, generator=generator)[:most].sort().values
+
+
 class SampleNoise:
     """Standard normal noise with one stream per sample.
 

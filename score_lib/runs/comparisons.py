@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from score_lib.base import distributed
+from score_lib.base.tensors import some_of
+from score_lib.data.loading import get_streams
+from score_lib.data.sources import Subset
 from score_lib.disk.pictures import check_samples_finite
 from score_lib.metrics.point_sets import point_set_metrics
 from score_lib.metrics.samples import sample_metrics
 from score_lib.metrics.series import series_metrics
-from score_lib.runs.heldout import HeldOut
 from score_lib.runs.rounds import Job
 from score_lib.runs.samples import draw_samples
 from score_lib.runs.setup import Run, in_batches
@@ -21,11 +23,11 @@ _METRICS = {"points": point_set_metrics, "series": series_metrics}
 
 
 def compare_with_data(job: Job) -> dict[str, float]:
-    """Distances of exactly `eval.num_samples` samples to as many held-out examples, or all.
+    """Distances of exactly `eval.num_samples` samples to `HeldOutExamples`.
 
     They are taken in the network's range, where entries have comparable scales.  Sets of points are
     compared as sets, series also by spectra and autocorrelations.  `samples.png` shows the first
-    samples, and `held_out.png` the first held-out examples.
+    samples, and `held_out.png` the first held-out examples of those.
     """
     run, options = job.run, job.run.config.eval
     folder = f"ckpt_{job.label}"
@@ -45,7 +47,7 @@ def compare_with_data(job: Job) -> dict[str, float]:
 
     def report() -> dict[str, float]:
         samples = torch.from_numpy(np.concatenate([found["samples"] for found in rounds]))
-        data = first_examples(HeldOut(run, "test", False), options.num_samples)
+        data = HeldOutExamples(run, options.num_samples).read()
         draw_samples(job.folder / folder / "samples.png", samples, run)
         draw_samples(job.folder / folder / "held_out.png", data, run)
         found = distances_of(run, samples, data)
@@ -61,12 +63,33 @@ def distances_of(run: Run, samples: Tensor, data: Tensor) -> dict[str, float]:
     return _METRICS.get(run.kind, sample_metrics)(*both)
 
 
-def first_examples(data: HeldOut, most: int) -> Tensor:
-    """The first held-out examples, (n, *D), as `Run.draw` gives samples."""
-    parts, count = [], 0
-    for number in range(len(data)):
-        if count >= most:
-            break
-        parts.append(data.run.inverse_scaler(data.read(number)[0]).cpu())
-        count += len(parts[-1])
-    return torch.cat(parts)[:most]
+class HeldOutExamples:
+    """The held-out examples that samples are compared with: as many as samples, or all.
+
+    They are chosen at random, and always the same.  Of a network that is conditional on images they
+    are the first ones, which its samples are of.
+
+    Args:
+        most: number of samples.
+    Attributes:
+        name: of the data set, with the choice if there is one.
+    """
+
+    def __init__(self, run: Run, most: int):
+        self.run, self.name = run, run.config.data.dataset
+        self._stream = get_streams(run.config, evaluation=True, device=run.device)[1]
+        source = self._stream.source
+        if most < len(source):
+            first = "image" in run.conditions.kinds
+            numbers = range(most) if first else some_of(len(source), most, "held-out examples")
+            self._stream.source = Subset(source, np.asarray(numbers))
+            self.name += f", {'the first' if first else 'random'} {most} of {len(source)}"
+
+    def __len__(self) -> int:
+        return len(self._stream.source)
+
+    def read(self) -> Tensor:
+        """The examples, (n, *D), as `Run.draw` gives samples."""
+        run = self.run
+        parts = (run.scaler(batch["image"]) for batch in self._stream)
+        return torch.cat([run.inverse_scaler(part).cpu() for part in parts])

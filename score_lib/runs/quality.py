@@ -28,7 +28,7 @@ from score_lib.metrics.distances import frechet_distance
 from score_lib.metrics.stats import Statistics
 from score_lib.options import complete
 from score_lib.runs.accuracy import Answers
-from score_lib.runs.comparisons import distances_of, first_examples
+from score_lib.runs.comparisons import HeldOutExamples, distances_of
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.setup import Run, Zeros, in_batches
 from score_lib.runs.start import BEST
@@ -230,12 +230,11 @@ def _features(run: Run, workdir: str | os.PathLike) -> tuple[Callable, dict]:
 
 def _examples(run: Run, most: int) -> tuple[Callable, dict]:
     """Of other data: the values, and the rest of a `Quality` by their distance to held-out data."""
-    data = HeldOut(run, "test", False)
-    count = min(most, len(data.stream.source))
-    if count < _LEAST:
+    data = HeldOutExamples(run, most)
+    if len(data) < _LEAST:
         raise ValueError(
             f"training.metrics_freq = {run.config.training.metrics_freq} needs {_LEAST} or more "
-            f"held-out examples to compare samples with, and {data.info.name} has {count}: set it "
+            f"held-out examples to compare samples with, and {data.name} has {len(data)}: set it "
             "to 0, or see data.split"
         )
 
@@ -245,9 +244,8 @@ def _examples(run: Run, most: int) -> tuple[Callable, dict]:
 
     chosen = {
         "name": "sliced_w2",
-        "figures_of": lambda samples: distances_of(run, samples, first_examples(data, count)),
-        "facts": {"num_data": count, "against": data.info.name},
-        "data": data,
+        "figures_of": lambda samples: distances_of(run, samples, data.read()),
+        "facts": {"num_data": len(data), "against": data.name},
     }
     if run.kind == "points":  # 0.5 where samples and data cannot be told apart
         chosen |= {"name": "nearest_neighbour_accuracy", "loss": lambda share: abs(share - 0.5)}
