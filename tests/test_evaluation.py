@@ -259,6 +259,26 @@ def test_the_kernel_distance_of_classes_in_turn_is_as_of_random_order(mixture):
     assert found["fid"] == evaluation.fid(real.pool_3, in_turn.pool_3)
 
 
+def test_the_kernel_distance_of_sorted_rows_is_as_of_random_order(mixture):
+    """Of data that are stored, and of samples that are drawn, class by class and without labels."""
+    real, at_random, _ = mixture
+
+    def in_order(stats):
+        return dataclasses.replace(stats, pool_3=stats.pool_3[stats.pool_3[:, 0].argsort()])
+
+    expected = evaluation.metrics(real, at_random)["kid_standard_error"]
+    one_size = dataclasses.replace(real, pool_3=real.pool_3[:4000])
+    for data, samples in [
+        (real, in_order(at_random)),
+        (in_order(real), at_random),
+        (in_order(one_size), in_order(at_random)),
+        (in_order(one_size), in_order(one_size)),
+    ]:
+        found = evaluation.metrics(data, samples)
+        assert abs(found["kid"]) < 3 * found["kid_standard_error"] < 12 * expected
+        assert found["kid_standard_error"] > expected / 4
+
+
 def test_the_jackknife_of_classes_in_turn_is_as_of_random_order(mixture):
     """In turn, each of its groups is of one class."""
     real, at_random, in_turn = mixture

@@ -168,8 +168,8 @@ class Statistics:
     def mixed(self) -> "Statistics":
         """These, in random order if they have labels, always the same.
 
-        Samples are drawn of the classes in turn, so that blocks of rows are not like random ones:
-        the kernel distance would be too low, and errors by the jackknife too large.
+        Samples are drawn of the classes in turn, so that groups of rows are not like random ones:
+        errors by the jackknife would be too large.
         """
         return self if self.labels is None else self.shuffled()
 
@@ -258,9 +258,9 @@ def compute_statistics(
     return Statistics.of(extractor, pool_3[order], logits, dataset, labels, spatial, pixels)
 
 
-def _random_order(count: int) -> np.ndarray:
-    """The same permutation of so many rows each time."""
-    return np.random.default_rng(derive_seed("order of statistics")).permutation(count)
+def _random_order(count: int, of: str = "statistics") -> np.ndarray:
+    """The same permutation of so many rows each time, another one for other sets of them."""
+    return np.random.default_rng(derive_seed(f"order of {of}")).permutation(count)
 
 
 def class_text(class_to_idx: Mapping[str, int]) -> str:
@@ -345,14 +345,24 @@ def metrics(
             "data" if real.pool_3 is None else "samples",
         )
         return result
-    features = [torch.as_tensor(stats.pool_3, device=device) for stats in (real, fake.mixed())]
+    features = [torch.as_tensor(stats.pool_3, device=device) for stats in (real, fake)]
     try:
         result["precision"], result["recall"] = distances.precision_recall(*features)
-        kid, error = distances.kid(*features)
+        kid, error = _kernel_distance(*features)
         result["kid"], result["kid_standard_error"] = kid, None if math.isnan(error) else error
     except ValueError as too_few:
         logging.warning("some distances are left out: %s", too_few)
     return result
+
+
+def _kernel_distance(real: Tensor, fake: Tensor) -> tuple[float, float]:
+    """KID with its error, of features in random order, always the same.
+
+    It compares blocks of rows.  Data are often stored, and samples drawn, class by class or with
+    the classes in turn.  In one order for both, rows of the same number would stay together.
+    """
+    orders = _random_order(len(real), "statistics of data"), _random_order(len(fake))
+    return distances.kid(real[orders[0]], fake[orders[1]])
 
 
 def _spatial_distance(
