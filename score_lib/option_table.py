@@ -116,7 +116,7 @@ _DATA = {
     "data_dir": ("", text, 'folder of tensorflow-datasets; "": its own choice'),
     "tfrecords_path": ("", text, "TFRecord files of FFHQ and CelebA-HQ"),
     "num_classes": (0, at_least(0), "classes that a classifier tells apart"),
-    "levels": (0, at_least(0), "grey levels of a pixel; 0: those of the data set"),
+    "levels": (0, at_least(0), "grey levels of a pixel; 0: 256, or continuous values"),
     "num_workers": (4, at_least(0), "processes that prepare batches"),
     "on_error": ("raise", one_of("raise", "skip"), "for a file that cannot be read"),
 }

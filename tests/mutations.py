@@ -333,8 +333,8 @@ MUTATIONS = [
     Mutation(
         "arrays: evaluation compares with the training part",
         "score_lib/runs/comparisons.py",
-        "device=run.device)[1]",
-        "device=run.device)[0]",
+        "_, self._stream, info = get",
+        "self._stream, _, info = get",
         ARRAYS,
     ),
     Mutation(

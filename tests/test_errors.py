@@ -63,6 +63,21 @@ def message(arguments, **options):
     return said
 
 
+def test_grey_levels_of_samples_are_those_of_the_data(workdir):
+    """0 are those of the data set, where they are 256: of a sample alone nothing else is known."""
+    config = small_config(**FEW, data__levels=0, training__eval_freq=2)
+    kept = contents(workdir)
+    for mode in (run_lib.train, run_lib.fid_stats, lambda *where: run_lib.evaluate(*where, "new")):
+        with pytest.raises(ValueError, match=r"DIGITS has 17: set data.levels = 17$"):
+            mode(config, workdir)
+    config.eval.update(enable_loss=False, enable_sampling=True)
+    with pytest.raises(ValueError, match=r"set data.levels = 17$"):
+        run_lib.evaluate(config, workdir, "new")
+    (wrong,) = [f for f in run_lib.check(config, workdir) if f.subject == "data"]
+    assert wrong.state == "wrong" and "set data.levels = 17" in wrong.text
+    assert kept.items() <= contents(workdir).items()
+
+
 # Options of a training run, and words that the message has to have.
 OPTIONS = {
     "training.continuouse=True": ("continuouse", "continuous"),

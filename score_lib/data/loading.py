@@ -110,6 +110,21 @@ class DatasetInfo:
                 )
 
 
+def check_levels(config, info: DatasetInfo) -> None:
+    """Refuse `data.levels` = 0 for a run with data of other than 256 grey levels.
+
+    Modes that write samples may not have the data at hand: they take 0 as 256.
+
+    Raises:
+        DataError: names the number to set.
+    """
+    if not config.data.levels and info.levels != 256:
+        raise DataError(
+            f"data.levels = 0 would write samples in 256 grey levels, and {info.name} has "
+            f"{info.levels}: set data.levels = {info.levels}"
+        )
+
+
 def get_streams(
     config,
     uniform_dequantization: bool = False,

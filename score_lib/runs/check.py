@@ -19,7 +19,7 @@ from score_lib.checks.likelihood import log_likelihood
 from score_lib.checks.network import Cost, cost
 from score_lib.checks.process import few_entries, process
 from score_lib.checks.sampling import corrector, order, order_of_steps, restoration, sampler
-from score_lib.data.loading import DatasetInfo, get_streams
+from score_lib.data.loading import DatasetInfo, check_levels, get_streams
 from score_lib.data.public import only_prepared
 from score_lib.data.sources import MissingDataError, named
 from score_lib.data.stream import ImageStream
@@ -192,6 +192,7 @@ def data_of(run: Run) -> Data:
     try:
         with only_prepared(), kept_messages() as messages:
             stream, _, info = get_streams(run.config, dequantize, device=run.device)
+        check_levels(run.config, info)
         if run.needs_labels:
             run.check_labels(info)
         train, test = (info.sources[split] for split in ("train", "test"))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from score_lib.base import distributed
 from score_lib.base.tensors import some_of
-from score_lib.data.loading import get_streams
+from score_lib.data.loading import check_levels, get_streams
 from score_lib.data.sources import Subset
 from score_lib.disk.pictures import check_samples_finite
 from score_lib.metrics.point_sets import point_set_metrics
@@ -77,7 +77,8 @@ class HeldOutExamples:
 
     def __init__(self, run: Run, most: int):
         self.run, self.name = run, run.config.data.dataset
-        self._stream = get_streams(run.config, evaluation=True, device=run.device)[1]
+        _, self._stream, info = get_streams(run.config, evaluation=True, device=run.device)
+        check_levels(run.config, info)
         source = self._stream.source
         if most < len(source):
             first = "image" in run.conditions.kinds

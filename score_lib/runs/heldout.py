@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.conditioning import Condition
 from score_lib.base import distributed
-from score_lib.data.loading import get_streams
+from score_lib.data.loading import check_levels, get_streams
 from score_lib.data.sources import Source
 from score_lib.data.stream import ImageStream, uniform_noise
 from score_lib.runs.setup import Run
@@ -85,6 +85,7 @@ class HeldOut:
         self, run: Run, split: str, dequantize: bool, seed: int | None = None, count: int = 0
     ):
         train, test, info = get_streams(run.config, dequantize, evaluation=True, device=run.device)
+        check_levels(run.config, info)
         self.stream = {"train": train, "test": test}[split]
         self.run, self.info, self.levels = run, info, info.levels
         self.stream.seed = self.stream.seed if seed is None else seed

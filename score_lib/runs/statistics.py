@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from score_lib.base import distributed
-from score_lib.data.loading import get_streams
+from score_lib.data.loading import check_levels, get_streams
 from score_lib.data.public import only_prepared
 from score_lib.data.sources import DataError, Source
 from score_lib.metrics.configured import (
@@ -64,6 +64,7 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
     moments = config.eval.stats_format == "moments"
     extractor.with_spatial = moments and extractor.has_spatial
     _, _, info = get_streams(config, evaluation=True)
+    check_levels(config, info)
     source = info.sources["train"]
     batches = DataBytes(config, source, labelled=source.num_classes > 1)
     stats = compute_statistics(extractor, batches.share(), progress=True, dataset=info.name)
@@ -154,11 +155,13 @@ def statistics_record(run: Run, stats: Statistics, workdir: str | os.PathLike | 
 def _compare(stats: Statistics, config, workdir: str | os.PathLike | None) -> None:
     try:
         with only_prepared():
-            source = get_streams(config, evaluation=True)[2].sources["train"]
+            info = get_streams(config, evaluation=True)[2]
+            source = info.sources["train"]
             found = sampled_pixels(source)
     except (DataError, OSError, ImportError) as error:
         logging.info("the statistics were not compared with the data: %s", error)
         return
+    check_levels(config, info)
     differ, means = "other pixels", found["means"]
     if len(source) != stats.count:
         differ = f"{len(source)} images"

@@ -20,7 +20,7 @@ from score_lib.base import distributed
 from score_lib.base.preemption import Preempted, StopSignals
 from score_lib.base.profiles import profile_name
 from score_lib.base.tensors import derive_seed
-from score_lib.data.loading import get_streams
+from score_lib.data.loading import check_levels, get_streams
 from score_lib.data.sources import Source
 from score_lib.data.standardization import fit
 from score_lib.data.stream import ImageStream
@@ -104,6 +104,7 @@ def training_streams(run: Run, dequantize: bool | None = None) -> Streams:
         dequantize = run.config.data.uniform_dequantization
     ranks = {"rank": distributed.rank(), "world": distributed.world()}
     train_ds, eval_ds, info = get_streams(run.config, dequantize, device=run.device, **ranks)
+    check_levels(run.config, info)
     run.check_labels(info)
     run.state["class_to_idx"] = info.class_to_idx
     return train_ds, eval_ds
