@@ -333,8 +333,8 @@ MUTATIONS = [
     Mutation(
         "arrays: evaluation compares with the training part",
         "score_lib/runs/comparisons.py",
-        "_, self._stream, info = get",
-        "self._stream, _, info = get",
+        "_, self._stream, info = streams",
+        "self._stream, _, info = streams",
         ARRAYS,
     ),
     Mutation(

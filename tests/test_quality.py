@@ -295,6 +295,23 @@ def test_samples_are_compared_with_held_out_data_of_all_parts(order, tmp_path):
     assert quality.facts["against"] == "ARRAYS, random 200 of 400"
 
 
+@pytest.mark.parametrize("levels", [2, 256])
+def test_grey_levels_are_compared_as_the_network_learns_them(levels, tmp_path):
+    """Of a perfect model, whose samples are dequantised as the data that it sees."""
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "a.npy", random.integers(levels, size=(4000, 3), dtype=np.uint8))
+    options = {"training__metrics_freq": 1, "training__metrics_samples": 400}
+    options |= {"data__levels": levels, "data__uniform_dequantization": True}
+    changes = {"data__shape": (3,), "eval__num_samples": 400, "eval__batch_size": 400, **options}
+    run, quality = prepared(config_of("vectors", tmp_path / "a.npy", **changes))
+    grey = random.integers(levels, size=(400, 3)) + random.random((400, 3))
+    run.draw = lambda indices: torch.from_numpy(grey / levels).float()
+    found = compare_with_data(Job(run, tmp_path, "1", ""))
+    for name in ("energy_distance", "mmd"):
+        assert abs(found[name]) < 3 * found[f"{name}_standard_error"]
+    assert quality.figures_of(run.draw(range(400)))["mmd"] == found["mmd"]
+
+
 def test_all_held_out_data_are_compared_in_their_order(tmp_path):
     """Or those that the samples of a network conditional on images are of."""
     np.save(tmp_path / "a.npy", numbers(100, (2, 4, 4)))

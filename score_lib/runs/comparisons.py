@@ -67,24 +67,28 @@ class HeldOutExamples:
     """The held-out examples that samples are compared with: as many as samples, or all.
 
     They are chosen at random, and always the same.  Of a network that is conditional on images they
-    are the first ones, which its samples are of.
+    are the first ones, which its samples are of.  Grey levels are dequantised if those are that the
+    network learns, since its samples are like them.
 
     Args:
         most: number of samples.
     Attributes:
-        name: of the data set, with the choice if there is one.
+        name: of the data set, with what is done to its examples.
     """
 
     def __init__(self, run: Run, most: int):
-        self.run, self.name = run, run.config.data.dataset
-        _, self._stream, info = get_streams(run.config, evaluation=True, device=run.device)
+        self.run, dequantize = run, run.config.data.uniform_dequantization
+        streams = get_streams(run.config, dequantize, evaluation=True, device=run.device)
+        _, self._stream, info = streams
         check_levels(run.config, info)
-        source = self._stream.source
+        self.name, source = info.name, self._stream.source
         if most < len(source):
             first = "image" in run.conditions.kinds
             numbers = range(most) if first else some_of(len(source), most, "held-out examples")
             self._stream.source = Subset(source, np.asarray(numbers))
             self.name += f", {'the first' if first else 'random'} {most} of {len(source)}"
+        if dequantize:
+            self.name += ", dequantised"
 
     def __len__(self) -> int:
         return len(self._stream.source)
