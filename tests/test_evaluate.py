@@ -206,6 +206,21 @@ def test_statistics_of_a_data_set(tmp_path, caplog):
     assert "model.sigma_max" in caplog.text and "4.814" in caplog.text
 
 
+def test_noise_levels_fit_the_range_of_the_network(caplog, tmp_path):
+    """Black and white are 2 apart in [-1, 1]."""
+    caplog.set_level("INFO")
+    images = np.zeros((20, 8, 8), dtype=np.uint8)
+    images[3] = 255
+    np.save(tmp_path / "a.npy", images)
+    options = {"data__dataset": "IMAGES", "data__path": str(tmp_path / "a.npy"), "data__levels": 0}
+    options |= {"eval__stats": str(tmp_path / "stats.npz"), "eval__suggest_noise_scales": True}
+    options["eval__extractor"] = "digits"
+    for centered, distance in ((False, 8), (True, 16)):
+        run_lib.fid_stats(small_config("ve/digits", **options, data__centered=centered))
+        said = f"distance between two images is {distance} with data.centered = {centered}:"
+        assert said in caplog.text
+
+
 @pytest.mark.slow
 def test_statistics_of_a_folder_with_broken_files(tmp_path, caplog):
     """Images of mixed sizes; the broken ones are named and the rest counted, or it stops."""

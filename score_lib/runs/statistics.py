@@ -80,7 +80,7 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
     distributed.on_main(save)
     logging.info("statistics of %d images are in %s", stats.count, path)
     if config.eval.suggest_noise_scales:
-        distributed.on_main(lambda: _suggest_noise_scales(config, DataBytes(config, source)))
+        distributed.on_main(lambda: _suggest_noise_scales(run, DataBytes(config, source)))
     return path
 
 
@@ -183,13 +183,15 @@ def _agreement(recorded: str, found: str) -> str:
     return "the number and mean colours of images agree; some pixels differ, as by rounding"
 
 
-def _suggest_noise_scales(config, batches: DataBytes) -> None:
-    images = torch.cat(list(batches)) / 255
-    sigma_max = largest_pairwise_distance(images)
+def _suggest_noise_scales(run: Run, batches: DataBytes) -> None:
+    images = run.scaler(torch.cat(list(batches)) / 255)
+    sigma_min, sigma_max = run.config.model.sigma_min, largest_pairwise_distance(images)
     logging.info(
-        "the largest distance between two images is %.4g: model.sigma_max for a VE process; with "
-        "model.sigma_min = %g, model.num_scales = %d fits discrete noise levels",
+        "the largest distance between two images is %.4g with data.centered = %s: model.sigma_max "
+        "for a VE process; with model.sigma_min = %g, model.num_scales = %d fits discrete noise "
+        "levels",
         sigma_max,
-        config.model.sigma_min,
-        fitting_num_scales(sigma_max, config.model.sigma_min, images[0].numel()),
+        run.config.data.centered,
+        sigma_min,
+        fitting_num_scales(sigma_max, sigma_min, images[0].numel()),
     )
