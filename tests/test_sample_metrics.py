@@ -172,6 +172,14 @@ def test_the_bandwidth_is_the_median_distance_of_the_data():
     )
 
 
+def test_the_bandwidth_is_of_all_classes_where_they_come_in_turn():
+    data = normal(4000, 2, seed=1)
+    for k in range(4):
+        data[k::4] += 10 * k
+    found = evaluation.squared_gaussian_mmd(data[:10], data)
+    assert found.bandwidth == pytest.approx(torch.pdist(data).median().item(), rel=0.05)
+
+
 @pytest.mark.parametrize("name", DISTANCES)
 def test_order_of_examples_and_rotations_change_nothing(name):
     x, y = normal(40, 3, seed=1) + 1, normal(30, 3, seed=2)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import rows
+from score_lib.base.tensors import rows, some_of
 from score_lib.metrics.distances import BLOCK, squared_distances, tile_size
 from score_lib.metrics.estimates import Estimate, Values, check_same_shape, checked_pair
 from score_lib.metrics.sliced import sliced_wasserstein
@@ -91,9 +91,9 @@ def squared_gaussian_mmd(
 
 
 def median_distance(data: Tensor) -> float:
-    """Median Euclidean distance between two of up to 1,000 evenly spaced examples, (M, *D)."""
-    some = rows(data)[:: math.ceil(len(data) / _MOST_FOR_MEDIAN)].double()
-    return torch.pdist(some).median().item()
+    """Median Euclidean distance between two examples, (M, *D), of `some_of` 1,000 of them."""
+    numbers = some_of(len(data), _MOST_FOR_MEDIAN, "median distance").to(data.device)
+    return torch.pdist(rows(data)[numbers].double()).median().item()
 
 
 def _pair(samples: Values, data: Values) -> tuple[Tensor, Tensor]:
