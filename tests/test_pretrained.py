@@ -146,6 +146,21 @@ def unnamed(device):
 def failing(device):
     raise RuntimeError("no such\\nlayer")
 
+class Noisy(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, images):
+        return self.dropout(images.float().mean(dim=(1, 2)) + 1)
+
+def noisy(device):
+    return Noisy()
+
+def exported(device):
+    images = torch.zeros(2, 30, 40, 3, dtype=torch.uint8)
+    return torch.export.export(Noisy().eval(), (images,)).module()
+
 nothing, number = (lambda device: None), 3
 """
 
@@ -174,6 +189,13 @@ def test_own_extractor(own, tmp_path):
     named = extractor("own_features:with_digest")
     assert (named.digest, named.resize, named.batch_size) == ("mine", "none", 1)
     assert evaluation.compute_statistics(named, [IMAGES]).made_by() == named.identity
+
+
+@pytest.mark.parametrize("name", ["noisy", "exported"])
+def test_own_extractor_is_not_used_as_in_training(own, name):
+    """An exported program is as it was exported, and refuses another mode."""
+    found = extractor(f"own_features:{name}")(IMAGES)["pool_3"]
+    torch.testing.assert_close(found, IMAGES.float().mean(dim=(1, 2)) + 1)
 
 
 def test_own_extractor_is_identified_by_source_state_and_weights(own, tmp_path):

@@ -1,5 +1,6 @@
 """A user's own network as an extractor: `eval.extractor = "module:function"`."""
 
+import contextlib
 import hashlib
 import importlib
 import pathlib
@@ -20,8 +21,9 @@ class OwnExtractor(Extractor):
     `function(device)`, with `weights=FILE` if `eval.extractor_weights` names one, returns a
     callable: from images (b, H, W, C) uint8, on the device, to features (b, F), or to a dictionary
     of "pool_3" (b, F) and perhaps "logits" (b, K).  The callable may have the attributes `resize`,
-    `batch_size` and `digest` of `Extractor`.  Without `digest` it is identified by the source of
-    its module, its state if it is a `torch.nn.Module`, and the file of weights.
+    `batch_size` and `digest` of `Extractor`.  A `torch.nn.Module` is put into
+    evaluation mode.  Without `digest` the callable is identified by the source of its module, its
+    state if it is a `torch.nn.Module`, and the file of weights.
 
     Args:
         place: "module:function"; it is imported now.
@@ -43,6 +45,10 @@ class OwnExtractor(Extractor):
                 f"eval.extractor = {place!r} must return a callable, from images (B, H, W, C) "
                 f"uint8 to features (B, F), not {type(self.network).__name__}"
             )
+        if isinstance(self.network, torch.nn.Module):
+            # An exported program is as it was exported, and refuses to be asked.
+            with contextlib.suppress(NotImplementedError):
+                self.network.eval()
         self.resize = str(getattr(self.network, "resize", "its own"))
         self.batch_size = int(getattr(self.network, "batch_size", self.batch_size))
         self.digest = str(getattr(self.network, "digest", "")) or _digest(
