@@ -9,6 +9,7 @@ import pytest
 import torch
 from oracles import GaussianDataOracle
 from PIL import Image
+from recorder import Recorder
 
 from configs.defaults import load
 from datasets import DataError, MemorySource, Subset
@@ -383,6 +384,39 @@ def test_values_come_as_they_are_stored():
 
 
 # --- Runs ----------------------------------------------------------------------------------------
+
+
+def told_run(path, operator, how):
+    """A run on images whose network only notes the condition: a measurement."""
+    changes = {"data__standardize": how, "model__name": "recorder", "control__path": str(path)}
+    changes |= {"training__condition": "image", "training__condition_operator": operator}
+    changes |= {"control__method": "none", "control__noise_std": 5.0, "control__num_results": 1}
+    run = setup(config_of("images", path, **changes))
+    run.scaler.load_state_dict(fit(MemorySource(torch.from_numpy(np.load(path))), how, "images"))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("operator", "how"), [("super_resolution", "all"), ("gray", "all"), ("half", "channel")]
+)
+def test_a_network_is_told_noise_of_the_users_units(tmp_path, operator, how):
+    """A noisy measurement of the data, as a measurement of the network's range."""
+    np.save(tmp_path / "data.npy", numbers(5, SHAPES["images"]))
+    run = told_run(tmp_path / "data.npy", operator, how)
+    Recorder.calls.clear()
+    outcome = restore(run)
+    y, mean = outcome.arrays["y"], run.conditions.operator.apply(run.scaler.mean.expand(1, 2, 4, 4))
+    assert (y - run.conditions.operator.apply(outcome.columns["input"])).std() > 3
+    expected = ((y - mean) / run.scaler.std).float().expand_as(Recorder.calls[0].condition["image"])
+    torch.testing.assert_close(Recorder.calls[0].condition["image"], expected)
+
+
+def test_noise_without_one_unit_is_refused(tmp_path):
+    """The lower resolution of entries with units of their own has none."""
+    np.save(tmp_path / "data.npy", numbers(5, SHAPES["images"]))
+    run = told_run(tmp_path / "data.npy", "super_resolution", "entry")
+    with pytest.raises(ValueError, match=r"units of their own.*data.standardize = 'all'"):
+        restore(run)
 
 
 def no_matplotlib(*arguments):

@@ -334,6 +334,32 @@ def test_restoration_by_the_condition_alone(tmp_path):
         controlled(tmp_path / "other", "restore", control__method="none")
 
 
+@pytest.mark.parametrize(
+    ("experiment", "operator"), (("vp/digits", "half"), ("vp/color_digits", "gray"))
+)
+def test_the_network_is_told_the_measurement_with_its_noise(experiment, operator, tmp_path):
+    """That of the report; a gray one in each channel of the image."""
+    options = {"training__condition": "image", "training__condition_operator": operator}
+    options |= {"control__method": "none", "control__noise_std": 0.2}
+    calls, arrays = controlled(tmp_path, "restore", experiment, **options)
+    y = torch.from_numpy(arrays["y"])
+    shape = calls[0].condition["image"].shape[1:]
+    expected = y.expand(-1, *shape).repeat_interleave(2, dim=0)
+    assert all(torch.allclose(call.condition["image"], expected, atol=1e-5) for call in calls)
+    noise = y - expected_of_grey_levels(arrays["input"], operator)
+    measured = noise[noise != 0] if operator == "half" else noise
+    assert measured.std() == pytest.approx(0.4, rel=0.2)  # the range is two wide
+
+
+def expected_of_grey_levels(images, operator):
+    """The measurement without noise, in the network's range."""
+    x = 2 * torch.from_numpy(images) - 1
+    if operator == "gray":
+        return x.mean(1, keepdim=True)
+    x[..., 4:] = 0
+    return x
+
+
 def test_images_of_ones_own_need_labels(tmp_path):
     from PIL import Image
 

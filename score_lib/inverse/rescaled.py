@@ -29,17 +29,34 @@ class Rescaled(LinearOperator):
         return scale * self.operator.adjoint(y)
 
     def spectral(self, x: Tensor, weight: Weight) -> Tensor:
-        first = self.scale.flatten()[0]
-        if (self.scale != first).any():
+        if self._has_own_units():
             raise NotImplementedError(
                 f"the singular values of {self.operator!r} are not known for data whose entries "
                 "have units of their own: choose a method that needs only the measurement, such "
                 "as pigdm, or data.standardize='all'"
             )
+        first = self.scale.flatten()[0]
         return self.operator.spectral(x, lambda d: weight(d * first.to(d)))
 
     def observed(self, y: Tensor) -> Tensor:
         return self.operator.observed(y)
+
+    def in_own_units(self, y: Tensor) -> Tensor:
+        """From A (s x') + n to A x' + n / s, (B, *M).
+
+        Raises:
+            ValueError: an entry of y may mix entries of x, and these have units of their own.
+        """
+        if self._has_own_units():
+            raise ValueError(
+                f"the noise of a measurement by {self.operator!r} has no unit where the data's "
+                "entries have units of their own: set control.noise_std = 0, or train with "
+                "data.standardize = 'all'"
+            )
+        return y / self.scale.flatten()[0].to(y)
+
+    def _has_own_units(self) -> bool:
+        return bool((self.scale != self.scale.flatten()[0]).any())
 
 
 class RescaledMask(Rescaled):
@@ -49,6 +66,10 @@ class RescaledMask(Rescaled):
         (scale,) = self._scale.like(x)
         weights = checked_weights(weight, scale.reshape(1, -1), len(x))
         return self.operator.apply(x * weights.reshape(-1, *self.shape))
+
+    def in_own_units(self, y: Tensor) -> Tensor:
+        (scale,) = self._scale.like(y)
+        return y / scale
 
 
 def rescaled(operator: LinearOperator, scale: Tensor) -> Rescaled:

@@ -119,8 +119,17 @@ class Conditions:
         levels = self.config.data.levels or 256
         if dequantized:
             images = (images * levels).floor().clamp(0, levels - 1) / (levels - 1)
-        y = self.operator.apply(self.scaler(as_known(self.config, images, levels)))
-        if y.dim() == images.dim() and y.shape[1] == images.shape[1]:
+        return self.of_measurement(
+            self.operator.apply(self.scaler(as_known(self.config, images, levels)))
+        )
+
+    def of_measurement(self, y: Tensor) -> Tensor:
+        """The condition's image of a measurement in the network's range, (B, C, h, w).
+
+        Args:
+            y: by `operator`, (B, *M); perhaps with noise.
+        """
+        if y.dim() == 1 + len(self.shape) and y.shape[1] == self.shape[0]:
             return y
         fill = 0.0 if self.continuous else self.scaler(torch.tensor(0.5)).item()
         return self.operator.picture(y, fill=fill)

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.conditioning import Condition
 from score_lib.base.tensors import SampleNoise, derive_seed
 from score_lib.data.inputs import read_mask
 from score_lib.inverse.conditions import ClassGuidance, StartFrom
 from score_lib.inverse.measurements import Mask, build_operator
 from score_lib.inverse.operators import LinearOperator, measure
-from score_lib.inverse.rescaled import rescaled
+from score_lib.inverse.rescaled import Rescaled, rescaled
 from score_lib.inverse.restoration import STANDARDIZED, build_restoration
 from score_lib.runs.setup import Run
 from score_lib.runs.tasks import (
@@ -76,7 +77,7 @@ def restore(run: Run, operator: str = "super_resolution") -> Outcome:
     def constrain(rows: Tensor) -> list[Constraint]:
         return [build(y[rows], noise_std, bounds=view.bounds)]
 
-    results = draw(run, len(images), condition, constrain)
+    results = draw(run, len(images), _told(run, view, y, condition), constrain)
     shown = run.inverse_scaler(view.operator.picture(y, fill=view.middle))
     measured = view.operator.apply(run.scaler(results.flatten(0, 1)))
     residual = measured - y.repeat_interleave(results.shape[1], dim=0)
@@ -120,6 +121,19 @@ def _view(run: Run, operator: LinearOperator) -> View:
         return View(rescaled(operator, run.scaler.std), 1.0, bounds, 0.0)
     low, high = (run.scaler(torch.tensor(end)).item() for end in (0.0, 1.0))
     return View(operator, high - low, (low, high), (low + high) / 2)
+
+
+def _told(run: Run, view: View, y: Tensor, condition: Condition) -> Condition:
+    """The condition of images, with the noise of y where the network restores by it alone.
+
+    Without noise, it is that of these images already.
+    """
+    options = run.config.control
+    if options.method != "none" or options.noise_std == 0:
+        return condition
+    if isinstance(view.operator, Rescaled):
+        y = view.operator.in_own_units(y)
+    return {**condition, "image": run.conditions.of_measurement(y)}
 
 
 def _psnr_of_bicubic(run: Run, y: Tensor, images: Tensor) -> dict[str, float]:
