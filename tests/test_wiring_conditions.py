@@ -360,6 +360,49 @@ def expected_of_grey_levels(images, operator):
     return x
 
 
+TOLD = {"training__condition": "image", "control__method": "none"}
+CONTRADICTIONS = {
+    "mask": ("inpaint", "half", {"mask": "nowhere.png"}, r"control.mask = 'nowhere.png' should be"),
+    "operator": ("restore", "super_resolution", {"operator": "blur"}, r"'blur' should be 'super_r"),
+    "factor": ("restore", "super_resolution", {"factor": 4}, r"control.factor = 4 should be 2"),
+    "keep": ("inpaint", "random_mask", {"keep": 0.5}, r"control.keep = 0.5 should be 0.25"),
+    "inpaint": ("inpaint", "super_resolution", {}, r"'super_resolution'.*task = 'restore'"),
+    "colorize": ("colorize", "half", {}, r"training.condition_operator = 'half'.*task = 'restore'"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_another_measurement_than_that_of_the_condition_is_refused(case, tmp_path):
+    task, operator, changes, message = CONTRADICTIONS[case]
+    changes = {f"control__{option}": value for option, value in changes.items()}
+    experiment = "vp/color_digits" if task == "colorize" else "vp/digits"
+    options = {**TOLD, "training__condition_operator": operator, **changes}
+    with pytest.raises(ValueError, match=message):
+        controlled(tmp_path, task, experiment, **options)
+
+
+@pytest.mark.parametrize(
+    ("task", "operator", "changes"),
+    (
+        ("inpaint", "box", {}),
+        ("inpaint", "half", {"control__operator": "Half", "control__factor": 4}),
+        ("colorize", "gray", {}),
+        ("restore", "super_resolution", {"training__condition_factor": 4}),
+        (
+            "restore",
+            "super_resolution",
+            {k: 4 for k in ("training__condition_factor", "control__factor")},
+        ),
+    ),
+)
+def test_options_that_suit_the_condition_are_taken(task, operator, changes, tmp_path):
+    """Defaults do, and options that the operator does not read."""
+    experiment = "vp/color_digits" if task == "colorize" else "vp/digits"
+    options = {**TOLD, "training__condition_operator": operator, **changes}
+    calls, arrays = controlled(tmp_path, task, experiment, **options)
+    assert calls and np.isfinite(arrays["result"]).all()
+
+
 def test_images_of_ones_own_need_labels(tmp_path):
     from PIL import Image
 

@@ -14,8 +14,8 @@ from score_lib.data.kinds import is_continuous
 from score_lib.data.loading import get_streams
 from score_lib.data.sources import Source, named
 from score_lib.inverse.measurements import build_operator
-from score_lib.inverse.operators import LinearOperator
-from score_lib.options import Config, complete
+from score_lib.inverse.operators import OPERATORS, LinearOperator
+from score_lib.options import Config, complete, flatten
 
 
 class Conditions:
@@ -141,9 +141,34 @@ def condition_operator(config: ConfigDict, shape: tuple[int, ...]) -> LinearOper
     Raises:
         ValueError: an unknown operator, or one that does not suit the shape.
     """
+    return build_operator(config.training.condition_operator, _operator_options(config), shape)
+
+
+def check_told_operator(config: ConfigDict) -> None:
+    """Refuse options of another measurement than that of the condition "image".
+
+    Those that have their defaults are taken, as nobody may have set them.
+
+    Raises:
+        ValueError: `control.mask`, `control.operator` or an option of the operator.
+    """
+    name, given = config.training.condition_operator, flatten(config)
+    trained, defaults = flatten(_operator_options(config)), flatten(complete({}))
+    allowed = {"control.mask": "", "control.operator": name}
+    allowed |= {option: trained[option] for option in OPERATORS.feeds(name).values()}
+    if given["control.operator"].lower() == name.lower():  # registries take any case
+        given["control.operator"] = name
+    for option, value in allowed.items():
+        if given[option] not in (value, defaults.get(option, value)):
+            raise ValueError(
+                f"{option} = {given[option]!r} should be {value!r} with control.method = 'none', "
+                f"as the network is told the measurement of training.condition_operator = {name!r}"
+            )
+
+
+def _operator_options(config: ConfigDict) -> Config:
     training = config.training
-    options = complete({"control": {"factor": training.condition_factor}, "data": config.data})
-    return build_operator(training.condition_operator, options, shape)
+    return complete({"control": {"factor": training.condition_factor}, "data": config.data})
 
 
 def as_known(config: Config, images: Tensor, levels: int) -> Tensor:

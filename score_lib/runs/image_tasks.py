@@ -11,10 +11,11 @@ from models.conditioning import Condition
 from score_lib.base.tensors import SampleNoise, derive_seed
 from score_lib.data.inputs import read_mask
 from score_lib.inverse.conditions import ClassGuidance, StartFrom
-from score_lib.inverse.measurements import Mask, build_operator
+from score_lib.inverse.measurements import GrayScale, Mask, build_operator
 from score_lib.inverse.operators import LinearOperator, measure
 from score_lib.inverse.rescaled import Rescaled, rescaled
 from score_lib.inverse.restoration import STANDARDIZED, build_restoration
+from score_lib.runs.conditions import check_told_operator
 from score_lib.runs.setup import Run
 from score_lib.runs.tasks import (
     Outcome,
@@ -38,6 +39,7 @@ from score_lib.samplers.loop import Constraint
 @register_task(name="inpaint")
 def inpaint(run: Run) -> Outcome:
     """Fill in the open part of a mask: `control.mask`, or the operator (the right half)."""
+    _check_told(run, Mask)
     return restore(run, operator="half")
 
 
@@ -49,7 +51,23 @@ def colorize(run: Run) -> Outcome:
             "control.task = 'colorize' needs images of several channels, and the model's have one: "
             "try the config configs/vp/color_digits.py"
         )
+    _check_told(run, GrayScale)
     return restore(run, operator="gray")
+
+
+def _check_told(run: Run, kind: type[LinearOperator]) -> None:
+    """Refuse a network that restores by its condition alone where that is no measurement of a kind.
+
+    Raises:
+        ValueError: another measurement.
+    """
+    options, told = run.config.control, run.conditions.operator
+    if options.method == "none" and not (told is None or isinstance(told, kind)):
+        raise ValueError(
+            f"control.task = {options.task!r} with control.method = 'none' is not what the network "
+            f"was trained for: with training.condition_operator = "
+            f"{run.config.training.condition_operator!r}, set control.task = 'restore'"
+        )
 
 
 @register_task(name="restore")
@@ -152,6 +170,7 @@ def _operator(run: Run, default: str) -> LinearOperator:
                 "control.method = 'none' needs a network that is told the measurement: train with "
                 "training.condition = 'image', or choose the method 'pigdm'"
             )
+        check_told_operator(run.config)
         return run.conditions.operator
     if options.mask:
         if options.operator:
