@@ -323,6 +323,27 @@ def test_classes_are_drawn_by_condition_without_a_classifier(tmp_path):
     assert all(c.condition["classes"].tolist() == [5, 5, 1, 1, *[10] * 4] for c in calls)
 
 
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    config = small_config("vp/digits_classifier", model__channel_multiplier=1)
+    return save(run_lib.setup(config), tmp_path_factory.mktemp("classifier") / "checkpoint.pth")
+
+
+def test_a_classifier_guides_a_network_that_is_told_the_same_classes(classifier, tmp_path):
+    options = {"control__classifier": classifier, "control__labels": (5, 1)}
+    calls, arrays = controlled(tmp_path, "class", **LABELLED, **options)
+    assert arrays["labels"].tolist() == [5, 1]
+    assert all(call.condition["classes"].tolist() == [5, 5, 1, 1] for call in calls)
+
+
+def test_a_classifier_of_other_classes_needs_labels(classifier, tmp_path):
+    options = {**LABELLED, "data__num_classes": 5, "control__classifier": classifier}
+    with pytest.raises(ValueError, match=r"tells 10 classes apart, and the network 5.*labels"):
+        controlled(tmp_path, "class", **options)
+    calls, _ = controlled(tmp_path, "class", **options, control__labels=(4,))
+    assert all(call.condition["classes"].tolist() == [4, 4] for call in calls)
+
+
 def test_restoration_by_the_condition_alone(tmp_path):
     options = {"training__condition": "image", "control__method": "none"}
     calls, arrays = controlled(tmp_path, "restore", **options)

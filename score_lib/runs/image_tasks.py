@@ -193,6 +193,7 @@ def conditional(run: Run) -> Outcome:
     options = run.config.control
     classifier = _classifier(run, options.classifier)
     labels = given_labels(run, classifier)
+    condition = _told_beside(run, labels)
     scale = options.guidance_scale
     settings = {
         "until": options.guidance_until,
@@ -203,7 +204,7 @@ def conditional(run: Run) -> Outcome:
         def guidance(rows: Tensor) -> list[Constraint]:
             return [ClassGuidance(network, labels[rows], scale, **settings)]
 
-        results = draw(run, len(labels), constrain=guidance)
+        results = draw(run, len(labels), condition, guidance)
     figures = {"guidance_scale": float(scale), **recognised(run, results, labels)}
     return Outcome({"result": results}, [figures], {"labels": labels})
 
@@ -211,11 +212,34 @@ def conditional(run: Run) -> Outcome:
 def _by_condition(run: Run) -> Outcome:
     """Samples of given classes by a network that is conditional on them."""
     labels = given_labels(run, run)
-    images = torch.zeros(len(labels), *run.shape, device=run.device)
-    results = draw(run, len(labels), run.conditions.of_data(images, labels))
+    results = draw(run, len(labels), _of_classes(run, labels))
     scale = run.config.sampling.guidance_scale
     figures = {"guidance_scale": float(scale), **recognised(run, results, labels)}
     return Outcome({"result": results}, [figures], {"labels": labels})
+
+
+def _told_beside(run: Run, labels: Tensor) -> Condition | None:
+    """The condition of rows that a classifier guides to labels; None if the network takes no class.
+
+    The network may have other numbers than the classifier for the names in `control.labels`.
+
+    Raises:
+        ValueError: the network has other classes.
+    """
+    if "classes" not in run.conditions.kinds:
+        return None
+    told = given_labels(run, run)
+    if len(told) != len(labels):
+        raise ValueError(
+            f"the classifier tells {len(labels)} classes apart, and the network {len(told)}: set "
+            "control.labels to classes that both know"
+        )
+    return _of_classes(run, told)
+
+
+def _of_classes(run: Run, labels: Tensor) -> Condition:
+    images = torch.zeros(len(labels), *run.shape, device=run.device)
+    return run.conditions.of_data(images, labels)
 
 
 def _classifier(run: Run, path: str) -> Run:
