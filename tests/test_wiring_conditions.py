@@ -323,6 +323,37 @@ def test_classes_are_drawn_by_condition_without_a_classifier(tmp_path):
     assert all(c.condition["classes"].tolist() == [5, 5, 1, 1, *[10] * 4] for c in calls)
 
 
+def other_network(folder, **changes):
+    """The path of another network's checkpoint."""
+    config = small_config(model__name="recorder", **changes)
+    return save(run_lib.setup(config), folder / "other.pth")
+
+
+@pytest.mark.parametrize("told_too", (True, False))
+def test_both_networks_are_told_the_named_class(told_too, tmp_path):
+    """So their codes are of one class; a network without classes is told none."""
+    options = {"control__other": other_network(tmp_path, **LABELLED), "control__labels": (6,)}
+    calls, _ = controlled(tmp_path, "compare_codes", **options, **LABELLED if told_too else {})
+    told = [call.condition["classes"].tolist() for call in calls if call.condition]
+    assert told and all(classes == [6] * 3 for classes in told)
+    assert told_too == all(call.condition for call in calls)
+
+
+def test_both_networks_are_told_an_image_as_they_know_it(tmp_path):
+    """One knows the middle of a grey level, the other, of data without noise, its value."""
+    image = {"training__condition": "image"}
+    plain = other_network(tmp_path, **image, data__uniform_dequantization=False)
+    calls, _ = controlled(tmp_path, "compare_codes", **image, control__other=plain)
+    levels = digits((1, 8, 8))[1].read(np.arange(3))[0].float()
+    expected = [
+        torch.nn.functional.avg_pool2d(2 * known - 1, 2)
+        for known in ((levels + 0.5) / 17, levels / 16)
+    ]
+    told = [call.condition["image"] for call in calls]
+    near = [[torch.allclose(image, e, atol=1e-5) for e in expected] for image in told]
+    assert {tuple(pair) for pair in near} == {(True, False), (False, True)}
+
+
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     config = small_config("vp/digits_classifier", model__channel_multiplier=1)

@@ -8,8 +8,16 @@ from torch import Tensor
 from models.conditioning import Condition, given
 from score_lib.base.tensors import SampleNoise
 from score_lib.inverse import latent
+from score_lib.runs.conditions import as_known
 from score_lib.runs.setup import Run
-from score_lib.runs.tasks import Outcome, other_run, read_images, register_task
+from score_lib.runs.tasks import (
+    Outcome,
+    condition_of,
+    other_run,
+    read_images,
+    read_stored,
+    register_task,
+)
 
 
 @register_task(name="reconstruct")
@@ -91,8 +99,9 @@ def compare_codes(run: Run) -> Outcome:
             f"{path} has codes of another process or shape: {other.sde} and "
             f"{other.shape}, not {run.sde} and {run.shape}"
         )
-    images, labels, condition = read_images(run, least=2)
-    others = other.conditions.of_data(images, labels)
+    stored, labels = read_stored(run, least=2)
+    images = as_known(run.config, stored, run.levels)
+    condition, others = (condition_of(run, told, stored, labels) for told in (run, other))
     ours = _encode(run, images, tolerance, condition)
     theirs = _encode(other, images, tolerance, others)
     swapped = _decode(other, ours, tolerance, others)

@@ -60,24 +60,42 @@ def read_images(run: Run, least: int = 1) -> Inputs:
     Raises:
         ValueError: they are too few, or have no labels for a network that needs them.
     """
+    stored, labels = read_stored(run, least)
+    images = as_known(run.config, stored, run.levels)
+    return Inputs(images, labels, condition_of(run, run, stored, labels))
+
+
+def read_stored(run: Run, least: int = 1) -> tuple[Tensor, Tensor | None]:
+    """The images of `control.path`, or held-out ones, as they are stored, and their labels.
+
+    Raises:
+        ValueError: they are too few.
+    """
     options = run.config.control
     found = read_inputs(run.config, options.path, options.num_images)
-    stored = found.images.to(run.device)
-    images = as_known(run.config, stored, run.levels)
-    if len(images) < least:
+    if len(found.images) < least:
         raise ValueError(f"control.task = {options.task!r} needs at least {least} images")
     # The class numbers of a folder are not those of the data set.
-    labels = None if options.path else found.labels
-    told = labels
-    if options.labels and "classes" in run.conditions.kinds:
-        told = given_labels(run, run)
-        told = told.expand(len(images)) if len(told) == 1 else told
-        if len(told) != len(images):
+    return found.images.to(run.device), None if options.path else found.labels
+
+
+def condition_of(run: Run, told: Run, stored: Tensor, labels: Tensor | None) -> Condition:
+    """The condition of stored images, with the classes of `control.labels` if there are any.
+
+    Args:
+        told: the run of the network that is told it, perhaps another one.
+    Raises:
+        ValueError: other numbers of classes, or no labels for a network that needs them.
+    """
+    if run.config.control.labels and "classes" in told.conditions.kinds:
+        labels = given_labels(run, told)
+        labels = labels.expand(len(stored)) if len(labels) == 1 else labels
+        if len(labels) != len(stored):
             raise ValueError(
-                f"control.labels names {len(told)} classes for {len(images)} images: give one for "
-                "each of them, or one for all"
+                f"control.labels names {len(labels)} classes for {len(stored)} images: give one "
+                "for each of them, or one for all"
             )
-    return Inputs(images, labels, run.conditions.of_data(stored, told, dequantized=False))
+    return told.conditions.of_data(stored, labels, dequantized=False)
 
 
 def given_labels(run: Run, knowing: Run) -> Tensor:
