@@ -608,8 +608,11 @@ def test_samples_are_in_the_users_units():
     assert (drawn.std(0) / deviation - 1).abs().max() < 0.08
 
 
-def test_a_measurement_is_one_of_the_users_units(tmp_path):
-    """The posterior of a Gaussian is known: y is the first entry, with noise of deviation 3."""
+@pytest.mark.parametrize(
+    ("operator", "row"), [("half", [1.0, 0.0]), ("super_resolution", [0.5, 0.5])]
+)
+def test_a_measurement_is_one_of_the_users_units(tmp_path, operator, row):
+    """The posterior of a Gaussian is known: y is row x, with noise of deviation 3."""
     noise_std, count = 3.0, 300
     truth = np.array([[52.0, -2.9], [31.0, -3.2]], dtype="f4")
     np.save(tmp_path / "truth.npy", truth)
@@ -622,12 +625,12 @@ def test_a_measurement_is_one_of_the_users_units(tmp_path):
         "training__batch_size": 300,
     }
     run, mean, covariance = gaussian_run(**changes)
-    outcome = restore(run, operator="half")
-    y = outcome.arrays["y"][:, 0].cpu()
-    assert (y - torch.from_numpy(truth[:, 0])).abs().max() < 3.5 * noise_std
-    gain = covariance[:, 0] / (covariance[0, 0] + noise_std**2)
-    expected = mean + (y - mean[0])[:, None] * gain
-    spread = (covariance - gain[:, None] * covariance[0]).diagonal().sqrt()
+    outcome = restore(run, operator=operator)
+    y, row = outcome.arrays["y"][:, 0].cpu(), torch.tensor(row)
+    assert (y - torch.from_numpy(truth) @ row).abs().max() < 3.5 * noise_std
+    gain = covariance @ row / (row @ covariance @ row + noise_std**2)
+    expected = mean + (y - mean @ row)[:, None] * gain
+    spread = (covariance - gain[:, None] * (row @ covariance)).diagonal().sqrt()
     results = outcome.columns["result"]
     assert ((results.mean(1) - expected).abs() < 4 * spread / count**0.5).all()
     assert (results.std(1) / spread - 1).abs().max() < 0.15

@@ -5,7 +5,7 @@ import math
 import pytest
 import scipy.ndimage
 import torch
-from operator_cases import CASES, RCOND, dense, rand
+from operator_cases import CASES, OPERATORS, RCOND, dense, rand, some_pairs
 
 from controllable_generation import (
     GaussianBlur,
@@ -15,6 +15,8 @@ from controllable_generation import (
     SuperResolution,
     measure,
 )
+from score_lib.inverse.operators import LinearOperator
+from score_lib.inverse.rescaled import rescaled
 
 # --- Lower resolution, blur, gray ---------------------------------------------------------------
 
@@ -140,6 +142,29 @@ def test_picture_of_a_mask_fills_what_is_open():
 def known(operator):
     """1 where an operator that is a mask sees x, (*D)."""
     return operator.apply(torch.ones(1, *operator.shape))[0]
+
+
+@CASES
+@OPERATORS
+def test_pictures_of_rescaled_data_are_in_their_units(make, shape):
+    """Those of the operator, by the units; what is open has the given value in them."""
+    operator, scale = make(shape), 0.5 + rand(*shape).abs()
+    y = some_pairs(operator)[1]
+    expected = operator.picture(y) / scale
+    if isinstance(operator, Mask):
+        expected = torch.where(operator.mask, expected, 0.5)
+    torch.testing.assert_close(rescaled(operator, scale).picture(y, fill=0.5), expected)
+
+
+def test_pictures_of_rescaled_data_need_no_singular_values():
+    class Twice(LinearOperator):
+        def apply(self, x):
+            return 2 * x
+
+        adjoint = apply
+
+    y, scale = rand(5, 3), torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    torch.testing.assert_close(rescaled(Twice((3,)), scale).picture(y), 2 * y / scale)
 
 
 def test_boxes():

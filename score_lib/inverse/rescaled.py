@@ -41,6 +41,12 @@ class Rescaled(LinearOperator):
     def observed(self, y: Tensor) -> Tensor:
         return self.operator.observed(y)
 
+    def picture(self, y: Tensor, fill: float = 0.0) -> Tensor:
+        # Not A^+ of this operator: it may need singular values, and a blur shows y itself.
+        shown = self.operator.picture(y, fill)
+        (scale,) = self._scale.like(shown)
+        return shown / scale
+
     def in_own_units(self, y: Tensor) -> Tensor:
         """From A (s x') + n to A x' + n / s, (B, *M).
 
@@ -66,6 +72,9 @@ class RescaledMask(Rescaled):
         (scale,) = self._scale.like(x)
         weights = checked_weights(weight, scale.reshape(1, -1), len(x))
         return self.operator.apply(x * weights.reshape(-1, *self.shape))
+
+    def picture(self, y: Tensor, fill: float = 0.0) -> Tensor:
+        return self.operator.picture(self.in_own_units(y), fill)
 
     def in_own_units(self, y: Tensor) -> Tensor:
         (scale,) = self._scale.like(y)
