@@ -201,7 +201,7 @@ MISTAKES = {
     "no classifier": ("class", {}, "control.classifier"),
     "classifier missing": ("class", {"classifier": "nowhere.pth"}, "no checkpoint.* nowhere.pth"),
     "no other": ("compare_codes", {}, "control.other"),
-    "start time": ("edit", {"start_time": 1e-9}, "none of the 5 times"),
+    "start time": ("edit", {"start_time": 1e-9}, "from T = 1, .* not from 1e-09 to 0.001"),
     "one image": ("interpolate", {"num_images": 1}, "at least 2 images"),
     "no image": ("inpaint", {"path": "nowhere.png"}, "nowhere.png"),
     "no mask": ("inpaint", {"mask": "nowhere.png"}, "mask.*'nowhere.png'"),

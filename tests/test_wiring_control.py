@@ -218,14 +218,39 @@ def test_number_of_results_arrives(control):
     np.testing.assert_allclose(arrays["result"][:, :1], fewer["result"], atol=1e-6)
 
 
-def test_noisy_images_are_at_the_first_time(control):
-    """Of the configured grid, with noise of their own."""
-    options = {"control__start_time": 0.5, "sampling__num_steps": 20, "sampling__time_grid": "edm"}
-    arrays, run = control("edit", **options)
-    first = Recorder.calls[0].labels[0] / 999
-    scale, std = run.sde.marginal_coeffs(first[None])
+def noised(images, run, scale, std):
+    """Images with noise of their own, in the network's range."""
     noise = SampleNoise(derive_seed(run.config.seed, "shown"), range(2))(torch.empty(2, 1, 8, 8))
-    expected = scale * (2 * torch.from_numpy(arrays["input"]) - 1) + std * noise
+    return scale * (2 * torch.from_numpy(images) - 1) + std * noise
+
+
+@pytest.mark.parametrize(
+    "options",
+    (
+        {"sampling__num_steps": 20, "sampling__time_grid": "edm"},
+        {"sampling__method": "ddim", "sampling__num_steps": 1},
+        {"sampling__method": "dpmpp_2m", "sampling__num_steps": 2},
+        {"sampling__method": "ode"},
+    ),
+    ids=lambda options: options.get("sampling__method", "pc"),
+)
+def test_noisy_images_are_at_the_first_time(control, options):
+    """Of the configured grid for predictors, and start_time itself for solvers."""
+    arrays, run = control("edit", control__start_time=0.5, **options)
+    first = Recorder.calls[0].labels[0] / 999
+    assert (first == 0.5) == ("sampling__method" in options)
+    expected = noised(arrays["input"], run, *run.sde.marginal_coeffs(first[None]))
+    np.testing.assert_allclose(2 * arrays["noisy"] - 1, expected, atol=1e-5)
+
+
+def test_noisy_images_are_at_the_first_level_of_a_chain(control, tmp_path):
+    changes = {"training__continuous": False, "model__num_scales": 50, "sampling__method": "chain"}
+    changes |= {"sampling__respacing": "8"}
+    arrays, run = control("edit", **changes, eval__checkpoint=averaged(tmp_path, **changes))
+    level = int(Recorder.calls[0].labels[0])
+    assert 15 < level < 25
+    _, m, s = run.sde.discrete_chain()
+    expected = noised(arrays["input"], run, m[level].float(), s[level].float())
     np.testing.assert_allclose(2 * arrays["noisy"] - 1, expected, atol=1e-5)
 
 

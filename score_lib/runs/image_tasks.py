@@ -30,8 +30,8 @@ from score_lib.runs.tasks import (
     register_task,
 )
 from score_lib.samplers.configured import follows_flow
-from score_lib.samplers.grids import visited_times
-from score_lib.samplers.loop import Constraint
+from score_lib.samplers.loop import Constraint, Noise
+from score_lib.sdes.process import SDE
 
 # --- Inverse problems -----------------------------------------------------------------------------
 
@@ -272,18 +272,32 @@ def _classifier(run: Run, path: str) -> Run:
 # --- Editing --------------------------------------------------------------------------------------
 
 
+class FirstTime(Constraint):
+    """No condition: notes where sampling starts, which only the sampler knows.
+
+    Attributes:
+        sde: the process, or a chain's levels of it.
+        t: the first time, (1,).
+    """
+
+    def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        self.sde, self.t = sde, t[:1]
+        return x
+
+
 @register_task(name="edit")
 def edit(run: Run) -> Outcome:
     """Add noise to images up to `control.start_time`, and sample from there."""
     images, labels, condition = read_images(run)
     x, start_time = run.scaler(images), run.config.control.start_time
-    sde, sampling = run.sde, run.config.sampling
-    steps, grid = sampling.num_steps, sampling.time_grid
-    times = visited_times(sde, sde.sampling_eps, start_time, steps=steps, grid=grid)
-    t = times[:1].to(run.device).expand(len(x))
+    first = FirstTime()
+
+    def constrain(rows: Tensor) -> list[Constraint]:
+        return [first, StartFrom(x[rows])]
+
+    results = draw(run, len(x), condition, constrain, start_time=start_time)
     noise = SampleNoise(derive_seed(run.config.seed, "shown"), range(len(x)), run.device)
-    noisy = StartFrom(x).start(sde, x, t, noise)
-    results = draw(run, len(x), condition, lambda rows: [StartFrom(x[rows])], start_time=start_time)
+    noisy = StartFrom(x).start(first.sde, x, first.t.expand(len(x)), noise)
     figures = {"start_time": float(start_time), **closeness(run, "", results, images)}
     figures |= recognised(run, results, labels)
     columns = {"input": images, "noisy": run.inverse_scaler(noisy), "result": results}
