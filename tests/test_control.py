@@ -14,6 +14,7 @@ from oracles import (
     goldens,
     inverse_scaler,
 )
+from torch import nn
 
 import sampling
 from controllable_generation import (
@@ -277,6 +278,34 @@ def test_the_guidance_scale_multiplies_the_gradient():
     torch.testing.assert_close(results[0.0], MEANS.mean(0), rtol=0, atol=0.06)
     away = MEANS[0] - MEANS.mean(0)
     assert (results[2.0] - results[1.0]) @ away > 0.02
+
+
+class NormalizedClassifier(nn.Module):
+    """Logits of three classes, by statistics of a batch in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.linear = nn.BatchNorm1d(2), nn.Linear(2, 3)
+
+    def forward(self, x, labels):
+        return self.linear(self.norm(x))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_guidance_asks_the_classifier_in_evaluation_mode_and_its_own_dtype(dtype):
+    """From its first call on: as it comes, in training mode, it would learn from samples."""
+    results = []
+    for mode in (False, True):
+        classifier = NormalizedClassifier().to(dtype).train(mode)
+        guidance = ClassGuidance(classifier, torch.tensor([0, 1, 2, 0]))
+        sample = sampling.get_solver_sampler(
+            SDES["vp"], (4, 2), sampling.DDIM, lambda x: x, 3, constraints=[guidance]
+        )
+        results.append(sample(lambda x, labels: x, noise=SampleNoise(0, range(4)))[0])
+        assert classifier.norm.num_batches_tracked == 0
+        assert torch.equal(classifier.norm.running_mean, torch.zeros(2, dtype=dtype))
+    assert torch.equal(*results) and results[0].dtype == torch.float32
 
 
 # --- Mistakes -------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from score_lib.base.tensors import batch_mul, check_floats
 from score_lib.samplers.loop import Constraint, Noise
-from score_lib.scores import get_classifier_grad_fn
+from score_lib.scores import get_classifier_grad_fn, get_model_fn
 from score_lib.sdes.process import SDE
 
 
@@ -50,7 +50,8 @@ class ClassGuidance(Constraint):
         if len(x) != len(self.labels):
             raise ValueError(f"{len(self.labels)} labels were given for {len(x)} samples")
         # Before the loop: on a GPU a wrong label would abort the process.
-        classes = self.classifier(x[:1], torch.ones_like(t[:1])).shape[1]
+        with torch.no_grad():
+            classes = get_model_fn(self.classifier)(x[:1], torch.ones_like(t[:1])).shape[1]
         wrong = self.labels[(self.labels < 0) | (self.labels >= classes)]
         if len(wrong):
             raise ValueError(
