@@ -4,6 +4,7 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 from oracles import GaussianDataOracle, exact_moments
+from small_runs import small_config
 
 import sampling
 from controllable_generation import (
@@ -220,6 +221,70 @@ def test_dps_follows_the_measurement_and_is_biased():
     known = TRUTH[0] != operator.apply(TRUTH)[0]
     assert (x - y)[:, ~known].square().mean().sqrt() < 0.25
     assert 0.3 < off[~known].max() < 1.0
+
+
+class Path(sampling.Constraint):
+    """Notes where steps start, (x, t, s), and end: the corrector's, then the predictor's."""
+
+    def __init__(self):
+        self.steps = []
+
+    def wrap(self, sde, step, noise):
+        def noted(x, t, s):
+            moved = step(x, t, s)
+            self.steps.append((x, t, s, moved[0]))
+            return moved
+
+        return noted
+
+
+@pytest.mark.parametrize(
+    "options", ({}, {"steps": 50}, {"steps": 50, "grid": "log_snr"}, {"steps": 9}), ids=str
+)
+@pytest.mark.parametrize("sde", (SDES["ve"], SDES["vp"]), ids=("ve", "vp"))
+def test_a_step_of_dps_is_as_long_as_its_strength(sde, options, monkeypatch):
+    """Of data whose entries are independent, xhat_0 moves by c = m S^2 / (m^2 S^2 + s^2) with x."""
+    monkeypatch.setattr("score_lib.samplers.pc.check_steps", lambda *given: None)
+    sde, operator, strength, std = sde(30), OPERATORS["mask"], 0.3, 0.5
+    network = GaussianDataOracle(sde, MEAN, std**2 * torch.eye(D))
+    y = operator.apply(TRUTH).expand(5, D)
+    path, dps = Path(), get_restoration("dps")(operator, y, strength=strength)
+    sample = sampling.get_pc_sampler(
+        sde, (5, D), sampling.ReverseDiffusionPredictor, None, lambda x: x, 0.0,
+        continuous=True, eps=sde.sampling_eps, constraints=[dps, path], **options,
+    )  # fmt: skip
+    sample(network, noise=torch.zeros_like, z=torch.randn(5, D).mul(sde.prior_std))
+    score_fn = get_score_fn(sde, network, continuous=True)
+    free = sampling.ReverseDiffusionPredictor(sde, score_fn)
+    assert len(path.steps) == 2 * options.get("steps", sde.N)
+    for x, t, s, moved in path.steps[1::2]:
+        _, alone = free.step(x, t, s) if options else free.update_fn(x, t)
+        scale, noise = sde.marginal_coeffs(t)
+        slope = scale * std**2 / ((scale * std) ** 2 + noise**2)
+        found = torch.linalg.vector_norm(moved - alone, dim=1)
+        torch.testing.assert_close(found, strength * slope, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("solver", ("dpmpp_sde", "ddim", "heun"))
+@pytest.mark.parametrize("sde", (SDES["ve"], SDES["vp"]), ids=("ve", "vp"))
+def test_dps_fits_the_measurement_in_any_number_of_steps(sde, solver):
+    """By its strength alone; also Heun's at times between those of the grid."""
+    sde, operator = sde(1000), OPERATORS["mask"]
+    network = GaussianDataOracle(sde, MEAN, 0.25 * torch.eye(D))
+    y = operator.apply(TRUTH).expand(400, D)
+    residuals = []
+    for steps in (20, 100):
+        torch.manual_seed(0)
+        config = small_config(sampling__method=solver)
+        config.sampling.churn = steps / 10
+        sample = sampling.get_sampling_fn(
+            config, sde, (400, D), lambda x: x, sde.sampling_eps, steps=steps, continuous=True,
+            constraints=[get_restoration("dps")(operator, y, strength=0.3)],
+        )  # fmt: skip
+        off = operator.apply(sample(network)[0]) - y
+        residuals.append(off[:, [0, 3]].square().mean().sqrt().item())
+    assert max(residuals) < 0.25
+    assert residuals[0] == pytest.approx(residuals[1], rel=0.3)
 
 
 @pytest.mark.slow

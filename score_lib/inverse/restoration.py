@@ -215,6 +215,9 @@ def _denoise(sde: SDE, score_fn: Callable, x: Tensor, t: Tensor) -> tuple[Tensor
 class DiffusionPosteriorSampling(PosteriorGuidance):
     """A predictor's step moves x by -strength grad |y - A xhat_0|.  [Chung et al. 2023]
 
+    However long the step is; along the probability flow by about half as much.  `ode` and
+    `adaptive`, which choose their steps on the way, are guided as in N steps.
+
     The published heuristic: it treats x_0 as if it were xhat_0, and its step does not depend on
     sigma_y.  Results follow the measurement, but are not samples of the posterior.
 

@@ -1,5 +1,7 @@
 """Grids of times that samplers visit, from T (noise) down to eps or 0 (data)."""
 
+import copy
+import functools
 import math
 
 import torch
@@ -97,6 +99,30 @@ def visited_times(
             f"{0 if stop_time is None else stop_time:g}"
         )
     return times[first : stop + 1]
+
+
+def along(sde: SDE, times: Tensor) -> SDE:
+    """The process whose `discretize` makes the steps of a grid: constraints on samples ask for it.
+
+    Any time means the nearest one that a step starts at, such as a time of Heun's after churn.
+
+    Args:
+        times: falling: where steps start, and where the last one ends, (N + 1,).
+    """
+    middles = (times[:-2] + times[1:-1]).double() / 2
+
+    @functools.cache
+    def tables(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return -middles.to(device), times.to(device, dtype)
+
+    def discretize(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        rising, grid = tables(t.device, t.dtype)
+        i = torch.searchsorted(rising, -t.double())
+        return sde.increment(x, grid[i], grid[i + 1])
+
+    process = copy.copy(sde)
+    process.discretize = discretize
+    return process
 
 
 def _first_at_or_below(times: Tensor, time: float) -> int:

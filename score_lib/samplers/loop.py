@@ -25,7 +25,11 @@ Callback = Callable[[int, Tensor, Tensor, Tensor], None]
 
 
 class Constraint:
-    """A condition on samples: three hooks, each a no-op unless a subclass overrides it."""
+    """A condition on samples: three hooks, each a no-op unless a subclass overrides it.
+
+    The process that they get makes the sampler's steps: `discretize` is the one from time t.  For a
+    sampler that chooses its steps on the way, it is that of the process's own chain.
+    """
 
     def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
         """x at the first time.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from score_lib.parametrization import Parametrization
 from score_lib.samplers.accuracy import check_steps
-from score_lib.samplers.grids import visited_times
+from score_lib.samplers.grids import along, visited_times
 from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of
 from score_lib.samplers.steps import Corrector, NoneCorrector, NonePredictor, Predictor
 from score_lib.scores import get_score_fn
@@ -63,7 +63,9 @@ def get_pc_sampler(
         sde = _other_steps(sde, predictor, continuous, steps, grid)
         visited = functools.partial(_whole_run, sde, eps, grid)
         check_steps(sde, predictor, visited, steps or sde.N, probability_flow, len(shape) - 1)
+        chain = not _takes_any_step(predictor)
     times = visited_times(sde, eps, start_time, stop_time, steps=steps, grid=grid)
+    shown = sde if chain else along(sde, times)
 
     def follow(x, score_fn, noise, **watch):
         made = [
@@ -71,12 +73,12 @@ def get_pc_sampler(
             predictor_step(sde, score_fn, predictor, probability_flow, noise, chain=chain),
         ]
         for constraint in constraints:
-            made = [constraint.wrap(sde, step, noise) for step in made]
+            made = [constraint.wrap(shown, step, noise) for step in made]
         x, x_mean = run_steps(x, times.to(x), made, **watch)
         return x_mean if denoise else x
 
     shared = continuous, device, constraints, differentiable, parametrization
-    return sampler_of(sde, shape, inverse_scaler, follow, times[0], *shared)
+    return sampler_of(shown, shape, inverse_scaler, follow, times[0], *shared)
 
 
 def _check_settings(snr: float, n_steps: int, steps: int) -> None:
@@ -96,7 +98,7 @@ def _other_steps(
             f"{steps or sde.N} steps on another grid: use a network trained with "
             "training.continuous = True, or a solver such as sampling.method = 'ddim'"
         )
-    if predictor is None or predictor.takes_any_step():
+    if _takes_any_step(predictor):
         return sde
     if grid not in ("", "uniform"):
         raise ValueError(
@@ -105,6 +107,10 @@ def _other_steps(
         )
     # It only knows a chain of N uniform steps: give it one.
     return sde.with_steps(steps)
+
+
+def _takes_any_step(predictor: type[Predictor] | None) -> bool:
+    return predictor is None or predictor.takes_any_step()
 
 
 def _whole_run(sde: SDE, eps: float, grid: str, steps: int) -> Tensor:

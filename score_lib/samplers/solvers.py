@@ -20,7 +20,7 @@ from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
 from score_lib.parametrization import Parametrization
-from score_lib.samplers.grids import time_grid
+from score_lib.samplers.grids import along, time_grid
 from score_lib.samplers.loop import Constraint, Noise, run_steps, sampler_of, without_wraps
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
@@ -233,6 +233,8 @@ def get_solver_sampler(
     sde = as_process(sde)
     sde.check_times(eps, start_time, shape)
     times = time_grid(sde, steps or sde.N, eps, grid or solver.grid, start_time)
+    # Denoising is a step to the data.
+    shown = along(sde, torch.cat([times, times.new_zeros(1)]))
 
     def follow(x, score_fn, noise, **watch):
         visited = times.to(x)
@@ -241,4 +243,4 @@ def get_solver_sampler(
         return run.denoised(x, visited[-1].expand(x.shape[0])) if denoise else x
 
     shared = continuous, device, constraints, differentiable, parametrization
-    return sampler_of(sde, shape, inverse_scaler, follow, times[0], *shared)
+    return sampler_of(shown, shape, inverse_scaler, follow, times[0], *shared)
