@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracles import GaussianOracle, golden_sde
 
+import checks
 import sampling
 from likelihood import get_likelihood_fn
 from losses import get_sde_loss_fn
@@ -63,6 +64,35 @@ def test_chain_has_the_process_as_its_limit(sde):
         variance = (1 + f[0, 0].double()) ** 2 * variance + G[0].double() ** 2
     expected = sde.marginal_coeffs(torch.ones(1, dtype=torch.float64))[1][0]
     assert variance.sqrt() == pytest.approx(float(expected), rel=2e-3)
+
+
+class TwiceAsLong(VPSDE):
+    T = 2.0
+
+
+class HalfAsLong(VPSDE):
+    T = 0.5
+
+
+class TwiceAsLongSubVP(subVPSDE):
+    T = 2.0
+
+
+@pytest.mark.parametrize("make", (VPSDE, TwiceAsLong, HalfAsLong, TwiceAsLongSubVP))
+def test_the_chain_spans_all_of_time(make):
+    """beta_i is beta(t) times a step's length, wherever time ends; as published where it is 1."""
+    sde = make(N=500)
+    t = torch.linspace(0, sde.T, sde.N, dtype=torch.float64)
+    torch.testing.assert_close(sde.discrete_betas.double(), sde.T / sde.N * sde.beta(t))
+    alpha = 1 - sde.T / sde.N * sde.beta(t)
+    torch.testing.assert_close(sde.langevin_alpha(t + 1e-9).double(), alpha)
+    for finding in checks.process(sde):
+        assert finding.subject != "chain" or finding.state == "ok", finding
+    if isinstance(sde, VPSDE):
+        levels = torch.arange(500.0)
+        torch.testing.assert_close(sde.noise_label(sde.level_time(levels), False), levels)
+    if sde.T == 1:
+        assert torch.equal(sde.discrete_betas, torch.linspace(0.1 / 500, 20 / 500, 500))
 
 
 @pytest.mark.parametrize("sde", registered_sdes(), ids=repr)

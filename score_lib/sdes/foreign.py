@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from score_lib.sdes.process import SDE, LinearSDE, ReverseSDE
-from score_lib.sdes.published import VESDE, VPSDE
+from score_lib.sdes.published import VESDE, VPSDE, linear_betas
 
 
 def as_process(sde: object) -> SDE:
@@ -124,7 +124,7 @@ class _SubVP(_Linear):
     def langevin_alpha(self, t: Tensor) -> Tensor:
         """1 - beta_i, also where the published class has no table of it."""
         if not hasattr(self, "alphas"):
-            self.alphas = 1 - torch.linspace(self.beta_0 / self.N, self.beta_1 / self.N, self.N)
+            self.alphas = 1 - linear_betas(self)
         return VPSDE.langevin_alpha(self, t)
 
 

@@ -81,11 +81,18 @@ class _BetaSDE(_Chain):
         return self.lookup("alphas", self.step_index(t))
 
 
+def linear_betas(sde: SDE) -> Tensor:
+    """beta_i = T / N beta(t_i) at equal distances from t = 0 to T, for beta(t) linear, (N,)."""
+    # beta(0) and beta(T), so that T = 1 has the published table to the last bit.
+    ends = sde.beta_0, (1 - sde.T) * sde.beta_0 + sde.T * sde.beta_1
+    return torch.linspace(*(beta * sde.T / sde.N for beta in ends), sde.N)
+
+
 class _LinearBeta(_BetaSDE):
     """beta(t) linear in t.
 
     Args:
-        beta_min, beta_max: beta(0) and beta(T).
+        beta_min, beta_max: beta(0) and beta(1).
         N: number of discretisation steps.
     """
 
@@ -101,7 +108,7 @@ class _LinearBeta(_BetaSDE):
     @cached_property
     def discrete_betas(self) -> Tensor:
         """beta_i, (N,)."""
-        return torch.linspace(self.beta_0 / self.N, self.beta_1 / self.N, self.N)
+        return linear_betas(self)
 
     def beta(self, t: Tensor) -> Tensor:
         """beta(t) = beta_min + t (beta_max - beta_min)."""
@@ -133,7 +140,7 @@ class _Preserving(_BetaSDE):
     def noise_label(self, t: Tensor, continuous: bool) -> Tensor:
         # The released discrete models were run with labels off the integers; rounding would
         # change their samples.
-        return 999 * t if continuous else t * (self.N - 1)
+        return 999 * t if continuous else t * (self.N - 1) / self.T
 
     def noise_std(self, t: Tensor, continuous: bool) -> Tensor:
         if continuous:
