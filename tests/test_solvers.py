@@ -247,6 +247,38 @@ def test_adaptive_steps_do_not_depend_on_the_batch():
     torch.testing.assert_close(samples(range(5)), parts, rtol=0, atol=1e-5)
 
 
+class Broken(torch.nn.Module):
+    """An exact score whose last sample is not finite after some calls; fails if called for ever."""
+
+    def __init__(self, sde, value):
+        super().__init__()
+        self.oracle, self.value, self.calls = GaussianOracle(sde), value, 0
+
+    def forward(self, x, labels):
+        self.calls += 1
+        assert self.calls < 500, "sampling goes on"
+        output = self.oracle(x, labels)
+        last = torch.arange(len(x))[:, None] == len(x) - 1
+        return torch.where(last & (self.calls > 5), self.value, output)
+
+
+@pytest.mark.parametrize("make", (sampling.get_adaptive_sampler, sampling.get_ode_sampler))
+@pytest.mark.parametrize("value", (torch.nan, torch.inf))
+@pytest.mark.parametrize("size", (1, 4))
+def test_a_score_that_is_not_finite_ends_sampling(make, value, size):
+    torch.manual_seed(0)
+    sample = make(SDES["vp"], (size, 2), lambda x: x)
+    with pytest.raises(FloatingPointError, match=r"beyond t = .*is the score finite there"):
+        sample(Broken(SDES["vp"], value))
+
+
+@pytest.mark.parametrize("first_step", (0.0, 1e-12))
+def test_steps_below_rounding_end_sampling(first_step):
+    sample = sampling.get_adaptive_sampler(SDES["vp"], (2, 2), lambda x: x, first_step=first_step)
+    with pytest.raises(FloatingPointError, match="beyond t = 1: the step has become smaller"):
+        sample(Broken(SDES["vp"], torch.nan))
+
+
 def test_stochastic_heun_corrects_euler_maruyama():
     """By nothing where drift and diffusion are constant; by half the change of a drift -x."""
     x, t, h = torch.randn(3, 2), torch.full((3,), 0.5), torch.full((3,), 0.1)

@@ -112,6 +112,7 @@ def get_adaptive_sampler(
         others: see `get_ode_sampler`, and `sampler_of`, which documents the returned `sample`.
     Raises:
         ValueError: a constraint changes steps.
+        FloatingPointError: while sampling, if the score is not finite.
     """
     without_wraps(constraints)
     sde = as_process(sde)
@@ -133,7 +134,7 @@ def _integrate(x, reverse, noise, start_time, eps, *, rtol, atol, first_step):
     t = torch.full((x.shape[0],), start_time, dtype=x.dtype, device=x.device)
     h = torch.full_like(t, first_step)
     path, before = BrownianPath(x, h), x
-    while bool((t > eps).any()):
+    while _goes_on(t, h, eps):
         h = torch.minimum(h, t - eps)
         euler, improved = stochastic_heun(reverse, x, t, h, path.increment(h, noise(x)))
         allowed = rtol * torch.maximum(euler.abs(), before.abs())
@@ -146,6 +147,23 @@ def _integrate(x, reverse, noise, start_time, eps, *, rtol, atol, first_step):
         t = torch.where(accepted, torch.where(h == t - eps, eps, t - h), t)
         h = h * (0.9 * error.clamp(min=1e-6) ** -0.9).clamp(max=_GROW_MOST)
     return x, t
+
+
+def _goes_on(t: Tensor, h: Tensor, eps: float) -> bool:
+    """Whether a sample is still on its way to eps; the host reads the device once.
+
+    Raises:
+        FloatingPointError: one of them cannot move by its step h.
+    """
+    left = t > eps
+    stuck = left & ~(t - h < t)  # also by a step that is no number
+    goes_on, some_stuck = torch.stack([left.any(), stuck.any()]).tolist()
+    if some_stuck:
+        raise FloatingPointError(
+            f"the reverse SDE cannot be integrated beyond t = {t[stuck].max():.3g}: the step has "
+            "become smaller than rounding; is the score finite there?"
+        )
+    return goes_on
 
 
 class BrownianPath:
