@@ -17,9 +17,10 @@ import checks
 import evaluation
 import run_lib
 import sampling
+from score_lib.checks import sampling as checks_of_samplers
 from score_lib.checks.process import few_entries
 from score_lib.runs import trial
-from score_lib.runs.check import Data, _process, _start
+from score_lib.runs.check import Data, _process, _samplers, _start
 from score_lib.samplers.steps import Corrector
 from sde_lib import SDE, VESDE, VPSDE, batch_mul, subVPSDE
 
@@ -275,6 +276,56 @@ def test_a_process_of_ones_own_is_checked_by_its_abstract_methods():
 
     findings = checks.process(Mine()) + checks.log_likelihood(Mine())
     assert "wrong" not in states(findings).values(), findings
+
+
+class OfRank(SDE):
+    """An Ornstein-Uhlenbeck process, written for data of one rank."""
+
+    def __init__(self, rank):
+        super().__init__(N=100)
+        self.sides = (1,) * rank
+
+    def sde(self, x, t):
+        rate = torch.full_like(t, -5).reshape(-1, *self.sides)
+        return rate * x, math.sqrt(10) * torch.ones_like(t)
+
+    def marginal_prob(self, x, t):
+        scale = torch.exp(-5 * t)
+        return scale.reshape(-1, *self.sides) * x, torch.sqrt(1 - scale**2)
+
+    def prior_sampling(self, shape):
+        return torch.randn(*shape)
+
+    def prior_logp(self, z):
+        z = z.flatten(1)
+        return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+
+
+@pytest.mark.parametrize("shape", ((3,), (2, 5_000), (1, 8, 8)), ids=str)
+@pytest.mark.parametrize(
+    ("method", "steps", "restored_by"), (("pc", 250, "tweedie"), ("ddim", 40, "dps"))
+)
+@pytest.mark.quick_cases(2)
+def test_processes_of_one_rank_are_checked_with_data_of_it(
+    method, steps, restored_by, shape, monkeypatch
+):
+    """The sampler, its steps and order, the corrector, and restoration."""
+    monkeypatch.setattr(checks_of_samplers, "COUNT", 256)
+    config = small_config(
+        sampling__method=method,
+        sampling__predictor="euler_maruyama",
+        sampling__corrector="langevin",
+        sampling__snr=0.16,
+        sampling__num_steps=steps,
+        control__method=restored_by,
+    )
+    run = types.SimpleNamespace(
+        sde=OfRank(len(shape)), shape=shape, config=config, objective="score", reading={}
+    )
+    found = states(_process(run) + _samplers(run))
+    subjects = {"pc": ("order of steps", "corrector"), "ddim": ("order",)}[method]
+    assert found.keys() >= {"sampler, Gaussian", "sampler, pixels", "restoration", *subjects}
+    assert "wrong" not in found.values(), found
 
 
 def test_a_process_of_the_published_code_is_checked():

@@ -149,7 +149,10 @@ def corrector(
 
 
 def restoration(
-    build: Callable[..., Callable], sde: SDE, constrain: Callable[[Mask, Tensor], Constraint]
+    build: Callable[..., Callable],
+    sde: SDE,
+    constrain: Callable[[Mask, Tensor], Constraint],
+    dimensions: int = 3,
 ) -> list[Finding]:
     """Samples of one pixel given its neighbour, correlated by 0.8, against the exact posterior.
 
@@ -157,8 +160,9 @@ def restoration(
         build: `build(sde, (B, *D), constraints)` gives a sampler whose inverse scaler is the
             identity.
         constrain: from an operator and a measurement to a method of restoration.
+        dimensions: of data that the process can take.
     """
-    correlation, known, shape = 0.8, 0.4, (1, 1, 2)
+    correlation, known, shape = 0.8, 0.4, (*[1] * (dimensions - 1), 2)
     covariance = DATA_STD**2 * torch.tensor([[1.0, correlation], [correlation, 1.0]])
 
     def score(x: Tensor, t: Tensor) -> Tensor:

@@ -231,7 +231,8 @@ class DiffusionPosteriorSampling(PosteriorGuidance):
 
     def weigh(self, residual: Tensor, pull_back: Callable, sde: SDE, t: Tensor) -> Tensor:
         # A predictor's step moves x by G^2 score.
-        _, G = sde.discretize(torch.zeros_like(t), t)
+        x = t.new_zeros(len(t), *(1,) * len(self.operator.shape))
+        _, G = sde.discretize(x, t)
         norm = torch.linalg.vector_norm(rows(residual), dim=1)
         return batch_mul(self.strength / (G**2 * norm).clamp(min=1e-12), residual)
 

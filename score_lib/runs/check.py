@@ -41,8 +41,6 @@ from score_lib.scores import label_at
 from score_lib.sdes.chain import Chain, Levels
 from score_lib.sdes.process import SDE
 
-# Data that stand for images in checks of processes and samplers.
-SMALL = (1, 2, 2)
 # Solvers whose samples are a smooth function of the start, so that they have an order.
 DETERMINISTIC = ("ddim", "heun", "dpmpp_2m", "dpmpp_3m")
 
@@ -131,9 +129,15 @@ def cost_of(run: Run) -> Cost:
 
 
 def _process(run: Run) -> list[Finding]:
-    shape = SMALL if len(run.shape) == 3 else few_entries(run.shape)
+    shape = _stand_in(run)
     findings = process(run.sde, shape=shape, **run.reading)
     return findings + (log_likelihood(run.sde, shape) if run.objective == "score" else [])
+
+
+def _stand_in(run: Run) -> tuple[int, ...]:
+    """D of what stands for data in checks of processes and samplers: of their rank, since a
+    process of one's own may broadcast for no other."""
+    return (1, 2, 2) if len(run.shape) == 3 else few_entries(run.shape)
 
 
 def _samplers(run: Run) -> list[Finding]:
@@ -152,18 +156,20 @@ def _samplers(run: Run) -> list[Finding]:
     sde = run.sde
     if options.method == "chain":
         sde, build = Levels(sde, Chain(sde)), functools.partial(_chain, config, sde)
-    findings = sampler(build, sde, SMALL)
+    shape = _stand_in(run)
+    findings = sampler(build, sde, shape)
     steps = options.num_steps or run.sde.N
     if options.method == "pc":
         predictor = get_predictor(options.predictor)
-        findings += order_of_steps(predictor, run.sde, steps, options.probability_flow, SMALL)
+        findings += order_of_steps(predictor, run.sde, steps, options.probability_flow, shape)
     if options.method == "pc" and get_corrector(options.corrector) is not NoneCorrector:
-        findings += corrector(get_corrector(options.corrector), run.sde, options.snr, SMALL)
+        findings += corrector(get_corrector(options.corrector), run.sde, options.snr, shape)
     if options.method in DETERMINISTIC and options.churn == 0:
         findings += order(
-            lambda steps: build(exact, (64, *SMALL), steps=steps, denoise=False),
+            lambda steps: build(exact, (64, *shape), steps=steps, denoise=False),
             run.sde,
             steps,
+            shape,
         )
     name = config.control.method
 
@@ -171,7 +177,7 @@ def _samplers(run: Run) -> list[Finding]:
         return build_restoration(name, config, operator, y, 0.0, bounds=(-1.0, 1.0))
 
     try:
-        return findings + restoration(build, sde, constrain)
+        return findings + restoration(build, sde, constrain, len(shape))
     except (ValueError, NotImplementedError) as error:
         return [*findings, Finding("restoration", NOTE, str(error))]
 
