@@ -154,7 +154,7 @@ class _Shifted(torch.nn.Module):
 
 
 def test_no_gradient_is_kept_by_default():
-    sde, z = VPSDE(N=3), torch.randn(2, 2, requires_grad=True)
+    sde, z = VPSDE(beta_max=2, N=3), torch.randn(2, 2, requires_grad=True)
     for sample in (
         sampling.get_pc_sampler(
             sde, (2, 2), sampling.EulerMaruyamaPredictor, None, lambda x: x, 0.1
@@ -272,7 +272,7 @@ class Times(sampling.Constraint):
 @pytest.mark.parametrize("options", ({}, {"steps": 4}, {"steps": 4, "grid": "edm"}), ids=str)
 def test_constraints_wrap_steps_between_neighbouring_times(options):
     """The corrector's and the predictor's, on any grid; the callback is told the first time."""
-    sde, times, told = VPSDE(N=7), Times(), []
+    sde, times, told = VPSDE(beta_max=5, N=7), Times(), []
     steps = (sampling.ReverseDiffusionPredictor, sampling.LangevinCorrector, lambda x: x, 0.16)
     keywords = {"continuous": True, "constraints": [times], **options}
     sample = sampling.get_pc_sampler(sde, (2, 2), *steps, **keywords)

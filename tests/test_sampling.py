@@ -204,7 +204,7 @@ def test_own_predictor_and_evaluations_really_made():
 
 
 def test_shared_update_functions():
-    sde, x, t = VPSDE(N=10), torch.randn(4, 2), torch.full((4,), 0.5)
+    sde, x, t = VPSDE(beta_max=5, N=10), torch.randn(4, 2), torch.full((4,), 0.5)
     oracle = GaussianOracle(sde)
     torch.manual_seed(0)
     predictor = sampling.ReverseDiffusionPredictor

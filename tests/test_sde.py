@@ -66,6 +66,32 @@ def test_chain_has_the_process_as_its_limit(sde):
     assert variance.sqrt() == pytest.approx(float(expected), rel=2e-3)
 
 
+@pytest.mark.parametrize("make", (VPSDE, subVPSDE))
+def test_chains_of_too_few_steps_are_refused(make):
+    """Where their variances are needed: a process of any N can be had and followed."""
+    sde, t = make(N=10), torch.tensor([0.5, 1.0])
+    drift, _ = sde.increment(torch.ones(2, 1), t, t / 2)
+    assert drift.isfinite().all()
+    with pytest.raises(ValueError, match=r"N=10\) has too few steps.* up to 2,.*above 20,"):
+        sde.langevin_alpha(t)
+    sde.N = 21
+    assert (sde.langevin_alpha(t) > 0).all()
+
+
+@pytest.mark.parametrize("predictor", ("reverse_diffusion", "ancestral_sampling"))
+def test_no_sampler_makes_steps_of_a_variance_above_1(predictor):
+    sde, predictor = VPSDE(N=19), sampling.get_predictor(predictor)
+    draw = [
+        sampling.get_pc_sampler(
+            sde, (2, 3), predictor, None, lambda x: x, 0.1, continuous=True, steps=steps
+        )
+        for steps in (0, 50)
+    ]
+    with pytest.raises(ValueError, match=r"too few steps.*sampling\.num_steps"):
+        draw[0](GaussianOracle(sde))
+    assert draw[1](GaussianOracle(sde))[0].isfinite().all()
+
+
 class TwiceAsLong(VPSDE):
     T = 2.0
 
@@ -109,7 +135,7 @@ def test_reverse_drift(sde):
 
 
 def test_tables_are_looked_up_on_the_device_of_the_index():
-    sde = VPSDE(N=10)
+    sde = VPSDE(beta_max=5, N=10)
     index = torch.tensor([0, 9], device="meta")
     assert sde.lookup("alphas", index).device.type == "meta"
     assert sde.lookup("alphas", index.new_zeros(2, device="cpu")).device.type == "cpu"
@@ -238,7 +264,7 @@ def test_process_with_only_abstract_methods_everywhere_else():
 
 
 def test_copies_are_independent():
-    sde = VPSDE(N=10)
+    sde = VPSDE(beta_max=5, N=10)
     other = copy.deepcopy(sde)
     other.alphas[:] = math.nan
     assert not sde.alphas.isnan().any()

@@ -91,6 +91,13 @@ class SDE(abc.ABC):
         drift, diffusion = self.sde(x, t)
         return drift * dt, diffusion * math.sqrt(dt)
 
+    def check_chain(self) -> None:  # noqa: B027  (a hook)
+        """Refuse to go back along the chain of N steps, where there is no way.
+
+        Raises:
+            ValueError: N is too small.
+        """
+
     def increment(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """One step x_t = x_s + f + G z between any times s < t, (B,): f (B, *D) and G (B,).
 
@@ -256,6 +263,7 @@ class ReverseSDE:
 
     def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """f (B, *D) and G (B,) of x_{i-1} = x_i - f + G z."""
+        self.forward.check_chain()
         return self._reverse(*self.forward.discretize(x, t), x, t)
 
     def increment(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

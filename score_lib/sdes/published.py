@@ -57,7 +57,8 @@ class _BetaSDE(_Chain):
 
     @cached_property
     def alphas(self) -> Tensor:
-        """alpha_i = 1 - beta_i, (N,)."""
+        """alpha_i = 1 - beta_i, (N,); ValueError where one is negative."""
+        _check_betas(self)
         return 1.0 - self.discrete_betas
 
     @cached_property
@@ -79,6 +80,17 @@ class _BetaSDE(_Chain):
     def langevin_alpha(self, t: Tensor) -> Tensor:
         """1 - beta_i at the step that t belongs to."""
         return self.lookup("alphas", self.step_index(t))
+
+
+def _check_betas(sde: SDE) -> None:
+    """ValueError for a chain of so few steps that a beta_i is above 1, of which roots are taken."""
+    largest = float(sde.discrete_betas.max())
+    if largest > 1:
+        raise ValueError(
+            f"the chain of {sde!r} has too few steps: its beta_i go up to {largest:.3g}, and "
+            f"should be below 1; choose N above {sde.N * largest:.4g}, or make other steps than "
+            "the chain's, by a solver or by sampling.num_steps"
+        )
 
 
 def linear_betas(sde: SDE) -> Tensor:
@@ -128,6 +140,9 @@ class _Preserving(_BetaSDE):
     def diffusion(self, t: Tensor) -> Tensor:
         return torch.sqrt(self.beta(t))
 
+    def check_chain(self) -> None:
+        _check_betas(self)
+
     def chain_beta(self, t: Tensor) -> Tensor:
         """beta_i of the chain's step that ends at time t, (B,)."""
         return self.lookup("discrete_betas", self.step_index(t))
@@ -159,6 +174,7 @@ class _Preserving(_BetaSDE):
 
     def ancestral_step(self, x: Tensor, t: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """DDPM's step: mean (x + beta_i score) / sqrt(1 - beta_i), variance beta_i."""
+        self.check_chain()
         beta = self.chain_beta(t)
         mean = batch_mul(torch.rsqrt(1.0 - beta), x + batch_mul(beta, score))
         return mean, torch.sqrt(beta)
