@@ -843,8 +843,8 @@ MUTATIONS = [
     Mutation(
         "parts of a batch get the condition of the first part",
         "score_lib/losses/steps.py",
-        "None if tensor is None else tensor.tensor_split(self.accumulation)[number]\n",
-        "None if tensor is None else tensor.tensor_split(self.accumulation)[\n"
+        "None if tensor is None else tensor.tensor_split(parts)[number]\n",
+        "None if tensor is None else tensor.tensor_split(parts)[\n"
         "                    number if tensor.is_floating_point() else 0]\n",
         CONDITIONS,
     ),

@@ -38,8 +38,9 @@ def get_step_fn(
         train: train, or evaluate.
         optimize_fn: as made by `optimization_manager`; needed to train.
         reduce_mean, continuous, likelihood_weighting: see `get_sde_loss_fn`.
-        accumulation: parts into which a training batch is split, to save memory.  Noise is drawn
-            for the whole batch, and the step that is clipped sees the gradient of the whole batch.
+        accumulation: parts into which a training batch is split, to save memory; at most as many
+            as it has samples.  Noise is drawn for the whole batch, and the step that is clipped
+            sees the gradient of the whole batch.
         objective: "score", or "classifier": see `get_loss_fn`.
         parametrization, noise_levels, weighting, dropping: see `get_sde_loss_fn`.
         prepare: returns the module to train in the network's place, which shares its parameters;
@@ -104,13 +105,14 @@ class _TrainStep:
         """Gradient of the batch's mean loss, part by part."""
         draws, total = self.loss_fn.draw(batch), 0.0
         draw_apart()
-        for number in range(self.accumulation):
+        parts = max(1, min(self.accumulation, len(batch)))  # none of them empty
+        for number in range(parts):
             part, level, z, dropped, label, *values = (
-                None if tensor is None else tensor.tensor_split(self.accumulation)[number]
+                None if tensor is None else tensor.tensor_split(parts)[number]
                 for tensor in (batch, *draws, labels, *condition.values())
             )
             given = dict(zip(condition, values, strict=True))
-            with self._averaging(number + 1 == self.accumulation):
+            with self._averaging(number + 1 == parts):
                 losses = self.loss_fn.per_sample(
                     self._network, part, Draws(level, z, dropped), label, given
                 )
