@@ -16,8 +16,9 @@ from sde_lib import SDE, VPSDE
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
-@pytest.mark.quick_cases(1)
-def test_a_run_in_two_parts_is_the_whole_one(sde):
+@pytest.mark.parametrize("options", ({"denoise": False}, {}), ids=("raw", "default"))
+@pytest.mark.quick_cases(4)
+def test_a_run_in_two_parts_is_the_whole_one(sde, options):
     """Stopping at a time and starting there again visits the same times with the same noise."""
 
     def part(z, **times):
@@ -29,7 +30,7 @@ def test_a_run_in_two_parts_is_the_whole_one(sde):
             lambda x: x,
             0.16,
             continuous=True,
-            denoise=False,
+            **options,
             **times,
         )
         return sample(GaussianOracle(sde), z)

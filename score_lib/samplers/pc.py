@@ -45,7 +45,8 @@ def get_pc_sampler(
         predictor, corrector: classes, or None.
         snr: signal-to-noise ratio of the corrector.
         n_steps: corrector steps at each time.
-        probability_flow: let the predictor follow the flow; denoise: return the last step's mean.
+        probability_flow: let the predictor follow the flow.
+        denoise: return the last step's mean, where the run ends at the data.
         eps: last visited time; the last step leads from there to the data.
         steps: predictor steps of a whole run.  0 or sde.N is the published chain of the process;
             with others each step is exactly as long as the distance between its two times.
@@ -66,6 +67,7 @@ def get_pc_sampler(
         chain = not _takes_any_step(predictor)
     times = visited_times(sde, eps, start_time, stop_time, steps=steps, grid=grid)
     shown = sde if chain else along(sde, times)
+    to_data = bool(times[-1] == 0)  # else another part of the run goes on from x, with its noise
 
     def follow(x, score_fn, noise, **watch):
         made = [
@@ -75,7 +77,7 @@ def get_pc_sampler(
         for constraint in constraints:
             made = [constraint.wrap(shown, step, noise) for step in made]
         x, x_mean = run_steps(x, times.to(x), made, **watch)
-        return x_mean if denoise else x
+        return x_mean if denoise and to_data else x
 
     shared = continuous, device, constraints, differentiable, parametrization
     return sampler_of(shown, shape, inverse_scaler, follow, times[0], *shared)
