@@ -22,8 +22,7 @@ class _Configured:
     def _read(self, config) -> None:
         """Take over options of a config that is complete."""
         self.centered = config.data.centered
-        # Times of a continuous process are of 1000 already.
-        rescales = config.model.rescale_timesteps and not config.training.continuous
+        rescales = config.model.rescale_timesteps
         self.step_scale = 1000 / config.model.num_scales if rescales else 1.0
 
     def _steps(self, labels: Tensor) -> Tensor:

@@ -67,6 +67,10 @@ def _listed(choices: tuple[str, ...]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _all(check: Check, values: object) -> bool:
     return isinstance(values, list | tuple) and all(map(check.accepts, values))
 
@@ -88,7 +92,9 @@ def _interval(values: object) -> bool:
 flag = Check("True or False", lambda value: isinstance(value, bool))
 whole = Check("a whole number", lambda v: isinstance(v, Integral) and not isinstance(v, bool))
 number = Check(
-    "a number", lambda v: isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v)
+    "a number",
+    # Whole numbers may be too large for `isfinite`.
+    lambda v: whole.accepts(v) or (_is_real(v) and math.isfinite(v)),
 )
 nonzero = Check("a number other than 0", lambda v: number.accepts(v) and v != 0)
 text = Check("a text", lambda value: isinstance(value, str))

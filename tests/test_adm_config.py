@@ -17,7 +17,7 @@ from models.adm_configured import WithVariances
 from models.adm_layers import AttentionBlock
 from models.precision import Compiled, InBfloat16
 from models.utils import get_score_fn
-from score_lib.options import checked, complete
+from score_lib.options import checked
 from sde_lib import VPSDE, batch_mul
 from utils import restore_checkpoint
 
@@ -178,8 +178,16 @@ def test_the_network_is_one_graph_forward_and_backward():
     assert fast.works and all(error(*pair) < 1e-5 for pair in zip(*found, strict=True))
 
 
-def test_times_of_a_continuous_process_are_of_1000_already():
-    for continuous, scale in ((False, 0.25), (True, 1.0)):
-        config = complete(adm_config(rescale_timesteps=True, num_scales=4000))
-        config.training.continuous = continuous
-        assert build(config).step_scale == scale
+def test_the_length_of_a_chain_that_is_the_unit_of_times_may_not_change(tmp_path):
+    options = {"model__nf": 32, "model__learn_sigma": False, "training__continuous": True}
+    options |= {"training__n_iters": 1, "training__snapshot_sampling": False}
+    for rescales in (True, False):
+        given = {**options, "model__rescale_timesteps": rescales}
+        folder = tmp_path / str(rescales)
+        run_lib.train(small_config("vp/digits_adm", **given), folder)
+        changed = small_config("vp/digits_adm", **given, model__num_scales=100)
+        if rescales:
+            with pytest.raises(ValueError, match=r"model.num_scales = 100 instead of 5"):
+                run_lib.restored(changed, folder)
+        else:
+            run_lib.restored(changed, folder)

@@ -182,6 +182,8 @@ def test_needed_options_are_missed(key):
         ({"training__continuous": 1}, "True or False"),
         ({"optim__lr": "fast"}, "'fast' .*a number above 0"),
         ({"optim__lr": float("nan")}, "nan .*above 0"),
+        ({"optim__lr": float("inf")}, "inf .*above 0"),
+        ({"optim__grad_clip": float("nan")}, "grad_clip = nan"),
         ({"optim__beta1": 1}, "from 0 to below 1"),
         ({"model__ch_mult": ()}, "one or more"),
         ({"model__ch_mult": (1, 0)}, "above 0"),

@@ -230,7 +230,7 @@ DDIM = "chain (respacing = '20', variance = 'ddim')"
         ("subvp/digits", {}, FAST, 21),
         ("edm/digits", {}, FAST, 21),
         ("vp/digits", LEVELS, DDIM, 20),
-        ("ve/digits", {**LEVELS, "model__fourier_log": False}, DDIM, 20),
+        ("ve/digits", {**LEVELS, "model__embedding_type": "positional"}, DDIM, 20),
         ("vp/digits_conditional", GUIDED, FAST[:-1] + ", guidance_scale = 3.0)", 42),
         ("vp/digits", {"sampling__method": "heun", "sampling__num_steps": 20}, FAST, 21),
         (

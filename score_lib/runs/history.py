@@ -118,8 +118,10 @@ def check_same_output(path: str | os.PathLike, old: ConfigDict, new: ConfigDict)
     Raises:
         CheckpointError: names the options.
     """
-    # The chain of a process is free to change where the network knows all times.
-    free = _FREE | {"model.num_scales"} if new.training.continuous else _FREE
+    # The chain of a process is free to change where the network knows all times, unless its length
+    # is the unit of them.
+    knows_all = new.training.continuous and not new.model.rescale_timesteps
+    free = _FREE | {"model.num_scales"} if knows_all else _FREE
     if found := _differing(old, new, _OF_THE_OUTPUT, free):
         raise CheckpointError(
             f"{path} was trained with other options, and its output would be read wrongly with "
