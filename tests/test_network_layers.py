@@ -49,6 +49,7 @@ def test_a_network_starts_near_zero():
 
 
 def test_initial_weights_of_the_ncsn_family():
+    torch.manual_seed(0)  # the largest of 64 biases is near the bound in most cases only
     conv = layers.ncsn_conv3x3(64, 64)
     for parameter in conv.parameters():  # the bound of PyTorch, 1 / sqrt(fan-in)
         assert parameter.abs().max().item() == pytest.approx(1 / 24, rel=0.05)
