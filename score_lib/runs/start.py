@@ -1,4 +1,4 @@
-"""What a run begins with: its last checkpoint, or weights to start from, `model.weights`.
+"""The beginning of a run: its last checkpoint, or weights to start from, `model.weights`.
 
 The latter are used, in training and in place of a checkpoint, where a run has no checkpoint of its
 own, and `eval.checkpoint` names none.
