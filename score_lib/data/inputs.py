@@ -17,7 +17,7 @@ from score_lib.data.pixels import Pixels, is_deep, to_bytes
 from score_lib.data.sources import DATASETS, DataError, Source, Subset
 from score_lib.data.stored import SUFFIXES
 from score_lib.data.stream import ImageStream
-from score_lib.data.values import open_array_source
+from score_lib.data.values import arrays, open_array_source
 from score_lib.options import complete
 
 
@@ -65,7 +65,7 @@ def read_inputs(config, path: str, count: int, split: str = "test") -> Inputs:
 def _at_path(config, path: str) -> Source:
     """Examples at a path that is not the data set's: images, or rows of an array."""
     data, place = config.data, pathlib.Path(os.path.expanduser(path))
-    like_the_data = data.dataset.upper() == "ARRAYS" and place.suffix.lower() in SUFFIXES
+    like_the_data = DATASETS.get(data.dataset) is arrays and place.suffix.lower() in SUFFIXES
     if is_continuous(config) or kind_of(config) != "images" or like_the_data:
         return open_array_source(place, data_shape(config), data.key, data.levels)
     # data.levels describes the data set.  Beside data sets of image files, files like these share
