@@ -58,6 +58,153 @@ CONFIGURED, PC = "score_lib/samplers/configured.py", "score_lib/samplers/pc.py"
 SAMPLED = "score_lib/samplers/chain.py"
 MUTATIONS = [
     Mutation(
+        "doors: several steps a call go on unaligned",
+        "score_lib/runs/train.py",
+        'options.n_jitted_steps - state["step"] % options.n_jitted_steps',
+        "options.n_jitted_steps",
+        ("tests/test_run.py::test_a_resume_between_two_calls_of_several_steps_misses_no_event",),
+    ),
+    Mutation(
+        "doors: features of augmentation are dropped",
+        "score_lib/runs/setup.py",
+        'kept = ("features",) if self.config.data.augment > 0 else ()',
+        "kept = ()",
+        ("tests/test_augment.py::test_the_unconditional_score_is_of_unchanged_images_too",),
+    ),
+    Mutation(
+        "doors: the last step of a cooldown does not count",
+        "score_lib/runs/history.py",
+        'counts = {"training.n_iters"} if config.optim.cooldown else set()',
+        "counts = set()",
+        ("tests/test_history.py::test_the_last_step_counts_where_the_learning_rate_falls_to_it",),
+    ),
+    Mutation(
+        "doors: a chain's length is free for rescaled times",
+        "score_lib/runs/history.py",
+        "new.training.continuous and not new.model.rescale_timesteps",
+        "new.training.continuous",
+        (
+            "tests/test_adm_config.py::test_the_length_of_a_chain_that_is_the_unit_of_times_may_not_change",
+        ),
+    ),
+    Mutation(
+        "doors: a file of one average answers to any name",
+        "score_lib/runs/averages.py",
+        "        if not same:\n",
+        "        if False:\n",
+        ("tests/test_averages.py::test_a_file_of_one_average_answers_to_its_own_name_alone",),
+    ),
+    Mutation(
+        "doors: an export does not record its average",
+        "score_lib/runs/publish.py",
+        '        "average": recorded(average),\n',
+        '        "average": "",\n',
+        ("tests/test_averages.py::test_a_file_of_one_average_answers_to_its_own_name_alone",),
+    ),
+    Mutation(
+        "doors: a resumed dequantizer keeps its optimiser",
+        "score_lib/runs/dequantizer.py",
+        'in set_optimizer(run.config, state["optimizer"]).items()',
+        "in {}.items()",
+        (
+            "tests/test_dequantizer_runs.py::test_changed_options_of_the_optimiser_hold_from_the_resume_on",
+        ),
+    ),
+    Mutation(
+        "doors: a lonely pyramid has no idle layers",
+        "models/unet.py",
+        "not config.model.conditional or lonely",
+        "not config.model.conditional",
+        ("tests/test_models.py::test_a_pyramid_of_one_level_says_that_its_first_layers_are_idle",),
+    ),
+    Mutation(
+        "doors: units of continuous values are dropped",
+        "score_lib/runs/start.py",
+        "        if units:\n",
+        "        if False:\n",
+        (
+            "tests/test_any_data.py::test_a_checkpoint_of_continuous_values_is_refused_for_grey_levels",
+        ),
+    ),
+    Mutation(
+        "doors: none is the average of the weights to start from",
+        "score_lib/runs/setup.py",
+        'averaged=average != "none"',
+        "averaged=True",
+        ("tests/test_start.py::test_none_is_the_weights_themselves_and_no_average",),
+    ),
+    Mutation(
+        "doors: a part without labels is of class 0",
+        "score_lib/data/loading.py",
+        "source.num_classes < 2 and source.read(first)[1] is None",
+        "False",
+        (
+            "tests/test_any_data.py::test_labels_of_one_part_alone_are_refused_for_networks_that_learn_them",
+        ),
+    ),
+    Mutation(
+        "doors: a check tells no changed options",
+        "score_lib/runs/check.py",
+        "changed = {} if old is None else changes(old, config)",
+        "changed = {}",
+        ("tests/test_checks.py::test_what_training_begins_with_is_told_and_stays",),
+    ),
+    Mutation(
+        "doors: a check takes any classes",
+        "score_lib/runs/check.py",
+        "run.check_classes(data.class_to_idx)",
+        "pass",
+        ("tests/test_checks.py::test_classes_that_a_resumed_network_has_not_learned_are_found",),
+    ),
+    Mutation(
+        "doors: cached features are of any extractor",
+        "score_lib/runs/measures.py",
+        "lambda: _features(extractor, samples(number)), basis)",
+        "lambda: _features(extractor, samples(number)))",
+        (
+            "tests/test_reference_statistics.py::test_cached_features_of_another_extractor_are_not_used",
+        ),
+    ),
+    Mutation(
+        "doors: rounds go on with other data",
+        "score_lib/runs/rounds.py",
+        "    if earlier != found:\n",
+        "    if False:\n",
+        ("tests/test_evaluate.py::test_rounds_of_other_data_are_not_reused",),
+    ),
+    Mutation(
+        "doors: an evaluation takes any labels",
+        "score_lib/runs/rounds.py",
+        "            self.run.check_labels(info)\n",
+        "            pass\n",
+        (
+            "tests/test_wiring_conditions.py::test_labels_that_the_network_has_not_learned_are_refused",
+        ),
+    ),
+    Mutation(
+        "doors: samples are compared with the first examples",
+        "score_lib/runs/comparisons.py",
+        'some_of(len(source), most, "held-out examples")',
+        "range(most)",
+        ("tests/test_quality.py::test_samples_are_compared_with_held_out_data_of_all_parts",),
+    ),
+    Mutation(
+        "doors: KID compares rows in their order",
+        "score_lib/metrics/stats.py",
+        "distances.kid(real[orders[0]], fake[orders[1]])",
+        "distances.kid(real, fake)",
+        (
+            "tests/test_evaluation.py::test_the_kernel_distance_of_sorted_rows_is_as_of_random_order",
+        ),
+    ),
+    Mutation(
+        "doors: constraints see the steps of the chain",
+        "score_lib/samplers/pc.py",
+        "shown = sde if chain else along(sde, times)",
+        "shown = sde",
+        ("tests/test_inverse_problems.py::test_a_step_of_dps_is_as_long_as_its_strength",),
+    ),
+    Mutation(
         "kernels of a CPU: the shift is left out",
         "op/host_kernels.cpp",
         "centre[c] = mean[group] - moved[c]",
