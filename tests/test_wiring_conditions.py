@@ -387,12 +387,18 @@ def test_restoration_by_the_condition_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("experiment", "operator"), (("vp/digits", "half"), ("vp/color_digits", "gray"))
+    ("experiment", "operator", "method"),
+    (
+        ("vp/digits", "half", "none"),
+        ("vp/digits", "half", "projection"),
+        ("vp/color_digits", "gray", "none"),
+        ("vp/color_digits", "gray", "pigdm"),
+    ),
 )
-def test_the_network_is_told_the_measurement_with_its_noise(experiment, operator, tmp_path):
+def test_the_network_is_told_the_measurement_with_its_noise(experiment, operator, method, tmp_path):
     """That of the report; a gray one in each channel of the image."""
     options = {"training__condition": "image", "training__condition_operator": operator}
-    options |= {"control__method": "none", "control__noise_std": 0.2}
+    options |= {"control__method": method, "control__noise_std": 0.2}
     calls, arrays = controlled(tmp_path, "restore", experiment, **options)
     y = torch.from_numpy(arrays["y"])
     shape = calls[0].condition["image"].shape[1:]
@@ -412,7 +418,7 @@ def expected_of_grey_levels(images, operator):
     return x
 
 
-TOLD = {"training__condition": "image", "control__method": "none"}
+TOLD = {"training__condition": "image"}
 CONTRADICTIONS = {
     "mask": ("inpaint", "half", {"mask": "nowhere.png"}, r"control.mask = 'nowhere.png' should be"),
     "operator": ("restore", "super_resolution", {"operator": "blur"}, r"'blur' should be 'super_r"),
@@ -423,12 +429,14 @@ CONTRADICTIONS = {
 }
 
 
+@pytest.mark.parametrize("method", ("none", "pigdm"))
 @pytest.mark.parametrize("case", CONTRADICTIONS)
-def test_another_measurement_than_that_of_the_condition_is_refused(case, tmp_path):
+def test_another_measurement_than_that_of_the_condition_is_refused(case, method, tmp_path):
     task, operator, changes, message = CONTRADICTIONS[case]
     changes = {f"control__{option}": value for option, value in changes.items()}
     experiment = "vp/color_digits" if task == "colorize" else "vp/digits"
-    options = {**TOLD, "training__condition_operator": operator, **changes}
+    options = {**TOLD, "control__method": method, **changes}
+    options["training__condition_operator"] = operator
     with pytest.raises(ValueError, match=message):
         controlled(tmp_path, task, experiment, **options)
 
@@ -450,7 +458,8 @@ def test_another_measurement_than_that_of_the_condition_is_refused(case, tmp_pat
 def test_options_that_suit_the_condition_are_taken(task, operator, changes, tmp_path):
     """Defaults do, and options that the operator does not read."""
     experiment = "vp/color_digits" if task == "colorize" else "vp/digits"
-    options = {**TOLD, "training__condition_operator": operator, **changes}
+    options = {**TOLD, "control__method": "none", **changes}
+    options["training__condition_operator"] = operator
     calls, arrays = controlled(tmp_path, task, experiment, **options)
     assert calls and np.isfinite(arrays["result"]).all()
 

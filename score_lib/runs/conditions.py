@@ -147,7 +147,8 @@ def condition_operator(config: ConfigDict, shape: tuple[int, ...]) -> LinearOper
 def check_told_operator(config: ConfigDict) -> None:
     """Refuse options of another measurement than that of the condition "image".
 
-    Those that have their defaults are taken, as nobody may have set them.
+    The network would know two, of which an image that is to be restored gives one.  Options that
+    have their defaults are taken, as nobody may have set them.
 
     Raises:
         ValueError: `control.mask`, `control.operator` or an option of the operator.
@@ -161,8 +162,8 @@ def check_told_operator(config: ConfigDict) -> None:
     for option, value in allowed.items():
         if given[option] not in (value, defaults.get(option, value)):
             raise ValueError(
-                f"{option} = {given[option]!r} should be {value!r} with control.method = 'none', "
-                f"as the network is told the measurement of training.condition_operator = {name!r}"
+                f"{option} = {given[option]!r} should be {value!r}, as the network is told the "
+                f"measurement of training.condition_operator = {name!r}"
             )
 
 

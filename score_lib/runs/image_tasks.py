@@ -56,17 +56,17 @@ def colorize(run: Run) -> Outcome:
 
 
 def _check_told(run: Run, kind: type[LinearOperator]) -> None:
-    """Refuse a network that restores by its condition alone where that is no measurement of a kind.
+    """Refuse a network whose condition is another measurement than one of a kind.
 
     Raises:
         ValueError: another measurement.
     """
-    options, told = run.config.control, run.conditions.operator
-    if options.method == "none" and not (told is None or isinstance(told, kind)):
+    task, told = run.config.control.task, run.conditions.operator
+    if not (told is None or isinstance(told, kind)):
         raise ValueError(
-            f"control.task = {options.task!r} with control.method = 'none' is not what the network "
-            f"was trained for: with training.condition_operator = "
-            f"{run.config.training.condition_operator!r}, set control.task = 'restore'"
+            f"control.task = {task!r} is not what the network was trained for: with "
+            f"training.condition_operator = {run.config.training.condition_operator!r}, set "
+            "control.task = 'restore'"
         )
 
 
@@ -142,12 +142,11 @@ def _view(run: Run, operator: LinearOperator) -> View:
 
 
 def _told(run: Run, view: View, y: Tensor, condition: Condition) -> Condition:
-    """The condition of images, with the noise of y where the network restores by it alone.
+    """The condition of images; of a network that is told y, with its noise.
 
     Without noise, it is that of these images already.
     """
-    options = run.config.control
-    if options.method != "none" or options.noise_std == 0:
+    if run.conditions.operator is None or run.config.control.noise_std == 0:
         return condition
     if isinstance(view.operator, Rescaled):
         y = view.operator.in_own_units(y)
@@ -164,14 +163,14 @@ def _psnr_of_bicubic(run: Run, y: Tensor, images: Tensor) -> dict[str, float]:
 
 def _operator(run: Run, default: str) -> LinearOperator:
     options = run.config.control
-    if options.method == "none":
-        if run.conditions.operator is None:
-            raise ValueError(
-                "control.method = 'none' needs a network that is told the measurement: train with "
-                "training.condition = 'image', or choose the method 'pigdm'"
-            )
+    if run.conditions.operator is not None:
         check_told_operator(run.config)
         return run.conditions.operator
+    if options.method == "none":
+        raise ValueError(
+            "control.method = 'none' needs a network that is told the measurement: train with "
+            "training.condition = 'image', or choose the method 'pigdm'"
+        )
     if options.mask:
         if options.operator:
             raise ValueError(
