@@ -18,6 +18,9 @@ from .layers import default_init
 
 Taps = Sequence[float] | Tensor
 
+# A sum of taps of both signs is 0 up to this share of them, or was meant to be.
+_ROUNDING = 1e-9
+
 
 def upsample_2d(x: Tensor, k: Taps | None = None, factor: int = 2, gain: float = 1) -> Tensor:
     """Upsample with a filter: (B, C, H, W) -> (B, C, H factor, W factor)."""
@@ -124,14 +127,21 @@ class Conv2d(nn.Module):
 
 
 def _kernel(k: Taps | None, factor: int = 2, gain: float = 1) -> Tensor:
-    taps = torch.as_tensor([1.0] * factor if k is None else k, dtype=torch.float64)
+    # On the CPU, so that looking at the taps waits for no device.
+    taps = torch.as_tensor([1.0] * factor if k is None else k, dtype=torch.float64, device="cpu")
     if taps.dim() == 1:
         taps = torch.outer(taps, taps)
-    if taps.dim() != 2 or taps.shape[0] != taps.shape[1]:
+    if taps.dim() != 2 or taps.shape[0] != taps.shape[1] or not taps.numel():
         raise ValueError(
             f"a filter is a list of taps or a square table, not of shape {tuple(taps.shape)}"
         )
-    return taps * (gain / taps.sum())
+    total = taps.sum()
+    if not (total.isfinite() and total.abs() > _ROUNDING * taps.abs().sum()):
+        raise ValueError(
+            "a filter is normalised to its sum: its taps should be finite and not sum to 0, unlike "
+            f"{torch.as_tensor(k).tolist()}"
+        )
+    return taps * (gain / total)
 
 
 def _upsampling_kernel(k: Taps | None, factor: int = 2, gain: float = 1) -> Tensor:
@@ -162,7 +172,8 @@ def _conv_downsample(x: Tensor, w: Tensor, kernel: Tensor, factor: int = 2) -> T
 def _register_kernel(layer: nn.Module, k: Taps, up: bool) -> None:
     # A buffer, to move and be copied with the layer; not in the state dict, as the config fixes it.
     kernel = _upsampling_kernel(k) if up else _kernel(k)
-    layer.register_buffer("kernel", kernel.to(torch.get_default_dtype()), persistent=False)
+    kernel = kernel.to(torch.get_default_device(), torch.get_default_dtype())
+    layer.register_buffer("kernel", kernel, persistent=False)
 
 
 # p zeros in total give the right size.  Of convolutions with n taps, a transposed one adds n - 1

@@ -44,7 +44,7 @@ def upfirdn2d_native(
     pad_y1: int,
 ) -> Tensor:
     """`upfirdn2d` with settings for each axis, step by step, by functions of PyTorch."""
-    u = F.pad(_with_zeros(input, up_y, up_x), (pad_x0, pad_x1, pad_y0, pad_y1))
+    u = _extend(_with_zeros(input, up_y, up_x), [pad_x0, pad_x1, pad_y0, pad_y1])
     weight = _depthwise(kernel.to(input.dtype).flip(0, 1), input.shape[1])
     return F.conv2d(u, weight, groups=input.shape[1])[..., ::down_y, ::down_x]
 
@@ -105,6 +105,10 @@ def _interpolate(x: Tensor, kernel: Tensor, up: int, pad: list[int]) -> Tensor:
 
 
 def _extend(x: Tensor, sides: list[int]) -> Tensor:
+    """Zeros at the sides, or pixels less where a number is negative, perhaps of these zeros."""
+    if min(sides) < 0 < max(sides):
+        x = F.pad(x, [max(side, 0) for side in sides])
+        sides = [min(side, 0) for side in sides]
     return F.pad(x, sides) if any(sides) else x
 
 
@@ -196,7 +200,7 @@ def _adjoint_pad(size, out_size, taps, up: int, down: int, pad: list[int]) -> li
 def _kernel_gradient(x: Tensor, grad: Tensor, taps, up: int, down: int, pad: list[int]) -> Tensor:
     """Correlation of the upsampled images with the gradient of the output, tap by tap."""
     h, w = taps
-    u = F.pad(_with_zeros(x, up, up), pad)
+    u = _extend(_with_zeros(x, up, up), pad)
     tall, wide = (down * (length - 1) + 1 for length in grad.shape[2:])
     products = [
         (grad * u[:, :, i : i + tall : down, j : j + wide : down]).sum()

@@ -49,6 +49,27 @@ def test_upfirdn2d_equals_its_definition(shape, up, down, pad):
 
 
 @pytest.mark.parametrize(
+    "size, taps, up, down, pad",
+    [
+        ((3, 1), (2, 1), 1, 2, (2, -2)),
+        ((1, 1), (4, 2), 3, 1, (-2, 4)),
+        ((4, 2), (1, 3), 1, 2, (4, -2)),
+    ],
+)
+def test_a_crop_may_take_more_than_the_image(size, taps, up, down, pad):
+    """And some of the zeros on the other side."""
+    x, kernel = double(1, 2, *size).requires_grad_(), double(*taps).requires_grad_()
+    u = zeros_inserted(x.detach(), up)
+    padded = F.pad(F.pad(u, [max(side, 0) for side in pad * 2]), [min(side, 0) for side in pad * 2])
+    expected = direct_upfirdn2d(padded, kernel.detach(), 1, down, (0, 0))
+    found = upfirdn2d(x, kernel, up, down, pad)
+    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-12)
+    assert gradcheck(lambda x, k: upfirdn2d(x, k, up, down, pad), (x, kernel))
+    sides = (up, up, down, down, *pad, *pad)
+    torch.testing.assert_close(upfirdn2d_native(x, kernel, *sides), found)
+
+
+@pytest.mark.parametrize(
     "up, down, pad", [(1, 1, (2, 1)), (2, 1, (2, 1)), (1, 2, (1, 1)), (2, 3, (-1, 3))]
 )
 def test_upfirdn2d_can_be_differentiated_twice(up, down, pad):
@@ -101,6 +122,23 @@ def test_filters_of_any_length_give_the_right_size(k, factor):
     assert resampling.downsample_2d(x, k, factor).shape == (1, 2, *smaller)
     assert resampling.upsample_conv_2d(x, w, k, factor).shape == (1, 5, *larger)
     assert resampling.conv_downsample_2d(x, w, k, factor).shape == (1, 5, *smaller)
+
+
+@pytest.mark.parametrize(
+    "k, message",
+    [
+        ([1, -2, 1], r"sum to 0"),
+        ([1, math.inf], r"finite"),
+        ([], r"not of shape \(0, 0\)"),
+        ([[1, 2]], r"not of shape \(1, 2\)"),
+    ],
+)
+def test_a_filter_that_cannot_be_normalised_is_refused(k, message):
+    """It would make every pixel infinite, or no number."""
+    with pytest.raises(ValueError, match=message):
+        resampling.downsample_2d(double(1, 1, 4, 4), k)
+    with pytest.raises(ValueError, match=message):
+        resampling.resampler(up=True, k=k)
 
 
 @pytest.mark.parametrize("factor", [2, 3])
