@@ -181,6 +181,15 @@ def test_a_run_resumes_with_a_half_life(tmp_path, caplog):
     assert "model.ema_rate" not in caplog.text
 
 
+def test_a_half_life_counts_the_images_of_batches_of_any_size(tmp_path):
+    half_life = {"model__ema_halflife": 1e6, "model__ema_rampup": 0.1}
+    started, _ = train(tmp_path, training__n_iters=3, training__batch_size=8, **half_life)
+    resumed, weights = train(tmp_path, training__n_iters=5, training__batch_size=16, **half_life)
+    decays = [0.5 ** (16 / (0.1 * seen)) for seen in (3 * 8, 3 * 8 + 16)]
+    expected = averaged(weights, decays, start=value(started["ema"]))
+    assert value(resumed["ema"]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_new_profile_is_refused_when_a_run_resumes(tmp_path):
     train(tmp_path, training__n_iters=3, training__posthoc_profiles=(0.1,))
     before = (tmp_path / META).read_bytes()

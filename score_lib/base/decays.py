@@ -10,11 +10,13 @@ class HalfLife(NamedTuple):
         images: the half-life, in images.
         rampup: the half-life is at most this share of the images seen before; 0: no such bound.
         batch_size: images of a step.
+        more: images seen by then, beyond those of so many steps; steps may have been larger before.
     """
 
     images: float
     rampup: float
     batch_size: int
+    more: int = 0
 
     @property
     def decay(self) -> float:
@@ -26,7 +28,7 @@ class HalfLife(NamedTuple):
         if not self.rampup:
             return self.decay
         # As published, images of the present step do not count: the first decay is 0.
-        seen = (update - 1) * self.batch_size
+        seen = (update - 1) * self.batch_size + self.more
         images = min(self.images, self.rampup * seen)
         return 0.5 ** (self.batch_size / images) if images else 0.0
 

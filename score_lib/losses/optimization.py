@@ -49,11 +49,14 @@ def apply_settings(config, state: dict) -> dict[str, list]:
     Where amsgrad is switched on, its largest second moments begin at the next step.
 
     Args:
-        state: "optimizer" and "ema"; changed in place.
+        state: "optimizer" and "ema", changed in place, and "position", the images seen.
     Returns:
         the options that differed: dotted name -> [old, new].
     """
     config, ema = complete(config), state["ema"]
+    if (decays := half_life(config)) and ema.num_updates is not None:
+        more = state["position"] - ema.num_updates * decays.batch_size
+        ema.schedule = decays._replace(more=more)
     # A half-life has options of its own, which the history of the run compares.
     changed = {}
     if not config.model.ema_halflife and ema.decay != ema_decay(config):

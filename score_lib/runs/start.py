@@ -187,6 +187,8 @@ def load_latest(
         expect_units(state)
         restore_latest(path, state, device, check=check)
         check_units(path, config, state, fresh=not state["step"])
+        # Published checkpoints do not tell how many examples they have seen.
+        state["position"] = state["position"] or state["step"] * config.training.batch_size
         _tell_start(config, state)
     start_averages(state)
     return old
