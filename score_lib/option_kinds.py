@@ -1,7 +1,7 @@
 """Kinds of values that options take, in words and as checks."""
 
-import math
 import re
+import sys
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -71,6 +71,18 @@ def _is_real(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def plain(value: object) -> object:
+    """A number of Python's own types for one of another library's, which JSON does not know.
+
+    Also inside lists and tuples; all else stays as it is.
+    """
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    if not _is_real(value):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
 def _all(check: Check, values: object) -> bool:
     return isinstance(values, list | tuple) and all(map(check.accepts, values))
 
@@ -90,12 +102,12 @@ def _interval(values: object) -> bool:
 
 
 flag = Check("True or False", lambda value: isinstance(value, bool))
-whole = Check("a whole number", lambda v: isinstance(v, Integral) and not isinstance(v, bool))
-number = Check(
-    "a number",
-    # Whole numbers may be too large for `isfinite`.
-    lambda v: whole.accepts(v) or (_is_real(v) and math.isfinite(v)),
+# Seeds and counters have 64 bits.
+whole = Check(
+    "a whole number",
+    lambda v: isinstance(v, Integral) and not isinstance(v, bool) and -(2**63) <= v < 2**64,
 )
+number = Check("a number", lambda v: _is_real(v) and abs(v) <= sys.float_info.max)
 nonzero = Check("a number other than 0", lambda v: number.accepts(v) and v != 0)
 text = Check("a text", lambda value: isinstance(value, str))
 numbers = Check("several numbers, such as (1, 2)", lambda values: _all(number, values))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from ml_collections import ConfigDict
 
 from score_lib.option_conflicts import Options, conflicts
+from score_lib.option_kinds import plain
 from score_lib.option_table import NEEDED, SECTIONS, TABLE, NoDefault
 
 
@@ -100,13 +101,17 @@ def _as_dict(config: object, name: str) -> dict[str, object]:
     Raises:
         ValueError: it holds no options.
     """
+    if config is None or isinstance(config, str | int | float | list | tuple):
+        raise ValueError(f"{name} should be a section of options, not {config!r}")
+    return {key: plain(value) for key, value in _options_of(config).items()}
+
+
+def _options_of(config: object) -> Mapping[str, object]:
     if isinstance(config, ConfigDict):
         options = config.to_dict()
         return {**options, "device": config.device_name} if isinstance(config, Config) else options
     if isinstance(config, Mapping):
-        return dict(config)
-    if config is None or isinstance(config, str | int | float | list | tuple):
-        raise ValueError(f"{name} should be a section of options, not {config!r}")
+        return config
     values = {key: getattr(config, key) for key in dir(config) if not key.startswith("_")}
     # Methods are no options; a class may be a section.
     return {key: v for key, v in values.items() if isinstance(v, type) or not callable(v)}

@@ -97,6 +97,18 @@ def test_a_wrong_name_is_refused_with_the_known_ones():
         create_model(small_config(device="gpu"))
 
 
+def test_a_device_that_holds_no_numbers_is_refused():
+    with pytest.raises(ValueError, match=r"device 'meta' cannot compute here: try 'auto', 'cpu'"):
+        create_model(small_config(device="meta"))
+
+
+def test_a_cpu_has_no_number(tmp_path):
+    """PyTorch writes it into files, and does not know it when it reads them."""
+    state = run_lib.setup(small_config(device="cpu:0")).state
+    utils.save_checkpoint(tmp_path / "c.pth", state)
+    assert utils.restore_checkpoint(tmp_path / "c.pth", state, "cpu:0")["step"] == 0
+
+
 @pytest.mark.slow
 def test_it_is_set_on_the_command_line(tmp_path):
     done = run(command(workdir=tmp_path, device="cpu", training__n_iters=1))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import fractions
 import functools
 import json
 import re
 import sys
 import types
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 from small_runs import ROOT
@@ -128,6 +130,20 @@ def test_configs_of_any_kind_are_completed(kind):
     assert isinstance(full.eval, ConfigDict)
 
 
+def test_numbers_of_other_libraries_become_plain_ones():
+    """JSON knows no others; a checkpoint's config is JSON."""
+    given = {"data": {"image_size": (np.int64(8), 4)}, "seed": np.int16(7), "model": {}}
+    given["model"] |= {"nf": np.int32(16), "dropout": np.float32(0.5), "ch_mult": [np.int64(2)]}
+    full = complete({**given, "optim": {"lr": fractions.Fraction(1, 4), "beta1": np.float64(0)}})
+    found = flatten(full)
+    expected = {"data.image_size": (8, 4), "seed": 7, "model.nf": 16, "model.dropout": 0.5}
+    expected |= {"model.ch_mult": [2], "optim.lr": 0.25, "optim.beta1": 0.0}
+    for key, value in expected.items():
+        assert found[key] == value and type(found[key]) is type(value), key
+    assert type(found["data.image_size"][0]) is int
+    assert json.loads(full.to_json())["model"]["nf"] == 16
+
+
 def test_complete_keeps_the_lock():
     config = ConfigDict(SMALL)
     assert not complete(config).is_locked
@@ -185,6 +201,9 @@ def test_needed_options_are_missed(key):
         ({"optim__lr": float("inf")}, "inf .*above 0"),
         ({"optim__grad_clip": float("nan")}, "grad_clip = nan"),
         ({"optim__beta1": 1}, "from 0 to below 1"),
+        ({"optim__grad_clip": 10**400}, "a number other than 0"),
+        ({"optim__warmup": 10**30}, "a whole number"),
+        ({"seed": 2**64}, "a whole number"),
         ({"model__ch_mult": ()}, "one or more"),
         ({"model__ch_mult": (1, 0)}, "above 0"),
         ({"model__ch_mult": (0.5, 1)}, r"model.ch_mult = \(0.5, 1\) should be whole numbers"),

@@ -26,12 +26,30 @@ def resolve_device(device: torch.device | str) -> torch.device:
         raise ValueError(
             f"unknown device {device!r}: try 'auto', 'cpu', 'cuda' or 'cuda:1'"
         ) from error
+    if chosen.type == "cpu":
+        return torch.device("cpu")  # files do not know a CPU of a number
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device {str(device)!r} does not exist: this machine shows "
             f"{torch.cuda.device_count()} CUDA devices. Try 'auto' or 'cpu'"
         )
+    if chosen.type != "cuda":
+        _check_computes(chosen)
     return chosen
+
+
+def _check_computes(device: torch.device) -> None:
+    """Refuse a kind of device that this machine or this PyTorch does not have.
+
+    Raises:
+        ValueError: it cannot hold a number.
+    """
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # as PyTorch says it, by the kind of device
+        raise ValueError(
+            f"device {str(device)!r} cannot compute here: try 'auto', 'cpu' or 'cuda' ({error})"
+        ) from error
 
 
 def device_of(model: Callable) -> torch.device:

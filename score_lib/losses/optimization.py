@@ -22,7 +22,7 @@ def get_optimizer(config, params: Iterable[nn.Parameter]) -> torch.optim.Optimiz
     return torch.optim.Adam(
         params,
         lr=optim.lr,
-        betas=(optim.beta1, 0.999),
+        betas=(float(optim.beta1), 0.999),
         eps=optim.eps,
         weight_decay=optim.weight_decay,
         amsgrad=optim.amsgrad,
