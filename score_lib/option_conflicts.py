@@ -209,6 +209,12 @@ def _of_conditions(flat: Options) -> Iterator[str]:
             f"training.condition_dropout = {dropout} drops a condition, and there is none: set "
             "training.condition, such as 'classes', or training.condition_dropout to 0"
         )
+    if (wanted := flat["sampling.classes"]) and "classes" not in condition:
+        yield (
+            f"sampling.classes = {wanted!r} needs a network that is told classes: train with "
+            "training.condition = 'classes', or guide samples by a classifier, control.task = "
+            "'class', with control.labels"
+        )
     if (scale := flat["sampling.guidance_scale"]) != 1 and not dropout:
         yield (
             f"sampling.guidance_scale = {scale} needs a network that also knows the unconditional "

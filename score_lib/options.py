@@ -181,8 +181,12 @@ def _meant(key: str) -> str | None:
     if section not in options:
         # A section of the user's own is free; a misspelt one is not.
         section = _similar(section, options)
-    close = _similar(name, options.get(section, ()))
-    return f"{section}.{close}".lstrip(".") if close else None
+    if section is None:
+        return None
+    if close := _similar(name, options[section]):
+        return f"{section}.{close}".lstrip(".")
+    elsewhere = (f"{other}.{name}".lstrip(".") for other in options if name in options[other])
+    return next(elsewhere, None)
 
 
 def _similar(name: str, known: Options) -> str | None:

@@ -168,6 +168,10 @@ def test_a_section_holds_options(config):
         ("model__num_res_block", "model.num_res_blocks"),
         ("trainnig__batch_size", "training.batch_size"),
         ("sed", "seed"),
+        ("training__lr", "optim.lr"),
+        ("eval__num_steps", "sampling.num_steps"),
+        ("data__seed", "seed"),
+        ("dropout", "model.dropout"),
     ],
 )
 def test_slips_are_named_with_what_was_meant(slip, meant):
@@ -348,6 +352,7 @@ FEW_STEPS = {"model__num_scales": 20, "sampling__num_steps": 0}
             },
             "has nothing to drop",
         ),
+        ({"sampling__classes": (3,)}, r"sampling.classes = \(3,\) needs a network that is told"),
         ({**FEW_STEPS, "training__continuous": False}, "20 steps are too few"),
         ({**FEW_STEPS, "sampling__predictor": "reverse_diffusion"}, "20 steps are too few"),
         (
