@@ -113,6 +113,16 @@ def test_every_published_experiment_is_there_and_no_unknown_one():
     assert len(PUBLISHED) == 39
 
 
+@pytest.mark.parametrize("page", ("README.md", "docs/experiments.md"))
+def test_the_pages_count_the_experiments(page):
+    text = " ".join((ROOT / page).read_text().split())
+    of_adm = sum(name.startswith("adm/") for name in OWN)
+    assert f"All {len(PUBLISHED)} published experiments" in text
+    assert len(PUBLISHED_EDM) == 2 and "two of EDM" in text
+    assert of_adm == 18 and "eighteen " in text
+    assert f"and {len(OWN) - of_adm} of our own" in text
+
+
 @pytest.mark.parametrize("name", [*PUBLISHED, *PUBLISHED_EDM])
 def test_experiment_has_the_published_values(name):
     ours, theirs = flatten(defaults.load(name)), published(name)
