@@ -372,11 +372,12 @@ def test_evaluations(option, workdir):
     assert contents(workdir) == before
 
 
-def test_an_evaluation_of_a_checkpoint_that_changed(workdir):
-    folder = workdir / "checkpoints"
-    shutil.copy(folder / "checkpoint_2.pth", folder / "checkpoint_1.pth")
+def test_an_evaluation_of_another_checkpoint(workdir, tmp_path):
+    """Not even the config beside the figures changes, which names the file."""
+    other = tmp_path / "checkpoint_1.pth"
+    shutil.copy(workdir / "checkpoints" / "checkpoint_2.pth", other)
     before = contents(workdir / "eval")
-    said = message(command(workdir, mode="eval"))
+    said = message(command(workdir, f"--config.eval.checkpoint={other}", mode="eval"))
     assert "ckpt_1_loss.npz" in said and "another checkpoint" in said
     after = contents(workdir / "eval")
     del before[workdir / "eval" / "stdout.txt"], after[workdir / "eval" / "stdout.txt"]

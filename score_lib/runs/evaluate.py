@@ -16,7 +16,7 @@ from score_lib.disk.reports import write_report
 from score_lib.runs.averages import names_of_averages
 from score_lib.runs.dequantizer import dequantizer_file
 from score_lib.runs.measures import MEASURES
-from score_lib.runs.rounds import Job, check_folder, fingerprint
+from score_lib.runs.rounds import Job, check_folder, fingerprint, has_rounds
 from score_lib.runs.setup import Run, load_trained, load_weights, setup
 from score_lib.runs.start import chosen_checkpoint, needs_start
 
@@ -51,7 +51,8 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         distributed.on_main(lambda: _enter(folder, stack))
         if distributed.is_main():
-            open_folder(folder, run.config)
+            if not has_rounds(folder):
+                open_folder(folder, run.config)
             stack.enter_context(messages_to(folder / "stdout.txt"))
         records, compared = [], set()
         averages = names_of_averages(run.config.eval.ema)
@@ -59,6 +60,8 @@ def evaluate(
             job = _job(run, path, folder, label, workdir, average, compared)
             records.append(_evaluate_one(job, label, average, measures))
             distributed.on_main(lambda: write_report(folder, records))
+        # Now that the rounds that were there have turned out to be of these checkpoints.
+        distributed.on_main(lambda: open_folder(folder, run.config))
     return records
 
 

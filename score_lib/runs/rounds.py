@@ -155,7 +155,7 @@ def check_folder(config, folder: pathlib.Path) -> None:
         ValueError: names the options, or says that the folder's own config is damaged.
     """
     path = folder / "config.json"
-    if not path.exists() or not _has_rounds(folder):
+    if not path.exists() or not has_rounds(folder):
         return
     ours = _relevant(config.to_json_best_effort())
     try:
@@ -175,7 +175,8 @@ def check_folder(config, folder: pathlib.Path) -> None:
         )
 
 
-def _has_rounds(folder: pathlib.Path) -> bool:
+def has_rounds(folder: pathlib.Path) -> bool:
+    """Whether a folder holds rounds of an evaluation."""
     return any(folder.rglob("*.npz"))
 
 
@@ -185,7 +186,7 @@ def _check_examples(folder: pathlib.Path, split: str, info: DatasetInfo) -> None
     Only some examples are read, see `examples_text`.
     """
     path = folder / "examples.json"
-    recorded = _recorded(path) if _has_rounds(folder) else {}
+    recorded = _recorded(path) if has_rounds(folder) else {}
     found = examples_text(info.sources[split])
     earlier = recorded.get(split, found)
     if earlier != found:
