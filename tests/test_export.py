@@ -1,6 +1,7 @@
 """`--mode export`: files for others, and the page beside them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -121,6 +122,36 @@ def test_metadata_and_the_card_say_what_it_is(workdir):
     with pytest.raises(ValueError, match=r"report\.json is damaged"):
         run_lib.export(config(), workdir)
     report.unlink()
+
+
+@pytest.mark.parametrize("told", (True, False), ids=("with digests", "of an older version"))
+def test_the_card_has_no_figures_of_another_network(told, workdir, tmp_path):
+    """Both runs have the same step; one evaluation is of each, and the card is of the other's."""
+    options = {"eval__enable_bpd": False, "eval__enable_sampling": False, "eval__begin_ckpt": 0}
+    options |= {"eval__end_ckpt": 0, "eval__batch_size": 300, "eval__loss_num_repeats": 1}
+    own, other = tmp_path / "own", config(**options, seed=1)
+    shutil.copytree(workdir / "checkpoints", own / "checkpoints")
+    shutil.copytree(workdir / META.parent, own / META.parent)
+    run_lib.train(other, tmp_path / "other")
+    (ours,) = run_lib.evaluate(config(**options), own)
+    (theirs,) = run_lib.evaluate(other, tmp_path / "other")
+    assert f"{ours['loss']:.4f}" != f"{theirs['loss']:.4f}" and ours["weights"] != theirs["weights"]
+    report = own / "eval" / "report.json"
+    if not told:
+        report.write_text(json.dumps([{k: v for k, v in ours.items() if k != "weights"}]))
+
+    def card(**changes):
+        return (run_lib.export(config(**options, **changes), own) / "README.md").read_text()
+
+    assert f"{ours['loss']:.4f}" in card()
+    assert f"{ours['loss']:.4f}" in card(eval__checkpoint=str(own / "checkpoints/checkpoint_0.pth"))
+    shutil.rmtree(own / "export")
+    theirs_file = str(tmp_path / "other/checkpoints/checkpoint_0.pth")
+    assert "Not measured." in card(eval__checkpoint=theirs_file)
+    # Of the same weights, whatever the file and the name of the average.
+    report.write_text(json.dumps([ours, theirs]))
+    found = card(eval__checkpoint=theirs_file, eval__ema="0.998")
+    assert f"{theirs['loss']:.4f}" in found and f"{ours['loss']:.4f}" not in found
 
 
 def test_only_an_export_of_the_same_run_is_replaced(workdir, tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,6 +114,11 @@ def derive_seed(*parts: int | str) -> int:
     """
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def bytes_of(x: Tensor) -> np.ndarray:
+    """The values of a tensor as bytes, for hashes; NumPy lacks some of PyTorch's types."""
+    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def some_of(count: int, most: int, purpose: str) -> Tensor:

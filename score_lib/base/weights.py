@@ -1,6 +1,13 @@
-"""Names of weights in state dicts, with and without the prefixes of wrappers."""
+"""Weights in state dicts: names with and without the prefixes of wrappers, and digests."""
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from torch import Tensor, nn
+
+from score_lib.base.distributed import unwrapped
+from score_lib.base.tensors import bytes_of
 
 PREFIX = "module."  # before each name in published checkpoints, from DataParallel
 
@@ -28,3 +35,18 @@ def as_published(weights: dict) -> dict:
     if all(name.startswith(PREFIX) for name in weights):
         return weights
     return {PREFIX + name: value for name, value in weights.items()}
+
+
+def parts_to_hash(weights: Mapping[str, Tensor]) -> Iterator[bytes | np.ndarray]:
+    """The names and values of a state dict, as a hash takes them."""
+    for name, value in weights.items():
+        yield name.encode()
+        yield bytes_of(value)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A short hash of a network's present weights, the same on every device."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts_to_hash(unwrapped(model).state_dict()):
+        digest.update(part)
+    return digest.hexdigest()

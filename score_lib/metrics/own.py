@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_lib.base.weights import parts_to_hash
 from score_lib.disk.files import file_digest, printable
 from score_lib.metrics.extractors import Extractor
 
@@ -107,10 +108,8 @@ def _digest(module: ModuleType, network: Callable, weights: str) -> str:
     source = getattr(module, "__file__", None)
     digest.update(pathlib.Path(source).read_bytes() if source else b"")
     if isinstance(network, torch.nn.Module):
-        for name, value in network.state_dict().items():
-            digest.update(name.encode())
-            # Through bytes: NumPy lacks some of PyTorch's types.
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for part in parts_to_hash(network.state_dict()):
+            digest.update(part)
     known = file_digest(weights) if pathlib.Path(weights).is_file() else weights
     digest.update(known.encode())
     return digest.hexdigest()

@@ -7,6 +7,7 @@ import platform
 import torch
 
 from score_lib.base.version import VERSION
+from score_lib.base.weights import weights_digest
 from score_lib.data.loading import get_streams
 from score_lib.data.public import only_prepared
 from score_lib.data.sources import named
@@ -14,6 +15,7 @@ from score_lib.disk.logs import kept_messages
 from score_lib.disk.reports import markdown_table
 from score_lib.runs.nearest import Nearest
 from score_lib.runs.setup import Run
+from score_lib.runs.start import is_own
 
 
 def model_card(run: Run, average: str, nearest: Nearest, workdir: pathlib.Path, usage: str) -> str:
@@ -49,7 +51,7 @@ def model_card(run: Run, average: str, nearest: Nearest, workdir: pathlib.Path, 
         f"## Config\n\nNearest shipped experiment: `{nearest.name}`.\n",
         markdown_table(changed) if changed else "No option differs.\n",
         f"## Data\n\n{_data(run)}",
-        f"## Figures\n\n{_figures(workdir, state['step'], average)}",
+        f"## Figures\n\n{_figures(run, average, workdir)}",
         f"## Use\n\n{usage}",
     ]
     return "\n".join(parts)
@@ -81,16 +83,26 @@ def _counts(config) -> str:
     return f"{counts['test']} of {sum(counts.values())}"
 
 
-def _figures(workdir: pathlib.Path, step: int, average: str) -> str:
+def _figures(run: Run, average: str, workdir: pathlib.Path) -> str:
     """The rows of the run's evaluation that measured these weights.
+
+    Rows of older versions do not tell the weights: by the step and the average, they count for
+    checkpoints in the folder of the run.
 
     Raises:
         ValueError: the report is damaged.
     """
-    path = workdir / "eval" / "report.json"
+    path, digest = workdir / "eval" / "report.json", weights_digest(run.state["model"])
+    step, own = run.state["step"], is_own(run.config, workdir)
+
+    def measured(record: dict) -> bool:
+        if "weights" in record:
+            return record["weights"]["digest"] == digest
+        return own and record["step"] == step and record.get("ema", "") == average
+
     try:
         records = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        rows = [r for r in records if r["step"] == step and r.get("ema", "") == average]
+        rows = [record for record in records if measured(record)]
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: evaluate again, or remove it") from error
     if not rows:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from models.precision import matmul_precision
 from score_lib.base import distributed
+from score_lib.base.weights import weights_digest
 from score_lib.disk.files import locked, open_folder, remove_leftovers
 from score_lib.disk.logs import messages_to
 from score_lib.disk.reports import write_report
@@ -101,6 +102,7 @@ def _evaluate_one(
         record["class_to_idx"] = run.state["class_to_idx"]
     weights = run.state["ema"].applied(run.state["model"].parameters())
     with weights, matmul_precision("float32"):
+        record["weights"] = {"digest": weights_digest(run.state["model"])}
         for option, measure in measures.items():
             if run.config.eval[option]:
                 record |= measure(job)

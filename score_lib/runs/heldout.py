@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.conditioning import Condition
 from score_lib.base import distributed
+from score_lib.base.tensors import bytes_of
 from score_lib.data.loading import check_levels, get_streams
 from score_lib.data.sources import Source
 from score_lib.data.stream import ImageStream, uniform_noise
@@ -35,8 +36,7 @@ def examples_text(source: Source) -> str:
     for part in spaced_numbers(source):
         for values in source.read(part):
             if values is not None:
-                # Through bytes: NumPy lacks some of PyTorch's types.
-                digest.update(values.contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(bytes_of(values))
     return f"{len(source)} examples (digest {digest.hexdigest()})"
 
 

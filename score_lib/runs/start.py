@@ -44,6 +44,13 @@ def chosen_checkpoint(config, workdir: str | os.PathLike) -> pathlib.Path | None
     return pathlib.Path(chosen) if chosen else None
 
 
+def is_own(config, workdir: str | os.PathLike) -> bool:
+    """Whether the weights of a mode other than training are of a checkpoint in the run's folder."""
+    if chosen := chosen_checkpoint(config, workdir):
+        return chosen.resolve().is_relative_to(pathlib.Path(workdir).resolve())
+    return not needs_start(config, workdir)
+
+
 def needs_start(config, workdir: str | os.PathLike) -> bool:
     """Whether `model.weights` counts: it is set, and the run has no checkpoint of its own."""
     if not config.model.weights:
