@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from ml_collections import ConfigDict
 from networks import fill_weights
 from small_runs import small_config
 
@@ -160,15 +161,46 @@ def test_only_an_export_of_the_same_run_is_replaced(workdir, tmp_path):
     run_lib.export(config(**options), workdir)
     (folder / "weights.safetensors").write_bytes(b"")
     run_lib.export(config(**options), workdir)
+    assert (folder / "weights.safetensors").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["shared"]
+    # The options are those of the training, not those of the command.
+    run_lib.export(config(**options, optim__lr=0.01), workdir)
     before = (folder / "weights.safetensors").read_bytes()
-    assert before and [path.name for path in tmp_path.iterdir()] == ["shared"]
+    run_lib.train(config(optim__lr=0.01, training__n_iters=1), tmp_path / "other")
     with pytest.raises(ValueError, match="holds the export of a run with other training"):
-        run_lib.export(config(**options, optim__lr=0.01), workdir)
+        run_lib.export(config(**options), tmp_path / "other")
     (folder / "exported.json").unlink()
     with pytest.raises(ValueError, match="holds other files: choose another folder"):
         run_lib.export(config(**options), workdir)
     assert (folder / "weights.safetensors").read_bytes() == before
     assert read_checkpoint(folder / "weights.safetensors")["step"] == 2
+
+
+def test_files_state_how_their_weights_were_trained(tmp_path):
+    """Whatever the command says; what another mode does with them is as the command says."""
+    trained = {"optim__lr": 0.01, "training__batch_size": 32, "seed": 7, "data__split": "last"}
+    trained |= {"training__likelihood_weighting": True, "data__random_flip": False}
+    trained |= {"model__dropout": 0.25}
+    run_lib.train(config(**trained, training__n_iters=1), tmp_path)
+    now = {"sampling__num_samples": 3, "eval__batch_size": 30, "model__dropout": 0.0}
+    (average,) = run_lib.write_averages(config(**now), tmp_path)
+    files = [average]
+    for kind, name in (("pth", "checkpoint.pth"), ("safetensors", "weights.safetensors")):
+        folder = run_lib.export(config(**now, export__format=kind), tmp_path)
+        files.append(folder / name)
+    expected = {key.replace("__", "."): value for key, value in trained.items()}
+    expected |= {"sampling.num_samples": 3, "eval.batch_size": 30, "training.n_iters": 1}
+    for file in files:
+        found = flatten(ConfigDict(json.loads(read_checkpoint(file)["config"])))
+        assert {key: found[key] for key in expected} == expected, file
+    card = (folder / "README.md").read_text()
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in card.splitlines()]
+    assert "- seed: 7\n" in card and ["optim.lr", "0.01", "0.004"] in rows
+    assert ["training.batch_size", "32", "128"] in rows and "ch_mult" not in card
+    weights = str(files[2])
+    again = run_lib.export(config(**now, model__weights=weights), tmp_path / "b")
+    found = json.loads(read_checkpoint(again / "weights.safetensors")["config"])
+    assert found["optim"]["lr"] == 0.01
 
 
 def test_a_folder_for_diffusers_is_a_start(tmp_path):

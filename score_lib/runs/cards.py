@@ -18,14 +18,14 @@ from score_lib.runs.setup import Run
 from score_lib.runs.start import is_own
 
 
-def model_card(run: Run, average: str, nearest: Nearest, workdir: pathlib.Path, usage: str) -> str:
+def model_card(run: Run, average: str, nearest: Nearest, figures: str, usage: str) -> str:
     """The page in Markdown.
 
     Args:
-        run: with the weights that are exported.
+        run: with the weights that are exported, as they were trained.
         average: the name of their average, as in `eval.ema`.
         nearest: the experiment that the config is nearest to.
-        workdir: folder of the run, where an evaluation may have left its report.
+        figures: of the weights, see `figures_of`.
         usage: how the files are used.
     """
     config, state = run.config, run.state
@@ -51,7 +51,7 @@ def model_card(run: Run, average: str, nearest: Nearest, workdir: pathlib.Path, 
         f"## Config\n\nNearest shipped experiment: `{nearest.name}`.\n",
         markdown_table(changed) if changed else "No option differs.\n",
         f"## Data\n\n{_data(run)}",
-        f"## Figures\n\n{_figures(run, average, workdir)}",
+        f"## Figures\n\n{figures}",
         f"## Use\n\n{usage}",
     ]
     return "\n".join(parts)
@@ -83,8 +83,8 @@ def _counts(config) -> str:
     return f"{counts['test']} of {sum(counts.values())}"
 
 
-def _figures(run: Run, average: str, workdir: pathlib.Path) -> str:
-    """The rows of the run's evaluation that measured these weights.
+def figures_of(run: Run, average: str, workdir: pathlib.Path) -> str:
+    """The rows of the evaluation in a run's folder that measured the averaged weights.
 
     Rows of older versions do not tell the weights: by the step and the average, they count for
     checkpoints in the folder of the run.
@@ -92,7 +92,9 @@ def _figures(run: Run, average: str, workdir: pathlib.Path) -> str:
     Raises:
         ValueError: the report is damaged.
     """
-    path, digest = workdir / "eval" / "report.json", weights_digest(run.state["model"])
+    path, model = workdir / "eval" / "report.json", run.state["model"]
+    with run.state["ema"].applied(model.parameters()):
+        digest = weights_digest(model)
     step, own = run.state["step"], is_own(run.config, workdir)
 
     def measured(record: dict) -> bool:

@@ -6,6 +6,7 @@ Its parts are tried out (`runs.trial`) and counted as `runs.train` and `runs.mea
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from models.zeros import Zeros
 from score_lib.base.memory import total_memory
 from score_lib.checks.network import Cost
 from score_lib.checks.process import few_entries
@@ -13,7 +14,7 @@ from score_lib.data.public import only_prepared
 from score_lib.data.stream import ImageStream
 from score_lib.runs.measures import CHECKED_SHARE
 from score_lib.runs.quality import fast_sampling
-from score_lib.runs.setup import Run, Zeros
+from score_lib.runs.setup import Run
 from score_lib.runs.trial import LIKELIHOOD, Trial, try_out
 from score_lib.samplers.configured import get_sampling_fn
 

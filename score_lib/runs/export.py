@@ -10,6 +10,7 @@ import torch
 from score_lib.base import distributed
 from score_lib.disk.checkpoints import save_checkpoint
 from score_lib.runs.averages import names_of_averages, recorded
+from score_lib.runs.history import training_options
 from score_lib.runs.setup import Run, load_chosen, setup
 
 
@@ -17,7 +18,7 @@ def write_averages(config, workdir: str | os.PathLike) -> list[pathlib.Path]:
     """Write each average in `eval.ema` as a checkpoint, `ema/step_{step}_{average}.pth`.
 
     Its "model" and its "ema" are the average, and it has no optimiser: it is to evaluate, to sample
-    from and to share.  For the source see `load_chosen`.
+    from and to share.  For the source see `load_chosen`, for its config `as_trained`.
 
     Returns:
         the files.
@@ -31,8 +32,23 @@ def write_averages(config, workdir: str | os.PathLike) -> list[pathlib.Path]:
         load_chosen(run, workdir, average)
         name = "_".join([f"step_{run.state['step']}", average.partition("@")[0] or "ema"])
         paths.append(workdir / "ema" / f"{name}.pth")
-        distributed.on_main(functools.partial(_write, run, paths[-1], average))
+        distributed.on_main(functools.partial(_write, as_trained(run), paths[-1], average))
     return paths
+
+
+def as_trained(run: Run) -> Run:
+    """A run with loaded weights as one of the config that they were trained with, if it is known.
+
+    Options of other modes, such as `sampling`, are the present ones.
+
+    Raises:
+        ValueError: these do not go together with the training's.
+    """
+    if run.trained is None:
+        return run
+    own = setup(training_options(run.trained, run.config))
+    own.state, own.scaler, own.inverse_scaler = run.state, run.scaler, run.inverse_scaler
+    return own
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ from score_lib.losses.optimization import get_optimizer
 from score_lib.option_table import TABLE
 from score_lib.options import Config, complete
 from score_lib.runs.averages import one_average, recorded
-from score_lib.runs.cards import model_card
+from score_lib.runs.cards import figures_of, model_card
+from score_lib.runs.export import as_trained
 from score_lib.runs.history import run_digest
 from score_lib.runs.nearest import nearest_experiment
 from score_lib.runs.setup import Run, restored
@@ -46,8 +47,9 @@ _FILES = (
 def export(config, workdir: str | os.PathLike) -> pathlib.Path:
     """Write the weights of a checkpoint, averaged as `eval.ema` says, in `export.format`.
 
-    For the source see `load_chosen`.  The folder is `export.folder`, or `export/` in the folder of
-    the run; a `README.md` in it is the model card, and `exported.json` says whose export it is.
+    For the source see `load_chosen`, for the config that goes with them `as_trained`.  The folder
+    is `export.folder`, or `export/` in the folder of the run; a `README.md` in it is the model
+    card, and `exported.json` says whose export it is.
 
     - "safetensors": `weights.safetensors`, with the config, the step and the classes as metadata.
       With `export.precision` = "float16" it takes half the space; what is not trained, such as the
@@ -63,7 +65,8 @@ def export(config, workdir: str | os.PathLike) -> pathlib.Path:
         ValueError: the config or the checkpoint does not fit, or the folder holds other files.
         OSError: the folder cannot be written.
     """
-    run, workdir = restored(config, workdir), pathlib.Path(workdir)
+    loaded, workdir = restored(config, workdir), pathlib.Path(workdir)
+    run = as_trained(loaded)
     average, options = one_average(run.config.eval.ema), run.config.export
     if options.precision != "float32" and options.format != "safetensors":
         raise ValueError(
@@ -73,19 +76,19 @@ def export(config, workdir: str | os.PathLike) -> pathlib.Path:
     kind = options.format if options.precision == "float32" else f"{options.format}_float16"
     name = "_".join(filter(None, [f"step_{run.state['step']}", average, kind]))
     folder = pathlib.Path(options.folder or workdir / "export" / name)
-    distributed.on_main(lambda: _write(run, folder, average, workdir))
+    distributed.on_main(lambda: _write(run, folder, average, figures_of(loaded, average, workdir)))
     return folder
 
 
 @torch.no_grad()
-def _write(run: Run, folder: pathlib.Path, average: str, workdir: pathlib.Path) -> None:
+def _write(run: Run, folder: pathlib.Path, average: str, figures: str) -> None:
     record = {"run": run_digest(run.config), "step": run.state["step"], "average": average}
     _check_folder(folder, record["run"])
     run.state["ema"].copy_to(run.state["model"].parameters())
     with whole_folder(folder) as new:
         usage = _WRITERS[run.config.export.format](run, new, average)
         nearest = nearest_experiment(shared_config(run))
-        write_text(new / "README.md", model_card(run, average, nearest, workdir, usage))
+        write_text(new / "README.md", model_card(run, average, nearest, figures, usage))
         write_text(new / RECORD, json.dumps(record) + "\n")
     logging.info("exported to %s", folder)
 

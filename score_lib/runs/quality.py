@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.precision import matmul_precision
+from models.zeros import Zeros
 from score_lib.base import distributed
 from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.disk.files import printable
@@ -30,7 +31,7 @@ from score_lib.options import complete
 from score_lib.runs.accuracy import Answers
 from score_lib.runs.comparisons import HeldOutExamples, distances_of
 from score_lib.runs.heldout import HeldOut
-from score_lib.runs.setup import Run, Zeros, in_batches
+from score_lib.runs.setup import Run, in_batches
 from score_lib.runs.start import BEST
 from score_lib.runs.statistics import comparable_extractor, data_statistics
 from score_lib.samplers.configured import get_sampling_fn, sampler_text

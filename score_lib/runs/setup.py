@@ -23,6 +23,7 @@ from models.conditioning import Condition, Dropping, Guided, given, taken_by
 from models.ema import ExponentialMovingAverage
 from models.precision import accelerated, matmul_precision
 from models.utils import create_model
+from models.zeros import Zeros
 from score_lib.base import distributed
 from score_lib.base.devices import resolve_device
 from score_lib.base.tensors import SampleNoise, data_shape
@@ -62,6 +63,7 @@ class Run:
         scaler, inverse_scaler: from the data to the network's range and back.  Grey levels are in
             [0, 1]; the scaler of continuous values is a `Standardization`.
         shape: of one example, such as (C, H, W).
+        trained: the config that loaded weights were trained with, if it is known.
     """
 
     config: ConfigDict
@@ -70,6 +72,7 @@ class Run:
     scaler: Callable[[Tensor], Tensor]
     inverse_scaler: Callable[[Tensor], Tensor]
     shape: tuple[int, ...]
+    trained: ConfigDict | None = None
 
     @functools.cached_property
     def state(self) -> dict:
@@ -357,7 +360,7 @@ def load_weights(run: Run, average: str = "") -> str:
             f"eval.ema = {average!r} is an average of a checkpoint: give it as eval.checkpoint"
         )
     expect_units(run.state)
-    load_start(run.config, run.state, run.device, averaged=average != "none")
+    run.trained = load_start(run.config, run.state, run.device, averaged=average != "none")
     check_units(run.config.model.weights, run.config, run.state)
     return ""
 
@@ -382,9 +385,9 @@ def load_trained(
     restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
     restore(path, run.state, run.device, must_exist=True)
     check_units(path, run.config, run.state)
-    trained = trained_config(path, {"config": run.state.pop("config")})
-    if trained is not None:
-        check_same_output(path, trained, run.config)
+    run.trained = trained_config(path, {"config": run.state.pop("config")})
+    if run.trained is not None:
+        check_same_output(path, run.trained, run.config)
     if not (isinstance(start := run.state["start"], dict) and "digest" in start):
         del run.state["start"]
     return choose_average(pathlib.Path(path), run.state, average, run.state.pop("averages"))
@@ -431,16 +434,3 @@ def _dry_run(run: Run) -> None:
     eps = run.sde.sampling_eps
     sampler = get_short_sampling_fn(run.config, run.sde, images.shape, run.inverse_scaler, eps)
     sampler(run.conditioned(network, condition), noise=torch.zeros_like)
-
-
-class Zeros(nn.Module):
-    """A network whose output is always 0, with learned variances if asked for."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def forward(
-        self, x: Tensor, labels: Tensor, *, variances: bool = False, **condition: Tensor
-    ) -> Tensor:
-        return self.weight * (torch.cat([x, x], dim=1) if variances else x)

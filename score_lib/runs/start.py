@@ -91,13 +91,17 @@ def check_units(path: str | os.PathLike, config, state: dict, fresh: bool = Fals
 
 
 @torch.no_grad()
-def load_start(config, state: dict, device: torch.device, averaged: bool = True) -> None:
+def load_start(
+    config, state: dict, device: torch.device, averaged: bool = True
+) -> ConfigDict | None:
     """Load `model.weights` into a state that has made no step: the network and all averages.
 
     Args:
         state: "model", "ema", perhaps "averages" and "standardization", changed in place; its
             "step" and "class_to_idx" become those of the file, and "start" says which it was.
         averaged: take a checkpoint's average, if it has one.
+    Returns:
+        the config that they were trained with, if it is known and all weights are of the file.
     Raises:
         OSError: there is no such file.
         CheckpointError: it does not fit the network, or was trained with other options that decide
@@ -136,6 +140,7 @@ def load_start(config, state: dict, device: torch.device, averaged: bool = True)
     if config.model.weights_except:
         state["start"]["except"] = list(config.model.weights_except)
     logging.info("starting from the weights in %s (%s)", path, state["start"]["digest"])
+    return None if config.model.weights_except else trained
 
 
 def _of_folder(folder: pathlib.Path, config) -> dict:
