@@ -505,6 +505,27 @@ def test_options_that_do_not_fit_are_refused_at_once(changes, message):
         run_lib.setup(small_config(**changes))
 
 
+def test_guidance_needs_a_network_that_has_seen_its_condition_dropped(tmp_path):
+    """Of an image, nothing in the shape of weights tells; training on with dropout is allowed."""
+    options = {"training__condition": "image", "model__name": "recorder", "training__n_iters": 1}
+    options |= {"training__snapshot_sampling": False}
+    dropping = {**options, "training__condition_dropout": 0.1}
+    guided = small_config(**dropping, sampling__guidance_scale=3.0)
+    run_lib.train(small_config(**options), tmp_path / "a")
+    said = r"with training.condition_dropout = 0, .* sampling.guidance_scale = 3.0 needs: set the"
+    with pytest.raises(CheckpointError, match=said):
+        run_lib.restored(guided, tmp_path / "a")
+    start = {"model__weights": str(tmp_path / "a/checkpoints/checkpoint_0.pth")}
+    with pytest.raises(CheckpointError, match=said):
+        guided.model.weights = start["model__weights"]
+        run_lib.restored(guided, tmp_path / "b")
+    run_lib.restored(small_config(**dropping), tmp_path / "a")
+    guided.training.n_iters = 2
+    run_lib.train(guided, tmp_path / "a")
+    run_lib.restored(guided, tmp_path / "a")
+    run_lib.train(guided, tmp_path / "b")
+
+
 def test_unknown_classes_are_refused():
     for classes in ((3, 10), ("eleven",)):
         run = run_lib.setup(small_config(**LABELLED, sampling__classes=classes))

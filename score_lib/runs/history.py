@@ -145,6 +145,23 @@ def check_same_output(path: str | os.PathLike, old: ConfigDict, new: ConfigDict)
         )
 
 
+def check_guidance(path: str | os.PathLike, old: ConfigDict | None, new: ConfigDict) -> None:
+    """Refuse guidance by a network that has never seen its condition dropped.
+
+    Args:
+        old: the config that it was trained with, if it is known.
+    Raises:
+        CheckpointError: says so.
+    """
+    scale = new.sampling.guidance_scale
+    if old is not None and scale != 1 and not old.training.condition_dropout:
+        raise CheckpointError(
+            f"{path} was trained with training.condition_dropout = 0, so that it does not know the "
+            f"unconditional score, which sampling.guidance_scale = {scale} needs: set the scale to "
+            "1, or train on with training.condition_dropout above 0"
+        )
+
+
 def _differing(old: ConfigDict, new: ConfigDict, named: set[str], free: set[str]) -> str:
     """The options of a set and of the model, but for the free ones, that differ; "" if none."""
     return told(

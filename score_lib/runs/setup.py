@@ -38,7 +38,7 @@ from score_lib.options import checked, complete
 from score_lib.parametrization import parametrization_of
 from score_lib.runs.averages import choose_average, get_averages, get_ema, one_average
 from score_lib.runs.conditions import Conditions
-from score_lib.runs.history import check_same_output, trained_config
+from score_lib.runs.history import check_guidance, check_same_output, trained_config
 from score_lib.runs.start import (
     META,
     check_units,
@@ -362,6 +362,7 @@ def load_weights(run: Run, average: str = "") -> str:
     expect_units(run.state)
     run.trained = load_start(run.config, run.state, run.device, averaged=average != "none")
     check_units(run.config.model.weights, run.config, run.state)
+    check_guidance(run.config.model.weights, run.trained, run.config)
     return ""
 
 
@@ -388,6 +389,7 @@ def load_trained(
     run.trained = trained_config(path, {"config": run.state.pop("config")})
     if run.trained is not None:
         check_same_output(path, run.trained, run.config)
+    check_guidance(path, run.trained, run.config)
     if not (isinstance(start := run.state["start"], dict) and "digest" in start):
         del run.state["start"]
     return choose_average(pathlib.Path(path), run.state, average, run.state.pop("averages"))
