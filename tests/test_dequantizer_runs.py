@@ -99,6 +99,16 @@ def test_a_training_that_stops_and_resumes_equals_one_that_does_not(folder, trai
     assert_same_training(folder, trained)
 
 
+def test_a_damaged_checkpoint_displaces_no_predecessor(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    path = folder / DEQUANTIZER
+    path.write_bytes(path.read_bytes()[:1000])
+    run_lib.train_dequantizer(settings(), folder)
+    assert_same_training(folder, trained)
+    assert read_checkpoint(path.with_name("checkpoint.1.pth"))["step"] == 4
+    assert (path.parent / "set_aside" / "checkpoint_damaged.pth").stat().st_size == 1000
+
+
 @pytest.mark.slow
 def test_a_killed_training_resumes_from_the_command_line(folder, trained):
     changes = {**SMALL, **TRAINING, "model.name": "recorder", "data.random_flip": True}

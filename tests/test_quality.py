@@ -122,10 +122,10 @@ def broken(monkeypatch, fault):
             os.kill(os.getpid(), signal.SIGTERM)
         return measure(self)
 
-    def written(path):
+    def written(path, **options):
         if fault == "written" and path.name == BEST.name and next(count) == 2:
             raise Killed
-        return write(path)
+        return write(path, **options)
 
     monkeypatch.setattr(Quality, "measure", measured)
     monkeypatch.setattr(checkpoints, "atomic_write", written)

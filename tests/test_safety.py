@@ -4,12 +4,14 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import threading
 import time
 
+import control_runs  # noqa: F401  (registers a small network)
 import pytest
 import torch
 from faults import bad_checkpoints
@@ -26,7 +28,7 @@ from score_lib.disk.checkpoints import (
     save_checkpoint,
     write_contents,
 )
-from score_lib.disk.files import locked, remove_leftovers, with_earlier
+from score_lib.disk.files import locked, remove_leftovers, set_aside, with_earlier
 from score_lib.disk.writer import CheckpointWriter
 
 FORK = multiprocessing.get_context("fork")
@@ -208,8 +210,7 @@ def test_failed_writes_keep_the_predecessors(state, written, full_disk):
     for _ in range(3):
         with pytest.raises(OSError):
             save_checkpoint(written, state, keep=2)
-    steps = [read_checkpoint(path)["step"] for path in with_earlier(written) if path.exists()]
-    assert steps == [2, 2, 1]  # the latest is its own predecessor until there is a next one
+    assert steps_of(written) == {"checkpoint.pth": 2, "checkpoint.1.pth": 1}
 
 
 # --- predecessors ---
@@ -220,6 +221,47 @@ def test_the_last_predecessors_are_kept(state, tmp_path):
     for step in range(5):
         save_checkpoint(path, {**state, "step": step}, keep=2)
     assert [read_checkpoint(p)["step"] for p in with_earlier(path) if p.exists()] == [4, 3, 2]
+
+
+def steps_of(path):
+    """The steps of a checkpoint and its predecessors, by name; a damaged file has none."""
+    found = {}
+    for file in filter(pathlib.Path.exists, with_earlier(path)):
+        try:
+            found[file.name] = read_checkpoint(file)["step"]
+        except CheckpointError:
+            found[file.name] = None
+    return found
+
+
+def without_links(*names):
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.mark.parametrize("links", (True, False))
+@pytest.mark.parametrize("keep", (1, 2))
+def test_no_file_is_written_over(keep, links, state, written, monkeypatch):
+    """A second name of the same file shows its contents ever after."""
+    names = dict(zip((2, 1), with_earlier(written), strict=False))
+    for step, path in names.items():
+        os.link(path, path.with_name(f"of_{step}"))
+    if not links:
+        monkeypatch.setattr(os, "link", without_links)
+    for step in (3, 4):
+        save_checkpoint(written, {**state, "step": step}, keep=keep)
+    assert [read_checkpoint(written.with_name(f"of_{step}"))["step"] for step in names] == [2, 1]
+    left = {"checkpoint.pth": 4, "checkpoint.1.pth": 3, "checkpoint.2.pth": 2}
+    assert steps_of(written) == dict(list(left.items())[: keep + 1])
+    assert not list(written.parent.glob(".*"))
+
+
+def test_a_gap_among_the_predecessors_is_filled_first(state, written):
+    """A kill may leave one, or a damaged file that was set aside."""
+    save_checkpoint(written, {**state, "step": 3}, keep=2)
+    written.with_name("checkpoint.1.pth").unlink()
+    save_checkpoint(written, {**state, "step": 4}, keep=2)
+    found = {"checkpoint.pth": 4, "checkpoint.1.pth": 3, "checkpoint.2.pth": 1}
+    assert steps_of(written) == found
 
 
 def damage(path, how):
@@ -242,6 +284,44 @@ def test_a_damaged_file_is_skipped_with_a_warning(how, written, state, caplog):
         restore_checkpoint(written, state, "cpu")
     assert restore_latest(written, state, "cpu")["step"] == 1
     assert "skipped" in caplog.text and str(written) in caplog.text
+
+
+def full(contents, file):
+    file.write(b"x" * 100)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("keep", (1, 2))
+def test_a_failed_write_after_damage_keeps_the_last_good_state(keep, tmp_path, monkeypatch, caplog):
+    options = {"model__name": "gaussian", "training__snapshot_sampling": False}
+    options |= {"training__keep_meta_checkpoints": keep, "training__snapshot_freq": 100}
+    path = tmp_path / "checkpoints-meta/checkpoint.pth"
+    run_lib.train(small_config(**options), tmp_path)
+    for damaged in with_earlier(path)[:keep]:
+        damage(damaged, "cut")
+    contents = [damaged.read_bytes() for damaged in with_earlier(path)[:keep]]
+    last = {f"checkpoint.{keep}.pth": 12 - 3 * keep}
+    assert {name: step for name, step in steps_of(path).items() if step} == last
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        run_lib.train(small_config(**options), tmp_path)
+    assert steps_of(path) == last
+    names = ["checkpoint_damaged.pth", "checkpoint.1_damaged.pth"][:keep]
+    aside = [path.parent / "set_aside" / name for name in names]
+    assert [file.read_bytes() for file in aside] == contents
+    assert all(f"it is now {file}" in caplog.text for file in aside)
+    monkeypatch.undo()
+    run_lib.train(small_config(**options), tmp_path)
+    assert steps_of(path)["checkpoint.pth"] == 12 and None not in steps_of(path).values()
+
+
+def test_what_is_set_aside_displaces_nothing(tmp_path):
+    for text in ("first", "second", "third"):
+        (tmp_path / "a.pth").write_text(text)
+        set_aside(tmp_path / "a.pth", "damaged")
+    found = {path.name: path.read_text() for path in (tmp_path / "set_aside").iterdir()}
+    names = "a_damaged.pth", "a_damaged_2.pth", "a_damaged_3.pth"
+    assert found == dict(zip(names, ("first", "second", "third"), strict=True))
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(written, state):

@@ -8,6 +8,7 @@ have a NumPy scalar as learning rate.
 import contextlib
 import copy
 import errno
+import itertools
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ import torch
 from score_lib.base.devices import resolve_device
 from score_lib.base.distributed import on_main, unwrapped
 from score_lib.base.weights import as_published, without_wrapper
-from score_lib.disk.files import atomic_write, keep_earlier, with_earlier
+from score_lib.disk.files import atomic_write, set_aside, with_earlier
 from score_lib.disk.fit import CheckpointError, check_fit, check_weights, count
 from score_lib.disk.records import load_verified
 from score_lib.disk.safetensors_files import read_safetensors
@@ -81,8 +82,7 @@ def contents_of(state: dict) -> dict:
 
 def write_contents(path: str | os.PathLike, contents: dict, keep: int = 0) -> None:
     """Write the result of `contents_of`, see `save_checkpoint`."""
-    keep_earlier(path, keep)
-    with atomic_write(path) as file:
+    with atomic_write(path, keep=keep) as file:
         try:
             torch.save(contents, file)
         except RuntimeError as error:
@@ -148,6 +148,17 @@ def restore_latest(
     if contents is None:
         return restore_checkpoint(chosen, state, device, must_exist=must_exist)
     return restore_contents(chosen, contents, state)
+
+
+def set_damaged_aside(path: str | os.PathLike, restored: pathlib.Path) -> None:
+    """Set a checkpoint and its predecessors aside, up to the one that was restored.
+
+    They would take the place of good ones as predecessors of the next checkpoint.  No other process
+    may be using these files.
+    """
+    for damaged in itertools.takewhile(lambda candidate: candidate != restored, with_earlier(path)):
+        if damaged.is_file():
+            set_aside(damaged, "damaged")
 
 
 def read_latest(

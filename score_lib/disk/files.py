@@ -21,7 +21,7 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+def atomic_write(path: str | os.PathLike, mode: str = "wb", keep: int = 0) -> Iterator[IO]:
     """Open a file for writing that takes its name only once it is complete and on disk.
 
     A crash, a full disk or an exception leaves the previous file of that name as it was.
@@ -30,6 +30,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     Args:
         path: the final name.
         mode: "wb" or "w".
+        keep: how many earlier files of the name stay, see `with_earlier`.
     Raises:
         OSError: the folder or file cannot be written.
     """
@@ -43,6 +44,8 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             os.fsync(file.fileno())
         # mkstemp makes private files; a result should be as readable as any other.
         os.chmod(temporary, 0o666 & ~_umask())
+        # A write that fails displaces no predecessor.
+        _keep_earlier(path, keep)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
@@ -115,23 +118,46 @@ def with_earlier(path: str | os.PathLike) -> list[pathlib.Path]:
     return [path, *(path.with_suffix(f".{k}{path.suffix}") for k in numbers)]
 
 
-def keep_earlier(path: str | os.PathLike, keep: int) -> None:
+def _keep_earlier(path: pathlib.Path, keep: int) -> None:
     """Keep a file that is about to be replaced as its own predecessor, see `with_earlier`.
 
-    Of predecessors, `keep` stay.  The file itself exists at every moment.
+    Of predecessors, `keep` stay.  Each is whole at every moment, and so is the file itself.
     """
     path, *earlier = with_earlier(path)[: keep + 1]
     if not earlier or not path.exists():
         return
     if earlier[0].exists() and os.path.samefile(path, earlier[0]):
-        return  # kept already, before a replacement that failed
-    for newer, older in reversed(list(itertools.pairwise(earlier))):
-        if newer.exists():
-            os.replace(newer, older)
+        return  # kept already, before a replacement that did not come
+    # A gap takes up what is before it: none of those behind it need go.
+    in_a_row = len(list(itertools.takewhile(pathlib.Path.exists, earlier)))
+    for newer, older in reversed(list(itertools.pairwise(earlier[: in_a_row + 1]))):
+        os.replace(newer, older)
+    link = earlier[0].with_name(f".{earlier[0].name}.link.tmp")
+    link.unlink(missing_ok=True)
     try:
-        os.link(path, earlier[0])
+        os.link(path, link)
     except OSError:  # a file system without links
-        shutil.copyfile(path, earlier[0])
+        with atomic_write(earlier[0]) as copy, path.open("rb") as source:
+            shutil.copyfileobj(source, copy)
+    else:
+        os.replace(link, earlier[0])
+
+
+def set_aside(path: str | os.PathLike, label: str) -> None:
+    """Move a file that must not count any more to `set_aside/` beside it, and log that.
+
+    Args:
+        label: why, for its new name: `set_aside/checkpoint_3_{label}.pth`, with a number added
+            where there is such a file.
+    """
+    path = pathlib.Path(path)
+    folder = path.parent / "set_aside"
+    folder.mkdir(exist_ok=True)
+    numbers = itertools.chain([""], (f"_{k}" for k in itertools.count(2)))
+    names = (folder / f"{path.stem}_{label}{number}{path.suffix}" for number in numbers)
+    aside = next(name for name in names if not name.exists())
+    os.replace(path, aside)
+    logging.warning("%s is set aside: it is now %s", path, aside)
 
 
 def remove_leftovers(*folders: str | os.PathLike) -> None:

@@ -274,7 +274,7 @@ def _start(run: Run, data: Data, workdir: str | os.PathLike) -> list[Finding]:
     try:
         with kept_messages() as messages:
             if workdir:
-                old = load_latest(config, state, run.device, pathlib.Path(workdir))
+                old = load_latest(config, state, run.device, pathlib.Path(workdir)).config
                 run.check_classes(data.class_to_idx)
                 changed = {} if old is None else changes(old, config)
             elif config.model.weights:

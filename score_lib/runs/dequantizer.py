@@ -166,7 +166,13 @@ def _resume(path: pathlib.Path, state: dict, run: Run) -> None:
         CheckpointError: it is of another dequantizer, or of other data.
     """
     known = {key: state[key] for key in ("levels", "score_step")}
-    checkpoints.restore_latest(path, state, run.device)
+    restored = None
+
+    def chosen(candidate: pathlib.Path, contents: dict) -> None:
+        nonlocal restored
+        restored = candidate
+
+    checkpoints.restore_latest(path, state, run.device, check=chosen)
     if state["levels"] != known["levels"]:
         raise checkpoints.CheckpointError(
             f"{path} was trained on {state['levels']} grey levels, but the data have "
@@ -177,6 +183,8 @@ def _resume(path: pathlib.Path, state: dict, run: Run) -> None:
             "%s was trained for the score network of step %s; training goes on for that of step %s",
             path, state["score_step"], known["score_step"],
         )  # fmt: skip
+    if restored is not None:
+        checkpoints.set_damaged_aside(path, restored)
     state |= known
     for key, (before, after) in set_optimizer(run.config, state["optimizer"]).items():
         logging.warning("from step %d on, %s = %r instead of %r", state["step"], key, after, before)

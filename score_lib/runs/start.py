@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+from typing import NamedTuple
 
 import torch
 from ml_collections import ConfigDict
@@ -166,28 +167,36 @@ def _of_folder(folder: pathlib.Path, config) -> dict:
     return {"model": weights, "config": trained.to_json_best_effort()}
 
 
-def load_latest(
-    config, state: dict, device: torch.device, workdir: pathlib.Path
-) -> ConfigDict | None:
+class Resumed(NamedTuple):
+    """What a run goes on from, in the main process; in others, and at a start, all is None.
+
+    Attributes:
+        path: the checkpoint: the latest undamaged one.
+        config: that it was trained with, if it is known.
+    """
+
+    path: pathlib.Path | None = None
+    config: ConfigDict | None = None
+
+
+def load_latest(config, state: dict, device: torch.device, workdir: pathlib.Path) -> Resumed:
     """Load what training begins with: the run's last undamaged checkpoint, if there is one, else
     `model.weights`.
 
     Args:
         state: of training, changed in place.
-    Returns:
-        in the main process, the config that the checkpoint was trained with, if it is known.
     Raises:
         OSError: there are no such weights.
         CheckpointError: it is of another network, process or data set.
     """
     state |= {"position": 0, "start": {}, "best": {}, "snapshot_due": False, "metrics_due": False}
-    path, old = workdir / META, None
+    path, resumed = workdir / META, Resumed()
 
     def check(chosen: pathlib.Path, contents: dict) -> None:
-        nonlocal old
-        old = trained_config(chosen, contents)
-        if old is not None:
-            check_same_run(chosen, old, config)
+        nonlocal resumed
+        resumed = Resumed(chosen, trained_config(chosen, contents))
+        if resumed.config is not None:
+            check_same_run(chosen, resumed.config, config)
         check_same_profiles(chosen, contents, config)
 
     if distributed.on_main(lambda: needs_start(config, workdir)):
@@ -203,7 +212,7 @@ def load_latest(
         state["position"] = state["position"] or state["step"] * config.training.batch_size
         _tell_start(config, state)
     start_averages(state)
-    return old
+    return resumed
 
 
 def _tell_start(config, state: dict) -> None:

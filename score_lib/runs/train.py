@@ -25,6 +25,7 @@ from score_lib.data.sources import Source
 from score_lib.data.standardization import fit
 from score_lib.data.stream import ImageStream
 from score_lib.disk import snapshots
+from score_lib.disk.checkpoints import set_damaged_aside
 from score_lib.disk.files import locked, open_folder, remove_leftovers
 from score_lib.disk.logs import (
     MetricsLog,
@@ -136,7 +137,9 @@ def _check_share(training) -> None:
 
 
 def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
-    """Load what the run begins with, see `load_latest`, and remove what is later than that.
+    """Load what the run begins with, see `load_latest`, and clear the way for what comes next.
+
+    Damaged checkpoints are set aside, and leftovers and later snapshots removed.
 
     Returns:
         in the main process, the config that it was trained with, if it is known.
@@ -145,15 +148,17 @@ def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
             labels than the data have now.
     """
     classes = run.state["class_to_idx"]
-    old = load_latest(run.config, run.state, run.device, workdir)
+    resumed = load_latest(run.config, run.state, run.device, workdir)
     run.check_classes(classes)
     run.state["class_to_idx"] = classes
+    if resumed.path is not None:
+        set_damaged_aside(workdir / META, resumed.path)
     if distributed.is_main():
         checkpoints = workdir / META.parent, workdir / "checkpoints"
         folders = *checkpoints, workdir / snapshots.FOLDER
         remove_leftovers(workdir, *folders, *workdir.glob("samples/iter_*"))
         snapshots.remove_later(workdir, run.state["step"])
-    return old
+    return resumed.config
 
 
 class Training:
