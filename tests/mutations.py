@@ -1046,7 +1046,7 @@ MUTATIONS = [
     ),
     Mutation(
         "rank: solvers know processes of scalars only",
-        "score_lib/sdes/snr.py",
+        "score_lib/sdes/coefficients.py",
         "range(_HIGHEST_RANK + 1)",
         "range(1)",
         RANKS,

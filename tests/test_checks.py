@@ -161,9 +161,29 @@ class NoNoise(VPSDE):
     sampling_eps = 0.0
 
 
+class TwoSchedules(VPSDE):
+    """Its two forms of the marginals differ."""
+
+    def marginal_coeffs(self, t):
+        return super().marginal_coeffs(t)
+
+    def marginal_prob(self, x, t):
+        return super().marginal_prob(x, t / 2)
+
+
+class WrongStep(VPSDE):
+    """Steps between two times have twice their noise."""
+
+    def transition(self, t, s):
+        ratio, G = super().transition(t, s)
+        return ratio, 2 * G
+
+
 @pytest.mark.parametrize(
     ("kind", "subject"),
     (
+        (TwoSchedules, "functions of time"),
+        (WrongStep, "functions of time"),
         (WrongSign, "mean of x_t"),
         (WrongSign, "variance of x_t"),
         (WrongDiffusion, "variance of x_t"),

@@ -9,10 +9,20 @@ from oracles import GaussianOracle, golden_sde
 
 import checks
 import sampling
-from likelihood import get_likelihood_fn
+from likelihood import get_elbo_fn, get_likelihood_fn, get_log_likelihood_fn
 from losses import get_sde_loss_fn
 from models.utils import get_score_fn
-from sde_lib import SDE, VESDE, VPSDE, get_sde, registered_sdes, subVPSDE
+from sde_lib import (
+    SDE,
+    VESDE,
+    VPSDE,
+    CosineVPSDE,
+    LinearSDE,
+    batch_mul,
+    get_sde,
+    registered_sdes,
+    subVPSDE,
+)
 
 SHAPES = ((5,), (3, 2), (1, 4, 6), (2, 3, 4, 2))
 
@@ -261,6 +271,211 @@ def test_process_with_only_abstract_methods_everywhere_else():
         )
     for plain, full in zip(*results, strict=True):
         torch.testing.assert_close(plain, full, rtol=1e-3, atol=1e-3)
+
+
+# --- Subclasses that override one form of two -----------------------------------------------------
+
+
+class PublishedCosine(VPSDE):
+    """Another schedule by the methods of the published code."""
+
+    T = 0.99
+
+    def sde(self, x, t):
+        beta = math.pi * torch.tan(math.pi / 2 * t)
+        return batch_mul(-0.5 * beta, x), torch.sqrt(beta)
+
+    def marginal_prob(self, x, t):
+        return batch_mul(torch.cos(math.pi / 2 * t), x), torch.sin(math.pi / 2 * t)
+
+    def discretize(self, x, t):
+        return SDE.discretize(self, x, t)
+
+
+class OfImages(PublishedCosine):
+    """For images alone, of which it takes the sides, as much published code."""
+
+    def marginal_prob(self, x, t):
+        B, _, _, _ = x.shape
+        scale = torch.cos(math.pi / 2 * t).reshape(B, 1, 1, 1)
+        return scale * x, torch.sin(math.pi / 2 * t)
+
+
+class Mixin:
+    """Published methods to be put before a process."""
+
+    T = 0.99
+    sde, marginal_prob = PublishedCosine.sde, PublishedCosine.marginal_prob
+    discretize = PublishedCosine.discretize
+
+
+class Mixed(Mixin, subVPSDE):
+    pass
+
+
+class OnlyPublished(LinearSDE):
+    """Of `LinearSDE` no function of time."""
+
+    T = 0.99
+    sde, marginal_prob = PublishedCosine.sde, PublishedCosine.marginal_prob
+
+
+class FunctionsOfTime(LinearSDE):
+    """The same process."""
+
+    T = 0.99
+
+    def drift_rate(self, t):
+        return -math.pi / 2 * torch.tan(math.pi / 2 * t)
+
+    def diffusion(self, t):
+        return torch.sqrt(math.pi * torch.tan(math.pi / 2 * t))
+
+    def marginal_coeffs(self, t):
+        return torch.cos(math.pi / 2 * t), torch.sin(math.pi / 2 * t)
+
+
+def cosine_network(x, label):
+    """The published convention, score = -output / std, for data of deviation 0.5."""
+    m, s = FunctionsOfTime().marginal_coeffs(label / 999)
+    return batch_mul(s / ((0.5 * m) ** 2 + s**2), x)
+
+
+@pytest.mark.parametrize("kind", (PublishedCosine, OfImages, Mixed, OnlyPublished))
+def test_published_methods_give_functions_of_time(kind):
+    sde, expected = kind(N=200), FunctionsOfTime(N=200)
+    t, s = torch.linspace(0.2, 0.9, 8), torch.linspace(0, 0.7, 8)
+    for name in ("drift_rate", "diffusion", "marginal_coeffs"):
+        torch.testing.assert_close(getattr(sde, name)(t), getattr(expected, name)(t))
+    torch.testing.assert_close(sde.transition(t, s), expected.transition(t, s))
+    x, time = torch.randn(5, 3, 2, 2), torch.full((5,), 0.3)
+    score = get_score_fn(sde, cosine_network, continuous=True)(x, time)
+    m, s = (float(c) for c in expected.marginal_coeffs(torch.tensor(0.3)))
+    torch.testing.assert_close(score, -x / ((0.5 * m) ** 2 + s**2))
+
+
+def test_a_process_by_published_methods_samples_and_has_likelihoods():
+    """Data of deviation 0.5: the chain, other steps, log p at a point and its bound."""
+    sde, shape = PublishedCosine(N=200), (4000, 1)
+    for steps in (0, 100):
+        torch.manual_seed(0)
+        x, _ = sampling.get_pc_sampler(
+            sde,
+            shape,
+            sampling.ReverseDiffusionPredictor,
+            None,
+            lambda x: x,
+            0.0,
+            continuous=True,
+            steps=steps,
+        )(cosine_network)
+        assert x.std() == pytest.approx(0.5, rel=0.03)
+    data = torch.full((2, 1), 0.5)
+    log_p = -0.5 * math.log(2 * math.pi * 0.25) - 0.5
+    found = get_log_likelihood_fn(sde, hutchinson_type="exact")(cosine_network, data).total
+    torch.testing.assert_close(found, torch.full_like(found, log_p), rtol=0, atol=1e-4)
+    bounds = []
+    for process in (sde, FunctionsOfTime(N=200)):
+        torch.manual_seed(0)
+        bounds.append(get_elbo_fn(process)(cosine_network, data).total)
+    torch.testing.assert_close(*bounds)
+
+
+class PaperVE(VESDE):
+    """With the variance of the paper, sigma(t)^2 - sigma(0)^2."""
+
+    def marginal_prob(self, x, t):
+        return x, torch.sqrt(self.sigma(t) ** 2 - self.sigma_min**2)
+
+
+def test_posteriors_are_those_of_the_own_marginals():
+    """VE: x_s given x_t = x and x_0 = 0 is N(x s_s^2 / s_t^2, (s_s G / s_t)^2)."""
+    sde, x = PaperVE(0.5, 5.0), torch.tensor([[2.0], [2.0]])
+    t, s = torch.tensor([0.9, 0.4]), torch.tensor([0.7, 0.1])
+    (_, std), (_, std_s) = (sde.marginal_prob(x, u) for u in (t, s))
+    mean, noise = sde.posterior(x, t, s, batch_mul(-1 / std**2, x))
+    torch.testing.assert_close(mean, batch_mul((std_s / std) ** 2, x))
+    torch.testing.assert_close(noise, std_s * torch.sqrt(std**2 - std_s**2) / std)
+
+
+def unchanged(kind, names):
+    """A subclass whose methods call those that they override."""
+
+    def of(name):
+        def method(self, *given):
+            return getattr(super(sub, self), name)(*given)
+
+        return method
+
+    sub = type(kind)("Unchanged", (kind,), {name: of(name) for name in names})
+    return sub
+
+
+PUBLISHED_FORM = ("sde", "marginal_prob")
+OF_TIME = ("drift_rate", "diffusion", "marginal_coeffs")
+
+
+@pytest.mark.parametrize("sde", registered_sdes(), ids=repr)
+@pytest.mark.parametrize("names", (PUBLISHED_FORM, OF_TIME, PUBLISHED_FORM + OF_TIME), ids=len)
+def test_overrides_that_change_nothing_change_no_bit(sde, names):
+    """Nor do those of a subclass that overrides the other form."""
+    x, t, s = torch.randn(4, 3), torch.linspace(0.1, 0.9, 4), torch.linspace(0, 0.7, 4)
+    # The general formula takes the place of the cosine process's own for steps.
+    tolerance = 1e-5 if isinstance(sde, CosineVPSDE) else 0.0
+    other = unchanged(unchanged(type(sde), names), OF_TIME)
+    for changed in (unchanged(type(sde), names)(), other()):
+        for name in PUBLISHED_FORM:
+            equal(getattr(changed, name)(x, t), getattr(sde, name)(x, t))
+        for name in OF_TIME:
+            equal(getattr(changed, name)(t), getattr(sde, name)(t))
+        equal(changed.transition(t, s), sde.transition(t, s), tolerance)
+        equal(changed.discretize(x, t), sde.discretize(x, t), tolerance)
+
+
+def equal(found, expected, tolerance=0.0):
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+class Louder(VPSDE):
+    def marginal_prob(self, x, t):
+        mean, std = super().marginal_prob(x, t)
+        return mean, 2 * std
+
+
+class LouderStill(Louder):
+    def marginal_coeffs(self, t):
+        scale, std = super().marginal_coeffs(t)
+        return scale, 3 * std
+
+
+def test_each_subclass_changes_what_it_inherits():
+    """In whichever form; both forms have the change of each class once."""
+    x, t = torch.ones(3, 2), torch.tensor([0.1, 0.4, 0.8])
+    expected = VPSDE().marginal_coeffs(t)[1]
+    for kind, factor in ((Louder, 2), (LouderStill, 6)):
+        torch.testing.assert_close(kind().marginal_prob(x, t)[1], factor * expected)
+        torch.testing.assert_close(kind().marginal_coeffs(t)[1], factor * expected)
+        torch.testing.assert_close(kind().noise_std(t, True), factor * expected)
+
+
+class NotLinear(VPSDE):
+    def sde(self, x, t):
+        return -(x**3), torch.ones_like(t)
+
+
+def test_a_drift_that_is_not_linear_has_no_rate():
+    for ask in (lambda: NotLinear().drift_rate(torch.ones(1)), lambda: get_elbo_fn(NotLinear())):
+        with pytest.raises(ValueError, match=r"sde\(x, t\) of NotLinear.* not linear.*likelihood"):
+            ask()
+
+
+def test_a_method_that_fails_for_data_of_every_rank_is_named():
+    class Broken(VPSDE):
+        def marginal_prob(self, x, t):
+            raise RuntimeError("no mean")
+
+    with pytest.raises(ValueError, match=r"marginal_prob\(x, t\) of Broken.* a mean"):
+        Broken().noise_std(torch.ones(2), True)
 
 
 def test_copies_are_independent():

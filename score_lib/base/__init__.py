@@ -1,6 +1,7 @@
 """Tools of every layer that know nothing of files, networks or data: the bottom of the house.
 
 - `tensors`: broadcasting over a batch, seeds, noise that belongs to a sample
+- `inheritance`: which of two methods that say the same counts
 - `registry`: from a name in a config to an object; `devices`: from a name to a device
 - `distributed`, `preemption`: processes that share a run, and signals that ask them to stop
 - `ode`: the adaptive ODE solver

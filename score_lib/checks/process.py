@@ -10,7 +10,7 @@ from score_lib.checks.finding import NOTE, OK, WRONG, Finding, graded
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn, label_at
 from score_lib.sdes.foreign import as_process
-from score_lib.sdes.process import SDE
+from score_lib.sdes.process import SDE, LinearSDE
 
 # Standard deviation of data in the network's range, roughly that of images.
 DATA_STD = 0.5
@@ -73,7 +73,32 @@ def _marginals(sde: SDE, shape: tuple[int, ...]) -> list[Finding]:
             0.02,
             f"ds^2/dt = 2 a s^2 + g^2 up to {variance_error:.1e}",
         ),
+        *_forms(sde, t, {"drift_rate": a, "diffusion": g, "marginal_coeffs": (m, s)}),
     ]
+
+
+def _forms(sde: SDE, t: Tensor, expected: dict) -> list[Finding]:
+    """Functions of time against the methods that say the same of x, where a process has both."""
+    if not isinstance(sde, LinearSDE):
+        return []
+    m, s = expected["marginal_coeffs"]
+    ratio = m[1:] / m[:-1]
+    step = ratio, torch.sqrt(s[1:] ** 2 - (ratio * s[:-1]) ** 2)
+    found = {name: getattr(sde, name)(t) for name in expected}
+    pairs = {name: (found[name], value) for name, value in expected.items()}
+    pairs["transition"] = sde.transition(t[1:], t[:-1]), step
+    errors = {name: _relative_error(*pair) for name, pair in pairs.items()}
+    worst = max(errors, key=errors.get)
+    text = f"{', '.join(errors)}: as sde and marginal_prob, up to {errors[worst]:.1e} in {worst}"
+    return [graded("functions of time", errors[worst], 0.001, 0.01, text)]
+
+
+def _relative_error(found: Tensor | tuple, expected: Tensor | tuple) -> float:
+    """The largest of all entries, relative to the largest expected one."""
+    if isinstance(found, tuple):
+        return max(map(_relative_error, found, expected))
+    largest = expected.abs().max().clamp(min=1e-9)
+    return ((found - expected).abs().max() / largest).nan_to_num(math.inf).item()
 
 
 def _prior(sde: SDE, shape: tuple[int, ...]) -> list[Finding]:

@@ -22,9 +22,10 @@ from score_lib.base.tensors import batch_mul
 from score_lib.parametrization import Parametrization
 from score_lib.samplers.grids import along, time_grid
 from score_lib.samplers.loop import Constraint, Noise, run_steps, sampler_of, without_wraps
+from score_lib.sdes.coefficients import marginal_coeffs
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
-from score_lib.sdes.snr import log_snr, marginal_coeffs, time_at
+from score_lib.sdes.snr import log_snr, time_at
 
 
 class Solver(abc.ABC):

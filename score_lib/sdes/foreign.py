@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from score_lib.sdes import coefficients
 from score_lib.sdes.process import SDE, LinearSDE, ReverseSDE
 from score_lib.sdes.published import VESDE, VPSDE, linear_betas
 
@@ -96,10 +97,7 @@ class _Linear(_Foreign):
     """The mean of x_t is m(t) x_0, which gives exact steps of any length."""
 
     transition, increment = LinearSDE.transition, LinearSDE.increment
-
-    def marginal_coeffs(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """m(t) and s(t), (B,)."""
-        return self.marginal_prob(torch.ones_like(t), t)
+    marginal_coeffs = coefficients.marginal_coeffs
 
 
 class _VE(_Linear):

@@ -10,6 +10,8 @@ three functions of time instead:
         def diffusion(self, t): ...
         def marginal_coeffs(self, t): ...
 
+or, instead of them, `sde` and `marginal_prob` as published processes have them.
+
 Throughout, x is (B, *D) in the network's range and t is (B,) in [0, T], from data to noise.
 """
 
@@ -21,8 +23,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from score_lib.base.inheritance import derive, place
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import batch_mul, rows
+from score_lib.sdes import coefficients
 
 SDES = Registry("SDE", options={"N": "model.num_scales"})
 
@@ -279,11 +283,19 @@ class ReverseSDE:
 class LinearSDE(SDE):
     """dx = a(t) x dt + g(t) dw: three functions of t, (B,) -> (B,), give everything else.
 
+    A subclass may override these, or `sde` and `marginal_prob`, which say the same of x: the form
+    that is defined nearest, in the order of inheritance, gives the other one.
+
     Attributes:
         prior_std: standard deviation of the Gaussian prior.
     """
 
     prior_std = 1.0
+
+    def __init_subclass__(cls, **keywords):
+        super().__init_subclass__(**keywords)
+        for name, (formula, *sources) in _FORMULAS.items():
+            derive(cls, name, formula, *sources)
 
     @abc.abstractmethod
     def drift_rate(self, t: Tensor) -> Tensor:
@@ -347,6 +359,17 @@ class LinearSDE(SDE):
         return -constant - (z**2).sum(1) / (2 * variance)
 
 
+# Methods by formulas of others that say the same.
+_FORMULAS = {
+    "sde": (LinearSDE.sde, "drift_rate", "diffusion"),
+    "drift_rate": (coefficients.drift_rate, "sde"),
+    "diffusion": (coefficients.diffusion, "sde"),
+    "marginal_prob": (LinearSDE.marginal_prob, "marginal_coeffs"),
+    "marginal_coeffs": (coefficients.marginal_coeffs, "marginal_prob"),
+    "transition": (LinearSDE.transition, "marginal_coeffs", "marginal_prob"),
+}
+
+
 def check_linear(sde: object) -> None:
     """Refuse a process that bounds of the likelihood are not known for.
 
@@ -357,6 +380,8 @@ def check_linear(sde: object) -> None:
         raise ValueError(
             f"the bound needs a process with a linear drift, a LinearSDE, and {sde!r} is none"
         )
+    if place(type(sde), "sde") < place(type(sde), "drift_rate"):
+        sde.drift_rate(torch.tensor([sde.T / 2]))
 
 
 def _check_batch(x: Tensor, t: Tensor) -> None:

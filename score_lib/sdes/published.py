@@ -254,10 +254,14 @@ class CosineVPSDE(_Preserving):
         return 2 * self.rate / torch.tan(self.rate * (1 - t))
 
     def marginal_coeffs(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.transition(t, torch.zeros_like(t))
+        return self._ratio_and_noise(t, torch.zeros_like(t))
 
     def transition(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """r = cos u(t) / cos u(s) and G = sqrt(1 - r^2), (B,)."""
+        return self._ratio_and_noise(t, s)
+
+    def _ratio_and_noise(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """For both: `transition` of a subclass may be by its own marginals."""
         earlier = torch.sin(self.rate * (1 - s))  # cos u(s)
         difference, total = self.rate * (t - s), self.rate * (t + s) + 2 * self.start
         G = torch.sqrt(torch.sin(difference) * torch.sin(total)) / earlier
@@ -391,8 +395,9 @@ class VESDE(_Chain):
     def posterior(self, x: Tensor, t: Tensor, s: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """The same between any two times."""
         _, G = self.transition(t, s)
-        lower = torch.where(s > 0, self.sigma(s), 0.0)
-        return x + batch_mul(G**2, score), lower * G / self.sigma(t)
+        (_, std), (_, std_s) = self.marginal_coeffs(t), self.marginal_coeffs(s)
+        lower = torch.where(s > 0, std_s, 0.0)
+        return x + batch_mul(G**2, score), lower * G / std
 
     def _adjacent_sigmas(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """sigma_i and sigma_{i-1} (0 below the first) at the step that t belongs to."""

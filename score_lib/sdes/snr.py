@@ -6,28 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from score_lib.sdes.coefficients import marginal_coeffs
 from score_lib.sdes.process import SDE
-
-# Of data: channels, time and three sides.
-_HIGHEST_RANK = 5
-
-
-def marginal_coeffs(sde: SDE, times: Tensor) -> tuple[Tensor, Tensor]:
-    """m and s at times (N,), each (N,).
-
-    A user's own process may broadcast for data of one rank only, which is looked for.
-
-    Raises:
-        ValueError: its mean has the shape of x for no rank.
-    """
-    for dimensions in range(_HIGHEST_RANK + 1):
-        ones = times.new_ones(len(times), *(1,) * dimensions)
-        mean, std = sde.marginal_prob(ones, times)
-        if mean.numel() == len(times):
-            return mean.reshape(len(times)), std
-    raise ValueError(
-        f"marginal_prob(x, t) of {sde!r} should give a mean of the shape of x, (B, *D), for t (B,)"
-    )
 
 
 def log_snr(sde: SDE, times: Tensor) -> Tensor:
