@@ -151,6 +151,65 @@ def test_own_predictor_of_either_kind(predictor, steps):
     assert x.std() == pytest.approx(S0, rel=0.05)
 
 
+class Counted:
+    """Steps that leave x as it is, and are counted."""
+
+    calls = 0
+
+    @classmethod
+    def move(cls, x):
+        cls.calls += 1
+        return x, x
+
+
+class OwnChain(Counted, sampling.EulerMaruyamaPredictor):
+    def update_fn(self, x, t):
+        return self.move(x)
+
+
+class OwnPart(Counted, sampling.AncestralSamplingPredictor):
+    def vpsde_update_fn(self, x, t):
+        return self.move(x)
+
+
+class OwnStepOfABuiltIn(Counted, sampling.ReverseDiffusionPredictor):
+    def step(self, x, t, s):
+        return self.move(x)
+
+
+class OwnStepOfAnOwnChain(OwnChain):
+    def step(self, x, t, s):
+        return self.move(x)
+
+
+CHAIN_ONLY = (OwnChain, OwnPart)
+
+
+@pytest.mark.parametrize("grid", ("", "log_snr"))
+@pytest.mark.parametrize("steps", (0, 15))
+@pytest.mark.parametrize("predictor", (*CHAIN_ONLY, OwnStepOfABuiltIn, OwnStepOfAnOwnChain))
+def test_the_nearest_method_of_a_built_in_predictors_subclass_counts(predictor, steps, grid):
+    """On the chain and off it; other grids are refused where it makes steps of a chain alone."""
+    sde, options = VPSDE(N=30), {"steps": steps, "grid": grid, "shape": (2, 3)}
+    predictor.calls = 0
+    if grid and predictor in CHAIN_ONLY:
+        with pytest.raises(ValueError, match=rf"{predictor.__name__}.*own chain.*time_grid"):
+            draw(sde, predictor, GaussianOracle(sde), **options)
+        return
+    draw(sde, predictor, GaussianOracle(sde), **options)
+    assert predictor.calls == (steps or 30)
+
+
+@pytest.mark.parametrize(
+    "kind", (sampling.EulerMaruyamaPredictor, sampling.ReverseDiffusionPredictor)
+)
+def test_a_subclass_that_overrides_nothing_changes_no_bit(kind):
+    sde, sub = VPSDE(N=30), type("Sub", (kind,), {})
+    for options in ({}, {"steps": 60}, {"steps": 60, "grid": "log_snr"}):
+        found, expected = (draw(sde, p, GaussianOracle(sde), **options)[0] for p in (sub, kind))
+        assert torch.equal(found, expected)
+
+
 def test_grids_are_for_predictors_with_steps_of_any_length():
     sde = SDES["vp"]
     with pytest.raises(ValueError, match=r"PublishedStyle.*time_grid"):

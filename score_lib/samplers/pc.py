@@ -138,7 +138,7 @@ def predictor_step(
         built.noise = noise
     if built.takes_any_step() and not chain:
         return built.step
-    return lambda x, t, s: built.update_fn(x, t)
+    return lambda x, t, s: built.chain_step(x, t)
 
 
 def corrector_step(

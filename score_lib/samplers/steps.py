@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from score_lib.base.inheritance import place
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import batch_mul, rows
 from score_lib.sdes.foreign import as_process
@@ -17,10 +18,14 @@ from score_lib.sdes.process import SDE
 
 _PREDICTORS = Registry("predictor")
 register_predictor, get_predictor = _PREDICTORS.register, _PREDICTORS.get
+# Methods that make the steps of the process's own chain, by their published names.
+_OF_CHAIN = ("update_fn", "vesde_update_fn", "vpsde_update_fn")
 
 
 class Predictor:
     """Steps of the reverse process.  A subclass defines `update_fn`, `step` or both.
+
+    The one that is defined nearest, in the order of inheritance, counts.
 
     Args:
         score_fn: function of (x, t) giving the score.
@@ -60,10 +65,16 @@ class Predictor:
         """x_mean with noise like x, of standard deviation (B,), and x_mean itself."""
         return x_mean + batch_mul(std, self.noise(x)), x_mean
 
+    def chain_step(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`update_fn` or, where `step` is defined nearer, the step of that from time t (B,)."""
+        by_step = place(type(self), "step") < place(type(self), *_OF_CHAIN)
+        return Predictor.update_fn(self, x, t) if by_step else self.update_fn(x, t)
+
     @classmethod
     def takes_any_step(cls) -> bool:
-        """Whether the class defines `step`."""
-        return cls.step is not Predictor.step
+        """Whether the class defines `step`, and no step of the chain alone nearer."""
+        by_step = place(cls, "step") <= place(cls, *_OF_CHAIN)
+        return by_step and cls.step is not Predictor.step
 
 
 @register_predictor(name="euler_maruyama")
