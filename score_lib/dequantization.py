@@ -135,7 +135,8 @@ def get_dequantization_loss_fn(
         end = torch.full_like(quantile, sde.T)
         prior = log_prior(sde, data, *sde.marginal_coeffs(end))
         log_p = prior + size * log_ratio(sde, torch.full_like(end, eps)) - integral
-        return bits_per_dim(log_p - log_q, size, inverse_scaler, dequantize.levels)
+        grey = inverse_scaler, dequantize.levels
+        return bits_per_dim(log_p - log_q, size, *grey, shape=x.shape[1:])
 
     return loss_fn
 

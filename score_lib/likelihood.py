@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from score_lib.base.affine import read_affine
 from score_lib.base.ode import integrate, integrate_nodes
 from score_lib.base.tensors import check_floats, normal_noise, rows
 from score_lib.parametrization import Parametrization, get_parametrization
@@ -184,8 +185,7 @@ def get_likelihood_fn(
     """Bits per dimension of data under the probability flow.
 
     Args:
-        inverse_scaler: from the network's range to [0, 1]; affine.
-        levels: grey levels of the data.
+        inverse_scaler, levels: see `offsets`.
         options: more keywords of `get_log_likelihood_fn`, which documents the others as well.
     Returns:
         `likelihood_fn(model, data, *, noise=None) -> (bits/dim (B,), z (B, *D), evaluations)`.
@@ -197,14 +197,20 @@ def get_likelihood_fn(
 
     def likelihood_fn(model, data, *, noise=None):
         result = log_likelihood_fn(model, data, noise=noise)
-        bpd = bits_per_dim(result.total, data[0].numel(), inverse_scaler, levels)
+        shape = data.shape[1:]
+        bpd = bits_per_dim(result.total, shape.numel(), inverse_scaler, levels, shape=shape)
         return bpd, result.z, result.nfe
 
     return likelihood_fn
 
 
 def bits_per_dim(
-    log_p: Tensor, dimensions: int, inverse_scaler: Callable, levels: int = 256
+    log_p: Tensor,
+    dimensions: int,
+    inverse_scaler: Callable,
+    levels: int = 256,
+    *,
+    shape: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Bits/dim of data with a number of grey levels, from its log density in nats.
 
@@ -215,19 +221,36 @@ def bits_per_dim(
     Args:
         log_p: log density of the data in the network's range, (B,), in nats.
         dimensions: number D of dimensions of the data.
-        inverse_scaler: from the network's range to [0, 1]; affine.
-        levels: grey levels of the data.
+        inverse_scaler, levels, shape: see `offsets`.
     Returns:
         Bits/dim, (B,).
+    Raises:
+        ValueError: the inverse scaler is not affine.
     """
-    return -log_p / (dimensions * math.log(2)) + sum(offsets(inverse_scaler, levels))
+    terms = offsets(inverse_scaler, levels, shape=shape, device=log_p.device)
+    return -log_p / (dimensions * math.log(2)) + sum(terms)
 
 
-def offsets(inverse_scaler: Callable, levels: int = 256) -> tuple[float, float]:
-    """Offsets added to -log2 p / D: log2(levels) for dequantisation, and log2(a) for scaling,
-    where the inverse scaler is x -> a x + b."""
-    ends = inverse_scaler(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    return math.log2(levels), math.log2(float(ends[1] - ends[0]))
+def offsets(
+    inverse_scaler: Callable,
+    levels: int = 256,
+    *,
+    shape: tuple[int, ...] | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[float, float]:
+    """Offsets added to -log2 p / D: log2(levels) for dequantisation, and for scaling the mean of
+    log2 |a| over dimensions, where the inverse scaler is x -> a x + b.
+
+    Args:
+        inverse_scaler: from the network's range to [0, 1]; affine, where each dimension may have an
+            a and b of its own.
+        levels: grey levels of the data.
+        shape: of one datum, D; needed where the inverse scaler takes no other shape.
+        device: of the data.
+    Raises:
+        ValueError: the inverse scaler is not affine.
+    """
+    return math.log2(levels), read_affine(inverse_scaler, shape, device).mean_log2()
 
 
 def _kind_of_probe(hutchinson_type: str, num_probes: int) -> str:

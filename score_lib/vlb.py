@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from score_lib.base.affine import read_affine
 from score_lib.base.tensors import batch_mul, check_floats, normal_noise, rows, stratified_mean
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import LevelDenoiser
@@ -57,7 +58,7 @@ def get_vlb_fn(
 
     Args:
         sde: a process with discrete noise levels.
-        inverse_scaler: from the network's range to [0, 1]; affine.
+        inverse_scaler: from the network's range to [0, 1]; affine, and alike for all entries.
         levels: grey levels of the data.
         variance: of p(x_{t-1} | x_t): "small" is that of q(x_{t-1} | x_t, x_0), and "large" that
             of q(x_t | x_{t-1}).  "learned" ones are between the two, by the second half of the
@@ -72,7 +73,7 @@ def get_vlb_fn(
         raises ValueError for data between grey levels or a wrong number of output channels.
     Raises:
         ValueError: an unknown variance or parametrisation, a single time, fewer than two grey
-            levels, or a process whose drift is not linear.
+            levels, an inverse scaler of another kind, or a process whose drift is not linear.
         NotImplementedError: the process has no discrete noise levels.
     """
     if variance not in VARIANCES:
@@ -174,16 +175,23 @@ class GreyLevels:
     """Grey levels in the network's range, and their bins, of which the two at the ends are open.
 
     Args:
-        inverse_scaler: from the network's range to [0, 1]; affine.
+        inverse_scaler: from the network's range to [0, 1]; affine, and alike for all entries.
         levels: their number.
+    Raises:
+        ValueError: a single grey level, or another inverse scaler.
     """
 
     def __init__(self, inverse_scaler: Callable, levels: int):
         if levels < 2:
             raise ValueError(f"data have two or more grey levels, not {levels}")
-        zero, one = inverse_scaler(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        low, high = (end.unique().tolist() for end in read_affine(inverse_scaler).limits())
+        if len(low) > 1 or len(high) > 1:
+            raise ValueError(
+                "grey levels need an inverse_scaler that is alike for all entries of the data, not "
+                "one with numbers for each: use one such as lambda x: (x + 1) / 2"
+            )
         self.inverse_scaler, self.levels = inverse_scaler, levels
-        self.limits = tuple(sorted((end - zero) / (one - zero) for end in (0.0, 1.0)))
+        self.limits = low[0], high[0]
         self.half = (self.limits[1] - self.limits[0]) / (levels - 1) / 2
 
     def check(self, data: Tensor) -> None:

@@ -1103,8 +1103,8 @@ MUTATIONS = [
     Mutation(
         "sampled chain keeps other variances than it visits",
         SAMPLED,
-        "return ChainScore(levels, Chain(sde, where, kept), denoiser, limits)",
-        "return ChainScore(levels, Chain(sde, where), denoiser, limits)",
+        "return ChainScore(levels, Chain(sde, where, kept), denoiser, clamp)",
+        "return ChainScore(levels, Chain(sde, where), denoiser, clamp)",
         SAMPLED_CHAINS,
     ),
     Mutation(

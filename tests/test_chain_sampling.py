@@ -329,6 +329,25 @@ def test_gaussian_samples_have_the_moments_of_the_recursion(
         assert float(covariance) ** 0.5 == pytest.approx(S0, rel=7 / sde.N)
 
 
+def test_every_dimension_is_clamped_to_its_own_range():
+    """By the last step a network that predicts x_0 far outside has the ends of the data's range."""
+    scale, shift = torch.tensor([[0.5], [-0.25]]), torch.tensor([[0.25], [1.0]])
+
+    def inverse(x):
+        return x * scale + shift
+
+    def model(x, labels):  # x_0 is far above
+        return torch.full_like(x, -1000)
+
+    sample = get_chain_sampler(VPSDE(N=100), (3, 2, 4), inverse, variance="ddim")
+    found = sample(model, torch.zeros(3, 2, 4))[0]
+    expected = torch.tensor([1.0, 0.0])[:, None].expand(3, 2, 4)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    step = get_chain_step_fn(VPSDE(N=100), model, inverse, variance="ddim")
+    x, _ = step(torch.zeros(3, 2, 4), torch.zeros(3, dtype=torch.int64))
+    torch.testing.assert_close(inverse(x), expected, rtol=0, atol=1e-6)
+
+
 def exact(sde, shape, mu=MU, s0=S0, **options):
     """Samples from fixed noise, in float64, of the network that has learned N(mu, s0^2)."""
     generator = torch.Generator().manual_seed(0)

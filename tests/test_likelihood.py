@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import GaussianOracle
 
-from likelihood import bits_per_dim, get_div_fn, get_likelihood_fn, get_log_likelihood_fn
+from likelihood import bits_per_dim, get_div_fn, get_likelihood_fn, get_log_likelihood_fn, offsets
 from score_lib.base.tensors import SampleNoise, batch_mul
 from sde_lib import VESDE, VPSDE, subVPSDE
 
@@ -46,6 +46,38 @@ def test_offsets_of_eight_bit_data():
     zero = torch.zeros(1)
     assert bits_per_dim(zero, 5, SCALERS["centred"]) == 7
     assert bits_per_dim(zero, 5, SCALERS["not centred"]) == 8
+
+
+@pytest.mark.parametrize("shape", ((2,), (3,), (2, 2, 3)))
+@pytest.mark.parametrize("sign", (1, -1))
+def test_every_dimension_may_have_a_scale_of_its_own(shape, sign):
+    """The density of x in [0, 1] is that of the network's range over the scales' product."""
+    scale = sign * torch.tensor([2.0, 3.0, 0.25])[: shape[0]].reshape(-1, *(1,) * (len(shape) - 1))
+    shift = torch.linspace(0, 5, len(scale)).reshape(scale.shape)
+    sde, x = VPSDE(), torch.zeros(2, *shape)
+    data = GaussianOracle(sde, mu=0.0, s0=1.0)
+    bpd, _, _ = get_likelihood_fn(sde, lambda x: scale * x + shift, "exact")(data, x)
+    # The mean of log2 of 2 and 3, and of 2, 3 and 1 / 4.
+    bits = (1 + math.log2(3)) / 2 if shape[0] == 2 else (math.log2(3) - 1) / 3
+    expected = math.log2(2 * math.pi) / 2 + 8 + bits
+    torch.testing.assert_close(bpd, torch.full_like(bpd, expected), rtol=0, atol=1e-4)
+
+
+def test_offsets_of_scales_that_differ():
+    a = torch.tensor([2.0, 0.125])
+    assert offsets(lambda x: a * x + torch.tensor([0.0, 5.0])) == (8, -1)
+    assert offsets(lambda x: a[:, None, None] * x, 4, shape=(2, 3, 3)) == (2, -1)
+    assert offsets(lambda x: x + torch.tensor([0.0, 3.0]), shape=(2,)) == (8, 0)
+    assert offsets(lambda x: 0.5 - 0.5 * x) == (8, -1)
+    assert offsets(lambda x: ((x + 1) / 2).clamp(0, 1)) == (8, -1)
+
+
+@pytest.mark.parametrize(
+    "curve", (torch.sigmoid, torch.ones_like, lambda x: x.flip(1), lambda x: x[:, :1])
+)
+def test_inverse_scalers_that_are_not_affine_are_refused(curve):
+    with pytest.raises(ValueError, match="should map each entry x of a datum"):
+        offsets(curve, shape=(2,))
 
 
 class Mixture(torch.nn.Module):

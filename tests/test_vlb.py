@@ -197,6 +197,17 @@ def test_probabilities_of_all_grey_levels_sum_to_one(scaler, levels):
         torch.testing.assert_close(logs.logsumexp(0), torch.zeros(5).double(), rtol=0, atol=1e-12)
 
 
+def test_bound_of_a_negative_is_that_of_the_image():
+    """By an inverse scaler that falls."""
+    sde, x = VPSDE(N=30), torch.linspace(-1, 1, 17)[:, None]
+    oracle = GaussianOracle(sde, continuous=False)
+    rising, falling = (
+        get_vlb_fn(sde, scaler, 17)(oracle, x, noise=torch.ones_like)
+        for scaler in (inverse_scaler, lambda x: inverse_scaler(-x))
+    )
+    assert torch.equal(rising.total, falling.total)
+
+
 # --- Estimates ------------------------------------------------------------------------------------
 
 
@@ -303,6 +314,8 @@ def test_mistakes_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             get_vlb_fn(sde, inverse_scaler, **settings)
+    with pytest.raises(ValueError, match="alike for all entries"):
+        get_vlb_fn(sde, lambda x: x * torch.tensor([1.0, 2.0]))
     with pytest.raises(NotImplementedError, match="no discrete noise levels"):
         get_vlb_fn(subVPSDE(), inverse_scaler)
     with pytest.raises(ValueError, match="larger N"):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from score_lib.base.affine import Clamp
 from score_lib.base.devices import device_of
 from score_lib.base.tensors import batch_mul
 from score_lib.parametrization import Parametrization, get_parametrization
@@ -69,7 +70,7 @@ class ChainScore:
         levels: the process at those levels.
         chain: on the device of x.
         denoiser: reads the network.
-        limits: what the predicted x_0 is clamped to; None: nothing.
+        clamp: keeps the predicted x_0 in the range of the data; None: it is left as it is.
     Attributes:
         free, denoised: the predicted x_0 of the latest call, as it is and clamped, (B, *D).
         v: its learned variances, or None.
@@ -81,16 +82,16 @@ class ChainScore:
         levels: Levels,
         chain: Chain,
         denoiser: LevelDenoiser,
-        limits: tuple[float, float] | None,
+        clamp: Clamp | None,
     ):
         self.levels, self.chain = levels, chain
-        self.denoiser, self.limits = denoiser, limits
+        self.denoiser, self.clamp = denoiser, clamp
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         i = self.levels.step_index(t)
         m, s = self.chain.m[i], self.chain.s[i]
         self.free, self.v = self.denoiser(x, self.chain.labels[i], (m, s))
-        self.denoised = self.free.clamp(*self.limits) if self.limits else self.free
+        self.denoised = self.clamp(self.free) if self.clamp else self.free
         self.score = batch_mul(s**-2, batch_mul(m, self.denoised) - x).to(x.dtype)
         return self.score
 
@@ -206,8 +207,8 @@ def get_chain_sampler(
             "training.continuous = False: sample a network of all times by 'pc' with "
             "ancestral_sampling, or by a solver such as 'ddim', in sampling.num_steps"
         )
-    limits = _range(inverse_scaler) if clip else None
-    levels, read = _reader(sde, respacing, chosen, limits, parametrization)
+    clamp = Clamp(inverse_scaler) if clip else None
+    levels, read = _reader(sde, respacing, chosen, clamp, parametrization)
     _check_prior(levels, respacing)
     times = _visited(levels, start_time, most_steps)
 
@@ -247,8 +248,8 @@ def get_chain_step_fn(
     """
     chosen = StepSettings(**settings)
     chosen.check()
-    limits = _range(inverse_scaler) if inverse_scaler else None
-    levels, read = _reader(sde, respacing, chosen, limits, parametrization)
+    clamp = Clamp(inverse_scaler) if inverse_scaler else None
+    levels, read = _reader(sde, respacing, chosen, clamp, parametrization)
     network = read(model, device_of(model))
     made = ChainStep(network, guide(network) if guide else network, noise, chosen)
 
@@ -263,7 +264,7 @@ def _reader(
     sde: SDE,
     respacing: str | int,
     settings: StepSettings,
-    limits: tuple[float, float] | None,
+    clamp: Clamp | None,
     parametrization: Parametrization | str | None,
 ) -> tuple[Levels, Callable]:
     """The visited levels, and `read(model, device)`, which gives a `ChainScore`."""
@@ -274,15 +275,9 @@ def _reader(
 
     def read(model, where):
         denoiser = LevelDenoiser(sde, model, learned, chosen)
-        return ChainScore(levels, Chain(sde, where, kept), denoiser, limits)
+        return ChainScore(levels, Chain(sde, where, kept), denoiser, clamp)
 
     return levels, read
-
-
-def _range(inverse_scaler: Callable) -> tuple[float, float]:
-    """The numbers that an affine function maps to 0 and 1, the smaller first."""
-    zero, one = inverse_scaler(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
-    return tuple(sorted((end - zero) / (one - zero) for end in (0.0, 1.0)))
 
 
 def _visited(levels: Levels, start_time: float | None, most_steps: int) -> Tensor:
