@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul, check_floats, normal_noise, rows, stratified_mean
-from score_lib.likelihood import value_and_divergence
+from score_lib.likelihood import differentiable, value_and_divergence
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn
 from score_lib.sdes.process import SDE, LinearSDE, check_linear
@@ -54,7 +54,8 @@ def get_elbo_fn(
         parametrization: what the network's output is, see `get_score_fn`.
     Returns:
         `elbo_fn(model, data, *, noise=None) -> Elbo`, for data (B, *D) in the network's range;
-        noise is called like `torch.randn_like`.
+        noise is called like `torch.randn_like`.  It raises ValueError for a network that changes
+        with x, but gives no gradient.
     Raises:
         ValueError: the drift is not linear, fewer than two times, or eps is not above 0.
     """
@@ -69,7 +70,8 @@ def get_elbo_fn(
     def elbo_fn(model, data, *, noise=None):
         check_floats("the data", data)
         draw = normal_noise(noise)
-        score_fn = get_score_fn(sde, model, False, continuous, parametrization=chosen)
+        network = differentiable(model)
+        score_fn = get_score_fn(sde, network, False, continuous, parametrization=chosen)
         size, start = data[0].numel(), data.new_full((len(data),), eps)
         # One stratum of quantiles for each time, shifted alike for all times of a sample.
         shift = torch.special.ndtr(draw(data.new_empty(len(data))))

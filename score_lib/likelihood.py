@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from score_lib.base.affine import read_affine
+from score_lib.base.gradients import check_gradient
 from score_lib.base.ode import integrate, integrate_nodes
 from score_lib.base.tensors import check_floats, normal_noise, rows
 from score_lib.parametrization import Parametrization, get_parametrization
-from score_lib.scores import get_score_fn
+from score_lib.scores import get_model_fn, get_score_fn
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 from score_lib.sdes.snr import noise_nodes
@@ -61,16 +62,42 @@ def value_and_divergence(
         probes: eps with mean 0 and covariance I, (P, B, *D).
     Returns:
         fn(x, t), (B, *D), and eps^T (d fn / dx) eps, (B, P).
+    Raises:
+        ValueError: fn changes with x, but gives no gradient.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         value = fn(x, t)
+        check_gradient("the function", fn, x, t, value)
         products = [
             torch.autograd.grad(value, x, eps, retain_graph=i + 1 < len(probes))[0]
             for i, eps in enumerate(probes)
         ]
     estimates = [rows(p * eps).sum(1) for p, eps in zip(products, probes, strict=True)]
     return value.detach(), torch.stack(estimates, dim=1)
+
+
+def differentiable(model: Callable) -> Callable:
+    """A network for evaluation that is refused at its first call if it gives no gradient.
+
+    The drift has one all the same, of which the divergence would be that of its linear part.
+
+    Args:
+        model: a network, or any function of (x, labels).
+    Returns:
+        Function of (x, labels), which raises ValueError as `check_gradient` does.
+    """
+    model_fn, checked = get_model_fn(model), False
+
+    def checked_fn(x: Tensor, labels: Tensor) -> Tensor:
+        nonlocal checked
+        output = model_fn(x, labels)
+        if not checked:
+            check_gradient("the network", model_fn, x, labels, output)
+        checked = True
+        return output
+
+    return checked_fn
 
 
 def get_log_likelihood_fn(
@@ -104,7 +131,8 @@ def get_log_likelihood_fn(
         parametrization: what the network's output is, see `get_score_fn`.
     Returns:
         `log_likelihood_fn(model, data, *, noise=None) -> LogLikelihood`, for data (B, *D) in the
-        network's range; noise is called like `torch.randn_like` to make the probes.
+        network's range; noise is called like `torch.randn_like` to make the probes.  It raises
+        ValueError for a network that changes with x, but gives no gradient.
     Raises:
         ValueError: an unknown type of probe, or fewer than one.
     """
@@ -116,7 +144,8 @@ def get_log_likelihood_fn(
         check_floats("the data", data)
         sde.check_times(eps, shape=data.shape)
         probes = _basis(data) if kind == "exact" else _draw_probes(kind, num_probes, data, noise)
-        score_fn = get_score_fn(sde, model, False, continuous, parametrization=chosen)
+        network = differentiable(model)
+        score_fn = get_score_fn(sde, network, False, continuous, parametrization=chosen)
         flow = sde.reverse(score_fn, probability_flow=True)
 
         def slope(x, t):

@@ -6,7 +6,14 @@ import pytest
 import torch
 from oracles import GaussianOracle
 
-from likelihood import bits_per_dim, get_div_fn, get_likelihood_fn, get_log_likelihood_fn, offsets
+from likelihood import (
+    bits_per_dim,
+    get_div_fn,
+    get_elbo_fn,
+    get_likelihood_fn,
+    get_log_likelihood_fn,
+    offsets,
+)
 from score_lib.base.tensors import SampleNoise, batch_mul
 from sde_lib import VESDE, VPSDE, subVPSDE
 
@@ -214,6 +221,47 @@ def test_divergence_of_a_linear_map():
     eps = torch.tensor([1.0, -1.0]).expand(4, 2)
     expected = torch.full((4,), float(eps[0] @ A @ eps[0]))
     torch.testing.assert_close(div_fn(x, t, eps), expected)
+
+
+class Detaching(torch.nn.Module):
+    """Reads x without its graph; its own weight has a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, labels):
+        return self.weight * x.detach()
+
+
+WITHOUT_GRADIENT = {
+    "no_grad": torch.no_grad()(lambda x, labels: 2 * x),
+    "detached": Detaching(),
+    "numpy": lambda x, labels: torch.from_numpy(x.detach().numpy().copy()),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_GRADIENT)
+@pytest.mark.parametrize("parametrization", ("", "v", "x0"))
+def test_networks_without_a_gradient_are_refused(name, parametrization):
+    model, x = WITHOUT_GRADIENT[name], torch.zeros(2, 3)
+    for fn in (
+        get_log_likelihood_fn(VPSDE(), parametrization=parametrization),
+        get_log_likelihood_fn(VPSDE(), parametrization=parametrization, steps=5),
+        get_elbo_fn(VPSDE(), parametrization=parametrization, num_times=2),
+    ):
+        with pytest.raises(ValueError, match="the network gives no gradient"):
+            fn(model, x)
+
+
+def test_a_constant_network_needs_no_gradient():
+    """Its flow is that of the drift alone, whose divergence is known."""
+    x, sde = torch.randn(3, 2), VPSDE()
+    for constant in (torch.zeros_like, torch.no_grad()(torch.ones_like)):
+        result = get_log_likelihood_fn(sde)(lambda x, labels, fn=constant: fn(x), x)
+        (m, _), (m0, _) = (sde.marginal_coeffs(torch.tensor([t])) for t in (1.0, 1e-5))
+        expected = (2 * torch.log(m / m0)).double().expand(3)
+        torch.testing.assert_close(result.divergence, expected, rtol=1e-5, atol=0)
 
 
 def test_mistakes_are_named():
