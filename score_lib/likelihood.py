@@ -69,8 +69,12 @@ def value_and_divergence(
         x = x.detach().requires_grad_(True)
         value = fn(x, t)
         check_gradient("the function", fn, x, t, value)
+        if not value.requires_grad:  # a constant
+            return value, x.new_zeros(len(x), len(probes))
         products = [
-            torch.autograd.grad(value, x, eps, retain_graph=i + 1 < len(probes))[0]
+            torch.autograd.grad(
+                value, x, eps, retain_graph=i + 1 < len(probes), materialize_grads=True
+            )[0]
             for i, eps in enumerate(probes)
         ]
     estimates = [rows(p * eps).sum(1) for p, eps in zip(products, probes, strict=True)]

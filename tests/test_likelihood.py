@@ -15,7 +15,7 @@ from likelihood import (
     offsets,
 )
 from score_lib.base.tensors import SampleNoise, batch_mul
-from sde_lib import VESDE, VPSDE, subVPSDE
+from sde_lib import SDE, VESDE, VPSDE, subVPSDE
 
 SDES = (VESDE(sigma_min=0.01, sigma_max=50), VPSDE(), subVPSDE())
 SCALERS = {"centred": lambda x: (x + 1) / 2, "not centred": lambda x: x}
@@ -223,6 +223,38 @@ def test_divergence_of_a_linear_map():
     torch.testing.assert_close(div_fn(x, t, eps), expected)
 
 
+def test_divergence_of_a_constant_is_0():
+    x, t = torch.randn(4, 2), torch.zeros(4)
+    weight = torch.ones(2, requires_grad=True)
+    for fn in (lambda x, t: torch.ones_like(x), lambda x, t: weight.expand(4, 2)):
+        assert torch.equal(get_div_fn(fn)(x, t, x), torch.zeros(4))
+    with pytest.raises(ValueError, match="the function gives no gradient"):
+        get_div_fn(lambda x, t: 2 * x.detach())(x, t, x)
+
+
+class Exploding(SDE):
+    """A user's own process without a drift; a network that says 0 leaves x where it is."""
+
+    def sde(self, x, t):
+        return torch.zeros_like(x), torch.ones_like(t)
+
+    def marginal_prob(self, x, t):
+        return x, t.sqrt()
+
+    def prior_sampling(self, shape):
+        return torch.randn(*shape)
+
+    def prior_logp(self, z):
+        return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
+
+
+def test_a_flow_that_stands_still_has_the_density_of_the_prior():
+    x = torch.randn(3, 2)
+    result = get_log_likelihood_fn(Exploding())(lambda x, labels: torch.zeros_like(x), x)
+    assert torch.equal(result.z, x) and not result.divergence.any()
+    torch.testing.assert_close(result.total, gaussian_log_p(x, 0.0, 1.0))
+
+
 class Detaching(torch.nn.Module):
     """Reads x without its graph; its own weight has a gradient."""
 
@@ -262,6 +294,7 @@ def test_a_constant_network_needs_no_gradient():
         (m, _), (m0, _) = (sde.marginal_coeffs(torch.tensor([t])) for t in (1.0, 1e-5))
         expected = (2 * torch.log(m / m0)).double().expand(3)
         torch.testing.assert_close(result.divergence, expected, rtol=1e-5, atol=0)
+    assert get_elbo_fn(sde)(lambda x, labels: torch.zeros_like(x), x).total.isfinite().all()
 
 
 def test_mistakes_are_named():
