@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.affine import read_affine
-from score_lib.base.gradients import check_gradient
+from score_lib.base.gradients import check_gradient, recording
 from score_lib.base.ode import integrate, integrate_nodes
 from score_lib.base.tensors import check_floats, normal_noise, rows
 from score_lib.parametrization import Parametrization, get_parametrization
@@ -65,7 +65,7 @@ def value_and_divergence(
     Raises:
         ValueError: fn changes with x, but gives no gradient.
     """
-    with torch.enable_grad():
+    with recording(x, t, probes) as (x, t, probes):
         x = x.detach().requires_grad_(True)
         value = fn(x, t)
         check_gradient("the function", fn, x, t, value)

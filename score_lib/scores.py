@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from score_lib.base.distributed import unwrapped
+from score_lib.base.gradients import recording
 from score_lib.base.tensors import batch_mul, check_real
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.sdes.foreign import as_process
@@ -213,10 +214,10 @@ def get_classifier_grad_fn(sde, classifier: Callable, continuous: bool = True) -
     sde, logit_fn = as_process(sde), get_model_fn(classifier)
 
     def grad_fn(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        _, noise_std = sde.marginal_prob(torch.zeros_like(t), t)
-        told = classifier_label(classifier, sde.noise_label(t, continuous), noise_std)
         keep = torch.is_grad_enabled()
-        with torch.enable_grad():
+        with recording(x, t, labels) as (x, t, labels):
+            _, noise_std = sde.marginal_prob(torch.zeros_like(t), t)
+            told = classifier_label(classifier, sde.noise_label(t, continuous), noise_std)
             at = x if x.requires_grad else x.detach().requires_grad_(True)
             log_p = torch.log_softmax(logit_fn(at, told), dim=1)
             chosen = log_p.gather(1, labels[:, None]).sum()

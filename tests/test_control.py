@@ -85,6 +85,23 @@ def test_published_signatures():
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_classes_guide_inside_inference_mode(sde):
+    def classifier(x, noise_std):
+        return torch.stack([x.sum(1), -x.sum(1)], dim=1) / (1 + noise_std[:, None])
+
+    sample = build(
+        lambda sde, *a, **k: get_pc_conditional_sampler(sde, classifier, (3, 2), *a, **k), sde
+    )
+    results = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            torch.manual_seed(0)
+            labels = torch.tensor([0, 1, 0])
+            results.append(sample(GaussianOracle(sde), labels))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 @pytest.mark.quick_cases(1)
 def test_known_pixels_stay_and_the_rest_follows_the_data(sde):
     """With independent pixels the open ones are distributed as the data."""

@@ -111,6 +111,24 @@ def test_tweedie_guidance_samples_the_posterior(sde, operator):
     assert cov[-1] < 0.75 * cov[0]
 
 
+@pytest.mark.parametrize("method", ("dps", "pigdm", "tweedie"))
+def test_guidance_inside_inference_mode(method):
+    """It differentiates all the same, and leaves an operator that can be differentiated."""
+    sde, results = VPSDE(N=30), []
+    steps = sampling.ReverseDiffusionPredictor, None, lambda x: x, 0.3
+    restore = get_pc_restorer(sde, *steps, continuous=True)
+    operator, network = RandomProjection((D,), 2, seed=0), GaussianDataOracle(sde, MEAN, COVARIANCE)
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            torch.manual_seed(0)
+            y = operator.apply(TRUTH)
+            results.append(restore(network, operator, y, 0.1, method=method))
+    assert torch.equal(*results)
+    x = TRUTH.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(operator.apply(x).sum(), x)
+    torch.testing.assert_close(grad, operator.adjoint(torch.ones(1, 2)))
+
+
 @pytest.mark.parametrize("sde", (SDES["vp"],), ids=("vp",))
 @pytest.mark.slow
 def test_tweedie_guidance_needs_no_noise_in_the_measurement(sde):

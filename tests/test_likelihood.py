@@ -297,6 +297,25 @@ def test_a_constant_network_needs_no_gradient():
     assert get_elbo_fn(sde)(lambda x, labels: torch.zeros_like(x), x).total.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ("adaptive", "steps", "exact", "elbo"))
+def test_likelihoods_inside_inference_mode(kind):
+    """They differentiate all the same, and give what they give outside."""
+    sde, x = VPSDE(), torch.linspace(-1, 1, 6).reshape(2, 3)
+    fn = {
+        "adaptive": get_log_likelihood_fn(sde),
+        "steps": get_log_likelihood_fn(sde, steps=10),
+        "exact": get_log_likelihood_fn(sde, hutchinson_type="exact"),
+        "elbo": get_elbo_fn(sde, num_times=3),
+    }[kind]
+    outside = fn(GaussianOracle(sde), x, noise=SampleNoise(0, range(2))).total
+    with torch.inference_mode():
+        x = x.clone()
+        inside = fn(GaussianOracle(sde), x, noise=SampleNoise(0, range(2))).total
+    assert torch.equal(inside, outside)
+    after = fn(GaussianOracle(sde), x, noise=SampleNoise(0, range(2))).total
+    assert torch.equal(after, outside)
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="'Rademacher', 'Gaussian' and 'exact'"):
         get_likelihood_fn(VPSDE(), lambda x: x, hutchinson_type="rademaker")

@@ -1,10 +1,22 @@
-"""Gradients by an input: whether there is one."""
+"""Gradients by an input: where they are recorded, and whether there is one."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
+
+
+@contextlib.contextmanager
+def recording(*inputs: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Gradients are recorded, also inside of `torch.no_grad` and `torch.inference_mode`.
+
+    Gives the inputs, or copies of those that were made in `torch.inference_mode`, which a backward
+    pass cannot use.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield tuple(x.clone() if x.is_inference() else x for x in inputs)
 
 
 def _reaches(value: Tensor, x: Tensor) -> bool:

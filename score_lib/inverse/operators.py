@@ -161,6 +161,7 @@ class Constants:
         return self._copies[key]
 
     @staticmethod
+    @torch.inference_mode(False)  # gradients may be recorded by it later
     def _copy(tensor, x):
         if tensor is None:
             return None

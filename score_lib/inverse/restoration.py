@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from score_lib.base.gradients import recording
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import batch_mul, check_floats, rows
 from score_lib.inverse.operators import LinearOperator
@@ -200,13 +201,14 @@ class PosteriorGuidance(Measured):
 def _denoise(sde: SDE, score_fn: Callable, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Callable]:
     """The score, xhat_0, and v -> J^T v with J = d xhat_0 / d x_t; each (B, *D)."""
     keep = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with recording(x, t) as (x, t):
         at = x if x.requires_grad else x.detach().requires_grad_(True)
         score = score_fn(at, t)
         denoised = sde.denoised(at, t, score)
 
     def pull_back(v: Tensor) -> Tensor:
-        return torch.autograd.grad(denoised, at, v, retain_graph=True, create_graph=keep)[0]
+        with recording(v) as (v,):
+            return torch.autograd.grad(denoised, at, v, retain_graph=True, create_graph=keep)[0]
 
     return (score, denoised, pull_back) if keep else (score.detach(), denoised.detach(), pull_back)
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from score_lib.base.gradients import recording
 from score_lib.sdes.coefficients import marginal_coeffs
 from score_lib.sdes.process import SDE
 
@@ -60,7 +61,7 @@ def noise_nodes(sde: SDE, steps: int, eps: float) -> Nodes:
     u = torch.lerp(first, last, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
     times = time_at(sde, -_STRETCH * torch.sinh(u))
     times[0], times[-1] = ends  # exact, where bisection is not
-    with torch.inference_mode(False), torch.enable_grad():
+    with recording():
         t = times.clone().requires_grad_()
         scale, std = marginal_coeffs(sde, t)
         if not (scale.requires_grad or std.requires_grad):
