@@ -14,6 +14,7 @@ import traceback
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from score_lib.base.mistakes import MISTAKES
 from score_lib.base.threads import choose_waiting, settle_threads
 
 FLAGS = flags.FLAGS
@@ -94,8 +95,7 @@ def main(_: list[str]) -> None:
     except Preempted:
         logging.warning("stopped by a signal: start the same command again to resume")
         raise
-    # The errors that mistakes in the input raise.
-    except (ValueError, OSError, ImportError, FloatingPointError, NotImplementedError) as error:
+    except MISTAKES as error:  # logged: of several processes, each message names its rank
         if FLAGS.traceback:
             raise
         logging.error("%s", error)

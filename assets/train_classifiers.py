@@ -19,6 +19,7 @@ from torch import Tensor
 
 from configs.data import digits_defaults, fashion_mnist_defaults
 from datasets import Source, get_streams
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.arrays import save_arrays
 from score_lib.disk.pictures import to_uint8
 from score_lib.metrics.classifiers import (
@@ -129,4 +130,5 @@ def accuracy(network: SmallClassifier, images: Tensor, labels: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

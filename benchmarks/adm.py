@@ -20,6 +20,7 @@ from benchmarks.measure import ratio_in_pairs, show
 from models.adm import UNetModel
 from models.adm_layers import AttentionBlock, GroupNorm32, ResBlock, timestep_embedding
 from score_lib.base.devices import resolve_device
+from score_lib.base.mistakes import brief_mistakes
 
 PRECISIONS = {"float32": UNetModel.convert_to_fp32, "bfloat16": UNetModel.convert_to_bf16}
 STEPS = ("forward", "training")
@@ -164,4 +165,5 @@ _PLAIN = {
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.measure import show
 from configs.defaults import load
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.data.values import open_array_source
 from score_lib.runs.setup import setup
 from score_lib.runs.train import standardize, train
@@ -100,4 +101,5 @@ def _peak() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -27,6 +27,7 @@ from benchmarks.train import training
 from benchmarks.variants import Work, arguments, configured
 from run_lib import Run
 from score_lib.base.memory import keep_freed_memory
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.checkpoints import restore_latest, save_checkpoint
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.runs.setup import META
@@ -115,4 +116,5 @@ def summary(rounds: list[Round], first: float, size: int, steps: int) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -18,6 +18,7 @@ from models.conditioning import Given, Guided
 from models.unet import UNet
 from models.utils import create_model
 from score_lib.base.devices import resolve_device
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.logs import log_to_console
 from score_lib.options import complete
 
@@ -88,4 +89,5 @@ def without_conditions(model: UNet, x: Tensor, labels: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -23,6 +23,7 @@ from benchmarks.measure import show
 from configs.data import digits_defaults, images_defaults
 from datasets import ImageStream, get_streams
 from score_lib.base.devices import resolve_device
+from score_lib.base.mistakes import brief_mistakes
 
 SIDES = (32, 256)
 
@@ -99,4 +100,5 @@ def delivery(stream: ImageStream, batches: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -17,6 +17,7 @@ import numpy as np
 import run_lib
 from configs.vp.digits import get_config
 from score_lib.base.memory import keep_freed_memory
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.reports import markdown_table
 
@@ -63,4 +64,5 @@ def summary(found: list[dict]) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -33,6 +33,7 @@ from benchmarks.measure import show
 from configs.defaults import load
 from score_lib.base.devices import resolve_device
 from score_lib.base.memory import keep_freed_memory, peak_memory
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.options import complete
 from score_lib.runs import train
 from score_lib.runs.check import cost_of, data_of
@@ -193,4 +194,5 @@ PARTS = {"check": checked, "train": trained, "evaluate": evaluated}
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes(subprocess.CalledProcessError):
+        main()

@@ -32,6 +32,7 @@ from benchmarks.variants import with_settings
 from datasets import get_streams
 from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
 from score_lib.base.devices import resolve_device
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.disk.files import write_text
@@ -231,4 +232,5 @@ def draw_controlled(run: Experiment, guide: Experiment) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -24,6 +24,7 @@ import torch
 from benchmarks.measure import show
 from configs.data import images_defaults
 from datasets import get_streams
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.data.index import known_listing
 from score_lib.data.listing import INDEX
 
@@ -113,4 +114,5 @@ def _peak() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -26,6 +26,7 @@ from benchmarks.variants import with_settings
 from controllable_generation import ClassGuidance
 from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
 from run_lib import Run, restored
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import to_uint8
 from score_lib.disk.reports import mean_and_error
@@ -149,4 +150,5 @@ def quality(run: Run, images: Tensor, workdir: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -13,6 +13,7 @@ import numpy as np
 import run_lib
 from configs.vp.digits import get_config
 from evaluation import Statistics, get_extractor, load_dataset_stats
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.pictures import to_uint8
 from score_lib.disk.reports import markdown_table
 from score_lib.metrics import distances
@@ -51,4 +52,5 @@ def figures(run: run_lib.Run, indices: range) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

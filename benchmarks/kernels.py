@@ -26,6 +26,7 @@ from models.layers import channels_last
 from models.normalization import activated, group_norm
 from op import build, fused_leaky_relu, host, rescaled_sum, upfirdn2d
 from score_lib.base.memory import keep_freed_memory
+from score_lib.base.mistakes import brief_mistakes
 
 RUNS = 20  # consecutive calls, as in a network
 TAPS = (1, 3, 3, 1)
@@ -153,4 +154,5 @@ def rate_of_a_copy(device: torch.device, size: int = 2**26) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -20,6 +20,7 @@ from benchmarks.variants import PLAIN, Variant, Work, drawn
 from likelihood import bits_per_dim, get_likelihood_fn
 from models.precision import accelerated, matmul_precision
 from run_lib import Run
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.scores import get_score_fn
 
 HOST = "separate passes, SciPy"
@@ -99,4 +100,5 @@ def on_host(run: Run, tolerance: float) -> Work:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

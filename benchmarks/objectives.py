@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.measure import show
 from losses import DenoisingLoss, get_sde_loss_fn
 from run_lib import Run
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.base.tensors import batch_mul
 from score_lib.data.loading import get_streams
 from score_lib.disk.reports import mean_and_error
@@ -140,4 +141,5 @@ def trained(run: Run, num_data: int) -> Case:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

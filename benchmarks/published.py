@@ -16,6 +16,7 @@ from torch import nn
 import run_lib
 from configs.defaults import load
 from models.utils import get_model
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.checks.network import cost
 from score_lib.disk.reports import markdown_table
 from score_lib.runs.published import KINDS, ROWS
@@ -101,4 +102,5 @@ def sampler_evaluations(run: run_lib.Run) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

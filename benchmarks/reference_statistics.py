@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.measure import seconds, show
 from evaluation import load_statistics
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.arrays import array_sizes
 
 SIDE, WIDTH, SPATIAL = 256, 2048, 2023
@@ -76,4 +77,5 @@ def _peak() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -21,6 +21,7 @@ from benchmarks.measure import show
 from benchmarks.variants import with_settings
 from evaluation import Statistics, frechet_distance, get_extractor, load_dataset_stats
 from run_lib import Run, restored
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.files import atomic_write
 from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import to_uint8
@@ -140,4 +141,5 @@ def plot(path: pathlib.Path, records: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -20,6 +20,7 @@ from benchmarks.variants import PLAIN, Variant, Work, drawn, living_run
 from models.conditioning import given
 from models.precision import matmul_precision
 from run_lib import Run
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.scores import label_at
 
 VARIANTS = (
@@ -82,4 +83,5 @@ def cost(run: Run) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

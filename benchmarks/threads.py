@@ -26,6 +26,7 @@ from benchmarks.measure import show
 from benchmarks.train import training
 from benchmarks.variants import arguments, configured
 from score_lib.base.memory import keep_freed_memory
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.base.threads import COUNTS, SPINS_BUSY, SPINS_IDLE, WAITING
 
 DEFAULT, OURS = "defaults", "ours"
@@ -199,4 +200,5 @@ def rows(rates: dict[tuple[str, str], list[float]]) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes(RuntimeError):
+        main()

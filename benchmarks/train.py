@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from benchmarks.measure import operations
 from benchmarks.variants import Variant, Work, arguments, compare, configured, drawn, living_run
 from models.precision import matmul_precision
+from score_lib.base.mistakes import brief_mistakes
 
 COMPILED = ("float32+compile", "bfloat16+compile", "bfloat16+graphs", "bfloat16+cudagraphs")
 KERNELS = ("float32+kernels", "bfloat16+kernels")
@@ -51,4 +52,5 @@ def training(config: ConfigDict, workdir: str = "", name: str = "float32") -> Wo
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

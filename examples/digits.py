@@ -20,6 +20,7 @@ from configs.vp.digits import get_config
 from datasets import get_streams
 from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
 from score_lib.base.memory import keep_freed_memory
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.base.tensors import SampleNoise
 from score_lib.base.threads import settle_threads
 from score_lib.disk.arrays import load_arrays
@@ -101,4 +102,5 @@ def distances_to_data(run: run_lib.Run, pixels: Tensor) -> dict[str, float | Non
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

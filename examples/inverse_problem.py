@@ -19,6 +19,7 @@ from torch import Tensor
 import run_lib
 from configs.vp.vectors import get_config
 from examples.common import present, save_data
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.reports import mean_and_error, new_figure, save_figure
 from score_lib.inverse.measurements import build_operator
@@ -199,4 +200,5 @@ def draw(axes, of_signal: dict[str, Tensor], exact: Summary) -> None:
 
 
 if __name__ == "__main__":
-    present(__doc__, demonstrate)
+    with brief_mistakes():
+        present(__doc__, demonstrate)

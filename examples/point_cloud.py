@@ -22,6 +22,7 @@ from configs.vp.points import get_config
 from datasets import get_streams
 from examples.common import present, save_data
 from examples.short_runs import set_short_run
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.reports import new_figure, save_figure
 from score_lib.metrics.point_sets import point_set_metrics
 
@@ -129,4 +130,5 @@ def draw(path: pathlib.Path, sets: dict[str, Tensor]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -22,6 +22,7 @@ import run_lib
 from configs.vp.series import get_config
 from datasets import get_streams
 from examples.common import present, save_data
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.reports import new_figure, save_figure
 from score_lib.metrics.series import Curve, power_spectrum, series_metrics
@@ -175,4 +176,5 @@ def band(axes, curve: Curve, label: str) -> None:
 
 
 if __name__ == "__main__":
-    present(__doc__, demonstrate)
+    with brief_mistakes():
+        present(__doc__, demonstrate)

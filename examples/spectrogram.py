@@ -23,6 +23,7 @@ from configs.vp.fields import get_config
 from datasets import get_streams
 from examples.common import present
 from examples.short_runs import set_short_run
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.arrays import save_arrays
 from score_lib.disk.reports import mean_and_error, new_figure, save_figure
 from score_lib.metrics.samples import energy_distance
@@ -175,4 +176,5 @@ def draw(path: pathlib.Path, shown: dict[str, Labelled]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -19,6 +19,7 @@ from torch import Tensor
 import run_lib
 from configs.vp.vectors import get_config
 from examples.common import present, save_data
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.base.tensors import SampleNoise
 from score_lib.disk.reports import mean_and_error, new_figure, save_figure
 from score_lib.runs.measures import likelihood_terms
@@ -241,4 +242,5 @@ def draw(row, name: str, run: run_lib.Run, density: Density, on_grid: Tensor, si
 
 
 if __name__ == "__main__":
-    present(__doc__, demonstrate)
+    with brief_mistakes():
+        present(__doc__, demonstrate)

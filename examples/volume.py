@@ -24,6 +24,7 @@ from configs.vp.volumes import get_config
 from datasets import get_streams
 from examples.common import save_data, workdir_of
 from examples.short_runs import set_short_run
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.base.tensors import SampleNoise
 from score_lib.disk.reports import markdown_table, mean_and_error, new_figure, save_figure
 from score_lib.metrics.samples import sample_metrics
@@ -197,4 +198,5 @@ def draw(path: pathlib.Path, samples: Tensor, held_out: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import nbclient
 import nbformat
 
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.files import write_text
 
 FOLDER = pathlib.Path(__file__).parent
@@ -81,4 +82,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

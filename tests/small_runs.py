@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import pathlib
@@ -74,26 +75,41 @@ def run_forked(arguments, cwd=".", prepare=lambda: None):
     `prepare` is called in the fork first.
     """
     with tempfile.TemporaryFile("w+") as output:
-        process = start_forked(arguments, output, cwd, prepare)
-        process.join()
-        output.seek(0)
-        return process.exitcode, output.read()
+        return _ended(start_forked(arguments, output, cwd, prepare), output)
+
+
+def run_module_forked(module, *arguments, cwd="."):
+    """`run_forked` of a program that `python -m` starts."""
+    with tempfile.TemporaryFile("w+") as output:
+        run = functools.partial(runpy.run_module, module, None, "__main__")
+        argv = [module, *map(str, arguments)]
+        return _ended(_forked(_main, run, argv, cwd, output), output)
 
 
 def start_forked(arguments, output, cwd=".", prepare=lambda: None):
     """The process of `run_forked`, under way; its output goes to a file."""
-    process = multiprocessing.get_context("fork").Process(
-        target=_main, args=([str(ROOT / "main.py"), *arguments], cwd, output, prepare)
-    )
+    argv = [str(ROOT / "main.py"), *arguments]
+    return _forked(_main, lambda: run_program(argv), argv, cwd, output, prepare)
+
+
+def _forked(target, *arguments):
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
     process.start()
     return process
 
 
-def _main(argv, cwd, output, prepare):
+def _ended(process, output):
+    process.join()
+    output.seek(0)
+    return process.exitcode, output.read()
+
+
+def _main(run, argv, cwd, output, prepare=lambda: None):
     sys.stdout = sys.stderr = output
+    sys.argv = argv
     os.chdir(cwd)
     prepare()
-    run_program(argv)
+    run()
 
 
 def run_program(argv):

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small_runs import ROOT, SMALL, run_forked, small_config
+from small_runs import ROOT, SMALL, run_forked, run_module_forked, small_config
 
 import run_lib
 from score_lib.data import public
@@ -279,6 +279,50 @@ def test_data_that_cannot_be_downloaded(tmp_path, monkeypatch):
     assert "cifar10" in said and str(tmp_path / "data") in said
     assert "python -m score_lib.data.prepare cifar10" in said and "data.data_dir" in said
     assert not (tmp_path / "new").exists()
+
+
+# --- Programs besides main.py ---------------------------------------------------------------------
+
+# Module and options, and words that the message has to have; FILE is a file, and NONE nothing.
+PROGRAMS = {
+    "examples.digits --workdir FILE": ("FILE", "cannot be written"),
+    "examples.series --workdir FILE": ("FILE", "Not a directory"),
+    "examples.volume --workdir FILE": ("FILE",),
+    "examples.point_cloud --workdir FILE": ("FILE",),
+    "benchmarks.guidance --unconditional NONE --conditional NONE --classifier NONE": ("NONE",),
+    "benchmarks.samplers --workdir NONE": ("no checkpoint at NONE/",),
+    "benchmarks.objectives NONE": ("no checkpoint at NONE/",),
+    "benchmarks.train --config vp/digit": ("configs.vp.digit",),
+    "score_lib.data.export CIFAR NONE": ("'CIFAR'", "CIFAR10, CIFAR100", "SVHN"),
+    "notebooks.run none": ("none.ipynb",),
+}
+
+
+@pytest.mark.parametrize("line", PROGRAMS)
+def test_programs(line, tmp_path):
+    (tmp_path / "FILE").touch()
+    code, output = run_module_forked(*line.split(), cwd=tmp_path)
+    *logged, said = output.splitlines()
+    assert code == 1 and all(" I " in line for line in logged), output
+    assert all(words in said for words in PROGRAMS[line]), said
+    assert os.listdir(tmp_path) == ["FILE"]
+
+
+@pytest.mark.parametrize("name", ("nosuch", "lsun/nosuch", "cifar10:1.0.0", "CIFAR-10"))
+def test_unknown_names_of_tensorflow_datasets(name, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    code, output = run_module_forked("score_lib.data.prepare", name, tmp_path / "new")
+    assert code == 1 and len(output.splitlines()) == 1, output
+    assert f"no {name!r}: known here are cifar10, cifar100, svhn_cropped, mnist" in output
+    assert not os.listdir(tmp_path)
+
+
+def test_every_program_tells_mistakes_in_one_message():
+    folders = ("assets", "benchmarks", "examples", "notebooks", "score_lib/data")
+    texts = {p: p.read_text() for folder in folders for p in (ROOT / folder).rglob("*.py")}
+    programs = {p: text for p, text in texts.items() if '\nif __name__ == "__main__":\n' in text}
+    assert len(programs) > 30
+    assert not [path for path, text in programs.items() if "brief_mistakes(" not in text]
 
 
 # --- Files of a run -------------------------------------------------------------------------------

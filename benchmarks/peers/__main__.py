@@ -13,7 +13,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -36,6 +35,7 @@ from benchmarks.peers.contest import (
 from benchmarks.peers.environment import ROOT, python_of, variables
 from configs.defaults import load
 from run_lib import setup
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.files import write_text
 from score_lib.disk.reports import markdown_table
 
@@ -48,11 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parse(argv)
     os.chdir(ROOT)
     torch.set_num_threads(given.threads)
-    try:
+    with brief_mistakes(RuntimeError):
         Comparison(given).run()
-    except (OSError, ValueError, RuntimeError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.peers import shared
 from benchmarks.peers.shared import Images, Journal, Turns
+from score_lib.base.mistakes import brief_mistakes
 
 GROUPS = 4  # of normalisation; widths are multiples
 
@@ -176,4 +177,5 @@ def draw(pipe, images: Images, given) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.peers import shared
 from benchmarks.peers.shared import Images, Journal, Turns
 from models.utils import create_model
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.options import complete
 
 EPS = 1e-5
@@ -135,4 +136,5 @@ def heun(network: nn.Module, config, shape: tuple[int, ...], evaluations: int) -
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

@@ -28,6 +28,7 @@ from likelihood import bits_per_dim, get_likelihood_fn
 from models.conditioning import Condition, given
 from models.utils import get_score_fn
 from run_lib import Run, restored
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.base.tensors import batch_mul
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.measures import likelihood_terms
@@ -211,4 +212,5 @@ def probe_error(run: Run, batch: Batch, probes: int = 4) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with brief_mistakes():
+        main()

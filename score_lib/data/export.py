@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.data.files import OneFile
 from score_lib.data.images import opened
 from score_lib.data.loading import DatasetInfo, get_streams
 from score_lib.data.pixels import MODES
 from score_lib.data.public import SMALL
-from score_lib.data.sources import DataError, Source
+from score_lib.data.sources import DATASETS, DataError, Source
 from score_lib.disk.files import atomic_write, remove_leftovers
 from score_lib.disk.logs import progress_bar
 
@@ -90,6 +91,7 @@ def _write(path: pathlib.Path, image: Tensor) -> bool:
 
 def _open(options: argparse.Namespace) -> DatasetInfo:
     """The data set that the command line names."""
+    DATASETS.get(options.name)  # before a size is asked for
     channels, side = STORED.get(options.name.upper(), (3, None))
     side = options.image_size or side
     if side is None:
@@ -117,15 +119,13 @@ def _parse() -> argparse.Namespace:
 def main() -> None:
     """Write what the command line names; exits with a sentence where that fails."""
     options = _parse()
-    try:
+    with brief_mistakes(before=f"{options.name} was not exported: "):
         sources = _open(options).sources
         for split in [options.split] if options.split else sources:
             folder = options.folder / split
             remove_leftovers(folder, *folder.glob("*/"))
             new = export(sources[split], folder)
             print(f"{folder}: {len(sources[split])} images, {new} of them new")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"{options.name} was not exported: {error}") from error
 
 
 if __name__ == "__main__":

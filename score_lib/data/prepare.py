@@ -14,15 +14,16 @@ imports TensorFlow, so training runs it in a separate process.
 import argparse
 import os
 import pathlib
-import sys
 
+from score_lib.base.mistakes import brief_mistakes
 from score_lib.data.archives import ADDRESSES
 from score_lib.data.downloads import fetch
-from score_lib.data.sources import DataError
+from score_lib.data.public import builder_of
 
 
+@brief_mistakes()
 def main() -> None:
-    """Get the data set that the command line names."""
+    """Get the data set that the command line names; a mistake ends it with one message."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="name in tensorflow-datasets, such as cifar10")
     parser.add_argument("folder", nargs="?", help="folder for the data")
@@ -32,20 +33,18 @@ def main() -> None:
         prepare(options.name, options.folder)
         return
     folder = pathlib.Path(options.folder or f"data/{options.name}")
-    try:
-        fetch(options.name.upper(), folder)
-    except (DataError, OSError) as error:
-        sys.exit(str(error))
+    fetch(options.name.upper(), folder)
     print(f"{options.name} is in {folder}, as published: --config.data.path={folder}")
 
 
 def prepare(name: str, folder: str | None) -> None:
-    """Download and prepare a data set of tensorflow-datasets; None is its own folder."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # TensorFlow would take all memory of the GPUs
-    import tensorflow_datasets as tfds
+    """Download and prepare a data set of tensorflow-datasets; None is its own folder.
 
-    builder = tfds.builder(name, data_dir=folder, file_format="array_record")
-    builder.download_and_prepare()
+    Raises:
+        DataError: tensorflow-datasets is missing, or has no such data set.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # TensorFlow would take all memory of the GPUs
+    builder_of(name, folder or "", file_format="array_record").download_and_prepare()
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ SMALL = {
     "MNIST": Small("mnist", 1, 28, 10),
     "FASHION_MNIST": Small("fashion_mnist", 1, 28, 10),
 }
+# Names in tensorflow-datasets of what is read from there, beside the categories of LSUN.
+FROM_TFDS = (*(known.name for known in SMALL.values()), "celeb_a")
 
 
 @register_dataset(name="CIFAR10", options=FOLDER_OR_PATH)
@@ -128,7 +130,7 @@ def _small(title: str, shape: Shape, folder: str, path: str) -> tuple[Source, So
         TfdsSource(known.name, split, folder, shape, prepare=prepare, num_classes=known.classes)
         for split in ("train", "test")
     )
-    names = _builder(known.name, folder).info.features["label"].names
+    names = builder_of(known.name, folder).info.features["label"].names
     for source in (train, test):
         source.class_to_idx = {title: label for label, title in enumerate(names)}
     return Remembered(train), Remembered(test)
@@ -211,7 +213,7 @@ class TfdsSource(Source):
 
 def _open(name: str, split: str, folder: str) -> Sequence[dict]:
     """Random access to the examples of a split; prepares the data set first if necessary."""
-    builder = _builder(name, folder)
+    builder = builder_of(name, folder)
     if builder.is_prepared() and split not in builder.info.splits:
         known = sorted(builder.info.splits)
         raise DataError(f"{name} in {builder.data_dir} has the splits {known}, not {split!r}")
@@ -221,10 +223,18 @@ def _open(name: str, split: str, folder: str) -> Sequence[dict]:
         if builder.is_prepared():
             return _PreparedRecords(builder, split)
     _prepare(builder, name, folder)
-    return _builder(name, folder).as_data_source(split)
+    return builder_of(name, folder).as_data_source(split)
 
 
-def _builder(name: str, folder: str):
+def builder_of(name: str, folder: str, **options):
+    """The builder of tensorflow-datasets for a name such as "cifar10".
+
+    Args:
+        folder: the data directory; "" for the default of tensorflow-datasets.
+        options: of `tensorflow_datasets.builder`.
+    Raises:
+        DataError: the package is missing, or has no such data set.
+    """
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -232,9 +242,13 @@ def _builder(name: str, folder: str):
             f"{name} needs tensorflow-datasets, which is missing: pip install tensorflow-datasets"
         ) from error
     try:
-        return tfds.builder(name, data_dir=os.path.expanduser(folder) or None)
-    except ValueError as error:
-        raise DataError(f"tensorflow-datasets has no {name!r}: {error}") from error
+        return tfds.builder(name, data_dir=os.path.expanduser(folder) or None, **options)
+    except (ValueError, AssertionError) as error:  # the latter for an unknown version
+        # Its own message lists all of its hundreds of names.
+        raise DataError(
+            f"tensorflow-datasets has no {name!r}: known here are {', '.join(FROM_TFDS)} and "
+            "lsun/CATEGORY, such as lsun/church_outdoor"
+        ) from error
 
 
 class _PreparedRecords(RecordFiles):
