@@ -7,7 +7,10 @@ import pytest
 import torch
 from control_runs import Runs
 from PIL import Image
+from small_runs import small_config
 
+import run_lib
+from score_lib.runs import image_tasks
 from score_lib.runs.tasks import psnr
 
 pytestmark = pytest.mark.quick_cases(2)
@@ -202,6 +205,12 @@ MISTAKES = {
     "classifier missing": ("class", {"classifier": "nowhere.pth"}, "no checkpoint.* nowhere.pth"),
     "no other": ("compare_codes", {}, "control.other"),
     "start time": ("edit", {"start_time": 1e-9}, "from T = 1, .* not from 1e-09 to 0.001"),
+    "early start": (
+        "edit",
+        {"start_time": 1e-9},
+        r"^control.start_time = 1e-09: choose .* 0\.001, .* T = 1 \(",
+    ),
+    "late start": ("edit", {"start_time": 2.0}, r"^control.start_time = 2: .* 0\.001, .* T = 1 \("),
     "one image": ("interpolate", {"num_images": 1}, "at least 2 images"),
     "no image": ("inpaint", {"path": "nowhere.png"}, "nowhere.png"),
     "no mask": ("inpaint", {"mask": "nowhere.png"}, "mask.*'nowhere.png'"),
@@ -210,6 +219,15 @@ MISTAKES = {
     "noise": ("restore", {"noise_std": -0.1}, r"control.noise_std = -0\.1.*at least 0"),
     "temperature": ("temperature", {"temperatures": (-1.0,)}, "temperature.* -1"),
 }
+
+
+def test_a_chain_starts_at_t_at_most(monkeypatch):
+    """A start above T would be taken for T; nothing is read before."""
+    changes = {"training__continuous": False, "sampling__method": "chain", "model__num_scales": 50}
+    run = run_lib.setup(small_config(control__start_time=2.0, **changes))
+    monkeypatch.setattr(image_tasks, "read_images", lambda run: pytest.fail("read"))
+    with pytest.raises(ValueError, match=r"^control.start_time = 2: .* T = 1 \("):
+        image_tasks.edit(run)
 
 
 @pytest.mark.parametrize("case", MISTAKES)

@@ -29,7 +29,7 @@ from score_lib.runs.tasks import (
     recognised,
     register_task,
 )
-from score_lib.samplers.configured import follows_flow
+from score_lib.samplers.configured import follows_flow, get_sampling_fn
 from score_lib.samplers.loop import Constraint, Noise
 from score_lib.sdes.process import SDE
 
@@ -287,9 +287,9 @@ class FirstTime(Constraint):
 @register_task(name="edit")
 def edit(run: Run) -> Outcome:
     """Add noise to images up to `control.start_time`, and sample from there."""
+    start_time = _start_time(run)
     images, labels, condition = read_images(run)
-    x, start_time = run.scaler(images), run.config.control.start_time
-    first = FirstTime()
+    x, first = run.scaler(images), FirstTime()
 
     def constrain(rows: Tensor) -> list[Constraint]:
         return [first, StartFrom(x[rows])]
@@ -301,3 +301,22 @@ def edit(run: Run) -> Outcome:
     figures |= recognised(run, results, labels)
     columns = {"input": images, "noisy": run.inverse_scaler(noisy), "result": results}
     return Outcome(columns, [figures], {"labels": labels})
+
+
+def _start_time(run: Run) -> float:
+    """`control.start_time`, if the configured sampler can start there.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    start_time, sde = run.config.control.start_time, run.sde
+    eps, shape = sde.sampling_eps, (1, *run.shape)
+    try:
+        sde.check_times(0.0, start_time)  # a chain would start at T
+        get_sampling_fn(run.config, sde, shape, run.inverse_scaler, eps, start_time=start_time)
+    except ValueError as error:
+        raise ValueError(
+            f"control.start_time = {start_time:g}: choose a time from {eps:g}, where sampling "
+            f"stops, to T = {sde.T:g} ({error})"
+        ) from error
+    return start_time
