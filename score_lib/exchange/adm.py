@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.adm_layers import GROUPS
-from models.utils import create_model
+from models.utils import get_model
 from score_lib.base.devices import resolve_device
 from score_lib.disk.fit import CheckpointError, check_weights
 from score_lib.disk.weights_files import read_weights, weights_by_name
@@ -59,7 +59,7 @@ def load_adm(
         )
     contents, where = read_weights(path), resolve_device(device)
     with torch.device("meta"):  # its own weights would not stay
-        model = create_model(config, "meta").eval()
+        model = get_model(config.model.name)(config).eval()
     weights = weights_by_name(path, contents, model)
     check_description(path, weights, model)
     check_weights(path, weights, model)
