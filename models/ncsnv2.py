@@ -27,7 +27,7 @@ from .layers import (
 )
 from .network import Network
 from .normalization import get_normalization
-from .utils import get_sigmas, register_model
+from .utils import get_sigmas, labels_index_sigmas, register_model
 
 Norm = Callable[[int], nn.Module]  # from the number of channels to a layer norm(x, y)
 
@@ -63,6 +63,7 @@ class RefineNet(Network):
         # Published NCSN checkpoints hold no noise levels, those of NCSNv2 do.
         sigmas = torch.tensor(get_sigmas(config))
         self.register_buffer("sigmas", sigmas, persistent=not self.conditional)
+        self.uses_sigmas = self.scale_by_sigma or labels_index_sigmas(config)
         self.act = get_act(config)
         norm = self._normalization(config)
         self.begin_conv = ncsn_conv3x3(self.channels, model.nf)

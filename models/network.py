@@ -17,9 +17,12 @@ class Network(nn.Module):
         has_idle_parameters: whether some parameters, which published checkpoints hold, have no
             effect and no gradient.
         takes: the conditions that it is called with, see `models.conditioning`.
+        uses_sigmas: whether its labels are numbers of the noise levels in its table `sigmas`, so
+            that weights trained with another table mean something else.
     """
 
     has_idle_parameters = False
+    uses_sigmas = False
     takes = Takes()
 
     def load_state_dict(self, state_dict: Mapping, strict: bool = True, assign: bool = False):

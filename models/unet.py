@@ -19,7 +19,7 @@ from .layerspp import Upsample, level_features
 from .network import Network
 from .normalization import activated
 from .unet_plan import Builder, Options, Projection, total_stride
-from .utils import get_sigmas
+from .utils import get_sigmas, labels_index_sigmas
 
 
 class UNet(Network):
@@ -64,6 +64,8 @@ class UNet(Network):
         self.enlarge = Upsample(fir=options.fir, fir_kernel=options.fir_kernel)
         builder = Builder(config, options, self.act)
         self.plan = builder.build()
+        divides = self.scale_by_sigma and self.plan.embedding.fourier is None
+        self.uses_sigmas = divides or labels_index_sigmas(config)
         self.all_modules = builder.slots
         self.takes = taken_by(config)
         if self.takes.kinds:  # after the layers of published checkpoints, which lack these

@@ -14,6 +14,7 @@ from score_lib.parametrization import (  # noqa: F401  (published here)
     Coefficients,
     Parametrization,
     get_parametrization,
+    parametrization_of,
     register_parametrization,
 )
 from score_lib.scores import get_model_fn, get_score_fn  # noqa: F401  (published here)
@@ -30,6 +31,16 @@ def get_sigmas(config) -> np.ndarray:
     """
     model = complete(config).model
     return np.exp(np.linspace(np.log(model.sigma_max), np.log(model.sigma_min), model.num_scales))
+
+
+def labels_index_sigmas(config) -> bool:
+    """Whether the process tells a network the number of its level in `get_sigmas`; not without one,
+    as in a config of `data` and `model` alone."""
+    config = complete(config)
+    training, chosen = config.training, parametrization_of(config)
+    if str(training.get("sde")).lower() != "vesde" or training.get("continuous", True):
+        return False
+    return chosen is None or type(chosen).label is Parametrization.label
 
 
 def get_ddpm_params(config) -> dict[str, np.ndarray | float | int]:

@@ -162,6 +162,52 @@ def test_weights_of_another_config_are_refused(source, expected, tmp_path):
         run_lib.restored(config(tmp_path / "none"), tmp_path)
 
 
+TINY = {"model__ch_mult": (1,), "model__attn_resolutions": ()}
+# Networks that are told numbers of the levels, and some that are told sigma, or a time.
+BY_NUMBER = {"ve/cifar10_ncsnpp": TINY, "ve/cifar10_ddpm": TINY, "ve/ncsnv2/cifar10": {}}
+OTHERS = {"ve/cifar10_ncsnpp_continuous": TINY, "vp/digits": {}}
+
+
+def of_levels(name, sigma_max, **changes):
+    own = {**BY_NUMBER, **OTHERS}[name]
+    options = {"data__image_size": 8, "device": "cpu", "data__dataset": "IMAGES", **own, **changes}
+    return small_config(name, model__sigma_max=sigma_max, **options)
+
+
+@pytest.mark.parametrize("door", ["weights.pth", "weights.safetensors", "checkpoint"])
+@pytest.mark.parametrize("name", BY_NUMBER)
+def test_weights_of_other_noise_levels_are_refused(name, door, tmp_path):
+    """The output is divided by the stored ones, and is 1.8 times what the config means."""
+    state = run_lib.setup(of_levels(name, 50.0)).state
+    weights, path = state["model"].state_dict(), tmp_path / door
+    option = "eval__checkpoint" if door == "checkpoint" else "model__weights"
+
+    def load(weights, sigma_max):
+        if path.suffix == ".safetensors":
+            write_safetensors(path, weights)
+        else:
+            whole = {"model": weights, "ema": state["ema"].state_dict(), "step": 5}
+            torch.save(whole if door == "checkpoint" else weights, path)
+        run_lib.restored(of_levels(name, sigma_max, **{option: str(path)}), tmp_path)
+
+    load(weights, 50.0)
+    # Published tables are rounded otherwise than ours.
+    load({key: value.to(torch.bfloat16) for key, value in weights.items()}, 50.0)
+    message = r"noise levels: model\.sigma_max = 50 there and 90 in the config\. "
+    with pytest.raises(CheckpointError, match=message):
+        load(weights, 90.0)
+    bent = weights["sigmas"].clone()
+    bent[2] *= 1.01
+    with pytest.raises(CheckpointError, match="other levels between"):
+        load({**weights, "sigmas": bent}, 50.0)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_noise_levels_that_no_label_counts_mean_nothing(name, tmp_path):
+    torch.save(run_lib.setup(of_levels(name, 50.0)).state["model"].state_dict(), tmp_path / "w.pth")
+    run_lib.restored(of_levels(name, 90.0, model__weights=str(tmp_path / "w.pth")), tmp_path)
+
+
 def test_none_is_the_weights_themselves_and_no_average(source, tmp_path):
     stored = read_checkpoint(source / META)["model"]
     own = {name.removeprefix("module."): weight for name, weight in stored.items()}

@@ -62,10 +62,12 @@ def check_weights(
     model: nn.Module,
     hint: str = "Is the config the one that the checkpoint was trained with?",
 ) -> None:
-    """Refuse weights that are not exactly those of a network, see `check_fit`.
+    """Refuse weights that are not exactly those of a network, or of other noise levels.
 
     Args:
         hint: the last sentence of the message.
+    Raises:
+        CheckpointError: names the first mismatch.
     """
     expected = unwrapped(model).state_dict()
     if not isinstance(loaded, dict):
@@ -88,6 +90,27 @@ def check_weights(
         raise CheckpointError(
             f"{path} does not fit this network: of its weights, {'; '.join(found)}. {hint}"
         )
+    if getattr(unwrapped(model), "uses_sigmas", False) and "sigmas" in expected:
+        _check_sigmas(path, loaded["sigmas"], expected["sigmas"], hint)
+
+
+def _check_sigmas(path, stored: torch.Tensor, own: torch.Tensor, hint: str) -> None:
+    """Refuse noise levels (N,), falling, that are not a network's own up to rounding."""
+    # Published tables were computed in float32, and weights may be halved.
+    tolerance = max(1e-3, torch.finfo(stored.dtype).eps)
+    there, here = (table.double().cpu() for table in (stored, own))
+    if torch.allclose(there, here, rtol=tolerance, atol=0):
+        return
+    ends = {"model.sigma_max": 0, "model.sigma_min": -1}
+    differing = [
+        f"{name} = {there[end]:.6g} there and {here[end]:.6g} in the config"
+        for name, end in ends.items()
+        if not math.isclose(there[end], here[end], rel_tol=tolerance)
+    ]
+    shape = "its table 'sigmas' has other levels between model.sigma_max and model.sigma_min"
+    raise CheckpointError(
+        f"{path} was trained with other noise levels: {'; '.join(differing) or shape}. {hint}"
+    )
 
 
 def check_average(path, loaded: object, ema) -> None:
