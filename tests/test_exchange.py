@@ -93,7 +93,8 @@ def test_options_of_networks_arrive(option, value, tmp_path):
 
 @pytest.mark.parametrize("case", ["ncsnpp_a", "ddpm_a", "defaults"])
 def test_networks_are_written_as_they_were_read(case, tmp_path):
-    model, sde, facts = load_diffusers(recorded_folder(tmp_path / "a", case, VE), "cpu")
+    scheduler = VE if case.startswith("ncsnpp") else DDPM  # which has the range of the network
+    model, sde, facts = load_diffusers(recorded_folder(tmp_path / "a", case, scheduler), "cpu")
     save_diffusers(tmp_path / "b", facts["config"], model, sde)
     again, sde_again, facts_again = load_diffusers(tmp_path / "b", "cpu")
     assert facts_again["config"] == facts["config"] and repr(sde_again) == repr(sde)
@@ -387,6 +388,26 @@ def test_processes_that_cannot_be_written(sde, continuous, options, reason, tmp_
     with pytest.raises(ValueError, match=reason):
         save_diffusers(tmp_path / "a", config, ddpm_network(), sde)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "sde, config, reason",
+    [
+        (VPSDE(), ddpm_config, r"False .* \[0, 1\], .* from \[-1, 1\]"),
+        (CosineVPSDE(50, False), ddpm_config, r"False .* \[0, 1\], .* from \[-1, 1\]"),
+        (VESDE(), ncsnpp_config, r"True .* \[-1, 1\], .* to \[0, 1\]"),
+    ],
+)
+def test_data_of_another_range_than_the_pipeline_has(sde, config, reason, tmp_path):
+    exploding = isinstance(sde, VESDE)
+    sampling = {"sampling__corrector": "none", "sampling__snr": 0.2}
+    config = as_trained(config(centered=exploding), training__continuous=exploding, **sampling)
+    network = fill_weights(build(config)).eval()
+    with pytest.raises(ValueError, match=f"data.centered = {reason}.*sde=None"):
+        save_diffusers(tmp_path / "a", config, network, sde)
+    assert not (tmp_path / "a").exists()
+    save_diffusers(tmp_path / "a", config, network)
+    assert load_diffusers(tmp_path / "a", "cpu")[2]["config"].data.centered == config.data.centered
 
 
 def test_options_of_schedulers_that_do_not_fit(tmp_path):

@@ -96,17 +96,14 @@ def _network(path: pathlib.Path, config: Config) -> UNet:
 def _notes(config: Config, process: schedulers.Process | None) -> list[str]:
     if process is None:
         return ["there is no scheduler, so that the process is unknown"]
-    exploding, centered = config.training.sde == "vesde", config.data.centered
     notes = list(process.notes)
     if config.training.condition:
         notes.append(
             "the network is told a class, as models.conditioning.Given does; the pipeline itself "
             "draws no samples of such networks"
         )
-    if exploding and centered:
-        notes.append("the network's range is [-1, 1], but the pipeline cuts samples to [0, 1]")
-    if not exploding and not centered:
-        notes.append("the network's range is [0, 1], but the pipeline maps samples from [-1, 1]")
+    if problem := schedulers.other_range(process.sde, config.data.centered):
+        notes.append(problem)
     return notes
 
 

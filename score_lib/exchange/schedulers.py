@@ -174,6 +174,20 @@ def _chain(options: dict[str, object]) -> Process:
     return Process(sde, config, options, notes)
 
 
+def other_range(sde: SDE, centered: bool) -> str:
+    """How a network's range contradicts that of the pipeline of its process; "" where it does not.
+
+    Args:
+        centered: `data.centered`, whether the range is [-1, 1] instead of [0, 1].
+    """
+    exploding = isinstance(sde, VESDE)
+    if exploding and centered:
+        return "the network's range is [-1, 1], but the pipeline cuts samples to [0, 1]"
+    if not exploding and not centered:
+        return "the network's range is [0, 1], but the pipeline maps samples from [-1, 1]"
+    return ""
+
+
 # --- Writing -----------------------------------------------------------------------------------
 
 
@@ -185,7 +199,8 @@ def described(config, sde: SDE, changes: Mapping[str, object]) -> dict[str, obje
         changes: options of the scheduler that take precedence, by its own names; `_class_name`
             selects DDIMScheduler.
     Raises:
-        ExchangeError: no scheduler has this process, or an option is unknown or of a wrong kind.
+        ExchangeError: no scheduler has this process, its pipeline has another range of data, or an
+            option is unknown or of a wrong kind.
     """
     if isinstance(sde, VESDE) and config.training.continuous:
         options = _of_variance_exploding(config, sde)
@@ -196,6 +211,11 @@ def described(config, sde: SDE, changes: Mapping[str, object]) -> dict[str, obje
         raise ExchangeError(
             f"no scheduler of theirs is {sde!r} with {times}: only VESDE with all times, and VPSDE "
             "and CosineVPSDE with discrete levels; without a process, the network alone is written"
+        )
+    if problem := other_range(sde, config.data.centered):
+        raise ExchangeError(
+            f"data.centered = {config.data.centered} cannot be written with a scheduler: {problem}"
+            "; without a process, sde=None, the network alone is written"
         )
     options |= {name: value for name, value in changes.items() if name != "_diffusers_version"}
     kind = options["_class_name"]
