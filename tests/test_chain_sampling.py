@@ -18,6 +18,7 @@ from controllable_generation import DataConsistency, Mask, StartFrom
 from models.conditioning import Guided
 from models.utils import get_model
 from sampling import get_chain_sampler, get_chain_step_fn, kept_levels
+from score_lib.base.affine import Clamp
 from score_lib.sdes.chain import Chain
 from sde_lib import VESDE, VPSDE, CosineVPSDE, subVPSDE
 
@@ -327,6 +328,12 @@ def test_gaussian_samples_have_the_moments_of_the_recursion(
     if len(chain) == sde.N:  # those of the data up to O(1 / N)
         assert float(mean) == pytest.approx(MU, rel=0.01)
         assert float(covariance) ** 0.5 == pytest.approx(S0, rel=7 / sde.N)
+
+
+def test_clamping_keeps_the_precision_of_the_network():
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(Clamp(lambda x: (x + 1) / 2)(x), x.clamp(-1, 1))
+    assert Clamp(lambda x: (x + 1) / 2)(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_every_dimension_is_clamped_to_its_own_range():

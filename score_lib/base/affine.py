@@ -73,7 +73,8 @@ class Clamp:
         self._known: tuple | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        where = x.shape[1:], x.device
-        if self._known is None or self._known[0] != where:
-            self._known = where, read_affine(self.inverse_scaler, *where).limits()
+        key = x.shape[1:], x.device, x.dtype
+        if self._known is None or self._known[0] != key:
+            ends = read_affine(self.inverse_scaler, x.shape[1:], x.device).limits()
+            self._known = key, [end.to(x.dtype) for end in ends]
         return x.clamp(*self._known[1])
