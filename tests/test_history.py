@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from small_runs import small_config
@@ -143,6 +144,10 @@ def test_a_damaged_history_begins_anew_with_the_config_of_the_checkpoint(workdir
         {"model__nonlinearity": "relu"},
         {"data__dataset": "COLOR_DIGITS", "data__num_channels": 3},
         {"data__centered": False},
+        {"data__range": (0, 4095)},
+        {"data__split": "last"},
+        {"data__background": "#ffffff"},
+        {"data__levels": 100},
     ),
     ids=str,
 )
@@ -155,6 +160,24 @@ def test_options_that_the_state_was_made_for_are_refused(changes, workdir):
     after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     after.pop(workdir / ".lock")
     assert after == before
+
+
+def test_the_same_data_are_split_and_scaled_as_in_training(tmp_path):
+    """Where they were not, held-out examples would be of the training; other data are free."""
+    for name in ("mine", "others"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((20, 8, 8), dtype=np.uint8))
+    options = {**QUIET, "data__dataset": "IMAGES", "data__path": str(tmp_path / "mine.npy")}
+    run_lib.train(small_config(**options, training__n_iters=1), tmp_path)
+    once = {"eval__enable_bpd": False, "eval__loss_num_repeats": 1, "eval__end_ckpt": 0}
+    options |= {**once, "eval__begin_ckpt": 0, "eval__enable_sampling": False}
+    for changes in ({"data__split": "last"}, {"data__range": (0, 9)}, {"data__levels": 0}):
+        (key,) = (key.replace("__", ".") for key in changes)
+        with pytest.raises(CheckpointError, match=f"its data would be read wrongly with {key} = "):
+            run_lib.evaluate(small_config(**{**options, **changes}), tmp_path)
+        changes["data__path"] = str(tmp_path / "others.npy")
+        run_lib.evaluate(small_config(**{**options, **changes}), tmp_path, "others" + key)
+    options["data__path"] = str(tmp_path / "." / "mine.npy")
+    run_lib.evaluate(small_config(**options), tmp_path)
 
 
 def test_a_config_that_cannot_be_read_is_refused(workdir):

@@ -53,6 +53,10 @@ _OF_THE_OUTPUT = {
     "training.sde",
 }
 _OF_THE_STATE = _OF_THE_OUTPUT | {"data.category", "data.dataset", "data.key", "data.standardize"}
+# Options that name the data, and those by which the same data are other examples: held out, or with
+# other values.
+_OF_THE_DATA = ("dataset", "category", "data_dir", "key", "tfrecords_path")
+_OF_THE_EXAMPLES = {"data.background", "data.levels", "data.range", "data.split"}
 _FREE = {
     "model.checkpoint_activations",
     "model.dropout",
@@ -104,7 +108,7 @@ def check_same_run(path: pathlib.Path, old: ConfigDict, new: ConfigDict) -> None
     Raises:
         CheckpointError: names those options.
     """
-    if found := _differing(old, new, _OF_THE_STATE, _FREE):
+    if found := _differing(old, new, _OF_THE_STATE | _of_the_examples(old, new), _FREE):
         raise CheckpointError(
             f"{path} cannot be resumed with {found}: set the old values, or choose "
             "another --workdir; eval.checkpoint samples from and evaluates the file as it is"
@@ -129,7 +133,8 @@ def check_same_profiles(path: pathlib.Path, contents: dict, new: ConfigDict) -> 
 
 
 def check_same_output(path: str | os.PathLike, old: ConfigDict, new: ConfigDict) -> None:
-    """Refuse to sample or evaluate where the network's output would be read wrongly.
+    """Refuse to sample or evaluate where the network's output would be read wrongly, or where the
+    data that it was trained on would be split or scaled in another way.
 
     Raises:
         CheckpointError: names the options.
@@ -138,10 +143,10 @@ def check_same_output(path: str | os.PathLike, old: ConfigDict, new: ConfigDict)
     # is the unit of them.
     knows_all = new.training.continuous and not new.model.rescale_timesteps
     free = _FREE | {"model.num_scales"} if knows_all else _FREE
-    if found := _differing(old, new, _OF_THE_OUTPUT, free):
+    if found := _differing(old, new, _OF_THE_OUTPUT | _of_the_examples(old, new), free):
         raise CheckpointError(
-            f"{path} was trained with other options, and its output would be read wrongly with "
-            f"{found}: use the config that it was trained with"
+            f"{path} was trained with other options, and its output or its data would be read "
+            f"wrongly with {found}: use the config that it was trained with"
         )
 
 
@@ -160,6 +165,25 @@ def check_guidance(path: str | os.PathLike, old: ConfigDict | None, new: ConfigD
             f"unconditional score, which sampling.guidance_scale = {scale} needs: set the scale to "
             "1, or train on with training.condition_dropout above 0"
         )
+
+
+def same_data(old: ConfigDict, new: ConfigDict) -> bool:
+    """Whether two configs name the same data; other data may be split and scaled in other ways."""
+    named = [[c.data[name] for name in _OF_THE_DATA] for c in (old, new)]
+    places = [c.data.path and os.path.abspath(c.data.path) for c in (old, new)]
+    return named[0] == named[1] and places[0] == places[1]
+
+
+def _of_the_examples(old: ConfigDict, new: ConfigDict) -> set[str]:
+    """The options by which examples of the same data may differ; none where the data do."""
+    if not same_data(old, new):
+        return set()
+    # 0 is 256 levels, but a published set's own, of which `check_levels` knows.  Continuous values
+    # are told apart by their units.
+    own = not (new.data.path or new.data.levels)
+    if own or (old.data.levels or 256) == (new.data.levels or 256):
+        return _OF_THE_EXAMPLES - {"data.levels"}
+    return _OF_THE_EXAMPLES
 
 
 def _differing(old: ConfigDict, new: ConfigDict, named: set[str], free: set[str]) -> str:
