@@ -23,7 +23,7 @@ from score_lib.base.tensors import batch_mul, check_floats, normal_noise, rows, 
 from score_lib.likelihood import differentiable, value_and_divergence
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn
-from score_lib.sdes.process import SDE, LinearSDE, check_linear
+from score_lib.sdes.process import SDE, LinearSDE, check_linear, check_prior
 from score_lib.sdes.times import TimeDensity
 
 
@@ -100,6 +100,7 @@ def log_ratio(sde: LinearSDE, start: Tensor) -> Tensor:
 
 def log_prior(sde: LinearSDE, data: Tensor, r: Tensor, G: Tensor) -> Tensor:
     """E[log prior(x_T)] of x_T = r x + G z under N(0, prior_std^2 I): (B,), float64, in nats."""
+    check_prior(sde, data)
     r, G = r.double(), G.double()
     x, variance = rows(data).double(), sde.prior_std**2
     square = r**2 * x.square().sum(1) + x.shape[1] * G**2

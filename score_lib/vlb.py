@@ -23,7 +23,7 @@ from score_lib.base.tensors import batch_mul, check_floats, normal_noise, rows, 
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import LevelDenoiser
 from score_lib.sdes.chain import Chain
-from score_lib.sdes.process import SDE, LinearSDE, check_linear
+from score_lib.sdes.process import SDE, LinearSDE, check_linear, check_prior
 
 VARIANCES = ("small", "large", "learned")
 
@@ -148,6 +148,7 @@ class Prediction:
 
     def prior_term(self, x_0: Tensor) -> Tensor:
         """KL(q(x_T | x_0) || prior), (B,), in nats."""
+        check_prior(self.sde, x_0)
         prior = float(self.sde.prior_std) ** 2
         square = (self.chain.m[-1] * rows(x_0).double()) ** 2 / prior
         variance = self.chain.s[-1] ** 2 / prior

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from oracles import GaussianOracle, golden_sde
+from oracles import GaussianOracle, golden_sde, inverse_scaler
 
 import checks
 import sampling
-from likelihood import get_elbo_fn, get_likelihood_fn, get_log_likelihood_fn
+from likelihood import get_elbo_fn, get_likelihood_fn, get_log_likelihood_fn, get_vlb_fn
 from losses import get_sde_loss_fn
 from models.utils import get_score_fn
 from sde_lib import (
@@ -456,6 +456,70 @@ def test_each_subclass_changes_what_it_inherits():
         torch.testing.assert_close(kind().marginal_prob(x, t)[1], factor * expected)
         torch.testing.assert_close(kind().marginal_coeffs(t)[1], factor * expected)
         torch.testing.assert_close(kind().noise_std(t, True), factor * expected)
+
+
+class Wide(VPSDE):
+    """A prior of its own, N(0, 4 I), by the published methods."""
+
+    def prior_sampling(self, shape):
+        return 2 * super().prior_sampling(shape)
+
+    def prior_logp(self, z):
+        z = z.flatten(1)
+        constant = z.shape[1] * math.log(2 * math.sqrt(2 * math.pi))
+        return -0.5 * (z / 2).square().sum(1) - constant
+
+
+class WideByNoise(Wide):
+    """The same, made from the noise that is given."""
+
+    prior_std = 2.0
+
+    def prior_from_normal(self, z):
+        return 2 * z
+
+
+@pytest.mark.parametrize("kind", (Wide, WideByNoise))
+@pytest.mark.parametrize("noise", (None, sampling.SampleNoise(0, range(20_000))), ids=str)
+def test_samplers_start_at_the_own_prior(kind, noise):
+    torch.manual_seed(0)
+    start = sampling.get_pc_sampler(kind(N=1), (20_000, 2), None, None, lambda x: x, 0.0)
+    x, _ = start(lambda x, label: torch.zeros_like(x), noise=noise)
+    assert x.std() == pytest.approx(2, rel=0.02)
+
+
+def test_a_prior_from_noise_gives_its_samples():
+    sde, z = WideByNoise(), torch.randn(3, 2)
+    torch.testing.assert_close(sde.prior_from_normal(z), 2 * z)
+    torch.manual_seed(0)
+    samples = sde.prior_sampling((3, 2))
+    torch.manual_seed(0)
+    torch.testing.assert_close(samples, 2 * torch.randn(3, 2))
+
+
+class SameDensity(VPSDE):
+    """The density of the prior as published code restates it."""
+
+    def prior_logp(self, z):
+        _, size = z.shape
+        return -size / 2 * math.log(2 * math.pi) - z.square().sum(1) / 2
+
+
+@pytest.mark.parametrize("kind", ("elbo", "vlb"))
+def test_bounds_are_for_priors_that_they_know(kind):
+    x = torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
+
+    def bound(sde):
+        torch.manual_seed(0)
+        if kind == "elbo":
+            return get_elbo_fn(sde, num_times=4)(GaussianOracle(VPSDE()), x).total
+        network = GaussianOracle(VPSDE(N=40), continuous=False)
+        return get_vlb_fn(sde, inverse_scaler)(network, x).total
+
+    with pytest.raises(ValueError, match=r"prior_logp of Wide.*prior_std = 1.*set prior_std"):
+        bound(Wide(N=40))
+    assert torch.equal(bound(SameDensity(N=40)), bound(VPSDE(N=40)))
+    assert (bound(WideByNoise(N=40)) - bound(VPSDE(N=40))).abs().min() > 0.1
 
 
 class NotLinear(VPSDE):

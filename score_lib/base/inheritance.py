@@ -32,7 +32,7 @@ def derive(cls: type, name: str, formula: Callable, *sources: str) -> None:
         return
 
     def method(self, *given, **named):
-        return formula(_AsIn(self, cls), *given, **named)
+        return formula(AsIn(self, cls), *given, **named)
 
     functools.update_wrapper(method, formula, updated=())
     method.__name__, method.__qualname__ = name, f"{cls.__qualname__}.{name}"
@@ -40,7 +40,7 @@ def derive(cls: type, name: str, formula: Callable, *sources: str) -> None:
     setattr(cls, name, method)
 
 
-class _AsIn:
+class AsIn:
     """An object as one of its classes has it, but for attributes of its own.
 
     An override that calls the method it overrides, by `super()`, must not be asked again.

@@ -105,10 +105,14 @@ def _prior(sde: SDE, shape: tuple[int, ...]) -> list[Finding]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         z = sde.prior_sampling((4096, *shape))
+        from_noise = sde.prior_from_normal(torch.randn(4096, *shape))
     m, s = sde.scale_and_std(torch.tensor([sde.T]), len(shape))
     expected = math.sqrt(float(m) ** 2 * DATA_STD**2 + float(s) ** 2)
     found = z.std().item()
-    error = abs(found / expected - 1) + z.mean().abs().item() / expected
+    error = max(
+        abs(x.std().item() / expected - 1) + x.mean().abs().item() / expected
+        for x in (z, from_noise)
+    )
     log_p = sde.prior_logp(z).double().mean().item() / z[0].numel()
     entropy = math.log(found) + 0.5 * math.log(2 * math.pi * math.e)
     difference = abs(log_p + entropy)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from score_lib.base.inheritance import derive, place
+from score_lib.base.inheritance import AsIn, derive, place
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import batch_mul, rows
 from score_lib.sdes import coefficients
@@ -284,7 +284,8 @@ class LinearSDE(SDE):
     """dx = a(t) x dt + g(t) dw: three functions of t, (B,) -> (B,), give everything else.
 
     A subclass may override these, or `sde` and `marginal_prob`, which say the same of x: the form
-    that is defined nearest, in the order of inheritance, gives the other one.
+    that is defined nearest, in the order of inheritance, gives the other one.  So it is with
+    `prior_sampling` and `prior_from_normal`.
 
     Attributes:
         prior_std: standard deviation of the Gaussian prior.
@@ -345,7 +346,8 @@ class LinearSDE(SDE):
 
     def prior_sampling(self, shape: tuple[int, ...]) -> Tensor:
         """Samples from N(0, prior_std^2 I), on the CPU."""
-        return self.prior_from_normal(torch.randn(*shape))
+        # A subclass may make noise into a fresh draw of its own, which may call this method.
+        return AsIn(self, LinearSDE).prior_from_normal(torch.randn(*shape))
 
     def prior_from_normal(self, z: Tensor) -> Tensor:
         """prior_std z."""
@@ -367,6 +369,8 @@ _FORMULAS = {
     "marginal_prob": (LinearSDE.marginal_prob, "marginal_coeffs"),
     "marginal_coeffs": (coefficients.marginal_coeffs, "marginal_prob"),
     "transition": (LinearSDE.transition, "marginal_coeffs", "marginal_prob"),
+    "prior_sampling": (LinearSDE.prior_sampling, "prior_from_normal"),
+    "prior_from_normal": (SDE.prior_from_normal, "prior_sampling"),
 }
 
 
@@ -382,6 +386,27 @@ def check_linear(sde: object) -> None:
         )
     if place(type(sde), "sde") < place(type(sde), "drift_rate"):
         sde.drift_rate(torch.tensor([sde.T / 2]))
+
+
+def check_prior(sde: LinearSDE, x: Tensor) -> None:
+    """Refuse a prior other than N(0, prior_std^2 I), which bounds of the likelihood take.
+
+    Args:
+        x: data (B, *D), of the shape that `prior_logp` is asked for.
+    Raises:
+        ValueError: `prior_logp` is another density.
+    """
+    if type(sde).prior_logp is LinearSDE.prior_logp:
+        return
+    sides, size, std = x.shape[1:], x[0].numel(), float(sde.prior_std)
+    z = std * torch.linspace(-2, 2, 3 * size, dtype=x.dtype, device=x.device).reshape(3, *sides)
+    found, expected = sde.prior_logp(z).to(z), LinearSDE.prior_logp(sde, z)
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"bounds of the likelihood take the prior N(0, prior_std^2 I), and prior_logp of "
+            f"{sde!r} is another density than that of prior_std = {std:g}: set prior_std, or use "
+            "get_likelihood_fn, which takes any prior"
+        )
 
 
 def _check_batch(x: Tensor, t: Tensor) -> None:
