@@ -223,6 +223,28 @@ def test_samples_of_chains_are_the_recorded_ones(run, tmp_path):
     assert error(2 * images - 1, expected) < 1e-4
 
 
+def test_chains_are_not_clamped_to_another_range_than_theirs(tmp_path):
+    """A network of [0, 1] whose pipeline clamps to [-1, 1]."""
+    z, found = torch.randn(2, 3, 8, 8), {}
+    small = {**DDPM, "num_train_timesteps": 6}
+    for clip in (False, True):
+        scheduler = {**small, "clip_sample": clip}
+        folder = tmp_path / str(clip)
+        recorded_folder(folder, "ddpm_a", scheduler, center_input_sample=True)
+        model, sde, facts = load_diffusers(folder, "cpu")
+        config = facts["config"]
+        sample = get_sampling_fn(config, sde, z.shape, get_data_inverse_scaler(config), 1e-3)
+        found[clip] = sample(model, z, noise=torch.zeros_like)[0]
+        assert ("sampling.clip = False" in facts["notes"][-1]) == clip
+    assert torch.equal(found[True], found[False]) and found[True].min() < -0.1
+    config.sampling.clip = True  # as the note says, whose last step gives the clamped x_0
+    sample = get_sampling_fn(config, sde, z.shape, lambda x: x / 2 + 0.5, 1e-3)
+    clamped = sample(model, z, noise=torch.zeros_like)[0]
+    assert clamped.min() == 0 and clamped.max() <= 1
+    _, _, facts = load_diffusers(recorded_folder(tmp_path / "other", "ddpm_a", small), "cpu")
+    assert facts["config"].sampling.clip and facts["notes"] == []
+
+
 def test_settings_of_schedulers_arrive(tmp_path):
     scheduler = {**VE, "snr": 0.3, "correct_steps": 3, "sigma_min": 0.5, "sampling_eps": 0.01}
     _, sde, facts = load_diffusers(recorded_folder(tmp_path / "ve", "ncsnpp_a", scheduler), "cpu")

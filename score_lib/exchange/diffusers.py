@@ -74,6 +74,9 @@ def load_diffusers(
 
 def _config(ours: dict[str, dict], process: schedulers.Process | None) -> Config:
     parts = [_RUN, ours, {} if process is None else process.config]
+    if process is not None and schedulers.other_range(process.sde, ours["data"]["centered"]):
+        # Ours would be the range of the network, and theirs is that of the pipeline.
+        parts.append({"sampling": {"clip": False}})
     sections = {name for part in parts for name in part}
     return complete(
         {name: {k: v for part in parts for k, v in part.get(name, {}).items()} for name in sections}
@@ -104,6 +107,12 @@ def _notes(config: Config, process: schedulers.Process | None) -> list[str]:
         )
     if problem := schedulers.other_range(process.sde, config.data.centered):
         notes.append(problem)
+        if process.sampling.get("clip_sample"):
+            notes.append(
+                "the pipeline clamps x_0 to [-1, 1], and the config leaves it as it is "
+                "(sampling.clip = False): for the pipeline's samples set it to True, with "
+                "x / 2 + 0.5 as the inverse scaler"
+            )
     return notes
 
 
