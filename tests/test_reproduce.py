@@ -286,6 +286,23 @@ def test_differences_that_count():
     assert reproduce.matters(averaged, KINDS["bpd"]) == averaged
 
 
+@pytest.mark.parametrize(
+    ("record", "remarks"),
+    [
+        ({"step": 2}, []),  # a published file, which does not tell
+        ({"step": 2000, "trained_with": {"seed": 7}}, []),
+        ({"step": 2, "trained_with": {}}, ["step 2 of 2000"]),
+        (
+            {"step": 2000, "trained_with": {"optim.lr": 0.001, "seed": 7}},
+            ["trained by this config, but optim.lr = 0.001 (not 0.004)"],
+        ),
+    ],
+)
+def test_how_the_weights_were_trained(record, remarks):
+    kind, run = KINDS["bpd"], run_lib.setup(load("vp/digits"))
+    assert list(reproduce._of_training(run, kind, {kind.folder: record})) == remarks
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """The options of each evaluation that is asked for, none of which is made."""

@@ -16,6 +16,7 @@ from score_lib.disk.logs import messages_to
 from score_lib.disk.reports import write_report
 from score_lib.runs.averages import names_of_averages
 from score_lib.runs.dequantizer import dequantizer_file
+from score_lib.runs.history import changes
 from score_lib.runs.measures import MEASURES
 from score_lib.runs.rounds import Job, check_folder, fingerprint, has_rounds
 from score_lib.runs.setup import Run, load_trained, load_weights, setup
@@ -100,6 +101,9 @@ def _evaluate_one(
         record["ema"] = average
     if run.state["class_to_idx"]:
         record["class_to_idx"] = run.state["class_to_idx"]
+    if run.trained is not None:
+        changed = changes(run.trained, run.config)
+        record["trained_with"] = {key: old for key, (old, _) in changed.items()}
     weights = run.state["ema"].applied(run.state["model"].parameters())
     with weights, matmul_precision("float32"):
         record["weights"] = {"digest": weights_digest(run.state["model"])}

@@ -5,17 +5,18 @@ import logging
 import math
 import os
 import pathlib
+from collections.abc import Iterator, Mapping
 
 from score_lib.base import distributed
 from score_lib.disk.reports import write_report
 from score_lib.metrics.configured import extractor_name, find_statistics
-from score_lib.options import Config, complete
+from score_lib.options import Config, complete, flatten
 from score_lib.runs.averages import one_average
 from score_lib.runs.evaluate import evaluate, find_checkpoints, wanted_checkpoints
 from score_lib.runs.measures import MEASURES, evaluate_bpd, evaluate_samples
 from score_lib.runs.nearest import Nearest, nearest_experiment
 from score_lib.runs.published import KINDS, ROWS, Figure, Kind, Row
-from score_lib.runs.setup import setup
+from score_lib.runs.setup import Run, setup
 
 FOLDER = "reproduce"
 # The share of faithful reproductions whose figure lies in the band.
@@ -80,7 +81,9 @@ def reproduce(config, workdir: str | os.PathLike) -> list[dict]:
     found = [compare(row, figure, records[KINDS[figure.kind].folder]) for figure in figures]
     features = extractor_name(run.config)
     for record in found:
-        record["verdict"] += _remarks(row, KINDS[record["figure"]], features, nearest)
+        kind = KINDS[record["figure"]]
+        remarks = [*_remarks(row, kind, features, nearest), *_of_training(run, kind, records)]
+        record["verdict"] += "".join(f"; {remark}" for remark in remarks)
         record |= {"checkpoint": label, "experiment": nearest.name}
     distributed.on_main(lambda: write_report(workdir / FOLDER, found))
     return found
@@ -185,11 +188,23 @@ def half_width(figure: Figure, error: float) -> float:
     return product * math.sqrt(1 + 1 / figure.runs) + figure.rounding
 
 
-def _remarks(row: Row, kind: Kind, features: str, nearest: Nearest) -> str:
+def _remarks(row: Row, kind: Kind, features: str, nearest: Nearest) -> Iterator[str]:
     """Reasons why a figure may differ from the published one, for the verdict."""
-    remarks, changed = [], matters(nearest, kind)
     if kind.option == "enable_sampling" and features != row.extractor:
-        remarks.append(f"features of {features}, published with {row.extractor}")
+        yield f"features of {features}, published with {row.extractor}"
+    changed = matters(nearest, kind)
     if changed.differences:
-        remarks.append(f"another config: {changed.text(most=3)}")
-    return "".join(f"; {remark}" for remark in remarks)
+        yield f"another config: {changed.text(most=3)}"
+
+
+def _of_training(run: Run, kind: Kind, records: Mapping[str, dict]) -> Iterator[str]:
+    """Further reasons: how the weights were trained, where their checkpoint says so."""
+    record, options = records[kind.folder], flatten(run.config)
+    if "trained_with" not in record:
+        return
+    differences = [(key, old, options.get(key)) for key, old in record["trained_with"].items()]
+    changed = matters(Nearest("trained by this config", differences), kind)
+    if changed.differences:
+        yield changed.text(most=3)
+    if (step := record["step"]) < (steps := options["training.n_iters"]):
+        yield f"step {step} of {steps}"
