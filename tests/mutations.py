@@ -633,7 +633,7 @@ MUTATIONS = [
         "grad_clip=optim.grad_clip",
         "grad_clip=-1.0",
     ),
-    Mutation("beta1 is ignored", OPTIMIZATION, "betas=(optim.beta1,", "betas=(0.9,"),
+    Mutation("beta1 is ignored", OPTIMIZATION, "betas=(float(optim.beta1),", "betas=(0.9,"),
     Mutation("weight decay is ignored", OPTIMIZATION, "optim.weight_decay", "0.0"),
     Mutation(
         "accumulation is ignored", SETUP, "accumulation=options.grad_accumulation", "accumulation=1"

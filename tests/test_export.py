@@ -102,9 +102,12 @@ def test_published_code_loads_the_layout(workdir):
 
 def test_metadata_and_the_card_say_what_it_is(workdir):
     record = {"step": 2, "bpd": 2.5, "bpd_standard_error": 0.25, "checkpoint": "0"}
+    record |= {"fid": 3.0, "num_samples": 16}
     (workdir / "eval").mkdir()
     report = workdir / "eval" / "report.json"
     report.write_text(json.dumps([record, {**record, "step": 1, "bpd": 7.0}]))
+    evaluated = config(sampling__num_steps=9, eval__bpd_steps=12)
+    (report.parent / "config.json").write_text(evaluated.to_json_best_effort())
     path = run_lib.export(config(export__folder=str(workdir / "shared")), workdir)
     _, metadata = read_safetensors(path / "weights.safetensors")
     stored = flatten(config(export__folder=""))
@@ -114,6 +117,7 @@ def test_metadata_and_the_card_say_what_it_is(workdir):
     for line in (
         "- licence: not stated", "- seed: 42", "- step: 2", f"PyTorch {torch.__version__}",
         "experiment: `vp/digits`", "2.5000 ± 0.2500", "- held out from training: 296 of 1797",
+        "by `--mode eval`: samples by dpmpp_sde (num_steps = 9), bits/dim in 12 steps",
     ):  # fmt: skip
         assert line in card, line
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in card.splitlines()]
@@ -178,7 +182,7 @@ def test_only_an_export_of_the_same_run_is_replaced(workdir, tmp_path):
 
 def test_files_state_how_their_weights_were_trained(tmp_path):
     """Whatever the command says; what another mode does with them is as the command says."""
-    trained = {"optim__lr": 0.01, "training__batch_size": 32, "seed": 7, "data__split": "last"}
+    trained = {"optim__lr": 0.01, "training__batch_size": 32, "seed": 7}
     trained |= {"training__likelihood_weighting": True, "data__random_flip": False}
     trained |= {"model__dropout": 0.25}
     run_lib.train(config(**trained, training__n_iters=1), tmp_path)

@@ -13,9 +13,10 @@ from score_lib.data.public import only_prepared
 from score_lib.data.sources import named
 from score_lib.disk.logs import kept_messages
 from score_lib.disk.reports import markdown_table
-from score_lib.runs.nearest import Nearest
+from score_lib.runs.nearest import Nearest, named_config
 from score_lib.runs.setup import Run
 from score_lib.runs.start import is_own
+from score_lib.samplers.configured import sampler_text
 
 
 def model_card(run: Run, average: str, nearest: Nearest, figures: str, usage: str) -> str:
@@ -109,4 +110,18 @@ def figures_of(run: Run, average: str, workdir: pathlib.Path) -> str:
         raise ValueError(f"{path} is damaged: evaluate again, or remove it") from error
     if not rows:
         return "Not measured.\n"
-    return "Mean ± standard error, by `--mode eval`.\n\n" + markdown_table(rows)
+    made = _made_by(path.parent, rows)
+    return f"Mean ± standard error, by `--mode eval`{made}.\n\n{markdown_table(rows)}"
+
+
+def _made_by(folder: pathlib.Path, rows: list[dict]) -> str:
+    """The sampler and the steps that figures in a folder are of, where its config tells."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return ""
+    config, shown = named_config(str(path)), []
+    if any("num_samples" in row for row in rows):
+        shown.append(f"samples by {sampler_text(config)}")
+    if any("bpd" in row for row in rows) and config.eval.bpd_steps:
+        shown.append(f"bits/dim in {config.eval.bpd_steps} steps")
+    return f": {', '.join(shown)}" if shown else ""

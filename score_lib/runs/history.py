@@ -80,7 +80,7 @@ def trained_config(path: str | os.PathLike, contents: dict) -> ConfigDict | None
     if not contents.get("config"):
         return None
     try:
-        return complete(ConfigDict(json.loads(contents["config"])))
+        return complete(_tuples(json.loads(contents["config"])))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = printable(str(error))
         raise CheckpointError(f"{path} holds a config that cannot be read ({reason})") from error
@@ -88,7 +88,7 @@ def trained_config(path: str | os.PathLike, contents: dict) -> ConfigDict | None
 
 def training_options(trained: ConfigDict, present: Config) -> Config:
     """The options that weights were trained with, and the present ones of other modes."""
-    config = complete(_tuples(trained.to_dict()))
+    config = complete(trained)
     for section in _SECTIONS_OF_OTHER_MODES:
         config[section] = present[section]
     config.device = present.device_name
