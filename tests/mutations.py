@@ -691,7 +691,7 @@ MUTATIONS = [
     Mutation(
         "tables do not follow N",
         "score_lib/sdes/published.py",
-        'for name in ("_moved", *self._tables()):',
+        "for name in made_values(self):",
         "for name in ():",
         ("tests/test_steps.py", "tests/test_sde.py"),
     ),

@@ -1,6 +1,7 @@
 """Processes: the identities that tie drift, diffusion and marginals together."""
 
 import copy
+import functools
 import math
 
 import pytest
@@ -520,6 +521,60 @@ def test_bounds_are_for_priors_that_they_know(kind):
         bound(Wide(N=40))
     assert torch.equal(bound(SameDensity(N=40)), bound(VPSDE(N=40)))
     assert (bound(WideByNoise(N=40)) - bound(VPSDE(N=40))).abs().min() > 0.1
+
+
+class OwnBetas(VPSDE):
+    """Its own table, as published classes set it."""
+
+    def __init__(self, N=20):
+        self.discrete_betas = torch.full((N,), 0.05)
+        super().__init__(N=N)
+
+
+class OwnBetasAfterwards(VPSDE):
+    def __init__(self, N=20):
+        super().__init__(N=N)
+        self.alphas  # noqa: B018  (made, and to be replaced)
+        self.discrete_betas = torch.full((N,), 0.05)
+        self.alphas = 1 - self.discrete_betas
+
+
+@pytest.mark.parametrize("kind", (OwnBetas, OwnBetasAfterwards))
+def test_own_tables_are_kept(kind):
+    """And those that are made of them follow; another number of steps is refused."""
+    sde, t = kind(), torch.tensor([0.5])
+    assert sde.alphas_cumprod[3] == pytest.approx(0.95**4)
+    sde.N = 20
+    for process in (sde, sde.with_steps(20)):
+        torch.testing.assert_close(process.discretize(t[:, None], t)[1], torch.tensor([0.05**0.5]))
+    for change in (sde.with_steps, lambda N: setattr(sde, "N", N)):
+        with pytest.raises(ValueError, match=rf"{kind.__name__}.*its own discrete_betas.* N = 10:"):
+            change(10)
+    assert sde.N == 20 and kind(N=30).alphas.shape == (30,)
+
+
+class CachedBetas(VPSDE):
+    """A table that is a cached property of a user's."""
+
+    @functools.cached_property
+    def discrete_betas(self):
+        return torch.full((self.N,), 0.05)
+
+
+def test_a_cached_property_follows_the_number_of_steps():
+    sde = CachedBetas(N=20)
+    assert sde.alphas.shape == (20,)
+    sde.N = 30
+    assert sde.alphas.shape == (30,) and sde.with_steps(10).discrete_betas.shape == (10,)
+
+
+def test_copies_with_other_steps_make_their_own_tables():
+    sde = VPSDE(N=20)
+    shared = copy.copy(sde)
+    made, other = sde.alphas, sde.with_steps(30)
+    assert other.alphas.shape == (30,) and sde.alphas is made
+    shared.N = 40
+    assert shared.alphas.shape == (40,) and sde.alphas is made
 
 
 class NotLinear(VPSDE):

@@ -2,13 +2,13 @@
 
 import abc
 import math
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
 from score_lib.sdes.process import SDE, SDES, LinearSDE, register_sde
+from score_lib.sdes.tables import Table, made_values, own_tables
 
 get_sde = SDES.get
 _BETA_OPTIONS = {
@@ -22,7 +22,7 @@ class _Chain(LinearSDE):
     """A process with a discrete chain, whose tables follow N.
 
     Attributes:
-        N: number of discretisation steps; may be set.
+        N: number of discretisation steps; may be set, if no table was set.
     """
 
     @property
@@ -33,14 +33,15 @@ class _Chain(LinearSDE):
     def N(self, N: int) -> None:
         if N < 1:
             raise ValueError(f"a process needs at least one discretisation step, not N = {N}")
+        if vars(self).get("_N", N) != N and (own := own_tables(self)):
+            raise ValueError(
+                f"{self!r} has its own {', '.join(own)}, which cannot follow to N = {N}: make it "
+                f"with N = {N}, delete them before, or use a predictor or solver that takes any "
+                "step"
+            )
         self._N = N
-        for name in ("_moved", *self._tables()):
-            self.__dict__.pop(name, None)
-
-    @classmethod
-    def _tables(cls) -> list[str]:
-        """Names of the tables, which are made when first looked up."""
-        return [name for name in dir(cls) if isinstance(getattr(cls, name), cached_property)]
+        for name in made_values(self):
+            del vars(self)[name]
 
 
 class _BetaSDE(_Chain):
@@ -50,27 +51,27 @@ class _BetaSDE(_Chain):
     def beta(self, t: Tensor) -> Tensor:
         """beta(t), (B,)."""
 
-    @cached_property
+    @Table
     @abc.abstractmethod
     def discrete_betas(self) -> Tensor:
         """beta_i, (N,)."""
 
-    @cached_property
+    @Table
     def alphas(self) -> Tensor:
         """alpha_i = 1 - beta_i, (N,); ValueError where one is negative."""
         _check_betas(self)
         return 1.0 - self.discrete_betas
 
-    @cached_property
+    @Table
     def alphas_cumprod(self) -> Tensor:
         """bar alpha_i, (N,)."""
         return torch.cumprod(self.alphas, dim=0)
 
-    @cached_property
+    @Table
     def sqrt_alphas_cumprod(self) -> Tensor:
         return torch.sqrt(self.alphas_cumprod)
 
-    @cached_property
+    @Table
     def sqrt_1m_alphas_cumprod(self) -> Tensor:
         return torch.sqrt(1.0 - self.alphas_cumprod)
 
@@ -117,7 +118,7 @@ class _LinearBeta(_BetaSDE):
             )
         self.beta_0, self.beta_1 = beta_min, beta_max
 
-    @cached_property
+    @Table
     def discrete_betas(self) -> Tensor:
         """beta_i, (N,)."""
         return linear_betas(self)
@@ -230,14 +231,14 @@ class CosineVPSDE(_Preserving):
         """The reverse process stops at 1e-3, or at the first level."""
         return 1e-3 if self.continuous else 1 / self.N
 
-    @cached_property
+    @Table
     def discrete_betas(self) -> Tensor:
         """beta_i, (N,), float64."""
         ends = torch.arange(self.N + 1, dtype=torch.float64) / self.N
         signal = torch.cos(self.rate * ends + self.start) ** 2
         return (1 - signal[1:] / signal[:-1]).clamp(max=self.LARGEST_BETA)
 
-    @cached_property
+    @Table
     def last_level(self) -> float:
         """The time at which m^2 is the last bar alpha_i."""
         scale = self.sqrt_alphas_cumprod[-1].item() * math.cos(self.start)
@@ -337,7 +338,7 @@ class VESDE(_Chain):
             )
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
-    @cached_property
+    @Table
     def discrete_sigmas(self) -> Tensor:
         """sigma_i, ascending, (N,)."""
         ends = math.log(self.sigma_min), math.log(self.sigma_max)
