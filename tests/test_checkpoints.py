@@ -1,8 +1,12 @@
 """Checkpoints: published layouts load; mismatched and damaged files are refused."""
 
 import copy
+import fractions
+import gzip
 import os
+import pathlib
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -359,6 +363,51 @@ def test_foreign_and_damaged_files_are_refused(state, tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="state_dict"):
         read_checkpoint(tmp_path / "other.pth")
+
+
+def saved(path, write, **arrays):
+    with path.open("wb") as file:
+        write(file, **arrays)
+
+
+def zipped(path, names):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"contents")
+
+
+FOREIGN = {
+    "an array of NumPy (.npy)": lambda path: saved(path, np.save, arr=np.zeros(3)),
+    "an archive of NumPy's arrays (.npz)": lambda path: saved(path, np.savez, a=np.zeros(3)),
+    "a .zip of other files": lambda path: zipped(path, ["a.txt", "b.npy"]),
+    "a program of TorchScript": lambda path: zipped(path, ["a/data.pkl", "a/constants.pkl"]),
+    "a picture (.png)": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(500)),
+    "packed by gzip": lambda path: path.write_bytes(gzip.compress(bytes(100))),
+    "text": lambda path: path.write_text('{"model": {}}\n'),
+    "empty": pathlib.Path.touch,
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_file_of_another_kind_is_called_so(kind, tmp_path):
+    path = tmp_path / "c.pth"
+    FOREIGN[kind](path)
+    with pytest.raises(CheckpointError, match=f"a checkpoint: it is {re.escape(kind)}$"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("zip_file", (True, False))
+def test_the_advice_to_run_code_is_not_passed_on(zip_file, tmp_path):
+    """PyTorch's: to load a file without `weights_only`, or to allow what it holds."""
+    path = tmp_path / "c.pth"
+    for contents in ({"model": Malicious()}, {"model": fractions.Fraction(1)}):
+        torch.save(contents, path, _use_new_zipfile_serialization=zip_file)
+        with pytest.raises(CheckpointError, match=r"other than tensors and .*GLOBAL \w+") as error:
+            read_checkpoint(path)
+        assert not re.search(r"weights_only|safe_globals|Re-running|\n", str(error.value))
+    path.write_bytes(pickle.dumps({"model": 1}, protocol=4))
+    with pytest.raises(CheckpointError, match=r"plain values \(Unsupported operand 149\)$"):
+        read_checkpoint(path)
 
 
 def test_a_failed_write_keeps_the_previous_file(state, tmp_path, monkeypatch):

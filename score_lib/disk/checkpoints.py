@@ -28,7 +28,7 @@ from score_lib.base.distributed import on_main, unwrapped
 from score_lib.base.weights import as_published, without_wrapper
 from score_lib.disk.files import atomic_write, set_aside, with_earlier
 from score_lib.disk.fit import CheckpointError, check_fit, check_weights, count
-from score_lib.disk.records import load_verified
+from score_lib.disk.records import foreign_kind, load_verified
 from score_lib.disk.safetensors_files import read_safetensors
 
 # Errors that damaged or foreign bytes may raise when they are read as a checkpoint.
@@ -335,6 +335,10 @@ def read_plain(
         # EINVAL: the file sends the reader to a place before its start.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
+        if kind := foreign_kind(path):
+            raise DamagedCheckpointError(
+                f"{path} cannot be read as a checkpoint: it is {kind}"
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedCheckpointError(
             f"{path} cannot be read as a checkpoint: it is damaged, incomplete, or holds objects "

@@ -6,6 +6,7 @@ Published files from before PyTorch 1.6 have another layout, without records and
 
 import mmap
 import os
+import pickle
 import struct
 import zipfile
 import zlib
@@ -20,6 +21,16 @@ import torch
 _ALIGNMENT = 64
 _THREADS = min(4, os.cpu_count() or 1)
 _ZIP, _END, _ZIP64_LOCATOR = b"PK\3\4", b"PK\5\6", b"PK\6\7"
+# First bytes of files that people take for those of `torch.save`.
+_KINDS = {
+    b"\x93NUMPY": "an array of NumPy (.npy)",
+    b"\x89HDF": "an HDF5 file",
+    b"\x89PNG": "a picture (.png)",
+    b"\xff\xd8\xff": "a picture (.jpg)",
+    b"\x1f\x8b": "packed by gzip",
+    b"version https://git-lfs": "a pointer of Git LFS to the file, which has yet to be downloaded",
+}
+_SPACES = b"\t\n\f\r"
 
 
 class _Record(NamedTuple):
@@ -61,9 +72,43 @@ def load_verified(
         return loaded
 
 
+def foreign_kind(path: str | os.PathLike) -> str:
+    """The kind of a file that `torch.save` did not write, such as "text"; "" if it is unknown."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start:
+        return "empty"
+    if start.startswith(_ZIP):
+        return _foreign_archive(path)
+    for mark, kind in _KINDS.items():
+        if start.startswith(mark):
+            return kind
+    return "text" if all(byte >= 32 or byte in _SPACES for byte in start) else ""
+
+
+def _foreign_archive(path: str | os.PathLike) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # damaged files make readers raise errors of nearly any type
+        return ""
+    if all(name.endswith(".npy") for name in names):
+        return "an archive of NumPy's arrays (.npz)"
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "a program of TorchScript"
+    return "" if any(name.endswith("/data.pkl") for name in names) else "a .zip of other files"
+
+
 def _load(path: str | os.PathLike, device: torch.device | str, mapped: bool) -> Any:
     with torch.serialization.safe_globals(_numpy_scalars()):
-        return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+        try:
+            return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            if "weights_only" not in str(error):
+                raise
+            # PyTorch advises to load the file in a way that runs any code in it.
+            reason = str(error.__context__ or error).splitlines()[0].split(". ")[0]
+            raise pickle.UnpicklingError(reason) from None
 
 
 def _records(path: str | os.PathLike, contents: mmap.mmap) -> list[_Record]:
