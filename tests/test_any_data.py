@@ -229,6 +229,17 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path, what, message)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("rows, message", [
+    ((8,), r"channel axis is missing, save array\[:, None\] and set data.shape=1,8; else .*=8$"),
+    ((2, 8), r"but the config's data have \(1, 64\): set data.shape=2,8$"),
+])  # fmt: skip
+def test_a_missing_channel_axis_is_told(tmp_path, rows, message):
+    """With data.shape=8 alone, the network of the config would be refused next."""
+    np.save(tmp_path / "a.npy", numbers(20, rows))
+    with pytest.raises(DataError, match=message):
+        get_streams(config_of("series", tmp_path / "a.npy", data__shape=(1, 64)))
+
+
 @pytest.mark.parametrize("what, message", [
     ("ambiguous", "holds one, two: name the array of data with data.key"),
     ("missing", "data.key = 'three' is not in .*which holds one, two"),

@@ -136,15 +136,27 @@ def open_array_source(
     rows, labels = open_rows(path, key)
     _check_type(path, rows.dtype, levels)
     if rows.shape[1:] != tuple(shape):
-        stored = ",".join(map(str, rows.shape[1:])) or "()"
         raise DataError(
             f"{path} holds {rows.shape[0]} rows of shape {rows.shape[1:]}, but the config's data "
-            f"have {tuple(shape)}: set data.shape={stored}"
-            + (", after saving each number as a row of one" if len(rows.shape) == 1 else "")
+            f"have {tuple(shape)}: {_fitting(rows.shape[1:], len(shape))}"
         )
     if 0 in rows.shape:
         raise DataError(f"{path} holds no numbers: its shape is {rows.shape}")
     return ArraySource(rows, checked_labels(path, labels, len(rows), "row"), levels)
+
+
+def _fitting(stored: tuple[int, ...], dimensions: int) -> str:
+    """How to let rows of a shape fit a config whose data have so many dimensions."""
+    option = f"set data.shape={','.join(map(str, stored)) or '()'}"
+    if not stored:
+        return f"{option}, after saving each number as a row of one"
+    if len(stored) + 1 == dimensions:
+        with_channel = ",".join(map(str, (1, *stored)))
+        return (
+            f"if their channel axis is missing, save array[:, None] and set "
+            f"data.shape={with_channel}; else {option}"
+        )
+    return option
 
 
 def _check_type(path: pathlib.Path, dtype: np.dtype, levels: int) -> None:
