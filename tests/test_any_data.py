@@ -367,6 +367,19 @@ def test_constant_entries_are_refused():
         fit(MemorySource(data), "entry", "vectors")
 
 
+def test_constant_channels_are_refused_and_not_their_entries():
+    """As docs/arrays.md says of the default."""
+    data = torch.from_numpy(numbers(20, (2, 6)))
+    data[:, 0, 3] = 5.1
+    found = fit(MemorySource(data), "channel", "series")
+    mean, std = data[:, 0].double().mean(), data[:, 0].double().std(correction=0)
+    torch.testing.assert_close(found["mean"][0, 0], mean)
+    torch.testing.assert_close(found["std"][0, 0], std)
+    data[:, 0] = 5.1
+    with pytest.raises(DataError, match=r"constant \(5.1\) at \(0, 0\) of the channel means"):
+        fit(MemorySource(data), "channel", "series")
+
+
 # --- Streams -------------------------------------------------------------------------------------
 
 
