@@ -29,7 +29,11 @@ from models.adm import UNetModel
 from models.foreign import load_diffusers
 from models.utils import get_model
 from score_lib.base.tensors import batch_mul
+from score_lib.disk import snapshots
 from score_lib.options import flatten
+from score_lib.runs import reproduce
+from score_lib.runs.dequantizer import DEQUANTIZER
+from score_lib.runs.setup import META
 from sde_lib import VPSDE, CosineVPSDE, get_sde
 from utils import save_checkpoint
 
@@ -153,6 +157,13 @@ def test_options_of_tables_exist():
         names = re.findall(r"`([\w]+)`", " ".join(row.split("|")[3] for row in table.splitlines()))
         values = {"half", "box", "random_mask", "super_resolution", "blur", "projection"}
         assert set(names) <= set(known[section]) | values
+
+
+def test_every_folder_of_a_run_is_in_the_table():
+    rows = re.findall(r"^\| `([\w-]+)/.*", PAGES["docs/reliability.md"], flags=re.MULTILINE)
+    own = {snapshots.FOLDER, DEQUANTIZER.parts[0], reproduce.FOLDER, META.parts[0]}
+    of_modes = {"checkpoints", "control", "ema", "eval", "export", "samples", "stats"}
+    assert set(rows) == own | of_modes
 
 
 def test_make_targets_exist():
