@@ -18,6 +18,7 @@ import run_lib
 from models.precision import InBfloat16
 from score_lib.disk.checkpoints import (
     CheckpointError,
+    glance,
     read_checkpoint,
     restore_checkpoint,
     restore_latest,
@@ -130,6 +131,24 @@ def test_resuming_loads_each_file_once(state, fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", counted)
     assert restore_latest(path, fresh, "cpu")["step"] == 2
     assert loaded == ["checkpoint.pth"]
+
+
+def test_a_glance_tells_plain_values_and_reads_no_tensor(state, tmp_path):
+    path = tmp_path / "c.pth"
+    save_checkpoint(path, {**state, "config": "{}", "best": {"step": 2}})
+    contents = bytearray(path.read_bytes())
+    weights = max(state["model"].state_dict().values(), key=torch.numel)
+    contents[contents.index(weights.contiguous().numpy().tobytes())] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+    found = glance(path)
+    assert (found["step"], found["config"], found["best"]) == (3, "{}", {"step": 2})
+    assert not {"model", "ema", "optimizer"} & found.keys()
+    for damaged in (contents[:1000], b"", b"text", pickle.dumps(print)):
+        path.write_bytes(damaged)
+        assert glance(path) == {}
+    assert glance(tmp_path / "none.pth") == glance(tmp_path) == {}
 
 
 @pytest.mark.parametrize("legacy", (False, True), ids=("zip", "legacy"))

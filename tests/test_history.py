@@ -1,7 +1,9 @@
 """Runs resumed with other options, and the names of their snapshots."""
 
 import json
+import shutil
 
+import control_runs  # noqa: F401  (registers a small network)
 import numpy as np
 import pytest
 import torch
@@ -217,6 +219,98 @@ def test_the_end_of_a_run_replaces_no_numbered_checkpoint(tmp_path):
     assert steps == {"checkpoint_1.pth": 4, "checkpoint_last.pth": 7}
     (record,) = run_lib.evaluate(config, tmp_path)
     assert (record["checkpoint"], record["step"]) == ("last", 7)
+
+
+# --- files of another course, or of another step ---
+
+FEW = {"model__name": "gaussian", "optim__warmup": 0, "training__snapshot_freq": 3}
+
+
+def checkpoints_in(folder):
+    """Steps of the checkpoints that count, and of those that were set aside, by name."""
+    return [
+        {path.stem.removeprefix("checkpoint_"): read_checkpoint(path)["step"] for path in paths}
+        for paths in (
+            (folder / "checkpoints").glob(f"{place}*.pth") for place in ("", "set_aside/")
+        )
+    ]
+
+
+def go_back_to(folder, number):
+    """As where all later states are damaged, and were moved away."""
+    shutil.rmtree((folder / META).parent)
+    (folder / META).parent.mkdir()
+    shutil.copy(folder / f"checkpoints/checkpoint_{number}.pth", folder / META)
+
+
+def test_checkpoints_of_an_abandoned_course_are_set_aside(tmp_path, caplog):
+    train(tmp_path, 12, **FEW)
+    go_back_to(tmp_path, 2)
+    third = (tmp_path / "checkpoints/checkpoint_3.pth").read_bytes()
+    train(tmp_path, 10, **FEW, optim__lr=0.1)
+    aside = {"3_step_9": 9, "4_step_12": 12}
+    assert checkpoints_in(tmp_path) == [{"1": 3, "2": 6, "3": 9, "last": 10}, aside]
+    moved = tmp_path / "checkpoints/set_aside/checkpoint_3_step_9.pth"
+    assert moved.read_bytes() == third and f"it is now {moved}" in caplog.text
+    assert str(moved) in (tmp_path / "stdout.txt").read_text()
+
+
+@pytest.mark.parametrize("until", (11, 12))
+def test_what_a_run_comes_to_again_stays(until, tmp_path):
+    train(tmp_path, 12, **FEW)
+    before = read_checkpoint(tmp_path / "checkpoints/checkpoint_4.pth")
+    go_back_to(tmp_path, 2)
+    train(tmp_path, until, **FEW, training__log_freq=2)
+    numbered = {"1": 3, "2": 6, "3": 9, "4": 12}
+    assert checkpoints_in(tmp_path) == [numbered | ({"last": 11} if until == 11 else {}), {}]
+    after = read_checkpoint(tmp_path / "checkpoints/checkpoint_4.pth")
+    torch.testing.assert_close(after["model"], before["model"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("number", "aside"), ((1, {"2_step_6", "3_step_9"}), (2, set())))
+def test_options_that_changed_between_count(number, aside, tmp_path):
+    """At step 6 they changed to those that now hold from an earlier step on, or from there."""
+    train(tmp_path, 6, **FEW)
+    train(tmp_path, 9, **FEW, optim__lr=0.1)
+    go_back_to(tmp_path, number)
+    train(tmp_path, 3 * number + 1, **FEW, optim__lr=0.1)
+    assert checkpoints_in(tmp_path)[1].keys() == aside
+
+
+def test_a_course_from_other_weights_is_another_one(tmp_path):
+    train(tmp_path / "a", 3, **FEW)
+    train(tmp_path / "b", 3, **FEW, model__weights=str(tmp_path / "a" / META))
+    shutil.rmtree((tmp_path / "b" / META).parent)
+    train(tmp_path / "b", 2, **FEW)
+    assert checkpoints_in(tmp_path / "b") == [{"0": 2}, {"1_step_3": 3}]
+
+
+def test_files_that_tell_no_course_stay(tmp_path):
+    """Those of others hold no config, or one that cannot be read here."""
+    train(tmp_path, 12, **FEW)
+    for number, changed in ((3, {"config": ""}), (4, {"config": "{"})):
+        path = tmp_path / f"checkpoints/checkpoint_{number}.pth"
+        save_checkpoint(path, read_checkpoint(path) | changed)
+    (tmp_path / "checkpoints/checkpoint_5.pth").write_bytes(b"damaged")
+    go_back_to(tmp_path, 2)
+    train(tmp_path, 7, **FEW, optim__lr=0.1)
+    (tmp_path / "checkpoints/checkpoint_5.pth").unlink()
+    assert checkpoints_in(tmp_path) == [{"1": 3, "2": 6, "3": 9, "4": 12, "last": 7}, {}]
+
+
+def test_the_last_checkpoint_is_that_of_the_last_step(tmp_path):
+    for until in (4, 5, 6):
+        train(tmp_path, until, **FEW)
+    assert checkpoints_in(tmp_path) == [{"1": 3, "2": 6}, {"last_step_5": 5}]
+    train(tmp_path, 7, **FEW)
+    assert checkpoints_in(tmp_path)[0] == {"1": 3, "2": 6, "last": 7}
+
+
+def test_numbers_of_another_frequency_are_not_written_over(tmp_path, caplog):
+    train(tmp_path, 6, **{**FEW, "training__snapshot_freq": 2})
+    train(tmp_path, 9, **FEW)
+    assert checkpoints_in(tmp_path) == [{"1": 2, "2": 4, "3": 9}, {"3_step_6": 6}]
+    assert "checkpoint_3.pth is set aside" in caplog.text
 
 
 def test_the_last_step_counts_where_the_learning_rate_falls_to_it(tmp_path, caplog):

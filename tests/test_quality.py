@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 
 import control_runs  # noqa: F401  (registers a small network)
@@ -144,6 +145,41 @@ def test_stopped_and_resumed(fault, undisturbed, tmp_path, monkeypatch):
     assert_same_file(tmp_path / META, undisturbed / META)
     name = "metrics.jsonl"
     assert (tmp_path / name).read_text() == (undisturbed / name).read_text()
+
+
+@pytest.fixture
+def went_back(undisturbed, tmp_path):
+    """A run that has lost its states after step 3, where step 2 is the best, but not its best."""
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    states = [folder / META, *(folder / META).parent.glob("checkpoint.*.pth")]
+    for path in states:
+        if read_checkpoint(path)["step"] != 3:
+            path.unlink()
+    return folder
+
+
+def test_the_best_of_steps_to_come_stays(went_back, undisturbed):
+    run_lib.train(config_for(), went_back)
+    for path in (BEST, META):
+        assert_same_file(went_back / path, undisturbed / path)
+    names = [sorted(p.name for p in (f / BEST).parent.iterdir()) for f in (went_back, undisturbed)]
+    assert names[0] == names[1]
+
+
+def test_a_best_that_is_not_come_to_is_told(went_back, undisturbed, caplog):
+    run_lib.train(config_for(training__n_iters=3), went_back)
+    assert "at step 2; checkpoints/best.pth is not its checkpoint" in caplog.text
+    assert_same_file(went_back / BEST, undisturbed / BEST)
+
+
+def test_the_best_of_an_abandoned_course_is_set_aside(went_back, undisturbed, caplog):
+    run_lib.train(config_for(optim__lr=0.3), went_back)
+    assert_same_file(went_back / "checkpoints/set_aside/best_step_4.pth", undisturbed / BEST)
+    assert "at step 2, is no longer in checkpoints/best.pth" in caplog.text
+    found = {step: value for step, value in figures(went_back).items() if step > 3}
+    best = read_checkpoint(went_back / BEST)
+    assert best["best"]["value"] == min(found.values()) == found[best["step"]]
+    assert best["best"] == read_checkpoint(went_back / META)["best"]
 
 
 def test_measuring_moves_no_weight(tmp_path):

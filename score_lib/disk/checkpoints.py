@@ -294,6 +294,19 @@ def read_checkpoint(
     return contents_of_file(path, read_plain(path, device, mapped=mapped))
 
 
+def glance(path: str | os.PathLike) -> dict:
+    """The plain values of a checkpoint, in a moment: its tensors are neither read nor verified.
+
+    {} where there is no such file, or one that is damaged or no checkpoint.
+    """
+    try:
+        contents = contents_of_file(path, load_verified(path, mapped=True, tensors=False))
+    except (*_UNREADABLE, OSError):
+        return {}
+    parts = ("model", "ema", "optimizer", "averages")
+    return {key: value for key, value in contents.items() if key not in parts}
+
+
 def contents_of_file(path: str | os.PathLike, loaded: object) -> dict:
     """The contents of a file, see `read_plain`, as those of a checkpoint.
 

@@ -41,13 +41,18 @@ class _Record(NamedTuple):
 
 
 def load_verified(
-    path: str | os.PathLike, device: torch.device | str = "cpu", *, mapped: bool = False
+    path: str | os.PathLike,
+    device: torch.device | str = "cpu",
+    *,
+    mapped: bool = False,
+    tensors: bool = True,
 ) -> Any:
     """`torch.load(weights_only=True)`, with the CRC-32 of every record verified meanwhile.
 
     Args:
         mapped: let tensors on the CPU be views of the file on disk, for a caller that copies them
             at once.
+        tensors: verify them, too; a caller that uses plain values alone need not wait for that.
     Raises:
         OSError: the file cannot be read.
         Exception: damaged files make PyTorch raise errors of nearly any type.
@@ -64,7 +69,7 @@ def load_verified(
         others = [record for record in records if record not in pickles]
         mapped = mapped and all(record.start % _ALIGNMENT == 0 for record in others)
         with ThreadPoolExecutor(_THREADS) as pool:
-            parts = [others[k::_THREADS] for k in range(_THREADS)]
+            parts = [others[k::_THREADS] for k in range(_THREADS if tensors else 0)]
             verified = [pool.submit(_verify, contents, part) for part in parts]
             loaded = _load(path, device, mapped)
             for part in verified:

@@ -228,7 +228,7 @@ def record_config(
         applied: options that differed in the restored state itself.
         start: the weights that the run started from, if it did, see `load_start`.
     """
-    path = workdir / "config_history.jsonl"
+    path = _history_of(workdir)
     first = {"step": step, "config": _trained_by(old or config)}
     records = _earlier(path, step) or [first | ({"start": start} if start else {})]
     trained_with = flatten(ConfigDict(records[0]["config"]))
@@ -241,10 +241,19 @@ def record_config(
     write_text(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records))
 
 
+def changed_between(workdir: pathlib.Path, first: int, last: int) -> bool:
+    """Whether options changed after a step, and before another one."""
+    return any(record["step"] > first for record in _earlier(_history_of(workdir), last)[1:])
+
+
 def run_digest(config: ConfigDict) -> str:
     """A short hash of the options that decide on the weights of a run."""
     text = json.dumps(_trained_by(config), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _history_of(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir / "config_history.jsonl"
 
 
 def _earlier(path: pathlib.Path, step: int) -> list[dict]:

@@ -12,7 +12,6 @@ import pathlib
 from collections.abc import Sequence
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
 from models.precision import matmul_precision
@@ -38,11 +37,18 @@ from score_lib.disk.logs import (
 from score_lib.disk.wandb_log import WandbWriter
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.losses.optimization import LossGuard, apply_settings
+from score_lib.runs.courses import (
+    LAST,
+    is_in_best,
+    kept_best,
+    set_abandoned_aside,
+    set_other_step_aside,
+)
 from score_lib.runs.history import record_config
 from score_lib.runs.quality import Quality, get_quality, is_best_file
 from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import META, Run, setup
-from score_lib.runs.start import BEST, load_latest
+from score_lib.runs.start import BEST, Resumed, load_latest
 
 Streams = tuple[ImageStream, ImageStream]
 
@@ -73,20 +79,21 @@ def train(config, workdir: str | os.PathLike) -> None:
     with StopSignals() as stop, contextlib.ExitStack() as stack:
         # Last, so that a mistake in any of the above changes no file.
         distributed.on_main(lambda: stack.enter_context(locked(workdir)))
-        old = resume(run, workdir)
-        if quality is not None:
-            run.state["best"] = quality.known(run.state["best"])
+        resumed = resume(run, workdir)
         standardize(run, streams[0].source)
         applied = apply_settings(run.config, run.state)
         log = SilentLog()
         if distributed.is_main():
             open_folder(workdir, run.config)
             stack.enter_context(messages_to(workdir / "stdout.txt", said))
+            set_useless_aside(run, workdir, resumed)
             start = run.state.get("start")
-            record_config(workdir, run.state["step"], run.config, old, applied, start)
+            record_config(workdir, run.state["step"], run.config, resumed.config, applied, start)
             project = run.config.training.wandb
             others = [WandbWriter(project, workdir, run.config)] if project else []
             log = stack.enter_context(MetricsLog(workdir, run.state["step"], others))
+        if quality is not None:
+            run.state["best"] = known_best(quality, workdir, run.state)
         writer = stack.enter_context(CheckpointWriter())
         stack.enter_context(matmul_precision(run.config.training.precision))
         Training(run, streams, workdir, log, writer, stop, quality).run_to_the_end()
@@ -136,13 +143,9 @@ def _check_share(training) -> None:
         )
 
 
-def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
-    """Load what the run begins with, see `load_latest`, and clear the way for what comes next.
+def resume(run: Run, workdir: pathlib.Path) -> Resumed:
+    """Load what the run begins with, see `load_latest`, and remove leftovers and later snapshots.
 
-    Damaged checkpoints are set aside, and leftovers and later snapshots removed.
-
-    Returns:
-        in the main process, the config that it was trained with, if it is known.
     Raises:
         ValueError: it does not fit, see `load_latest`; or a classifier was trained with other
             labels than the data have now.
@@ -151,14 +154,25 @@ def resume(run: Run, workdir: pathlib.Path) -> ConfigDict | None:
     resumed = load_latest(run.config, run.state, run.device, workdir)
     run.check_classes(classes)
     run.state["class_to_idx"] = classes
-    if resumed.path is not None:
-        set_damaged_aside(workdir / META, resumed.path)
     if distributed.is_main():
         checkpoints = workdir / META.parent, workdir / "checkpoints"
         folders = *checkpoints, workdir / snapshots.FOLDER
         remove_leftovers(workdir, *folders, *workdir.glob("samples/iter_*"))
         snapshots.remove_later(workdir, run.state["step"])
-    return resumed.config
+    return resumed
+
+
+def set_useless_aside(run: Run, workdir: pathlib.Path, resumed: Resumed) -> None:
+    """Set damaged checkpoints aside, and those of a course that the run has left."""
+    if resumed.path is not None:
+        set_damaged_aside(workdir / META, resumed.path)
+    set_abandoned_aside(workdir, run.config, run.state)
+
+
+def known_best(quality: Quality, workdir: pathlib.Path, state: dict) -> dict:
+    """The best measurement in a restored state, if it counts: see `Quality.known`, `kept_best`."""
+    best = quality.known(state["best"])
+    return distributed.on_main(lambda: kept_best(workdir, state["step"], best))
 
 
 class Training:
@@ -223,10 +237,19 @@ class Training:
                 self._after_step(loss, last=state["step"] >= options.n_iters)
                 self.writer.check()
         self.writer.wait()
-        if self.quality is not None and state["best"]:
-            name, best = self.quality.name, self.quality.text(state["best"])
-            logging.info("best %s: %s, in %s", name, best, BEST)
+        if distributed.is_main():
+            set_other_step_aside(self.workdir / LAST, state["step"])
+            self._tell_best()
         distributed.barrier()
+
+    def _tell_best(self) -> None:
+        if self.quality is None or not self.state["best"]:
+            return
+        name, best = self.quality.name, self.quality.text(self.state["best"])
+        if is_in_best(self.workdir, self.state["best"]):
+            logging.info("best %s: %s, in %s", name, best, BEST)
+        else:
+            logging.warning("best %s: %s; %s is not its checkpoint", name, best, BEST)
 
     def _steps(self) -> Tensor:
         """Steps up to the next multiple of `training.n_jitted_steps`; returns the last one's loss.
@@ -253,7 +276,7 @@ class Training:
         if every(step, options.posthoc_freq):
             self._save_snapshot()
         if every(step, options.snapshot_freq) or last:
-            self._save(f"checkpoints/{snapshot_name(step, options.snapshot_freq)}")
+            self._save_numbered()
             state["snapshot_due"] = options.snapshot_sampling
         state["metrics_due"] = every(step, options.metrics_freq)
         self._make_due()
@@ -343,6 +366,14 @@ class Training:
         path = snapshots.path_of(self.workdir, step, names)
         self.writer.save_contents(path, snapshots.contents_of(step, averages), kind="snapshot")
 
+    def _save_numbered(self) -> None:
+        step, frequency = self.state["step"], self.options.snapshot_freq
+        path = pathlib.Path("checkpoints", snapshot_name(step, frequency))
+        # The end of a run replaces an earlier end.
+        if every(step, frequency) and distributed.is_main():
+            set_other_step_aside(self.workdir / path, step)
+        self._save(path)
+
     def _save_meta(self) -> None:
         # The state comes first, so that a best checkpoint is never ahead of the run.
         best = [BEST] if self._is_best() else []
@@ -364,8 +395,7 @@ def snapshot_name(step: int, frequency: int) -> str:
     The end of a run between two snapshots replaces no numbered one: it is `checkpoint_last.pth`.
     """
     number = step // frequency
-    label = "last" if number and step % frequency else number
-    return f"checkpoint_{label}.pth"
+    return LAST.name if number and step % frequency else f"checkpoint_{number}.pth"
 
 
 def every(step: int, frequency: int) -> bool:
