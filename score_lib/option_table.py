@@ -270,7 +270,7 @@ _OPTIM = {
     "optimizer": ("Adam", name("Adam"), "optimiser"),
     "lr": (2e-4, above(0.0), "learning rate"),
     "beta1": (0.9, decay, "decay of Adam's average gradient"),
-    "eps": (1e-8, at_least(0.0), "Adam's epsilon"),
+    "eps": (1e-8, above(0.0), "Adam's epsilon"),
     "weight_decay": (0.0, at_least(0.0), "weight of the L2 penalty"),
     "amsgrad": (False, flag, "Adam with the largest second moment so far"),
     "warmup": (5000, at_least(0), "steps until the full learning rate"),

@@ -397,6 +397,18 @@ def test_loss_that_is_not_finite(workdir):
     assert {path: data for path, data in after.items() if path.suffix == ".pth"} == before
 
 
+@pytest.mark.parametrize("train", (run_lib.train, run_lib.train_dequantizer))
+def test_weights_of_the_last_step_that_are_not_finite(train, workdir):
+    """Its loss is that of the weights before; the update is larger than any number."""
+    before = {path: data for path, data in contents(workdir).items() if path.suffix == ".pth"}
+    few = {**FEW, "training__n_iters": 5, "dequantizer__n_iters": 1, "dequantizer__nf": 4}
+    config = small_config(**few, optim__lr=1e39, optim__warmup=0, dequantizer__lr=1e39)
+    with pytest.raises(FloatingPointError, match="a weight is not finite at step"):
+        train(config, workdir)
+    after = contents(workdir)
+    assert {path: data for path, data in after.items() if path.suffix == ".pth"} == before
+
+
 # --- Evaluation and sampling ----------------------------------------------------------------------
 
 EVALUATIONS = {

@@ -244,6 +244,16 @@ def test_guard_names_the_first_bad_step():
         guard.watch(torch.tensor(1.0), 3)
 
 
+def test_guard_sees_weights_that_no_loss_has_seen():
+    weights = [torch.ones(2, 3), torch.full((4,), 3e38)]  # finite, though their squares are not
+    guard = losses.LossGuard()
+    guard.check_weights(weights, 1)
+    for bad in (math.nan, math.inf, -math.inf):
+        weights[0][1, 2] = bad
+        with pytest.raises(FloatingPointError, match="a weight is not finite at step 2"):
+            losses.LossGuard().check_weights(weights, 2)
+
+
 # --- Importance sampling of times -----------------------------------------------------------------
 
 

@@ -240,7 +240,7 @@ OUT_OF_RANGE = {
     ],
     "at least 0": [("data.num_workers", -1), ("optim.warmup", -1)],
     "other than 0": [("optim.grad_clip", 0), ("optim.grad_clip", 0.0)],
-    "above 0": [("optim.lr", -1), ("sampling.adaptive_rtol", 0.0)],
+    "above 0": [("optim.lr", -1), ("optim.eps", 0.0), ("sampling.adaptive_rtol", 0.0)],
     "from 0 to": [
         ("optim.beta1", 1.0),
         ("model.ema_rate", 1.5),

@@ -136,7 +136,7 @@ def learning_rate(
 
 
 class LossGuard:
-    """Stops a run whose loss or gradient is not finite.
+    """Stops a run whose loss, gradient or weights are not finite.
 
     On a GPU the verdict stays on the device until `check`, so that nothing waits for it.
     """
@@ -151,6 +151,15 @@ class LossGuard:
         if value.device.type == "cpu":
             self.check()
 
+    def check_weights(self, parameters: Iterable[Tensor], step: int) -> None:
+        """`check`, and that the weights which a step has left are finite: no loss has seen them.
+
+        Raises:
+            FloatingPointError: names the first step with anything that is not finite.
+        """
+        self.watch(nn.utils.get_total_norm(list(parameters), math.inf), step)
+        self.check()
+
     def check(self) -> None:
         """Raise if a value was not finite.
 
@@ -159,7 +168,7 @@ class LossGuard:
         """
         if self.bad_step is not None and self.bad_step.isfinite():
             raise FloatingPointError(
-                f"the loss or its gradient is not finite at step {int(self.bad_step)}: no "
-                "checkpoint was written since. Try a smaller optim.lr, a longer optim.warmup, or "
-                "optim.grad_clip = 1"
+                f"the loss, its gradient or a weight is not finite at step {int(self.bad_step)}: "
+                "no checkpoint was written since. Try a smaller optim.lr, a longer optim.warmup, "
+                "or optim.grad_clip = 1"
             )

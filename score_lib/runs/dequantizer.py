@@ -59,7 +59,8 @@ def train_dequantizer(config, workdir: str | os.PathLike) -> None:
         FileNotFoundError: there is no score network.
         ValueError: the config, its process or a checkpoint does not fit.
         OSError: the folder cannot be written, or another training is in it.
-        FloatingPointError: the loss is not finite; the last good checkpoint is left alone.
+        FloatingPointError: the loss or a weight is not finite; the last good checkpoint is left
+            alone.
         Preempted: SIGTERM or SIGUSR1 asked to stop: the step was finished and a checkpoint written.
     """
     run, path = restored(config, workdir), pathlib.Path(workdir) / DEQUANTIZER
@@ -229,7 +230,7 @@ class Training:
 
         Raises:
             OSError: a file cannot be written.
-            FloatingPointError: the loss is not finite.
+            FloatingPointError: the loss or a weight is not finite.
             Preempted: a signal asked to stop, and a checkpoint of the last step was written.
         """
         state, options = self.state, self.run.config.training
@@ -268,9 +269,9 @@ class Training:
         settings = {"lr": config.dequantizer.lr, "warmup": 0, "cooldown": 0}
         norm = self.optimize(state["optimizer"], parameters, step=state["step"], **settings)
         state["ema"].update(parameters)
-        self.guard.watch(loss.detach() + norm, state["step"])
         state["step"] += 1
         state["position"] += config.training.batch_size
+        self.guard.watch(loss.detach() + norm, state["step"])
         return loss.detach(), norm
 
     def _log(self, bpd: Tensor, norm: Tensor) -> None:
@@ -281,7 +282,7 @@ class Training:
         logging.info("step %d: about %.3f bits/dim", step, values["training_bpd"])
 
     def _save(self, keep: int) -> None:
-        self.guard.check()
+        self.guard.check_weights(self.state["model"].parameters(), self.state["step"])
         if distributed.is_main():
             state = {**self.state, "config": self.run.config.to_json_best_effort()}
             self.writer.save(self.path, state, keep)

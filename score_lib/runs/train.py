@@ -68,7 +68,8 @@ def train(config, workdir: str | os.PathLike) -> None:
     Raises:
         ValueError: the config, or a checkpoint in the folder, does not fit.
         OSError: the folder cannot be written, or another run is in it.
-        FloatingPointError: the loss is not finite; the last good checkpoint is left alone.
+        FloatingPointError: the loss or a weight is not finite; the last good checkpoint is left
+            alone.
         Preempted: SIGTERM or SIGUSR1 asked to stop: the step was finished and a checkpoint written.
     """
     run, workdir = setup(config), pathlib.Path(workdir)
@@ -215,7 +216,7 @@ class Training:
 
         Raises:
             OSError: a file cannot be written.
-            FloatingPointError: the loss is not finite.
+            FloatingPointError: the loss or a weight is not finite.
             Preempted: a signal asked to stop, and a checkpoint of the last step was written.
         """
         state, options = self.state, self.options
@@ -358,7 +359,7 @@ class Training:
         names = [profile_name(sigma_rel) for sigma_rel in self.options.posthoc_profiles]
         if not names:
             return
-        self.guard.check()
+        self._check_finite()
         if not distributed.is_main():
             return
         named, step = self.state["averages"].named, self.state["step"]
@@ -382,11 +383,14 @@ class Training:
     def _save(
         self, name: str | os.PathLike, keep: int = 0, also: Sequence[os.PathLike] = ()
     ) -> None:
-        self.guard.check()
+        self._check_finite()
         if distributed.is_main():
             state = {**self.state, "config": self.run.config.to_json_best_effort()}
             also = [self.workdir / other for other in also]
             self.writer.save(self.workdir / name, state, keep, also)
+
+    def _check_finite(self) -> None:
+        self.guard.check_weights(self.state["model"].parameters(), self.state["step"])
 
 
 def snapshot_name(step: int, frequency: int) -> str:
