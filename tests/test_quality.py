@@ -113,6 +113,10 @@ class Killed(BaseException):
     pass
 
 
+def killed(*arguments, **options):
+    raise Killed
+
+
 def broken(monkeypatch, fault):
     """Let a run end at the second measurement, or before the second best checkpoint is written."""
     count = iter(range(1, 10))
@@ -180,6 +184,22 @@ def test_the_best_of_an_abandoned_course_is_set_aside(went_back, undisturbed, ca
     best = read_checkpoint(went_back / BEST)
     assert best["best"]["value"] == min(found.values()) == found[best["step"]]
     assert best["best"] == read_checkpoint(went_back / META)["best"]
+
+
+def test_a_measurement_that_is_made_again_is_logged_once(undisturbed, tmp_path, monkeypatch):
+    """A signal came while it was made; after the resume it is, but the state is not saved."""
+    broken(monkeypatch, "signalled")
+    with pytest.raises(Preempted):
+        run_lib.train(config_for(), tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoints, "atomic_write", killed)
+    with pytest.raises(Killed):
+        run_lib.train(config_for(), tmp_path)
+    monkeypatch.undo()
+    assert list(figures(tmp_path)) == [2, 4] and read_checkpoint(tmp_path / META)["metrics_due"]
+    run_lib.train(config_for(), tmp_path)
+    logs = [(folder / "metrics.jsonl").read_text() for folder in (tmp_path, undisturbed)]
+    assert logs[0] == logs[1]
 
 
 def test_measuring_moves_no_weight(tmp_path):

@@ -126,12 +126,19 @@ class MetricsLog:
         workdir: folder of the run.
         step: steps made so far; later records are dropped.
         others: get what TensorBoard gets, such as a `WandbWriter`; closed with the log.
+        due: a value of this step that is yet to come; a record that has it is dropped, too.
     """
 
-    def __init__(self, workdir: str | os.PathLike, step: int = 0, others: Sequence = ()):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        step: int = 0,
+        others: Sequence = (),
+        due: str | None = None,
+    ):
         workdir = pathlib.Path(workdir)
         self.path, self._events = workdir / "metrics.jsonl", workdir / "tensorboard"
-        self._keep_until(step)
+        self._keep_until(step, due)
         self._file = self.path.open("a", encoding="utf-8")
         self._writers = [_summary_writer(self._events, step), *others]
 
@@ -176,12 +183,16 @@ class MetricsLog:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def _keep_until(self, step: int) -> None:
+    def _keep_until(self, step: int, due: str | None) -> None:
         if not self.path.exists():
             return
         # Undecodable bytes are not a record.
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = [line for line in lines if step_of(line) <= step]
+        kept = [
+            line
+            for line in lines
+            if step_of(line) < step or (step_of(line) == step and due not in _record(line))
+        ]
         write_text(self.path, "".join(line + "\n" for line in kept))
 
 
@@ -203,11 +214,17 @@ class SilentLog:
 
 def step_of(line: str) -> float:
     """The step of a record; infinity for an invalid one, such as a line cut short by a kill."""
-    try:
-        step = json.loads(line)["step"]
-    except (ValueError, TypeError, LookupError, RecursionError):
-        return math.inf
+    step = _record(line).get("step")
     return step if isinstance(step, int) else math.inf
+
+
+def _record(line: str) -> dict:
+    """The values of a record; {} for an invalid one."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _summary_writer(folder: pathlib.Path, step: int):

@@ -92,7 +92,8 @@ def train(config, workdir: str | os.PathLike) -> None:
             record_config(workdir, run.state["step"], run.config, resumed.config, applied, start)
             project = run.config.training.wandb
             others = [WandbWriter(project, workdir, run.config)] if project else []
-            log = stack.enter_context(MetricsLog(workdir, run.state["step"], others))
+            due = quality.name if quality is not None and run.state["metrics_due"] else None
+            log = stack.enter_context(MetricsLog(workdir, run.state["step"], others, due))
         if quality is not None:
             run.state["best"] = known_best(quality, workdir, run.state)
         writer = stack.enter_context(CheckpointWriter())
