@@ -796,7 +796,7 @@ MUTATIONS = [
     Mutation(
         "a checkpoint is read by any options",
         SETUP,
-        "        check_same_output(path, trained, run.config)\n",
+        "        check_same_output(path, run.trained, run.config)\n",
         "        pass\n",
         ("tests/test_errors.py",),
     ),
