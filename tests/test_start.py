@@ -208,6 +208,24 @@ def test_noise_levels_that_no_label_counts_mean_nothing(name, tmp_path):
     run_lib.restored(of_levels(name, 90.0, model__weights=str(tmp_path / "w.pth")), tmp_path)
 
 
+def test_a_table_of_averages_has_no_gaps(source, expected, tmp_path):
+    """Only what is not trained may come from the weights beside it."""
+    contents, path = read_checkpoint(source / META), tmp_path / "a.pth"
+    trained = {name: value for name, value in expected[0].items() if name != "sigmas"}
+    for count in (len(trained), len(trained) - 1, 0):
+        table = wrapped(dict(list(trained.items())[:count]), "module.")
+        torch.save({"model": contents["model"], "ema": table}, path)
+        if count == len(trained):
+            found = run_lib.restored(config(path), tmp_path).state["model"].state_dict()
+            torch.testing.assert_close(dict(found), dict(expected[0]), rtol=0, atol=0)
+            continue
+        with pytest.raises(CheckpointError, match=rf"averages {count} of {len(trained)} weights"):
+            run_lib.restored(config(path), tmp_path)
+    torch.save({"ema": {k: v for k, v in trained.items() if ".0." not in k}}, path)
+    excepted = {"model__weights_except": ("*.0.*",)}
+    run_lib.restored(config(path, **excepted), tmp_path)
+
+
 def test_none_is_the_weights_themselves_and_no_average(source, tmp_path):
     stored = read_checkpoint(source / META)["model"]
     own = {name.removeprefix("module."): weight for name, weight in stored.items()}

@@ -47,7 +47,7 @@ def weights_by_name(path: str | os.PathLike, contents: dict, model: nn.Module) -
         contents: see `read_weights`.
         model: the network that the weights are for.
     Raises:
-        CheckpointError: the average cannot be assigned to the weights beside it.
+        CheckpointError: the average cannot be assigned to the weights beside it, or is not of all.
     """
     own, average = model.state_dict(), contents.get("ema")
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -60,7 +60,9 @@ def weights_by_name(path: str | os.PathLike, contents: dict, model: nn.Module) -
     if average is None:
         return weights
     if not isinstance(average, dict) or "shadow_params" not in average:
-        return weights | without_wrapper(_table(path, average), own)
+        averaged = without_wrapper(_table(path, average), own)
+        _check_averaged(path, averaged, [name for name in names if name in own and name in stored])
+        return weights | averaged
     tensors = average["shadow_params"]
     if not isinstance(tensors, list | tuple) or len(tensors) != len(names):
         number = len(tensors) if isinstance(tensors, list | tuple) else 0
@@ -69,6 +71,16 @@ def weights_by_name(path: str | os.PathLike, contents: dict, model: nn.Module) -
             "that it was trained with, or a file of weights alone"
         )
     return weights | dict(zip(names, tensors, strict=True))
+
+
+def _check_averaged(path: str | os.PathLike, averaged: dict, names: list[str]) -> None:
+    """Refuse a table of averages that lacks names, for which weights beside it would serve."""
+    if missing := [name for name in names if name not in averaged]:
+        raise CheckpointError(
+            f"{path} averages {len(names) - len(missing)} of {len(names)} weights, and its table "
+            f"'ema' lacks {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}: use a "
+            "file with all of them, or one of weights alone"
+        )
 
 
 def completed(
