@@ -171,9 +171,9 @@ profiles = Check(
 device = Check("'auto', 'cpu', 'cuda' or 'cuda:1'", lambda value: bool(str(value)))
 
 respacings = Check(
-    "'', '250', '10,10,5', 'ddim50', 'leading50' or 'trailing50'",
+    "'', '250', '10,10,5', 'ddim50', 'leading50', 'leading50+1' or 'trailing50'",
     lambda v: (
-        bool(re.fullmatch(r"|\d+(,\d+)*|(ddim|leading|trailing)\d+", str(v)))
+        bool(re.fullmatch(r"|\d+(,\d+)*|(ddim|trailing)\d+|leading\d+(\+\d+)?", str(v)))
         and (text.accepts(v) or whole.accepts(v))
     ),
 )

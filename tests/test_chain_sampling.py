@@ -72,6 +72,7 @@ def test_respaced_chains_are_those_of_guided_diffusion(schedule, N, respacing):
 def test_strides_of_diffusers_and_what_is_refused():
     assert kept_levels(1000, "leading8").tolist() == list(range(0, 1000, 125))
     assert kept_levels(1000, "leading6").tolist() == [166 * i for i in range(6)]
+    assert kept_levels(1000, "leading6+3").tolist() == [166 * i + 3 for i in range(6)]
     assert kept_levels(1000, "trailing8").tolist() == list(range(124, 1000, 125))
     assert kept_levels(10, "trailing3").tolist() == [2, 6, 9]
     assert kept_levels(10, 4).tolist() == [0, 3, 6, 9] and len(kept_levels(10, "0")) == 10
@@ -81,6 +82,8 @@ def test_strides_of_diffusers_and_what_is_refused():
         ("leading11", "11 levels of 10"),
         ("ddim6", "'6' or 'leading6'"),
         ("fast", "should be one of"),
+        ("trailing5+1", "should be one of"),
+        ("leading5+2", "up to level 10, and the last of 10 is 9"),
     ):
         with pytest.raises(ValueError, match=message):
             kept_levels(10, wrong)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -243,6 +244,31 @@ def test_chains_are_not_clamped_to_another_range_than_theirs(tmp_path):
     assert clamped.min() == 0 and clamped.max() <= 1
     _, _, facts = load_diffusers(recorded_folder(tmp_path / "other", "ddpm_a", small), "cpu")
     assert facts["config"].sampling.clip and facts["notes"] == []
+
+
+@pytest.mark.parametrize(
+    "kind, changes, notes",
+    [
+        ("DDPM", {"steps_offset": 1}, ["steps_offset = 1.* 'leading50\\+1'"]),
+        (
+            "DDPM",
+            {"steps_offset": 1, "variance_type": "fixed_large"},
+            ["'leading50\\+1' with sampling.noise_removal = False"],
+        ),
+        ("DDIM", {"steps_offset": 1}, ["steps_offset = 1.* 'leading50\\+1'"]),
+        ("DDIM", {"steps_offset": 1, "timestep_spacing": "trailing"}, ["'trailing'.* divides N"]),
+        ("DDIM", {"timestep_spacing": "linspace"}, ["'linspace', .* N // n below.* visited one$"]),
+        ("DDPM", {"timestep_spacing": "linspace", "steps_offset": 1}, []),
+    ],
+)
+def test_steps_that_differ_are_noted(kind, changes, notes, tmp_path):
+    scheduler = {"_class_name": f"{kind}Scheduler", **changes}
+    recorded_folder(tmp_path, "ddpm_a", {**scheduler, "num_train_timesteps": 40})
+    write_json(tmp_path / "model_index.json", {"_class_name": f"{kind}Pipeline"})
+    found = load_diffusers(tmp_path, "cpu")[2]["notes"]
+    assert len(found) == len(notes)
+    for note, expected in zip(found, notes, strict=True):
+        assert re.search(expected, note)
 
 
 def test_settings_of_schedulers_arrive(tmp_path):

@@ -166,12 +166,40 @@ def _chain(options: dict[str, object]) -> Process:
             "corrector": "none",
         },
     }
+    return Process(sde, config, options, _notes_of_chain(options))
+
+
+def _notes_of_chain(options: Mapping[str, object]) -> list[str]:
     notes = [
         f"the scheduler has {key} = {options[key]}, and the sampler here has {usual} only"
         for key, usual in (("clip_sample_range", 1), ("set_alpha_to_one", True))
         if options.get(key, usual) != usual
     ]
-    return Process(sde, config, options, notes)
+    spacing, offset = options["timestep_spacing"], options["steps_offset"]
+    if offset and spacing == "leading":
+        # Theirs leave out noise at level 0 alone, and only this variance is not 0 above it.
+        noisy = options.get("variance_type") == "fixed_large"
+        notes.append(
+            f"the scheduler has steps_offset = {offset}: its steps, such as 50 of them, are those "
+            f"of sampling.respacing = {_respacing(options, 50)!r}"
+            + " with sampling.noise_removal = False"
+            * noisy
+        )
+    if "variance_type" not in options and spacing != "leading":
+        exact = ", which is the same where n divides N" if spacing == "trailing" else ""
+        notes.append(
+            f"the scheduler has timestep_spacing = {spacing!r}, with which n steps of DDIM there "
+            f"go from a level to the one N // n below, and here to the next visited one{exact}"
+        )
+    return notes
+
+
+def _respacing(options: Mapping[str, object], steps: int) -> str:
+    """`sampling.respacing` for so many steps of a scheduler."""
+    spacing, offset = options["timestep_spacing"], options["steps_offset"]
+    if spacing == "leading" and offset:
+        return f"leading{steps}+{offset}"
+    return f"{steps}" if spacing == "linspace" else f"{spacing}{steps}"
 
 
 def other_range(sde: SDE, centered: bool) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 FORMS = (
     "'', '250' (so many, evenly from the first to the last), '10,10,5' (so many of each of equal "
-    "sections), 'ddim50', 'leading50' or 'trailing50' (at equal distances)"
+    "sections), 'ddim50', 'leading50', 'leading50+1' or 'trailing50' (at equal distances)"
 )
 
 
@@ -20,10 +20,11 @@ def kept_levels(N: int, respacing: str | int) -> Tensor:
         respacing:
             - "" or "0": all;
             - a number: so many from the first to the last, rounded, as ADM, and as "linspace" of
-              Diffusers;
+              DDPM in Diffusers, whose DDIM then makes other steps than between visited levels;
             - several with commas: so many of each of as many sections, as ADM;
             - "ddim50": every k-th from the first, for the least k that gives so many, as ADM;
             - "leading50": every (N // 50)-th from the first, as Diffusers by default;
+            - "leading50+1": the same, each one higher, as Diffusers with `steps_offset` 1;
             - "trailing50": every (N / 50)-th, rounded, back from the last, as "trailing" of
               Diffusers.
     Returns:
@@ -36,13 +37,19 @@ def kept_levels(N: int, respacing: str | int) -> Tensor:
         return torch.arange(N)
     if re.fullmatch(r"\d+(,\d+)*", text):
         return _sections(N, [int(count) for count in text.split(",")], text)
-    found = re.fullmatch(r"(ddim|leading|trailing)(\d+)", text)
-    if not found:
+    found = re.fullmatch(r"(ddim|leading|trailing)(\d+)(?:\+(\d+))?", text)
+    if not found or (found[3] and found[1] != "leading"):
         raise ValueError(f"sampling.respacing = {respacing!r} should be one of {FORMS}")
     count = int(found[2])
     if not 1 <= count <= N:
         raise _too_many(text, count, N)
-    return _STRIDES[found[1]](N, count)
+    kept = _STRIDES[found[1]](N, count) + int(found[3] or 0)
+    if kept[-1] >= N:
+        raise ValueError(
+            f"sampling.respacing = {text!r} goes up to level {kept[-1]}, and the last of {N} is "
+            f"{N - 1}: choose a smaller number behind the +"
+        )
+    return kept
 
 
 def _too_many(text: str, count: int, N: int) -> ValueError:
