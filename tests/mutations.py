@@ -396,7 +396,7 @@ MUTATIONS = [
     Mutation(
         "exchange: weights that are not finite are read",
         "score_lib/exchange/diffusers.py",
-        "or not stored[name].float().isfinite().all()",
+        "or not is_finite(stored[name])",
         "or False",
         EXCHANGE,
     ),

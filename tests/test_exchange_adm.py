@@ -79,6 +79,13 @@ def test_halved_files_are_loaded_in_float32(tmp_path):
     assert 2e-5 < found < 2e-2
 
 
+def test_files_that_are_not_finite_are_refused(tmp_path):
+    model = network(case := "uncond_legacy_heads")
+    model.state_dict()["time_embed.0.bias"][-1] = float("inf")
+    with pytest.raises(CheckpointError, match=r"holds nan or inf in 'time_embed\.0\.bias'"):
+        load_adm(written(tmp_path / "a.pt", model), described(case), "cpu")
+
+
 def test_only_the_flag_tells_the_order_of_attention(tmp_path):
     case = "class_cond_new_order"
     path = written(tmp_path / "a.pt", network(case))

@@ -226,6 +226,25 @@ def test_a_table_of_averages_has_no_gaps(source, expected, tmp_path):
     run_lib.restored(config(path, **excepted), tmp_path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("option", ["model__weights", "eval__checkpoint"])
+def test_weights_that_are_not_finite_are_refused(option, value, source, tmp_path):
+    """In what is loaded: the average of a checkpoint, and weights alone."""
+    path, contents = tmp_path / "a.pth", read_checkpoint(source / META)
+    weights = {k.removeprefix("module."): v.clone() for k, v in contents["model"].items()}
+    last = list(weights)[-1]
+    weights[last].view(-1)[-1] = value
+    averages = [v.clone() for v in contents["ema"]["shadow_params"]]
+    averages[-1].view(-1)[-1] = value
+    damaged = {**contents["ema"], "shadow_params": averages}
+    for stored in (weights, {**contents, "ema": damaged}):
+        torch.save(stored, path)
+        with pytest.raises(
+            CheckpointError, match=r"holds nan or inf in ('\S+'|averaged parameter)"
+        ):
+            run_lib.restored(config(**{option: str(path)}), tmp_path)
+
+
 def test_none_is_the_weights_themselves_and_no_average(source, tmp_path):
     stored = read_checkpoint(source / META)["model"]
     own = {name.removeprefix("module."): weight for name, weight in stored.items()}

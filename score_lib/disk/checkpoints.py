@@ -230,9 +230,9 @@ def _completed(path: str | os.PathLike, loaded: dict, state: dict) -> dict:
             f"{path} holds no {missing}, so that training cannot resume from it: it can be "
             "evaluated and sampled from, as eval.checkpoint. Move it away to start from scratch"
         )
+    check_weights(path, loaded["model"], model)
     if not missing:
         return loaded
-    check_weights(path, loaded["model"], model)
     # Exports of ours hold the average, and say of which step.
     level = logging.INFO if {"config", "step"} <= loaded.keys() else logging.WARNING
     logging.log(

@@ -19,16 +19,15 @@ class CheckpointError(ValueError):
 
 
 def check_fit(path, loaded: dict, state: dict) -> None:
-    """Refuse contents that a state cannot take over.
+    """Refuse contents that a state cannot take over, beside the weights, see `check_weights`.
 
     Args:
         path: for messages.
-        loaded: contents of the file; the names of "model" without a wrapper's prefix.
-        state: live "model" and "ema", perhaps "optimizer" and "averages".
+        loaded: contents of the file.
+        state: live "ema", perhaps "optimizer" and "averages".
     Raises:
         CheckpointError: names the first mismatch.
     """
-    check_weights(path, loaded["model"], state["model"])
     if "optimizer" in state:
         _check_optimizer(path, loaded.get("optimizer", {"param_groups": []}), state["optimizer"])
     check_average(path, loaded["ema"], state["ema"])
@@ -62,7 +61,7 @@ def check_weights(
     model: nn.Module,
     hint: str = "Is the config the one that the checkpoint was trained with?",
 ) -> None:
-    """Refuse weights that are not exactly those of a network, or of other noise levels.
+    """Refuse weights that are not exactly those of a network, not finite, or of other noise levels.
 
     Args:
         hint: the last sentence of the message.
@@ -90,8 +89,27 @@ def check_weights(
         raise CheckpointError(
             f"{path} does not fit this network: of its weights, {'; '.join(found)}. {hint}"
         )
+    for name, _ in unwrapped(model).named_parameters():  # a mask in a table may hold inf
+        _check_finite(path, repr(name), loaded[name])
     if getattr(unwrapped(model), "uses_sigmas", False) and "sigmas" in expected:
         _check_sigmas(path, loaded["sigmas"], expected["sigmas"], hint)
+
+
+def is_finite(value: torch.Tensor) -> bool:
+    """Whether a floating-point tensor holds neither nan nor inf."""
+    if not value.numel():
+        return True
+    # Types of 8 bits can do little themselves.
+    value = value.float() if value.element_size() == 1 else value
+    # The extremes are nan where a value is: one pass, as fast as memory is read.
+    return bool(torch.stack(value.aminmax()).isfinite().all())
+
+
+def _check_finite(path, name: str, value: torch.Tensor) -> None:
+    if value.is_floating_point() and not is_finite(value):
+        raise CheckpointError(
+            f"{path} holds nan or inf in {name}: its training diverged, or the file is damaged"
+        )
 
 
 def _check_sigmas(path, stored: torch.Tensor, own: torch.Tensor, hint: str) -> None:
@@ -155,6 +173,7 @@ def _check_averaged(path, tensors: list, ema) -> None:
                 f"{path} does not fit this network: averaged parameter {number} is "
                 f"{_described(value)} instead of {_described(own)}"
             )
+        _check_finite(path, f"averaged parameter {number}", value)
 
 
 def _check_optimizer(path, stored: object, optimizer: torch.optim.Optimizer) -> None:

@@ -15,6 +15,7 @@ from models.unet import UNet
 from models.utils import create_model
 from score_lib.base.devices import resolve_device
 from score_lib.base.distributed import unwrapped
+from score_lib.disk.fit import is_finite
 from score_lib.exchange import folders, schedulers, unet_configs, unet_names
 from score_lib.exchange.errors import ExchangeError
 from score_lib.options import Config, complete
@@ -146,8 +147,7 @@ def _check_fit(path: pathlib.Path, stored: Mapping[str, Tensor], model: UNet) ->
             f"{'; '.join(listed)}"
         )
     for name in names:
-        # Types of 8 bits can do little themselves.
-        if not stored[name].is_floating_point() or not stored[name].float().isfinite().all():
+        if not stored[name].is_floating_point() or not is_finite(stored[name]):
             raise ExchangeError(f"{path} holds {name!r} with other than finite numbers")
     return names
 
