@@ -271,6 +271,28 @@ def test_steps_that_differ_are_noted(kind, changes, notes, tmp_path):
         assert re.search(expected, note)
 
 
+@pytest.mark.parametrize(
+    "kind, pipeline, N, changes, respacing",
+    [
+        ("DDIM", "DDIM", 1000, {}, "leading50"),
+        ("DDIM", "DDIM", 1000, {"timestep_spacing": "trailing"}, "trailing50"),
+        ("DDIM", "DDIM", 1000, {"timestep_spacing": "linspace"}, "50"),
+        ("DDIM", "DDIM", 1000, {"steps_offset": 1}, "leading50+1"),
+        ("DDIM", "DDIM", 50, {}, ""),
+        ("DDIM", "DDPM", 1000, {}, ""),
+        ("DDPM", "DDPM", 1000, {}, ""),
+        ("DDPM", "DDPM", 4000, {}, "leading1000"),
+    ],
+)
+def test_configs_make_the_steps_of_the_pipeline(kind, pipeline, N, changes, respacing, tmp_path):
+    scheduler = {"_class_name": f"{kind}Scheduler", "num_train_timesteps": N, **changes}
+    recorded_folder(tmp_path, "ddpm_a", scheduler)
+    write_json(tmp_path / "model_index.json", {"_class_name": f"{pipeline}Pipeline"})
+    _, _, facts = load_diffusers(tmp_path, "cpu")
+    assert facts["config"].sampling.respacing == respacing
+    assert any(repr(respacing) in note for note in facts["notes"]) == bool(respacing)
+
+
 def test_settings_of_schedulers_arrive(tmp_path):
     scheduler = {**VE, "snr": 0.3, "correct_steps": 3, "sigma_min": 0.5, "sampling_eps": 0.01}
     _, sde, facts = load_diffusers(recorded_folder(tmp_path / "ve", "ncsnpp_a", scheduler), "cpu")

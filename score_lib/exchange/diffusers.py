@@ -48,7 +48,9 @@ def load_diffusers(
     where = resolve_device(device)
     found = folders.open_folder(folder)
     options = unet_configs.checked(found.config, found.network)
-    process = None if found.process is None else schedulers.read(found.scheduler, found.process)
+    process = None
+    if found.process is not None:
+        process = schedulers.read(found.scheduler, found.process, found.pipeline)
     config = _config(unet_configs.to_ours(options), process)
     # Each weight takes at least a byte, so that no small file makes a large network.
     if unet_configs.fewest_weights(options) > found.weights.stat().st_size:

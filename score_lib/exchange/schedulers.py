@@ -50,6 +50,8 @@ PIPELINES = {
     "DDPMScheduler": "DDPMPipeline",
     "DDIMScheduler": "DDIMPipeline",
 }
+# The steps of a pipeline of chains where it is not told how many.
+_STEPS_BY_DEFAULT = {"DDPMPipeline": 1000, "DDIMPipeline": 50}
 # Variances of a step, and what a network predicts: their names, and ours.
 _VARIANCES = {"fixed_small": "small", "fixed_large": "large", "ddim": "ddim"}
 _PREDICTIONS = {"epsilon": "", "sample": "x0", "v_prediction": "v"}
@@ -71,12 +73,13 @@ class Process(NamedTuple):
     notes: list[str]
 
 
-def read(path, stored: Mapping[str, object]) -> Process:
+def read(path, stored: Mapping[str, object], pipeline: str = "") -> Process:
     """The process of a scheduler.
 
     Args:
         path: for messages.
         stored: the contents of its file.
+        pipeline: the class that samples with it; "": the one that belongs to it.
     Raises:
         ExchangeError: an unknown scheduler or option, an option of a wrong kind, or noise levels
             that no process here has.
@@ -98,7 +101,9 @@ def read(path, stored: Mapping[str, object]) -> Process:
         if not allowed.accepts(options[name]):
             raise wrong_value(path, name, options[name], allowed.allowed)
     try:
-        return _variance_exploding(options) if kind == "ScoreSdeVeScheduler" else _chain(options)
+        if kind == "ScoreSdeVeScheduler":
+            return _variance_exploding(options)
+        return _chain(options, _STEPS_BY_DEFAULT.get(pipeline or PIPELINES[kind], 0))
     except ValueError as error:  # noise levels that do not grow, or too few
         raise ExchangeError(f"{path} describes no process: {error}") from error
 
@@ -145,7 +150,7 @@ def _variance_exploding(options: dict[str, object]) -> Process:
     return Process(sde, config, options, [note])
 
 
-def _chain(options: dict[str, object]) -> Process:
+def _chain(options: dict[str, object], steps_by_default: int) -> Process:
     N = options["num_train_timesteps"]
     model = {"num_scales": N, "parametrization": _PREDICTIONS[options["prediction_type"]]}
     if options["beta_schedule"] == "linear":
@@ -156,6 +161,13 @@ def _chain(options: dict[str, object]) -> Process:
     # Options of the scheduler for DDIM are told apart by one that it alone has.
     variance = _VARIANCES[options.get("variance_type", "ddim")]
     steps = {"method": "chain", "variance": variance, "clip": options["clip_sample"]}
+    notes = _notes_of_chain(options)
+    if 0 < steps_by_default < N:
+        steps["respacing"] = _respacing(options, steps_by_default)
+        notes.append(
+            f"the pipeline makes {steps_by_default} of {N} steps unless it is told how many, and "
+            f"so does the config: sampling.respacing = {steps['respacing']!r}; '' is all of them"
+        )
     config = {
         "model": model,
         "training": {"sde": name, "continuous": False, "reduce_mean": True},
@@ -166,7 +178,7 @@ def _chain(options: dict[str, object]) -> Process:
             "corrector": "none",
         },
     }
-    return Process(sde, config, options, _notes_of_chain(options))
+    return Process(sde, config, options, notes)
 
 
 def _notes_of_chain(options: Mapping[str, object]) -> list[str]:
