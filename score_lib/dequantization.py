@@ -126,7 +126,7 @@ def get_dequantization_loss_fn(
 
     def loss_fn(model, x):
         images, log_q = dequantize(x, lambda like: _shared(torch.rand, like))
-        data, size = scaler(images), x[0].numel()
+        data, size = scaler(images), x.shape[1:].numel()
         quantile = share_of_batch(lambda n: _strata(n, x.device), len(x))
         draws = Draws(denoising.levels.at(quantile), _shared(torch.randn, data))
         residual, weight = denoising.weighted_residual(model, data, draws)

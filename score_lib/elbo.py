@@ -72,7 +72,7 @@ def get_elbo_fn(
         draw = normal_noise(noise)
         network = differentiable(model)
         score_fn = get_score_fn(sde, network, False, continuous, parametrization=chosen)
-        size, start = data[0].numel(), data.new_full((len(data),), eps)
+        size, start = data.shape[1:].numel(), data.new_full((len(data),), eps)
         # One stratum of quantiles for each time, shifted alike for all times of a sample.
         shift = torch.special.ndtr(draw(data.new_empty(len(data))))
         terms = []

@@ -172,7 +172,7 @@ def get_log_likelihood_fn(
 
 def _adaptively(sde, slope, data, columns, eps, solver) -> tuple[Tensor, Tensor, int]:
     """In time, to a tolerance."""
-    size = data[0].numel()
+    size = data.shape[1:].numel()
 
     def joint(t, state):
         x = state[:, :size].reshape(data.shape).to(data.dtype)
@@ -186,7 +186,7 @@ def _adaptively(sde, slope, data, columns, eps, solver) -> tuple[Tensor, Tensor,
 
 def _in_steps(sde, slope, data, columns, eps, steps) -> tuple[Tensor, Tensor, int]:
     """In the noise level u, for x / r, whose divergence is that of x without d log r / du each."""
-    size = data[0].numel()
+    size = data.shape[1:].numel()
     nodes = noise_nodes(sde, steps, eps)
     time, speed, r, growth = (values.tolist() for values in nodes[:4])
 
@@ -309,7 +309,7 @@ def _draw_probes(kind: str, count: int, data: Tensor, noise: Callable | None) ->
 
 def _basis(data: Tensor) -> Tensor:
     """The D unit vectors of the data's space, (D, B, *D)."""
-    size = data[0].numel()
+    size = data.shape[1:].numel()
     unit = torch.eye(size, dtype=data.dtype, device=data.device)
     return unit.reshape(size, 1, *data.shape[1:]).expand(-1, *data.shape)
 
@@ -319,7 +319,7 @@ def _summarise(prior, divergences, exact, z, nfe) -> LogLikelihood:
     probes = divergences.shape[1]
     if exact:
         error = torch.zeros_like(divergence)
-    elif probes == 1:  # one probe says nothing about its own error
+    elif probes == 1 or not len(divergences):  # one probe says nothing about its own error
         error = torch.full_like(divergence, torch.nan)
     else:
         error = divergences.std(1) / math.sqrt(probes)

@@ -99,7 +99,7 @@ def get_vlb_fn(
         prior, decoder = predict.prior_term(data), predict.decoder_term(data, draw(data), grey)
         steps, error = sum_of_steps(predict, data, draw, num_times)
         nats = (prior + steps + decoder, prior, steps, decoder, error)
-        return Vlb(*(value / (data[0].numel() * math.log(2)) for value in nats))
+        return Vlb(*(value / (data.shape[1:].numel() * math.log(2)) for value in nats))
 
     return vlb_fn
 
@@ -202,11 +202,11 @@ class GreyLevels:
             ValueError: says how far off they are.
         """
         number = self.inverse_scaler(data.double()) * (self.levels - 1)
-        off = float((number - number.round().clamp(0, self.levels - 1)).abs().max())
-        if not off < 0.01:
+        off = (number - number.round().clamp(0, self.levels - 1)).abs()
+        if not (off < 0.01).all():
             raise ValueError(
-                f"the data should be {self.levels} grey levels, but are up to {off:.2g} levels "
-                "off: the bound of a discrete model takes data that are not dequantized"
+                f"the data should be {self.levels} grey levels, but are up to {off.max():.2g} "
+                "levels off: the bound of a discrete model takes data that are not dequantized"
             )
 
     def log_probability(self, data: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -316,6 +316,15 @@ def test_likelihoods_inside_inference_mode(kind):
     assert torch.equal(after, outside)
 
 
+@pytest.mark.parametrize("options", ({}, {"steps": 5}, {"per_sample": True}, {"num_probes": 2}))
+@pytest.mark.parametrize("kind", ("Rademacher", "exact"))
+def test_no_data_have_no_likelihoods(kind, options):
+    sde, x = VPSDE(), torch.zeros(0, 2)
+    bpd, z, _ = get_likelihood_fn(sde, SCALERS["centred"], kind, **options)(GaussianOracle(sde), x)
+    assert bpd.shape == (0,) and z.shape == (0, 2)
+    assert get_elbo_fn(sde)(GaussianOracle(sde), x).total.shape == (0,)
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="'Rademacher', 'Gaussian' and 'exact'"):
         get_likelihood_fn(VPSDE(), lambda x: x, hutchinson_type="rademaker")

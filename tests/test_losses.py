@@ -32,6 +32,14 @@ def test_loss_of_the_zero_score_is_one(sde):
     assert summed(Zero(), x) == pytest.approx(2.5, abs=0.05)
 
 
+@pytest.mark.parametrize("objective", ("score", "classifier"))
+@pytest.mark.parametrize("continuous", (True, False))
+def test_no_sample_has_no_loss(objective, continuous):
+    loss_fn = losses.get_loss_fn(VPSDE(), True, True, continuous, False, objective)
+    with pytest.raises(ValueError, match=r"one sample or more, not \(0, 3\)"):
+        loss_fn(Zero(), torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("sde", SDES, ids=repr)
 def test_exact_score_has_the_smallest_loss(sde):
     """E|s score + z|^2 = m^2 s0^2 / (m^2 s0^2 + s^2), averaged over t; any other score is worse."""

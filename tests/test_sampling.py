@@ -165,6 +165,14 @@ def test_a_sample_is_a_function_of_seed_and_number(name, corrector):
     assert not torch.equal(whole, draw(range(1, 8)))
 
 
+@pytest.mark.parametrize("per_sample", (False, True))
+def test_no_sample_is_a_result_of_none(per_sample):
+    sde = VPSDE()
+    sample = sampling.get_ode_sampler(sde, (0, 2), lambda x: x, per_sample=per_sample)
+    x, evaluations = sample(GaussianOracle(sde))
+    assert x.shape == (0, 2) and evaluations == 0
+
+
 def test_per_sample_ode_does_not_depend_on_the_batch():
     sde = SDES["vp"](1000)
     z = torch.cat([sde.prior_sampling((4, 3)), 30 * torch.ones(1, 3)])

@@ -236,6 +236,16 @@ def test_rejected_increments_are_kept():
     assert torch.corrcoef(torch.cat([whole, beyond], dim=1).T)[0, 1].abs() < 0.03
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"), [*((n, {}) for n in SOLVERS), ("heun", {"churn": 2})]
+)
+def test_no_sample_is_a_result_of_none(name, settings):
+    sde = SDES["vp"]
+    shape = (0, 2)
+    sample = sampling.get_solver_sampler(sde, shape, SOLVERS[name], lambda x: x, 5, **settings)
+    assert sample(GaussianOracle(sde))[0].shape == shape
+
+
 def test_adaptive_steps_do_not_depend_on_the_batch():
     sde = SDES["vp"]
 

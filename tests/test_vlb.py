@@ -251,6 +251,14 @@ def test_bound_of_a_sample_is_a_function_of_its_noise():
     torch.testing.assert_close(whole[3:], part, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_times", (0, 2))
+def test_no_data_have_no_bounds(num_times):
+    sde = VPSDE(N=30)
+    bound = get_vlb_fn(sde, inverse_scaler, 17, num_times=num_times)
+    found = bound(GaussianOracle(sde, continuous=False), torch.zeros(0, 3))
+    assert found.total.shape == found.standard_error.shape == (0,)
+
+
 # --- Settings -------------------------------------------------------------------------------------
 
 

@@ -79,6 +79,8 @@ def integrate(
         FloatingPointError: the step became smaller than rounding (fn is stiff or not finite).
     """
     check_floats("the state of an ODE", y)
+    if not y.numel():  # nothing moves, and no error of a step can be measured
+        return y, 0
     if method == "RK45":
         return _RK45(fn, y, t1, rtol, atol, per_sample).run(t0)
     if per_sample:

@@ -61,6 +61,17 @@ def check_floats(what: str, x: Tensor) -> None:
         )
 
 
+def check_batch(what: str, x: Tensor) -> None:
+    """Refuse anything but one or more samples of real floating-point numbers.
+
+    Raises:
+        ValueError: integers, complex numbers, or no sample, which has no mean loss.
+    """
+    check_floats(what, x)
+    if not len(x):
+        raise ValueError(f"{what} should hold one sample or more, not {tuple(x.shape)}")
+
+
 def normal_noise(noise: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
     """The source of standard normal noise that a caller gave, or `torch.randn_like`.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.conditioning import NEVER, Condition, Dropping, Given
 from score_lib.base.distributed import share_of_batch
-from score_lib.base.tensors import batch_mul, check_floats, normal_noise, rows
+from score_lib.base.tensors import batch_mul, check_batch, normal_noise, rows
 from score_lib.losses.weightings import weighting_of
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import classifier_label, get_model_fn, get_score_fn, reading_of_level
@@ -194,9 +194,9 @@ class NoisyLoss(abc.ABC):
         its share of the draws for the whole batch.
 
         Raises:
-            ValueError: the batch holds integers or complex numbers.
+            ValueError: the batch holds integers, complex numbers or no sample.
         """
-        check_floats("a batch", batch)
+        check_batch("a batch", batch)
         count = batch.shape[0]
         if noise is None:
             row = {"dtype": batch.dtype, "device": batch.device}

@@ -117,7 +117,7 @@ class Heun(Solver):
         """The time whose noise level is that of time t of the grid after churn, (B,)."""
         if not self.gamma:
             return t
-        place = (self.times - t[0]).abs().argmin()
+        place = (self.times[:, None] - t[:1]).abs().argmin(0)
         return self.raised_times[place].to(t.dtype).expand(t.shape)
 
 
