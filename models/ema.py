@@ -129,6 +129,28 @@ class ExponentialMovingAverage:
         return trainable
 
 
+@contextlib.contextmanager
+def averaged(ema, parameters: Iterable[Parameter]) -> Iterator[None]:
+    """Context in which the parameters are the average.
+
+    Args:
+        ema: an `ExponentialMovingAverage`, or a user's own class with the published methods, of
+            which `store`, `copy_to` and `restore` are called.
+        parameters: the network's.
+    """
+    parameters = list(parameters)
+    if hasattr(ema, "applied"):
+        with ema.applied(parameters):
+            yield
+        return
+    ema.store(parameters)
+    try:
+        ema.copy_to(parameters)
+        yield
+    finally:
+        ema.restore(parameters)
+
+
 class Averages:
     """Averages of one network beside its main one.
 

@@ -517,7 +517,7 @@ MUTATIONS = [
     Mutation(
         "evaluation during training uses the raw weights instead of the ema",
         "score_lib/losses/steps.py",
-        'with state["ema"].applied(state["model"].parameters()):',
+        'with averaged(state["ema"], state["model"].parameters()):',
         "with contextlib.nullcontext():",
     ),
     Mutation(

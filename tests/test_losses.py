@@ -231,6 +231,38 @@ def test_average_follows_the_formula():
     assert torch.equal(parameter.detach(), torch.full((2,), 29.0))
 
 
+class Published:
+    """A user's own average: the published methods, and nothing else."""
+
+    def __init__(self, parameters):
+        self.shadow_params = [p.detach() + 1 for p in parameters]
+
+    def copy_to(self, parameters):
+        for p, average in zip(parameters, self.shadow_params, strict=True):
+            p.data.copy_(average)
+
+    def store(self, parameters):
+        self.collected_params = [p.clone() for p in parameters]
+
+    def restore(self, parameters):
+        for p, own in zip(parameters, self.collected_params, strict=True):
+            p.data.copy_(own)
+
+
+def test_evaluation_by_a_users_own_average():
+    """It sees the average, and leaves the network as it was, also when it fails."""
+    model = torch.nn.Linear(2, 2)
+    own, seen = model.weight.detach().clone(), []
+    state = {"model": _IgnoresLabels(model), "ema": Published(model.parameters())}
+    model.register_forward_hook(lambda *_: seen.append(model.weight.detach().clone()))
+    step = losses.get_step_fn(VPSDE(), train=False)
+    assert step(state, torch.randn(3, 2)).isfinite()
+    assert torch.equal(seen[0], own + 1) and torch.equal(model.weight, own)
+    with pytest.raises(RuntimeError, match="shapes"):
+        step(state, torch.randn(3, 5))
+    assert torch.equal(model.weight, own)
+
+
 def test_average_refuses_what_does_not_fit():
     ema = ExponentialMovingAverage([torch.nn.Parameter(torch.zeros(2))], decay=0.5)
     with pytest.raises(ValueError, match="0 trainable"):

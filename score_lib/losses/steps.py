@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.conditioning import NEVER, Condition, Dropping
+from models.ema import averaged
 from score_lib.base.distributed import average, draw_apart, replicated
 from score_lib.losses.objectives import ContinuousLevels, Draws, get_loss_fn
 from score_lib.parametrization import Parametrization
@@ -69,7 +70,7 @@ def get_step_fn(
 
     @torch.no_grad()
     def eval_step(state, batch, labels=None, condition=None):
-        with state["ema"].applied(state["model"].parameters()):
+        with averaged(state["ema"], state["model"].parameters()):
             return average(loss_fn(state["model"], batch, labels, condition))
 
     return eval_step
