@@ -165,6 +165,20 @@ def test_a_sample_is_a_function_of_seed_and_number(name, corrector):
     assert not torch.equal(whole, draw(range(1, 8)))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_times_of_a_start_in_half_precision_are_exact(dtype):
+    """1000 times in bfloat16 would be 200 different ones."""
+    sde, z = VPSDE(N=1000), torch.randn(4, 2).to(dtype)
+    options = {"probability_flow": True, "continuous": True, "denoise": False}
+    predictor = sampling.ReverseDiffusionPredictor
+    sample = sampling.get_pc_sampler(
+        sde, (4, 2), predictor, None, lambda x: x, snr=0.1, n_steps=0, **options
+    )
+    oracle = GaussianOracle(sde)
+    (found, _), (expected, _) = sample(oracle, z=z), sample(oracle, z=z.float())
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.03)
+
+
 @pytest.mark.parametrize("per_sample", (False, True))
 def test_no_sample_is_a_result_of_none(per_sample):
     sde = VPSDE()

@@ -55,6 +55,12 @@ class Constraint:
         return step
 
 
+def times_beside(x: Tensor, times: Tensor) -> Tensor:
+    """Times on the device of x and in its precision, but never in half of it, where a time would be
+    that of another noise level."""
+    return times.to(x.device, torch.promote_types(x.dtype, torch.float32))
+
+
 def run_steps(
     x: Tensor,
     times: Tensor,

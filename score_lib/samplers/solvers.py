@@ -21,7 +21,14 @@ from torch import Tensor
 from score_lib.base.tensors import batch_mul
 from score_lib.parametrization import Parametrization
 from score_lib.samplers.grids import along, time_grid
-from score_lib.samplers.loop import Constraint, Noise, run_steps, sampler_of, without_wraps
+from score_lib.samplers.loop import (
+    Constraint,
+    Noise,
+    run_steps,
+    sampler_of,
+    times_beside,
+    without_wraps,
+)
 from score_lib.sdes.coefficients import marginal_coeffs
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
@@ -238,7 +245,7 @@ def get_solver_sampler(
     shown = along(sde, torch.cat([times, times.new_zeros(1)]))
 
     def follow(x, score_fn, noise, **watch):
-        visited = times.to(x)
+        visited = times_beside(x, times)
         run = solver(sde, score_fn, visited, noise, **settings)
         x, _ = run_steps(x, visited, [run.step], **watch)
         return run.denoised(x, visited[-1].expand(x.shape[0])) if denoise else x
