@@ -1,5 +1,6 @@
 """Evaluation runs: files, reports, and going on after a kill."""
 
+import itertools
 import json
 import time
 
@@ -12,9 +13,11 @@ import run_lib
 from datasets import MemorySource, get_streams
 from evaluation import load_statistics
 from score_lib.disk.arrays import load_arrays
+from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.disk.reports import mean_and_error
 from score_lib.runs import rounds
 from score_lib.runs.evaluate import find_checkpoints
+from score_lib.runs.examples import present_examples
 from score_lib.runs.heldout import examples_text
 from score_lib.runs.statistics import sampled_pixels
 
@@ -353,14 +356,70 @@ def test_rounds_of_other_data_are_not_reused(tmp_path, caplog, monkeypatch):
         run_lib.evaluate(config, run)
 
 
+def test_held_out_examples_are_those_of_the_training(tmp_path, caplog):
+    """A row in front makes every held-out row one that was trained on.
+
+    The report says so, of that data set alone, also where the run has resumed with these rows.
+    """
+    numbers, file = np.random.default_rng(0).normal(size=(200, 2)), tmp_path / "x.npy"
+    np.save(file, numbers)
+    options = {"data__path": str(file), "data__shape": (2,), "eval__begin_ckpt": 1}
+    options |= {"eval__end_ckpt": 1, "eval__loss_num_repeats": 1, "eval__enable_bpd": False}
+    options |= {"training__n_iters": 6, "training__snapshot_sampling": False}
+    options |= {"eval__num_samples": 4, "sampling__num_steps": 2, "eval__enable_sampling": False}
+    run, folders = tmp_path / "run", itertools.count()
+
+    def found(**changes):
+        config = small_config("vp/vectors", **{**options, **changes})
+        (record,) = run_lib.evaluate(config, run, f"eval_{next(folders)}")
+        return record.get("held_out")
+
+    run_lib.train(small_config("vp/vectors", **options), run)
+    assert found() is None and "may have" not in caplog.text
+    assert found(eval__enable_sampling=True) is None
+    np.save(file, np.concatenate([numbers[:1] + 9, numbers]))
+    assert found() == "other examples than in training"
+    assert "some of its 20 examples (digest " in caplog.text
+    assert found(eval__enable_loss=False, eval__enable_sampling=True) is not None
+    train_only = {"eval__enable_loss": False, "eval__enable_bpd": True, "eval__bpd_steps": 6}
+    assert found(**train_only, eval__bpd_dataset="train") is None
+    np.save(tmp_path / "y.npy", numbers + 1)
+    assert found(data__path=str(tmp_path / "y.npy")) is None
+    caplog.clear()
+    run_lib.train(small_config("vp/vectors", **{**options, "training__n_iters": 7}), run)
+    assert "the test part of ARRAYS has 20 examples (" in caplog.text
+    assert "where before step 6 it had 180 examples (" in caplog.text
+    assert "from one part" in (run / "stdout.txt").read_text()
+    last = {"eval__checkpoint": str(run / "checkpoints/checkpoint_last.pth")}
+    assert found(**last) is not None
+    np.save(file, numbers)
+    assert found(**last) is not None and found() is None
+
+    contents = read_checkpoint(run / "checkpoints/checkpoint_1.pth")
+    assert len(contents.pop("examples")) == 1
+    np.save(file, numbers[::-1])
+    for none in ({}, {"examples": "?"}, {"examples": [3]}):
+        save_checkpoint(run / "checkpoints/checkpoint_1.pth", {**contents, **none})
+        assert found() is None
+
+
+class Counted(MemorySource):
+    class_to_idx, read_so_far = {"a": 0, "b": 1}, 0
+
+    def read(self, numbers):
+        self.read_so_far += len(numbers)
+        return super().read(numbers)
+
+
+def test_few_examples_are_read_for_the_record_of_a_training():
+    parts = [Counted(torch.arange(count).reshape(-1, 1).byte()) for count in (50, 3000)]
+    assert [text.split(" (")[0] for text in present_examples(*parts).values()] == [
+        "50 examples", "3000 examples",
+    ]  # fmt: skip
+    assert [part.read_so_far for part in parts] == [50, 100]
+
+
 def test_examples_are_told_apart_by_their_digest():
-    class Counted(MemorySource):
-        class_to_idx, read_so_far = {"a": 0, "b": 1}, 0
-
-        def read(self, numbers):
-            self.read_so_far += len(numbers)
-            return super().read(numbers)
-
     values, labels = torch.arange(6000.0).reshape(3000, 2), torch.arange(3000) % 2
     source = Counted(values, labels)
     text = examples_text(source)

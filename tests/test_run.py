@@ -33,6 +33,7 @@ def assert_same_run(folder, expected):
     for name in ("checkpoints-meta/checkpoint.pth", "checkpoints/checkpoint_2.pth"):
         ours, theirs = read_checkpoint(folder / name), read_checkpoint(expected / name)
         assert ours.pop("config") == theirs.pop("config")
+        assert ours.pop("examples") == theirs.pop("examples")
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     for name in ("metrics.jsonl", "config_history.jsonl"):
         assert (folder / name).read_text() == (expected / name).read_text()

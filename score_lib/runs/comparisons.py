@@ -43,6 +43,7 @@ def compare_with_data(job: Job) -> dict[str, float]:
         logging.info("samples, batch %d", number)
         return found
 
+    job.check_held_out(get_streams(run.config, evaluation=True)[2].sources["test"])
     rounds = job.rounds(len(parts), make)
 
     def report() -> dict[str, float]:

@@ -110,6 +110,8 @@ def _evaluate_one(
         for option, measure in measures.items():
             if run.config.eval[option]:
                 record |= measure(job)
+    if job.held_out:
+        record["held_out"] = job.held_out
     return record
 
 

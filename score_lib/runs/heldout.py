@@ -23,17 +23,17 @@ from score_lib.runs.setup import Run
 COMPARED_EXAMPLES = 1000
 
 
-def spaced_numbers(source: Source) -> list[np.ndarray]:
+def spaced_numbers(source: Source, most: int = COMPARED_EXAMPLES) -> list[np.ndarray]:
     """Numbers of up to 1,000 evenly spaced examples, in parts that fit into memory."""
-    count = min(len(source), COMPARED_EXAMPLES)
+    count = min(len(source), most)
     return [np.arange(i, min(i + 32, count)) * len(source) // count for i in range(0, count, 32)]
 
 
-def examples_text(source: Source) -> str:
+def examples_text(source: Source, most: int = COMPARED_EXAMPLES) -> str:
     """The number of examples, and a digest of `spaced_numbers` of them, with labels and classes."""
     record = [source.levels, dict(source.class_to_idx)]
     digest = hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=8)
-    for part in spaced_numbers(source):
+    for part in spaced_numbers(source, most):
         for values in source.read(part):
             if values is not None:
                 digest.update(bytes_of(values))

@@ -17,10 +17,11 @@ from ml_collections import ConfigDict
 
 from score_lib.base import distributed
 from score_lib.data.loading import DatasetInfo, get_streams
-from score_lib.data.sources import log_once
+from score_lib.data.sources import Source, log_once
 from score_lib.disk.arrays import load_arrays, save_arrays
 from score_lib.disk.files import file_digest, printable, write_text
 from score_lib.options import flatten
+from score_lib.runs.examples import held_out_text
 from score_lib.runs.heldout import examples_text
 from score_lib.runs.setup import Run
 
@@ -61,6 +62,7 @@ class Job:
         fingerprint: of the checkpoint and the options; rounds with another one are not reused.
         workdir: folder of the run, where statistics of the data may be.
         compared: the parts of the data that `check_data` has compared, for all jobs of a folder.
+        held_out: the `held_out_text` of the data; None until `check_held_out` looks.
     """
 
     run: Run
@@ -69,6 +71,7 @@ class Job:
     fingerprint: str
     workdir: pathlib.Path | None = None
     compared: set[str] = dataclasses.field(default_factory=set)
+    held_out: str | None = None
 
     def check_data(self, split: str, *, labels: bool = True) -> None:
         """Refuse data that do not belong to the network, or are others than earlier rounds are of.
@@ -86,6 +89,13 @@ class Job:
         if split not in self.compared:
             distributed.on_main(lambda: _check_examples(self.folder, split, info))
             self.compared.add(split)
+        if split == "test":
+            self.check_held_out(info.sources[split])
+
+    def check_held_out(self, source: Source) -> None:
+        """Look whether the held-out part of the data is that of the training."""
+        if self.held_out is None:
+            self.held_out = held_out_text(self.run, source)
 
     def round(
         self, name: str, compute: Callable[[], dict[str, np.ndarray]], basis: str = ""

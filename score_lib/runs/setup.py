@@ -381,7 +381,7 @@ def load_trained(
             what its output means.
         ValueError: it has no such average.
     """
-    run.state |= {"config": "", "averages": {}, "average": "", "start": {}}
+    run.state |= {"config": "", "averages": {}, "average": "", "start": {}, "examples": []}
     expect_units(run.state)
     restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
     restore(path, run.state, run.device, must_exist=True)

@@ -99,7 +99,7 @@ def load_start(
 
     Args:
         state: "model", "ema", perhaps "averages" and "standardization", changed in place; its
-            "step" and "class_to_idx" become those of the file, and "start" says which it was.
+            "step", "class_to_idx" and "examples" become the file's, and "start" says which it was.
         averaged: take a checkpoint's average, if it has one.
     Returns:
         the config that they were trained with, if it is known and all weights are of the file.
@@ -137,6 +137,7 @@ def load_start(
         average.load_state_dict({**average.state_dict(), "shadow_params": trainable})
     state["step"] = count(path, contents, "step") if "step" in contents else 0
     state["class_to_idx"] = contents.get("class_to_idx", {})
+    state["examples"] = contents.get("examples", [])
     state["start"] = {"weights": str(path), "digest": file_digest(path)}
     if config.model.weights_except:
         state["start"]["except"] = list(config.model.weights_except)
@@ -190,6 +191,7 @@ def load_latest(config, state: dict, device: torch.device, workdir: pathlib.Path
         CheckpointError: it is of another network, process or data set.
     """
     state |= {"position": 0, "start": {}, "best": {}, "snapshot_due": False, "metrics_due": False}
+    state["examples"] = []
     path, resumed = workdir / META, Resumed()
 
     def check(chosen: pathlib.Path, contents: dict) -> None:

@@ -44,6 +44,7 @@ from score_lib.runs.courses import (
     set_abandoned_aside,
     set_other_step_aside,
 )
+from score_lib.runs.examples import present_examples, record_examples
 from score_lib.runs.history import record_config
 from score_lib.runs.quality import Quality, get_quality, is_best_file
 from score_lib.runs.samples import save_samples
@@ -77,6 +78,7 @@ def train(config, workdir: str | os.PathLike) -> None:
     with kept_messages() as said:  # how the data are read
         streams = training_streams(run)
         quality = get_quality(run, workdir)
+        present = present_examples(*(stream.source for stream in streams))
     with StopSignals() as stop, contextlib.ExitStack() as stack:
         # Last, so that a mistake in any of the above changes no file.
         distributed.on_main(lambda: stack.enter_context(locked(workdir)))
@@ -96,6 +98,7 @@ def train(config, workdir: str | os.PathLike) -> None:
             log = stack.enter_context(MetricsLog(workdir, run.state["step"], others, due))
         if quality is not None:
             run.state["best"] = known_best(quality, workdir, run.state)
+        record_examples(run, present, resumed.config)
         writer = stack.enter_context(CheckpointWriter())
         stack.enter_context(matmul_precision(run.config.training.precision))
         Training(run, streams, workdir, log, writer, stop, quality).run_to_the_end()
