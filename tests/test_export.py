@@ -229,6 +229,52 @@ def test_a_folder_for_diffusers_is_a_start(tmp_path):
         run_lib.restored(config(**{**start, "model__num_scales": 31}), tmp_path / "b")
 
 
+PLAIN_VE = {
+    "model__name": "ncsnpp",
+    "model__resblock_type": "ddpm",
+    "model__progressive": "none",
+    "model__progressive_input": "none",
+    "model__fir": False,
+    "model__skip_rescale": False,
+    "model__norm_groups": 8,
+    "model__embedding_type": "fourier",
+    "model__scale_by_sigma": True,
+    "training__sde": "vesde",
+    "training__continuous": True,
+    "sampling__predictor": "reverse_diffusion",
+    "sampling__corrector": "langevin",
+    "data__centered": False,
+}
+CHAIN = {"sampling__method": "chain"}
+DDIM = {**CHAIN, "sampling__variance": "ddim"}
+CLASSES = {"training__condition": "classes", "training__condition_dropout": 0.1}
+CLASSES |= {"data__num_classes": 10}
+
+
+@pytest.mark.parametrize(
+    "options, N, said",
+    [
+        (CHAIN, 30, ["num_inference_steps=30)"]),
+        (DDIM, 30, ["num_inference_steps=30)"]),
+        (DDIM, 80, ["num_inference_steps=50)"]),
+        (PLAIN_VE, 7, ["num_inference_steps=7)"]),
+        (CLASSES, 30, ["class_labels=classes", "from 0 to 9, and 10 for none", "data in [-1, 1]"]),
+    ],
+)
+def test_the_card_of_a_folder_calls_what_diffusers_can_run(options, N, said, tmp_path):
+    """Its pipelines make 1000, 50 or 2000 steps by default, and tell no classes."""
+    ddpm = {"model__name": "ddpm", "model__nf": 32, "model__attn_resolutions": ()}
+    options = {**ddpm, "training__continuous": False, "model__num_scales": N, **options}
+    run = run_lib.setup(config(**options))
+    save_checkpoint(tmp_path / "c.pth", run.state)
+    stored = config(**options, eval__checkpoint=str(tmp_path / "c.pth"))
+    stored.export.format = "diffusers"
+    card = (run_lib.export(stored, tmp_path / "a") / "README.md").read_text()
+    for text in said:
+        assert text in card, card
+    assert ("DiffusionPipeline" in card) == ("classes" not in options.values())
+
+
 def test_continuous_data_keep_their_units(tmp_path):
     """Fine-tuning keeps those of the file, whatever the new data are."""
     for name, shift in (("a", 100.0), ("b", -7.0)):

@@ -166,12 +166,11 @@ def _write_diffusers(run: Run, folder: pathlib.Path, average: str) -> str:
             "data: choose 'safetensors' or 'pth'"
         )
     save_diffusers(folder, run)
-    return """In Diffusers:
+    call = _network_call(run) if run.config.training.condition else _pipeline_call(run)
+    return f"""In Diffusers:
 
 ```python
-from diffusers import DiffusionPipeline
-
-images = DiffusionPipeline.from_pretrained("FOLDER")(batch_size=4).images
+{call}
 ```
 
 And here, with a config of these options:
@@ -180,6 +179,31 @@ And here, with a config of these options:
 python main.py --config CONFIG --workdir RUN --mode sample --config.model.weights=FOLDER
 ```
 """
+
+
+def _pipeline_call(run: Run) -> str:
+    """The call of the pipeline of Diffusers, whose own number of steps may be above all of them."""
+    sampling, steps = run.config.sampling, run.sde.N
+    if sampling.method == "chain" and sampling.variance == "ddim":
+        steps = min(steps, 50)
+    return f"""from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("FOLDER")
+images = pipeline(batch_size=4, num_inference_steps={steps}).images"""
+
+
+def _network_call(run: Run) -> str:
+    """The call of the network of Diffusers: pipelines tell it no classes."""
+    data = run.config.data
+    low, count = -1 if data.centered else 0, data.num_classes
+    null = f", and {count} for none" if run.config.training.condition_dropout else ""
+    return f"""from diffusers import UNet2DModel
+
+# Its pipeline tells no classes: write the loop of your sampler around this call.
+network = UNet2DModel.from_pretrained("FOLDER", subfolder="unet")
+# x (B, {", ".join(map(str, run.shape))}), of data in [{low}, 1]; t (B,);
+# classes (B,), int64, from 0 to {count - 1}{null}.
+output = network(x, t, class_labels=classes).sample"""
 
 
 def _usage(file: str) -> str:
