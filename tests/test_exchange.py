@@ -293,6 +293,15 @@ def test_configs_make_the_steps_of_the_pipeline(kind, pipeline, N, changes, resp
     assert any(repr(respacing) in note for note in facts["notes"]) == bool(respacing)
 
 
+@pytest.mark.parametrize("eps, count", [(1e-5, 0), (0.05, 1)])
+def test_an_end_that_no_option_tells_is_noted(eps, count, tmp_path):
+    """What a process of the same config forgets."""
+    recorded_folder(tmp_path, "ncsnpp_a", {**VE, "sampling_eps": eps})
+    _, sde, facts = load_diffusers(tmp_path, "cpu")
+    assert sde.sampling_eps == eps
+    assert len([note for note in facts["notes"] if "sampling_eps = 0.05" in note]) == count
+
+
 def test_settings_of_schedulers_arrive(tmp_path):
     scheduler = {**VE, "snr": 0.3, "correct_steps": 3, "sigma_min": 0.5, "sampling_eps": 0.01}
     _, sde, facts = load_diffusers(recorded_folder(tmp_path / "ve", "ncsnpp_a", scheduler), "cpu")

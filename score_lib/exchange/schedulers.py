@@ -147,7 +147,13 @@ def _variance_exploding(options: dict[str, object]) -> Process:
         f"sampling starts at sigma_max = {sde.sigma_max:g}, as the scheduler says; training may "
         "have gone to another noise level"
     )
-    return Process(sde, config, options, [note])
+    notes = [note]
+    if sde.sampling_eps != VESDE.sampling_eps:
+        notes.append(
+            f"the scheduler stops at sampling_eps = {sde.sampling_eps:g}, and so does the process; "
+            f"no option of a config says it, and modes of main.py stop at {VESDE.sampling_eps:g}"
+        )
+    return Process(sde, config, options, notes)
 
 
 def _chain(options: dict[str, object], steps_by_default: int) -> Process:
