@@ -186,6 +186,23 @@ def test_descriptions(name, folder, monkeypatch):
     load_diffusers(folder, "cpu")
 
 
+def test_another_scheduler_is_refused_for_its_class(folder):
+    """Not for an infinity, which files of DPM-Solver hold."""
+    text = b'{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity}'
+    (folder / FILES[2]).write_bytes(text)
+    assert 'describes a "DPMSolverMultistepScheduler", and only ScoreSde' in refused(folder)
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_options_are_finite(name, value, folder):
+    right = json.loads((folder / name).read_bytes())
+    for option, known in right.items():
+        if isinstance(known, int | float):
+            (folder / name).write_text(json.dumps({**right, option: value}))
+            assert f"has {option} = {json.dumps(value)}" in refused(folder)
+
+
 # --- Weights -----------------------------------------------------------------------------------
 
 

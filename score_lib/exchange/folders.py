@@ -129,16 +129,13 @@ def _read_json(path: pathlib.Path) -> dict:
     if len(contents) > _LARGEST_JSON:
         raise ExchangeError(f"{path} is larger than {_LARGEST_JSON} bytes, so no such file")
     try:
-        table = json.loads(contents, parse_constant=_refuse_constant)
+        # With NaN and Infinity, which schedulers of other classes hold; no option here takes them.
+        table = json.loads(contents)
     except (ValueError, RecursionError) as error:
         raise ExchangeError(f"{path} is no JSON: {error}") from error
     if not isinstance(table, dict):
         raise ExchangeError(f"{path} holds a {type(table).__name__} and should hold a table")
     return table
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 # --- Weights -----------------------------------------------------------------------------------
