@@ -481,7 +481,9 @@ class WideByNoise(Wide):
 
 
 @pytest.mark.parametrize("kind", (Wide, WideByNoise))
-@pytest.mark.parametrize("noise", (None, sampling.SampleNoise(0, range(20_000))), ids=str)
+@pytest.mark.parametrize(
+    "noise", (None, sampling.SampleNoise(0, range(20_000))), ids=("drawn", "of samples")
+)
 def test_samplers_start_at_the_own_prior(kind, noise):
     torch.manual_seed(0)
     start = sampling.get_pc_sampler(kind(N=1), (20_000, 2), None, None, lambda x: x, 0.0)
