@@ -143,7 +143,10 @@ def check_same_output(path: str | os.PathLike, old: ConfigDict, new: ConfigDict)
     # is the unit of them.
     knows_all = new.training.continuous and not new.model.rescale_timesteps
     free = _FREE | {"model.num_scales"} if knows_all else _FREE
-    if found := _differing(old, new, _OF_THE_OUTPUT | _of_the_examples(old, new), free):
+    named = _OF_THE_OUTPUT | _of_the_examples(old, new)
+    if not new.data.path:  # the levels of a published set are known, and may be left to it
+        named -= {"data.levels"}
+    if found := _differing(old, new, named, free):
         raise CheckpointError(
             f"{path} was trained with other options, and its output or its data would be read "
             f"wrongly with {found}: use the config that it was trained with"
@@ -178,12 +181,9 @@ def _of_the_examples(old: ConfigDict, new: ConfigDict) -> set[str]:
     """The options by which examples of the same data may differ; none where the data do."""
     if not same_data(old, new):
         return set()
-    # 0 is 256 levels, but a published set's own, of which `check_levels` knows.  Continuous values
-    # are told apart by their units.
-    own = not (new.data.path or new.data.levels)
-    if own or (old.data.levels or 256) == (new.data.levels or 256):
-        return _OF_THE_EXAMPLES - {"data.levels"}
-    return _OF_THE_EXAMPLES
+    # 0 is 256 levels; continuous values are told apart by their units.
+    levels = {config.data.levels or 256 for config in (old, new)}
+    return _OF_THE_EXAMPLES if len(levels) > 1 else _OF_THE_EXAMPLES - {"data.levels"}
 
 
 def _differing(old: ConfigDict, new: ConfigDict, named: set[str], free: set[str]) -> str:
