@@ -321,6 +321,9 @@ def test_the_last_step_counts_where_the_learning_rate_falls_to_it(tmp_path, capl
     first, changed = map(json.loads, (tmp_path / "config_history.jsonl").read_text().splitlines())
     assert first["config"]["training"]["n_iters"] == 3
     assert changed == {"step": 3, "changed": {"training.n_iters": [3, 5]}}
+    run_lib.train(small_config(**QUIET, training__n_iters=6), tmp_path)
+    last = json.loads((tmp_path / "config_history.jsonl").read_text().splitlines()[-1])
+    assert last == {"step": 5, "changed": {"optim.cooldown": [2, 0]}}
     digests = {
         run_digest(complete(small_config(training__n_iters=n, optim__cooldown=c)))
         for n in (3, 5)

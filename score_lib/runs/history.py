@@ -299,5 +299,9 @@ def _flat(config: ConfigDict) -> dict[str, object]:
 
 def _changes(old: dict[str, object], new: dict[str, object]) -> Changes:
     """The options that differ, by name."""
-    keys = sorted(old.keys() | new.keys())
-    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
+    keys = old.keys() | new.keys()
+    # It counts in one of them alone where the cooldown was switched on or off, which is told.
+    keys -= {"training.n_iters"} - (old.keys() & new.keys())
+    return {
+        key: [old.get(key), new.get(key)] for key in sorted(keys) if old.get(key) != new.get(key)
+    }
