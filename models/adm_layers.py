@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from op.dispatch import is_transformed
+
 from .attention import attention, heads_of
 from .layers import choose
 
@@ -114,6 +116,8 @@ class GroupNorm32(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) -> (B, C, *S), in the dtype of x."""
+        if not torch.compiler.is_compiling() and is_transformed():
+            x = x.contiguous()  # the kernel has such derivatives in one order of memory
         wide = torch.promote_types(x.dtype, torch.float32)
         if wide == x.dtype == self.weight.dtype:
             return super().forward(x)

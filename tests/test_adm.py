@@ -9,6 +9,7 @@ import torch
 from adm_helpers import POOLS, error, layout, small
 from networks import DATA, fill_weights, load_json
 from torch import nn
+from torch.autograd import forward_ad
 
 import models.adm
 from models.adm import EncoderUNetModel, SuperResModel, UNetModel
@@ -200,6 +201,21 @@ def test_second_derivatives(options):
     assert error(second, (ahead - behind) / 2e-5) < 1e-6
     _, forward = torch.func.jvp(lambda x: slope_of(model, x, t), (x,), (direction,))
     assert error(second, forward) < 1e-9
+
+
+@pytest.mark.parametrize("transformed", [True, False])
+def test_forward_mode_with_channels_last(transformed):
+    model = small(resblock_updown=True, num_heads=2).double()
+    x, t = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.tensor([1.0, 77.5]).double()
+    direction = torch.randn_like(x)
+    _, expected = torch.func.jvp(lambda x: model(x, t), (x,), (direction,))
+    x = x.contiguous(memory_format=torch.channels_last)
+    if transformed:
+        _, found = torch.func.jvp(lambda x: model(x, t), (x,), (direction,))
+    else:
+        with forward_ad.dual_level():
+            found = forward_ad.unpack_dual(model(forward_ad.make_dual(x, direction), t)).tangent
+    assert error(found, expected) < 1e-9
 
 
 def slope_of(model, x, t):
