@@ -24,6 +24,12 @@ def pytest_runtest_protocol(item):
 
 
 @pytest.fixture(autouse=True)
+def own_seed():
+    """A test draws the same numbers whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def own_log_level():
     """The level that a program sets for its log ends with the test that calls the program."""
     level = logging.getLogger().level

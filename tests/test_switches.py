@@ -119,6 +119,7 @@ def test_evaluation_is_in_float32(tmp_path):
     only_loss = {f"eval__enable_{task}": False for task in ("bpd", "sampling")}
     config = small_config(**CHANGES, **only_loss, eval__begin_ckpt=2, eval__end_ckpt=2)
     run_lib.train(config, tmp_path)
-    plain = run_lib.evaluate(config, tmp_path)
+    (plain,) = run_lib.evaluate(config, tmp_path)
     config.training.precision = config.sampling.precision = "bfloat16"
-    assert run_lib.evaluate(config, tmp_path, "other") == plain
+    (found,) = run_lib.evaluate(config, tmp_path, "other")
+    assert found == {**plain, "trained_with": {"training.precision": "float32"}}
