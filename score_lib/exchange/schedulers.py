@@ -197,11 +197,10 @@ def _notes_of_chain(options: Mapping[str, object]) -> list[str]:
     if offset and spacing == "leading":
         # Theirs leave out noise at level 0 alone, and only this variance is not 0 above it.
         noisy = options.get("variance_type") == "fixed_large"
+        also = " with sampling.noise_removal = False" if noisy else ""
         notes.append(
             f"the scheduler has steps_offset = {offset}: its steps, such as 50 of them, are those "
-            f"of sampling.respacing = {_respacing(options, 50)!r}"
-            + " with sampling.noise_removal = False"
-            * noisy
+            f"of sampling.respacing = {_respacing(options, 50)!r}{also}"
         )
     if "variance_type" not in options and spacing != "leading":
         exact = ", which is the same where n divides N" if spacing == "trailing" else ""
