@@ -295,7 +295,7 @@ def test_configs_make_the_steps_of_the_pipeline(kind, pipeline, N, changes, resp
 
 @pytest.mark.parametrize("eps, count", [(1e-5, 0), (0.05, 1)])
 def test_an_end_that_no_option_tells_is_noted(eps, count, tmp_path):
-    """What a process of the same config forgets."""
+    """A process of the same config has another one."""
     recorded_folder(tmp_path, "ncsnpp_a", {**VE, "sampling_eps": eps})
     _, sde, facts = load_diffusers(tmp_path, "cpu")
     assert sde.sampling_eps == eps

@@ -204,8 +204,11 @@ def test_weights_of_other_noise_levels_are_refused(name, door, tmp_path):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_noise_levels_that_no_label_counts_mean_nothing(name, tmp_path):
-    torch.save(run_lib.setup(of_levels(name, 50.0)).state["model"].state_dict(), tmp_path / "w.pth")
-    run_lib.restored(of_levels(name, 90.0, model__weights=str(tmp_path / "w.pth")), tmp_path)
+    path = tmp_path / "w.pth"
+    weights = run_lib.setup(of_levels(name, 50.0)).state["model"].state_dict()
+    torch.save(weights, path)
+    run = run_lib.restored(of_levels(name, 90.0, model__weights=str(path)), tmp_path)
+    assert all(torch.equal(weights[k], p) for k, p in run.state["model"].named_parameters())
 
 
 def test_a_table_of_averages_has_no_gaps(source, expected, tmp_path):

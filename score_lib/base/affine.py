@@ -21,7 +21,7 @@ class Affine(NamedTuple):
         return sum(share * math.log2(a) for a, share in zip(sizes.tolist(), shares, strict=True))
 
     def limits(self) -> tuple[Tensor, Tensor]:
-        """What is mapped to 0 and 1, the smaller first."""
+        """The numbers that are mapped to 0 and 1, the smaller first."""
         ends = (0.0 - self.b) / self.a, (1.0 - self.b) / self.a
         return torch.minimum(*ends), torch.maximum(*ends)
 
@@ -33,7 +33,7 @@ def read_affine(
     shape: tuple[int, ...] | None = None,
     device: torch.device | str = "cpu",
 ) -> Affine:
-    """What a function of data is, from its values at three points.
+    """A function of data as numbers, from its values at three points.
 
     Args:
         inverse_scaler: from the network's range to [0, 1].

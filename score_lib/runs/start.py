@@ -169,7 +169,7 @@ def _of_folder(folder: pathlib.Path, config) -> dict:
 
 
 class Resumed(NamedTuple):
-    """What a run goes on from, in the main process; in others, and at a start, all is None.
+    """The checkpoint that a run goes on from; None at a start, and in all but the main process.
 
     Attributes:
         path: the checkpoint: the latest undamaged one.

@@ -41,7 +41,7 @@ def diffusion(sde, t: Tensor) -> Tensor:
 
 
 def _of_any_rank(sde, name: str, t: Tensor, value: float) -> tuple[Tensor, Tensor]:
-    """What a method gives for data of one entry: (B,) and (B,)."""
+    """The results of a method for data of one entry: (B,) and (B,)."""
     failure = None
     for dimensions in range(_HIGHEST_RANK + 1):
         x = t.new_full((len(t), *(1,) * dimensions), value)
