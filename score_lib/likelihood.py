@@ -135,10 +135,9 @@ def get_log_likelihood_fn(
         parametrization: what the network's output is, see `get_score_fn`.
     Returns:
         `log_likelihood_fn(model, data, *, noise=None) -> LogLikelihood`, for data (B, *D) in the
-        network's range; noise is called like `torch.randn_like` to make the probes.  It raises
-        ValueError for a network that changes with x, but gives no gradient.
+        network's range; noise is called like `torch.randn_like` to make the probes.
     Raises:
-        ValueError: an unknown type of probe, or fewer than one.
+        ValueError: an unknown type of probe, fewer than one, or a network that gives no gradient.
     """
     sde = as_process(sde)
     kind = _kind_of_probe(hutchinson_type, num_probes)
