@@ -96,9 +96,9 @@ MUTATIONS = [
     ),
     Mutation(
         "files: every dimension has the scale of the first",
-        "score_lib/likelihood.py",
-        "inverse_scaler, levels, shape=shape)\n        return bpd",
-        "inverse_scaler, levels)\n        return bpd",
+        "score_lib/base/affine.py",
+        "self.a.abs().unique(return_counts=True)",
+        "self.a.flatten()[:1].abs().unique(return_counts=True)",
         ("tests/test_likelihood.py",),
     ),
     Mutation(
