@@ -426,14 +426,14 @@ def test_overrides_that_change_nothing_change_no_bit(sde, names):
     other = unchanged(unchanged(type(sde), names), OF_TIME)
     for changed in (unchanged(type(sde), names)(), other()):
         for name in PUBLISHED_FORM:
-            equal(getattr(changed, name)(x, t), getattr(sde, name)(x, t))
+            assert_same(getattr(changed, name)(x, t), getattr(sde, name)(x, t))
         for name in OF_TIME:
-            equal(getattr(changed, name)(t), getattr(sde, name)(t))
-        equal(changed.transition(t, s), sde.transition(t, s), tolerance)
-        equal(changed.discretize(x, t), sde.discretize(x, t), tolerance)
+            assert_same(getattr(changed, name)(t), getattr(sde, name)(t))
+        assert_same(changed.transition(t, s), sde.transition(t, s), tolerance)
+        assert_same(changed.discretize(x, t), sde.discretize(x, t), tolerance)
 
 
-def equal(found, expected, tolerance=0.0):
+def assert_same(found, expected, tolerance=0.0):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -522,6 +522,8 @@ def test_bounds_are_for_priors_that_they_know(kind):
     with pytest.raises(ValueError, match=r"prior_logp of Wide.*prior_std = 1.*set prior_std"):
         bound(Wide(N=40))
     assert torch.equal(bound(SameDensity(N=40)), bound(VPSDE(N=40)))
+    none = get_elbo_fn(SameDensity(N=40))(GaussianOracle(VPSDE()), x[:0])
+    assert none.total.shape == (0,)
     assert (bound(WideByNoise(N=40)) - bound(VPSDE(N=40))).abs().min() > 0.1
 
 

@@ -41,9 +41,10 @@ def derive(cls: type, name: str, formula: Callable, *sources: str) -> None:
 
 
 class AsIn:
-    """An object as one of its classes has it, but for attributes of its own.
+    """A view of an object in which methods are those of one of its classes, and of the bases of it.
 
-    An override that calls the method it overrides, by `super()`, must not be asked again.
+    An override further down calls the method that it overrides, by `super()`: if that asked the
+    whole object, it would come back to the override.  Attributes of the object itself stay.
     """
 
     def __init__(self, whole: object, cls: type):

@@ -398,8 +398,10 @@ def check_prior(sde: LinearSDE, x: Tensor) -> None:
     """
     if type(sde).prior_logp is LinearSDE.prior_logp:
         return
-    sides, size, std = x.shape[1:], x[0].numel(), float(sde.prior_std)
-    z = std * torch.linspace(-2, 2, 3 * size, dtype=x.dtype, device=x.device).reshape(3, *sides)
+    sides, std = x.shape[1:], float(sde.prior_std)
+    z = std * torch.linspace(-2, 2, 3 * sides.numel(), dtype=x.dtype, device=x.device).reshape(
+        3, *sides
+    )
     found, expected = sde.prior_logp(z).to(z), LinearSDE.prior_logp(sde, z)
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
         raise ValueError(
