@@ -26,7 +26,6 @@ from benchmarks.measure import in_turns, seconds, show
 from benchmarks.train import training
 from benchmarks.variants import Work, arguments, configured
 from run_lib import Run
-from score_lib.base.memory import keep_freed_memory
 from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.checkpoints import restore_latest, save_checkpoint
 from score_lib.disk.writer import CheckpointWriter
@@ -48,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.set_defaults(rounds=3)
     parser.add_argument("--resume_only", action="store_true", help="leave the training part out")
     given = parser.parse_args(argv)
-    keep_freed_memory()
     config, device = configured(given, batch_on_gpu=8)
     work, rounds = training(config), []
     for _ in range(2):  # the optimiser has a state then

@@ -24,6 +24,7 @@ from configs.defaults import load
 from models.ema import ExponentialMovingAverage
 from run_lib import Run, restored, setup
 from score_lib.base.devices import resolve_device
+from score_lib.base.memory import keep_freed_memory
 from score_lib.base.tensors import derive_seed
 from score_lib.options import complete, flatten
 
@@ -87,9 +88,14 @@ def arguments(description: str, variants: Iterable[str] | None = None) -> argpar
 
 
 def configured(given: argparse.Namespace, batch_on_gpu: int) -> tuple[ConfigDict, torch.device]:
-    """The config of a command line, with its batch size, and the device; see `with_settings`."""
+    """The config of a command line, with its batch size, and the device; see `with_settings`.
+
+    On a CPU memory is kept as `main.py` keeps it.
+    """
     config = with_settings(given.config, given.set)
     device = resolve_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     given.batch_size = given.batch_size or (batch_on_gpu if device.type == "cuda" else 4)
     config.training.batch_size = given.batch_size
     return config, device

@@ -10,23 +10,25 @@ import torch
 
 from score_lib.base.cgroups import limits
 
-# Parameters of glibc's `mallopt`, and their largest values.
+# Parameters of glibc's `mallopt`, and their values: bytes, of which older versions refuse more than
+# 32 MiB for the second.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST_TRIM, _LARGEST_MMAP = 2**31 - 1, 32 << 20
+_LARGEST_TRIM, _LARGE_MMAP = 2**31 - 1, (1 << 30, 32 << 20)
 
 
 def keep_freed_memory() -> None:
     """Let the C library keep the memory of freed tensors for the next ones.
 
     By default it returns large blocks to the system and requests them again, zeroed page by page,
-    at every layer: a tenth of a training step on a CPU.  A setting of the whole process, so
-    programs call this, not functions of the library.  A no-op without glibc.
+    at every layer: a tenth of a training step on a CPU.  Blocks of a gigabyte and more are still
+    returned.  A setting of the whole process, so programs call this, not functions of the library.
+    A no-op without glibc.
     """
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP)
+        any(libc.mallopt(_MMAP_THRESHOLD, size) for size in _LARGE_MMAP)  # it returns 1 if it may
         libc.mallopt(_TRIM_THRESHOLD, _LARGEST_TRIM)
 
 
