@@ -1,10 +1,10 @@
-"""Imports modules of the project, each in a fork of one process that has loaded the libraries.
+"""Imports groups of modules, each in a fork of one process that has loaded the libraries.
 
-    python import_probe.py MODULE ...
+    python import_probe.py MODULE[,MODULE...] ...
 
-prints for each module, as JSON: "loaded" (modules of the project that its import loaded), "heavy"
+prints for each group, as JSON: "loaded" (modules of the project that its import loaded), "heavy"
 (optional packages among them), "work" (files written, processes started, connections), "printed"
-and "error".
+and "errors".
 """
 
 import contextlib
@@ -30,9 +30,9 @@ HEAVY = {
 }
 
 
-def probe(module: str, root: str) -> dict:
-    """Import a module and report the effects."""
-    work, before, printed = [], set(sys.modules), io.StringIO()
+def probe(modules: list[str], root: str) -> dict:
+    """Import modules and report the effects."""
+    work, errors, before, printed = [], [], set(sys.modules), io.StringIO()
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
     def audit(event, arguments):
@@ -44,12 +44,12 @@ def probe(module: str, root: str) -> dict:
             work.append(f"writes {arguments[0]}")
 
     sys.addaudithook(audit)
-    error = ""
-    try:
-        with contextlib.redirect_stdout(printed):
-            importlib.import_module(module)
-    except Exception as failure:
-        error = f"{type(failure).__name__}: {failure}"
+    for module in modules:
+        try:
+            with contextlib.redirect_stdout(printed):
+                importlib.import_module(module)
+        except Exception as failure:
+            errors.append(f"{module}: {type(failure).__name__}: {failure}")
     if torch.cuda.is_initialized():
         work.append("initialises CUDA")
     new = sys.modules.keys() - before
@@ -59,25 +59,25 @@ def probe(module: str, root: str) -> dict:
         "heavy": sorted(new & HEAVY),
         "work": list(work),
         "printed": printed.getvalue(),
-        "error": error,
+        "errors": errors,
     }
 
 
 def main() -> None:
-    """Probe each module in a fork of its own."""
+    """Probe each group in a fork of its own."""
     sys.path[0] = root = os.getcwd()
     found, sys.dont_write_bytecode = {}, False
     with tempfile.TemporaryDirectory() as sys.pycache_prefix:
-        for module in sys.argv[1:]:
-            found[module] = probed_in_fork(module, root)
+        for group in sys.argv[1:]:
+            found[group] = probed_in_fork(group.split(","), root)
     print(json.dumps(found))
 
 
-def probed_in_fork(module: str, root: str) -> dict:
+def probed_in_fork(modules: list[str], root: str) -> dict:
     """`probe` in a fork of this process."""
     reader, writer = os.pipe()
     if not (child := os.fork()):
-        os.write(writer, json.dumps(probe(module, root + os.sep)).encode())
+        os.write(writer, json.dumps(probe(modules, root + os.sep)).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:

@@ -9,7 +9,7 @@ from metrics_helpers import MeanColour, features, some_statistics
 from ml_collections import ConfigDict
 
 import evaluation
-from score_lib.metrics import configured, noise_scales
+from score_lib.metrics import configured, distances, noise_scales
 from score_lib.metrics.jackknife import sampling_errors
 from score_lib.metrics.stats import class_metrics, class_text
 
@@ -233,6 +233,12 @@ def test_published_call_for_features(num_batches):
         evaluation.run_inception_distributed(images / 255, MeanColour())
 
 
+@pytest.fixture
+def no_neighbours(monkeypatch):
+    """Leave precision and recall out, which take most of the time."""
+    monkeypatch.setattr(distances, "precision_recall", lambda *_: (None, None))
+
+
 @pytest.fixture(scope="module")
 def mixture():
     """Statistics of a mixture of ten far classes in random order, and with classes in turn."""
@@ -249,7 +255,7 @@ def mixture():
     return real, statistics(rng.permutation(labels)), statistics(labels, labels=labels)
 
 
-def test_the_kernel_distance_of_classes_in_turn_is_as_of_random_order(mixture):
+def test_the_kernel_distance_of_classes_in_turn_is_as_of_random_order(mixture, no_neighbours):
     """In turn, each block has all classes alike."""
     real, _, in_turn = mixture
     distance, error = evaluation.kid(real.pool_3, in_turn.pool_3)
@@ -259,7 +265,7 @@ def test_the_kernel_distance_of_classes_in_turn_is_as_of_random_order(mixture):
     assert found["fid"] == evaluation.fid(real.pool_3, in_turn.pool_3)
 
 
-def test_the_kernel_distance_of_sorted_rows_is_as_of_random_order(mixture):
+def test_the_kernel_distance_of_sorted_rows_is_as_of_random_order(mixture, no_neighbours):
     """Of data that are stored, and of samples that are drawn, class by class and without labels."""
     real, at_random, _ = mixture
 
