@@ -15,6 +15,7 @@ from datasets import read_inputs
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.runs.measures import evaluate_accuracy
+from score_lib.runs.quality import get_quality
 from score_lib.runs.rounds import Job
 
 
@@ -72,6 +73,24 @@ def test_accuracy_is_the_share_of_right_answers_at_each_level(runs, tmp_path):
     shares = [float((labels == said).double().mean()) for said in (2, 5, 5)]
     assert found["accuracy"] == pytest.approx(shares[0]) and 0 < shares[0] < shares[1]
     assert table(tmp_path)[2] == pytest.approx(shares, abs=1e-4)
+
+
+def test_levels_that_count_down_are_ordered_by_their_noise(tmp_path):
+    """An evaluation and the best checkpoint of a training go by the least noise, of SMLD's last
+    index."""
+    chain = {"training__continuous": False, "model__num_scales": 10, "eval__accuracy_num_levels": 3}
+    config = small_config("ve/digits_classifier", training__metrics_freq=1, **chain)
+    run = run_lib.setup(config)
+    run.state["model"] = TwoOrFive()
+    found = evaluate_accuracy(Job(run, tmp_path, "1", ""))["accuracy"]
+    labels = read_inputs(run.config, "", 10_000).labels
+    shares = [float((labels == said).double().mean()) for said in (2, 2, 5)]
+    levels, stds, accuracies = table(tmp_path)
+    assert levels == [9, 5, 0] and stds == sorted(stds)
+    assert accuracies == pytest.approx(shares, abs=1e-4)
+    quality = get_quality(run, tmp_path)
+    measured = quality.figures_of(torch.cat([quality.of_part(part) for part in quality.parts]))
+    assert measured["accuracy"] == pytest.approx(found) == pytest.approx(shares[0])
 
 
 def test_accuracy_does_not_depend_on_batches(runs, tmp_path):

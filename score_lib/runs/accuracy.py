@@ -45,3 +45,15 @@ def correct_shares(run: Run, loss_fn: ClassifierLoss, level: Tensor) -> dict[str
     """`Answers.of_batch` of all held-out examples, which several processes share."""
     answers = Answers(run, loss_fn, level)
     return {"correct": answers.data.map(answers.of_batch)}
+
+
+def levels_by_noise(run: Run, loss_fn: ClassifierLoss, count: int) -> list[tuple[int, Tensor]]:
+    """So many noise levels, from the first of `loss_fn.levels` to the last, with their numbers.
+
+    They are in the order of s / m, from least noise to most: the indices of SMLD's levels count
+    down.
+    """
+    levels = loss_fn.levels.at(torch.linspace(0, 1, count, device=run.device))
+    m, s = loss_fn.levels.marginal(torch.ones(count, *run.shape, device=run.device), levels)
+    order = (s / m.flatten(1)[:, 0]).argsort(stable=True)
+    return [(number, levels[number]) for number in order.tolist()]

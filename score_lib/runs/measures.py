@@ -28,7 +28,7 @@ from score_lib.losses.objectives import NoisyLoss
 from score_lib.metrics.configured import recognises_classes
 from score_lib.metrics.jackknife import sampling_errors
 from score_lib.metrics.stats import Statistics, class_metrics, class_text, metrics
-from score_lib.runs.accuracy import correct_shares
+from score_lib.runs.accuracy import correct_shares, levels_by_noise
 from score_lib.runs.comparisons import compare_with_data
 from score_lib.runs.dequantizer import get_dequantization
 from score_lib.runs.heldout import HeldOut
@@ -92,10 +92,8 @@ def evaluate_accuracy(job: Job) -> dict[str, float]:
         )
     job.check_data("test")
     loss_fn = run.loss_fn(train=False)
-    count = options.accuracy_num_levels
-    levels = loss_fn.levels.at(torch.linspace(0, 1, count, device=run.device))
     rows = []
-    for k, level in enumerate(levels):
+    for k, level in levels_by_noise(run, loss_fn, options.accuracy_num_levels):
         compute = functools.partial(correct_shares, run, loss_fn, level)
         shares = job.joint_round(f"ckpt_{job.label}_accuracy_{k}.npz", compute)["correct"]
         _, std = loss_fn.levels.marginal(torch.zeros_like(level)[None], level[None])

@@ -28,7 +28,7 @@ from score_lib.disk.pictures import check_samples_finite, to_uint8
 from score_lib.metrics.distances import frechet_distance
 from score_lib.metrics.stats import Statistics
 from score_lib.options import complete
-from score_lib.runs.accuracy import Answers
+from score_lib.runs.accuracy import Answers, levels_by_noise
 from score_lib.runs.comparisons import HeldOutExamples, distances_of
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.setup import Run, in_batches
@@ -195,7 +195,8 @@ def cost_of(run: Run) -> str:
 def _of_answers(run: Run) -> Quality:
     """The accuracy of a classifier at the least noise, as an evaluation reports it."""
     loss_fn = run.loss_fn(train=False)
-    answers = Answers(run, loss_fn, loss_fn.levels.at(torch.zeros((), device=run.device)))
+    (_, least), *_ = levels_by_noise(run, loss_fn, 2)
+    answers = Answers(run, loss_fn, least)
     count = len(answers.data.stream.source)
     return Quality(
         run,
