@@ -349,6 +349,15 @@ def test_averages_that_there_are_not(name, said, trained, tmp_path):
         run_lib.restored(options(eval__ema=name), tmp_path)
 
 
+def test_a_sum_that_magnifies_the_rounding_of_snapshots_is_told(tmp_path, caplog):
+    """Many snapshots give a narrow profile, by large weights of both signs."""
+    train(tmp_path, **AVERAGES | {"training__posthoc_freq": 1, "training__n_iters": 24})
+    for name, magnified in (("posthoc_0.03", False), ("posthoc_0.003", True)):
+        caplog.clear()
+        run_lib.restored(options(eval__ema=name), tmp_path)
+        assert ("the rounding of snapshots" in caplog.text) == magnified
+
+
 def test_a_run_without_profiles_gives_none(tmp_path):
     train(tmp_path, training__n_iters=3)
     with pytest.raises(ValueError, match=r"no snapshots in .*posthoc: train with training\.post"):

@@ -17,6 +17,7 @@ from score_lib.base.profiles import (
     sigma_rel_of,
     weights_of,
 )
+from score_lib.disk import snapshots
 
 WIDTHS = (0.001, 0.02, 0.05, 0.1, 0.15, 0.25, WIDEST)
 STEPS = 400
@@ -139,6 +140,19 @@ def test_synthesised_profiles_are_near_to_tracked_ones(sigma_rel, bound):
     total = sum(w * value for w, value in zip(weights.tolist(), values, strict=True))
     error = (total - tracked(PowerDecay(wanted.gamma))[STEPS]).abs().max() / walk().std()
     assert error < bound
+
+
+@pytest.mark.parametrize("sigma_rel", (0.01, 0.03, 0.15))
+def test_rounding_of_snapshots_grows_with_the_weights_of_their_sum(sigma_rel):
+    """Float16 against float64, for many parameters of one size."""
+    stored = [Profile(s, gamma_of(w)) for s in range(4, STEPS + 1, 4) for w in (0.05, 0.1)]
+    weights, _ = weights_of(stored, Profile(STEPS, gamma_of(sigma_rel)))
+    values = np.random.default_rng(0).lognormal(size=(len(stored), 500))
+    rounded = values.astype(np.float16).astype(np.float64)
+    size = np.sqrt((values**2).mean())
+    error = np.sqrt(((weights @ (rounded - values)) ** 2).mean()) / size
+    assert snapshots.rounding(weights) == pytest.approx(error, rel=0.15)
+    assert (snapshots.rounding(weights) > snapshots.COARSE) == (sigma_rel == 0.01)
 
 
 def test_half_life_of_an_average():

@@ -5,10 +5,11 @@ tensors by `profile_name`.  Its name says which profiles are in it, so that a su
 reads each of them once.
 """
 
+import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,10 @@ from score_lib.disk.fit import check_snapshot
 FOLDER = "posthoc"
 # Its rounding is 8 times finer than bfloat16's, and weights need none of the latter's range.
 PRECISION = torch.float16
+# Root mean square of its relative rounding, 2^-11 / sqrt(3) of the power of 2 below a number.
+_ROUNDING = 2e-4
+# That of bfloat16, which has 3 bits fewer.
+COARSE = 8 * _ROUNDING
 
 
 class Stored(NamedTuple):
@@ -52,6 +57,14 @@ def contents_of(step: int, averages: Mapping[str, list[Tensor]]) -> dict:
     """Contents of a snapshot, in half precision."""
     halves = {name: [t.detach().to(PRECISION) for t in ts] for name, ts in averages.items()}
     return {"step": step, "averages": halves}
+
+
+def rounding(weights: Iterable[float]) -> float:
+    """Relative error of a sum of stored averages with these weights by their half precision.
+
+    Roundings are independent of each other, and grow with the weights where these cancel out.
+    """
+    return _ROUNDING * math.hypot(*weights)
 
 
 def find(workdir: str | os.PathLike) -> list[Stored]:

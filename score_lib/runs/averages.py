@@ -197,6 +197,14 @@ def _combine(path: pathlib.Path, state: dict, wanted: _Wanted, stored: Mapping) 
         wanted.name, wanted.step, len(parts), len({part.step for part in parts}), error,
         ": a smaller training.posthoc_freq, or profiles nearer to it, would do better" * doubtful,
     )  # fmt: skip
+    rounded = snapshots.rounding(weight for part, weight in weighted if part.path != path)
+    if rounded > snapshots.COARSE:
+        logging.warning(
+            "%s at step %d: large weights of both signs bring the rounding of snapshots to %.1e of "
+            "its numbers, above bfloat16's: choose a wider one, or train with a narrower profile "
+            "among training.posthoc_profiles",
+            wanted.name, wanted.step, rounded,
+        )  # fmt: skip
     used = repr([(part.step, part.name) for part in parts])
     return f"{wanted.name} {hashlib.blake2b(used.encode(), digest_size=8).hexdigest()}"
 
