@@ -9,6 +9,7 @@ from oracles import MU, S0, GaussianOracle, golden_sde
 
 import losses
 from benchmarks import objectives
+from models.conditioning import Dropping
 from models.ema import ExponentialMovingAverage
 from score_lib.base.tensors import SampleNoise
 from sde_lib import VESDE, VPSDE, subVPSDE
@@ -204,6 +205,33 @@ def test_labels_stay_with_their_parts_of_a_batch():
         )
         results.append((step(state, x, labels), step.grad_norm, model.weight.detach()))
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("accumulation", (1, 3))
+def test_a_condition_may_be_given_once_for_all_parts_of_a_batch(accumulation):
+    x, steps = torch.randn(8, 4), []
+    for count in (8, 1):
+        torch.manual_seed(0)
+        model = _Conditional(3, 4)
+        config = optim_config(warmup=0)
+        state = {"model": model, "step": 0}
+        state["ema"] = ExponentialMovingAverage(model.parameters(), 0.9)
+        state["optimizer"] = losses.get_optimizer(config, model.parameters())
+        step = losses.get_step_fn(
+            VPSDE(),
+            True,
+            losses.optimization_manager(config),
+            accumulation=accumulation,
+            dropping=Dropping(0.5, {"classes": 2}),
+        )
+        classes = torch.ones(count, dtype=torch.int64)
+        steps.append((step(state, x, None, {"classes": classes}), model.weight.detach()))
+    torch.testing.assert_close(*steps)
+
+
+class _Conditional(torch.nn.Embedding):
+    def forward(self, x, labels, *, classes):
+        return x + super().forward(classes)
 
 
 class _IgnoresLabels(torch.nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.conditioning import NEVER, Condition, Dropping
+from models.conditioning import NEVER, UNCONDITIONAL, Condition, Dropping, for_batch
 from models.ema import averaged
 from score_lib.base.distributed import average, draw_apart, replicated
 from score_lib.losses.objectives import ContinuousLevels, Draws, get_loss_fn
@@ -48,10 +48,10 @@ def get_step_fn(
             default: averages gradients over processes.
     Returns:
         `step_fn(state, batch, labels=None, condition=None)`, giving the mean loss, a scalar on the
-        device; only a classifier needs labels, and a conditional network a condition.  `state`
-        holds the live "model", "optimizer", "ema", perhaps further "averages", and the number
-        "step" of updates made; training changes them in place and leaves the gradient's norm in
-        `step_fn.grad_norm`.
+        device; only a classifier needs labels, and a conditional network a condition, for each
+        sample or once for all.  `state` holds the live "model", "optimizer", "ema", perhaps further
+        "averages", and the number "step" of updates made; training changes them in place and leaves
+        the gradient's norm in `step_fn.grad_norm`.
     """
     loss_fn = get_loss_fn(
         sde,
@@ -94,7 +94,7 @@ class _TrainStep:
         if self._model is not model:
             self._model, self._network = model, self.prepare(model)
         optimizer.zero_grad()
-        loss = self._backward(batch, labels, condition or {})
+        loss = self._backward(batch, labels, for_batch(condition or UNCONDITIONAL, batch))
         self.grad_norm = self.optimize_fn(optimizer, model.parameters(), step=state["step"])
         state["step"] += 1
         state["ema"].update(model.parameters())
