@@ -197,6 +197,12 @@ def test_damaged_headers_and_packed_files_are_refused(tmp_path):
         ("notes.txt", "", "must end in .tar"),
         ("val", "", "a part called val, as if to hold out, .*TRAIN:val, or data.split=tenths"),
         ("val", "a:b", "data.split='a:b' names parts .* are called val"),
+        (
+            "val",
+            "val",
+            "data.split='val' should name the part to train on and the part to hold out",
+        ),
+        ("val", "a:b:val", "data.split='a:b:val' should name the part"),
         ("both", "", "train-test-0.tar in .* is called both train and test"),
         ("several", "", "the parts test, testing all have names of one part"),
     ],

@@ -170,6 +170,11 @@ def _chosen_parts(known: set[str], wanted: str, place: pathlib.Path) -> Sequence
     """The words that mark files to train on, and files to hold out; None without such."""
     if wanted:
         chosen = wanted.split(":")
+        if len(chosen) != 2:
+            raise DataError(
+                f"data.split={wanted!r} should name the part to train on and the part to hold "
+                f"out, as in data.split=train:validation, or be tenths"
+            )
         if not known.issuperset(chosen):
             shown = ", ".join(map(printable, sorted(known)[:20]))
             raise DataError(
