@@ -274,6 +274,21 @@ def test_opaque_images_need_no_background_and_four_channels_keep_transparency(tm
         assert np.array_equal(pixels(tmp_path / "b", num_channels=channels), expected)
 
 
+@pytest.mark.parametrize("side", [8, 4])
+def test_values_of_256_levels_are_refused_where_there_are_fewer(tmp_path, side):
+    """Resized ones would be clamped to the largest of the levels, which is white."""
+    save_image(tmp_path / "a", "1.png", random_images(8, 8) // 16)
+    with pytest.raises(DataError, match=r"data.range=\(0, 15\) scales .* 256 .*set data.levels=0"):
+        pixels(tmp_path / "a", num_channels=1, image_size=side, levels=16, range=(0, 15))
+    save_image(tmp_path / "b", "1.png", random_images(8, 8, 4) // 16)
+    with pytest.raises(
+        DataError, match=r"an opacity of 256 levels.*data.levels=16.*num_channels=3"
+    ):
+        pixels(tmp_path / "b", num_channels=4, image_size=side, levels=16)
+    found = pixels(tmp_path / "a", num_channels=1, image_size=8, levels=256, range=(0, 15))
+    assert np.array_equal(found[..., 0], random_images(8, 8) // 16 * 17)
+
+
 def test_palettes_and_bilevel_images_are_read_as_ever(tmp_path):
     rgb = Image.fromarray(random_images(8, 8, 3))
     for number, image in enumerate([rgb.convert("P"), rgb.convert("1"), rgb.convert("L")]):

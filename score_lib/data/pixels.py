@@ -44,9 +44,20 @@ class Pixels(NamedTuple):
                 f"data.range={tuple(self.range)} must be the stored values of black and of white, "
                 f"such as (0, 4095)"
             )
+        if self.range and self.fewer_levels:
+            raise DataError(
+                f"data.range={tuple(self.range)} scales stored values to 256 grey levels, but "
+                f"data.levels={self.levels}: set data.levels=0, or leave data.range out if the "
+                f"stored values are 0 to {self.levels - 1}"
+            )
         if self.background:
             _color(self.background)
         return self
+
+    @property
+    def fewer_levels(self) -> bool:
+        """Whether stored values are other than 256 grey levels."""
+        return self.levels not in (0, 256)
 
     def bounds(self, dtype: np.dtype) -> tuple[float, float]:
         """The smallest and the largest value that is allowed."""
@@ -129,6 +140,12 @@ def to_bytes(image, where: str, channels: int, pixels: Pixels) -> Tensor:
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # without a loss or a warning
     array = np.array(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
+    if channels == 4 and pixels.fewer_levels:
+        raise Unsuited(
+            f"{where} has an opacity of 256 levels, which does not go with data.levels="
+            f"{pixels.levels}: save all images as an .npy of uint8, with an opacity of 0 to "
+            f"{pixels.levels - 1}, or choose data.num_channels=3"
+        )
     colors = array[..., :3]  # not the opacity
     if pixels.range or pixels.levels:
         pixels.check_values(where, colors)
