@@ -133,6 +133,19 @@ def test_unclear_folders_of_a_split_are_refused(tmp_path):
         open_images(tmp_path / "a.npy", split="a:b")
 
 
+@pytest.mark.parametrize("place", ["test/{kind}", "photos/Test", "{kind}/test", "a/test/{kind}"])
+def test_images_that_are_all_held_out_are_not_trained_on(tmp_path, place):
+    for number, kind in enumerate(["cat", "dog"] * 6):
+        name = f"{place.format(kind=kind)}/{number}.png"
+        save_image(tmp_path / "data", name, random_images(8, 8, 3))
+    with pytest.raises(DataError, match=r"(?i)folder test, as if .* data.split=TRAIN:test"):
+        open_images(tmp_path / "data")
+    found = open_images(tmp_path / "data", split="tenths")[2]
+    assert found.num_examples == {"train": 11, "test": 1}
+    if place.startswith("test"):  # which is named by the user then
+        assert open_images(tmp_path / "data/test")[2].num_classes == 2
+
+
 def test_classes_are_numbered_in_natural_order(tmp_path):
     names = [*map(str, range(12)), "a9", "a10", "b"]
     for name in names:

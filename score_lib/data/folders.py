@@ -1,6 +1,7 @@
 """One example per file, in a folder or zip file: which files, their classes and their split."""
 
 import functools
+import pathlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from score_lib.data.names import Names
 from score_lib.data.pixels import Unsuited
 from score_lib.data.sources import DataError, Source, Subset, log_once
 from score_lib.data.splits import (
+    Parts,
     Places,
     Split,
     below_root,
@@ -55,6 +57,12 @@ class Tree:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def above(self) -> Parts:
+        """The folders that all files are in, from the root down to those of `places`."""
+        whole = pathlib.PurePosixPath(self.names[0]).parts[:-1]
+        return whole[: len(whole) - len(self.places.folders[self.places.numbers[0]])]
 
     def chosen(self, numbers: np.ndarray) -> "Tree":
         """The files of these numbers; classes without any are none of theirs."""
@@ -176,7 +184,7 @@ def split_tree(
     split = tree.split
     if not split:
         if not wanted:
-            refuse_lonely_held_out(tree.places.folders, path)
+            refuse_lonely_held_out(tree.places.folders, path, tree.above)
         return split_tenths(source_of(tree), path, noun, last=wanted == "last")
     parts = [split.part(folder) for folder in tree.places.folders]
     _tell(tree, parts, noun)

@@ -121,19 +121,30 @@ def usual(names: Collection[str], strict: bool, kind: str = "folder") -> tuple[s
     return min(train), min(held_out)
 
 
-def refuse_lonely_held_out(folders: Iterable[Parts], place: str) -> None:
+def refuse_lonely_held_out(folders: Sequence[Parts], place: str, shared: Parts = ()) -> None:
     """Refuse to train on a folder whose name says that it is held out.
 
+    Such a folder lies directly below the root, or all files are in such folders.
+
+    Args:
+        shared: the folders above these, which all files are in.
     Raises:
         DataError: names the folder, and the options.
     """
     names = {folder[0] for folder in folders if folder}
-    if found := sorted(name for name in names if name.lower() in itertools.chain(*HELD_OUT)):
-        others = sorted(names - set(found)) or ["TRAIN"]
+    found, others = _held_out(names), names
+    if not found and all(inside := [_held_out({*shared, *folder}) for folder in folders]):
+        found, others = sorted({name for own in inside for name in own}), set()
+    if found:
+        other = min(others - set(found), default="TRAIN")
         raise DataError(
             f"{place} has a folder {found[0]}, as if to hold out, but none called train: set "
-            f"data.split={others[0]}:{found[0]}, or data.split=tenths where it is a class"
+            f"data.split={other}:{found[0]}, or data.split=tenths where it is a class"
         )
+
+
+def _held_out(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if name.lower() in itertools.chain(*HELD_OUT))
 
 
 def natural(name: str) -> tuple[list, str]:
