@@ -148,3 +148,13 @@ def test_options_of_an_evaluation_arrive(tmp_path):
     average = read_checkpoint(tmp_path / "checkpoints" / "checkpoint_2.pth")["ema"]
     weights = {call.weight for call in Recorder.calls if len(call.x) > 1}
     assert weights == {float(average["shadow_params"][0])}
+
+
+@pytest.mark.parametrize("dequantised", [True, False])
+def test_samples_have_the_levels_that_the_network_learns(dequantised):
+    """Level k is [k, k + 1) / 17 of dequantised data, and else what is nearest to k / 16."""
+    run = run_lib.setup(recording(data__uniform_dequantization=dequantised))
+    levels, spread = torch.arange(17.0), torch.linspace(-0.49, 0.49, 51)[:, None]
+    near = (levels + 0.5 + spread) / 17 if dequantised else (levels + spread) / 16
+    expected = (levels * 255 / 16).round().byte().expand(51, 17)
+    assert torch.equal(run.to_bytes(near[:, None, None])[:, 0, :, 0], expected)

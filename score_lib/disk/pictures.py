@@ -94,12 +94,15 @@ def check_samples_finite(samples: Tensor) -> None:
         )
 
 
-def to_uint8(images: Tensor, levels: int = 256) -> Tensor:
+def to_uint8(images: Tensor, levels: int = 256, *, dequantised: bool = True) -> Tensor:
     """Samples in [0, 1], (B, C, *D), as bytes with channels last, (B, *D, C), on the CPU.
 
     With 256 grey levels the published evaluation's truncation of 255 x, which its figures depend
-    on.  With fewer, the levels of dequantised data, spread over 0 to 255 as the data's own are.
+    on.  With fewer, their levels, spread over 0 to 255 as the data's own are.
 
+    Args:
+        dequantised: of fewer levels: whether level k is all of [k, k + 1) / levels, or the point
+            k / (levels - 1), so that samples are of the nearest one.
     Raises:
         FloatingPointError: a value is not finite, for which there is no grey level.
         ValueError: bytes, or other numbers that are not real floating-point ones.
@@ -109,7 +112,8 @@ def to_uint8(images: Tensor, levels: int = 256) -> Tensor:
     if levels == 256:
         pixels = (images * 255).clamp(0, 255)
     else:
-        grey = (images * levels).floor().clamp(0, levels - 1)
+        grey = (images * levels).floor() if dequantised else (images * (levels - 1)).round()
+        grey = grey.clamp(0, levels - 1)
         pixels = (grey * (255 / (levels - 1))).round()
     pixels = pixels.to(torch.uint8).cpu()
     return pixels.movedim(1, -1) if pixels.dim() > 2 else pixels

@@ -20,7 +20,7 @@ from score_lib.base.tensors import SampleNoise, derive_seed
 from score_lib.dequantization import Dequantization
 from score_lib.disk.arrays import save_arrays
 from score_lib.disk.files import write_text
-from score_lib.disk.pictures import save_grid, to_uint8
+from score_lib.disk.pictures import save_grid
 from score_lib.disk.reports import markdown_table, mean_and_error, save_histogram
 from score_lib.elbo import get_elbo_fn
 from score_lib.likelihood import LogLikelihood, get_log_likelihood_fn
@@ -336,7 +336,7 @@ def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | Non
 
     def samples(number: int) -> np.ndarray:
         def draw() -> dict[str, np.ndarray]:
-            return {"samples": to_uint8(run.draw(parts[number]), run.levels).numpy()}
+            return {"samples": run.to_bytes(run.draw(parts[number])).numpy()}
 
         return job.round(f"{folder}/samples_{number}.npz", draw)["samples"]
 

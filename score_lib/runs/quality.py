@@ -24,7 +24,7 @@ from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.disk.files import printable
 from score_lib.disk.fit import CheckpointError
 from score_lib.disk.logs import MetricsLog, SilentLog
-from score_lib.disk.pictures import check_samples_finite, to_uint8
+from score_lib.disk.pictures import check_samples_finite
 from score_lib.metrics.distances import frechet_distance
 from score_lib.metrics.stats import Statistics
 from score_lib.options import complete
@@ -219,7 +219,7 @@ def _features(run: Run, workdir: str | os.PathLike) -> tuple[Callable, dict]:
 
     def features(samples: Tensor) -> Tensor:
         # In memory as an evaluation reads them from its files: so their rounding is the same.
-        images = to_uint8(samples, run.levels).clone(memory_format=torch.contiguous_format)
+        images = run.to_bytes(samples).clone(memory_format=torch.contiguous_format)
         return extractor(images)["pool_3"]
 
     def distance(pool_3: Tensor) -> dict[str, float]:

@@ -15,7 +15,6 @@ from score_lib.disk.pictures import (
     is_picture,
     read_picture,
     save_grid,
-    to_uint8,
 )
 from score_lib.runs.setup import Run, restored
 
@@ -56,7 +55,7 @@ def save_samples(folder: pathlib.Path, samples: Tensor, run: Run) -> Tensor | No
         check_samples_finite(samples)
         name, values = "sample.npy", samples.cpu()
     else:
-        name, values = "sample.np", to_uint8(samples, run.levels)
+        name, values = "sample.np", run.to_bytes(samples)
         samples = (values.movedim(-1, 1) if samples.dim() > 2 else values) / 255
     with atomic_write(folder / name) as file:
         np.save(file, values.numpy(), allow_pickle=False)

@@ -31,6 +31,7 @@ from score_lib.data.kinds import check_options, is_continuous, kind_of
 from score_lib.data.loading import DatasetInfo, get_scaling
 from score_lib.data.sources import named
 from score_lib.disk import checkpoints
+from score_lib.disk.pictures import to_uint8
 from score_lib.losses.objectives import NoisyLoss, get_loss_fn, levels_of
 from score_lib.losses.optimization import get_optimizer, optimization_manager
 from score_lib.losses.steps import get_step_fn
@@ -118,6 +119,11 @@ class Run:
     def levels(self) -> int:
         """Grey levels of the images that are written."""
         return self.config.data.levels or 256
+
+    def to_bytes(self, samples: Tensor) -> Tensor:
+        """Samples of grey levels as bytes of the data that the network learns, see `to_uint8`."""
+        dequantised = self.config.data.uniform_dequantization
+        return to_uint8(samples, self.levels, dequantised=dequantised)
 
     @property
     def reading(self) -> dict:

@@ -16,7 +16,7 @@ from torch import Tensor
 from models.conditioning import Condition
 from score_lib.base.registry import Registry
 from score_lib.data.inputs import read_inputs
-from score_lib.disk.pictures import check_samples_finite, to_uint8
+from score_lib.disk.pictures import check_samples_finite
 from score_lib.disk.reports import mean_and_error
 from score_lib.metrics.configured import get_extractor, recognises_classes
 from score_lib.runs.conditions import as_known, check_classes, class_numbers
@@ -196,7 +196,7 @@ def recognised(run: Run, results: Tensor, labels: Tensor | None) -> dict[str, fl
     has one, assigns to their row's class."""
     if labels is None or not recognises_classes(run.config):
         return {}
-    pixels = to_uint8(results.flatten(0, 1), run.levels)
+    pixels = run.to_bytes(results.flatten(0, 1))
     said = get_extractor(run.config, run.device)(pixels)["logits"].argmax(1)
     right = said == labels.cpu().repeat_interleave(results.shape[1])
     return mean_and_error("recognised", right.double().numpy())
