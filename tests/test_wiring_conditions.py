@@ -17,6 +17,7 @@ from models.conditioning import Guided
 from score_lib.data.digits import digits
 from score_lib.disk.checkpoints import CheckpointError, read_checkpoint
 from score_lib.runs import measures
+from score_lib.runs.conditions import class_numbers
 
 LABELLED = {"data__num_classes": 10, "training__condition": "classes"}
 DROPPING = {**LABELLED, "training__condition_dropout": 0.25}
@@ -230,6 +231,21 @@ def test_labels_that_the_network_has_not_learned_are_refused(measure, tmp_path):
         evaluated("unlabelled", ".", **told)
     shutil.rmtree(run)
     assert evaluated("eval", ".")
+
+
+@pytest.mark.parametrize("option", ["sampling.classes", "control.labels"])
+def test_numbers_that_are_names_of_other_classes_are_refused(option):
+    """Folders 1, 2 and 10 have the labels 0, 1 and 2: 1 is a label and the name of another."""
+
+    def numbers(*wanted, known=("1", "2", "10")):
+        config = small_config(**{option.replace(".", "__"): wanted})
+        return class_numbers(config, option, {name: k for k, name in enumerate(known)})
+
+    assert numbers("1", "10") == [0, 2] and numbers("10,2") == [2, 1] and numbers(0) == [0]
+    for wanted in [(1,), (0, 10), ("1", 2)]:
+        with pytest.raises(ValueError, match=r"may mean the class called '(1|10|2)', .* in quotes"):
+            numbers(*wanted)
+    assert numbers(1, 0, known=("0", "1")) == numbers(1, 0, known=("cat", "dog")) == [1, 0]
 
 
 def test_samples_for_other_images_are_not_reused(tmp_path):

@@ -189,12 +189,19 @@ def class_numbers(config, option: str, class_to_idx: Mapping[str, int]) -> list[
         option: "sampling.classes" or "control.labels".
         class_to_idx: names that are known; if there are none, those of the data.
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a number that is the label of one class and another's name.
     """
     section, key = option.split(".")
     wanted, texts = config[section][key], []
     for label in wanted:  # a flag passes several names as one text
         texts += [part.strip() for part in label.split(",")] if isinstance(label, str) else [label]
+    for label in texts:
+        if not isinstance(label, str) and class_to_idx.get(str(label), label) != label:
+            raise ValueError(
+                f"{option} = {tuple(wanted)} may mean the class called '{label}', which has the "
+                f"label {class_to_idx[str(label)]}, or the label {label}: name all classes in "
+                f"quotes, as in --config.{option}=\"'{label}'\""
+            )
     if not any(isinstance(label, str) for label in texts):
         return texts
     known = class_to_idx or get_streams(config, evaluation=True)[2].class_to_idx
