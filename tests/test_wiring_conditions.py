@@ -275,6 +275,24 @@ def test_statistics_record_the_classes_of_samples_and_data(tmp_path, monkeypatch
     assert found[0].classes == found[1].classes == '{"cat": 0, "dog": 1}'
 
 
+def test_samples_of_classes_without_an_image_are_refused(tmp_path):
+    """Labels from 1 leave a class 0, which the network has not learned."""
+    images = np.arange(40 * 64, dtype=np.uint8).reshape(40, 8, 8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(40) % 3 + 1)
+    options = {"eval__num_samples": 9, "eval__extractor": "digits", **LABELLED}
+    options |= {"eval__enable_bpd": False, "eval__enable_loss": False}
+    options |= {"data__dataset": "IMAGES", "data__path": str(tmp_path / "a.npz")}
+    options |= {"data__num_classes": 4, "data__levels": 0, "training__snapshot_sampling": False}
+    config = recording(**options, eval__enable_sampling=True)
+    run_lib.train(config, tmp_path)
+    run_lib.fid_stats(config, tmp_path)
+    with pytest.raises(ValueError, match=r"of the class 0, .* --config.sampling.classes=1,2,3$"):
+        run_lib.evaluate(config, tmp_path)
+    config.sampling.classes = (1, 2, 3)
+    (record,) = run_lib.evaluate(config, tmp_path)
+    assert record["fid_within_classes"] > 0
+
+
 def test_samples_are_judged_by_the_classes_they_were_drawn_for(tmp_path, monkeypatch):
     options = {"eval__enable_sampling": True, "eval__num_samples": 24, "eval__batch_size": 10}
     options |= {"eval__enable_bpd": False, "eval__enable_loss": False}

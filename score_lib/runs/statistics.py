@@ -103,9 +103,10 @@ def data_statistics(run: Run, workdir: str | os.PathLike | None) -> Statistics:
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: they are of other images.
+        ValueError: they are of other images, or of none of a class that samples are drawn of.
     """
     stats = load_dataset_stats(run.config, workdir)
+    _check_classes(run, stats)
     if stats.means is not None:
         distributed.on_main(lambda: _compare(stats, run.config, workdir))
     else:
@@ -173,6 +174,27 @@ def _compare(stats: Statistics, config, workdir: str | os.PathLike | None) -> No
             f"training part of {config.data.dataset} now has {differ}: {ADVICE}"
         )
     logging.info("the statistics are of these data: %s", _agreement(stats.sample, found["sample"]))
+
+
+def _check_classes(run: Run, stats: Statistics) -> None:
+    """Refuse samples of classes without an image, which no network has learned.
+
+    Labels that do not start at 0 leave such classes.  Where the statistics record other names of
+    classes, labels are not compared.
+    """
+    learned = run.state["class_to_idx"]
+    drawn = run.conditions.classes_of_samples(range(run.config.eval.num_samples), learned)
+    renamed = learned and stats.classes not in ("", class_text(learned))
+    if drawn is None or stats.labels is None or renamed:
+        return
+    known = np.unique(stats.labels).tolist()
+    if missing := sorted({*drawn.tolist()} - {*known}):
+        shown = ",".join(map(str, known[:20])) + ("..." if len(known) > 20 else "")
+        raise ValueError(
+            f"samples would be drawn of the class {missing[0]}, of which the statistics have none "
+            f"of their {stats.count} images: draw those of the data, as in "
+            f"--config.sampling.classes={shown}"
+        )
 
 
 def _agreement(recorded: str, found: str) -> str:
