@@ -60,6 +60,17 @@ def test_the_kind_can_be_chosen(tmp_path):
     np.testing.assert_array_equal(pixels(path), lines)
 
 
+@pytest.mark.parametrize("channels, alike", [(1, 2), (5, 3)])
+def test_sets_of_points_have_any_number_of_coordinates(tmp_path, channels, alike):
+    x, other = normal(3, 20, channels), torch.zeros(3, 20, alike)
+    shown = min(channels, alike)
+    other[:, :, :shown] = x[:, :, :shown]
+    for name, points in (("a", x), ("b", other)):
+        path = tmp_path / f"{name}.png"
+        assert evaluation.save_samples_picture(path, points, kind="points") == "points"
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
 def test_slices_of_volumes_are_a_row_for_each_sample(tmp_path):
     x = torch.arange(2 * 16 * 32 * 32).reshape(2, 1, 16, 32, 32).double()
     evaluation.save_samples_picture(tmp_path / "a.png", x)

@@ -20,13 +20,14 @@ def save_samples_picture(path: str | os.PathLike, samples: Tensor, kind: str | N
 
     - images (N, C, H, W): rank 4; a grid, in [0, 1] for 1, 3 or 4 channels
     - volumes (N, C, D, H, W): rank 5; a row of slices for each sample and channel
-    - points (N, P, 2 or 3): rank 3 with such a last side; a scatter plot for each sample
+    - points (N, P, C): rank 3 with a last side of 2 or 3; a scatter plot for each sample
     - series (N, C, L): rank 3 otherwise; a panel for each sample, a line for each channel
     - vectors: any other rank; one scatter plot, or a histogram of single values
 
-    Vectors of more than two values are shown on their first two principal axes.  Volumes, and
-    images of other numbers of channels (one picture for each), are grey from the least to the
-    largest value of all.
+    Vectors of more than two values are shown on their first two principal axes.  Points of one
+    coordinate lie on a line; of more than three the first three are shown.  Volumes, and images of
+    other numbers of channels (one picture for each), are grey from the least to the largest value
+    of all.
 
     Args:
         samples: (N, *D), one or more; the first ones are shown.
@@ -83,7 +84,7 @@ def _check_kind(kind: str, shape: torch.Size) -> None:
     suits = {
         "images": len(shape) == 4,
         "volumes": len(shape) == 5,
-        "points": len(shape) == 3 and shape[2] in (2, 3),
+        "points": len(shape) == 3,
         "series": len(shape) in (2, 3),
     }
     if not suits.get(kind, True):
@@ -108,6 +109,7 @@ def _draw_vectors(path: str | os.PathLike, x: Tensor) -> None:
 
 def _draw_points(path: str | os.PathLike, x: Tensor) -> None:
     """All sets in the same box, so that sizes can be compared."""
+    x = torch.nn.functional.pad(x, (0, 1)) if x.shape[2] == 1 else x[:, :, :3]
     dimensions = x.shape[2]
     low, high = x.amin(dim=(0, 1)), x.amax(dim=(0, 1))
     half = max(float((high - low).max()) / 2, 1e-12) * 1.05
