@@ -136,10 +136,9 @@ def test_arrays_are_resized_and_levels_kept(tmp_path):
         list(open_images(tmp_path / "b.npy", levels=15)[0])
 
 
-@pytest.mark.parametrize("kind", ["f4", "i8"])
 @pytest.mark.parametrize("side", [8, 4])
-def test_arrays_that_are_rounded_to_256_levels_have_no_fewer(tmp_path, kind, side):
-    np.save(tmp_path / "a.npy", np.ones((20, 8, 8), dtype=kind))
+def test_arrays_that_are_rounded_to_256_levels_have_no_fewer(tmp_path, side):
+    np.save(tmp_path / "a.npy", np.ones((20, 8, 8), dtype="f4"))
     with pytest.raises(DataError, match=r"256 grey levels, but data.levels=16: save .* as uint8"):
         open_images(tmp_path / "a.npy", num_channels=1, image_size=side, levels=16)
 

@@ -93,12 +93,6 @@ def _check_values(path: pathlib.Path, array: np.ndarray, pixels: Pixels) -> None
     kind, floats = array.dtype, array.dtype.kind == "f"
     if kind == np.uint8 and not pixels.range and not pixels.levels:
         return
-    if kind != np.uint8 and pixels.fewer_levels:
-        raise DataError(
-            f"{path} holds {kind}, which are rounded to 256 grey levels, but data.levels="
-            f"{pixels.levels}: save the levels 0 to {pixels.levels - 1} as uint8, or set "
-            f"data.levels=0"
-        )
     size = max(1, CHUNK // math.prod(array.shape[1:]))
     parts = ((first, array[first : first + size]) for first in range(0, len(array), size))
     if kind != np.uint8 and not floats and not pixels.range:
@@ -109,6 +103,12 @@ def _check_values(path: pathlib.Path, array: np.ndarray, pixels: Pixels) -> None
         except DataError:
             for row, image in enumerate(part, start=first):
                 pixels.check_values(f"row {row} (from 0) of {path}", image)
+    if kind != np.uint8 and pixels.fewer_levels:
+        raise DataError(
+            f"{path} holds {kind}, which are rounded to 256 grey levels, but data.levels="
+            f"{pixels.levels}: save the levels 0 to {pixels.levels - 1} as uint8, or set "
+            f"data.levels=0"
+        )
     if kind != np.uint8:
         log_once(f"{path} holds {kind.name}: values are rounded to 256 grey levels")
 

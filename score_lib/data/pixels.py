@@ -48,7 +48,7 @@ class Pixels(NamedTuple):
             raise DataError(
                 f"data.range={tuple(self.range)} scales stored values to 256 grey levels, but "
                 f"data.levels={self.levels}: set data.levels=0, or leave data.range out if the "
-                f"stored values are 0 to {self.levels - 1}"
+                f"stored values are bytes of 0 to {self.levels - 1}"
             )
         if self.background:
             _color(self.background)
