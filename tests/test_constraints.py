@@ -8,8 +8,16 @@ from oracles import MU, S0, GaussianOracle
 from test_control import SDES, build
 
 import sampling
-from controllable_generation import Mask, StartFrom, get_pc_editor, get_pc_restorer
+from controllable_generation import (
+    DataConsistency,
+    GrayScale,
+    Mask,
+    StartFrom,
+    get_pc_editor,
+    get_pc_restorer,
+)
 from score_lib.base.tensors import batch_mul
+from score_lib.inverse.restoration import PublishedGray
 from sde_lib import SDE, VPSDE
 
 # --- Start and stop in the middle -----------------------------------------------------------------
@@ -42,6 +50,34 @@ def test_a_run_in_two_parts_is_the_whole_one(sde, options):
     middle, before = part(z, stop_time=0.37)
     end, after = part(middle, start_time=0.37)
     assert torch.equal(whole, end) and evaluations == before + after and before > after > 0
+
+
+@pytest.mark.parametrize("constraint", (DataConsistency, PublishedGray))
+@pytest.mark.parametrize("noise_std", (0.0, 0.1))
+def test_a_known_measurement_leaves_the_start_of_a_second_part(constraint, noise_std):
+    """Only a draw from the prior knows nothing of the measurement yet."""
+    operator, shape = GrayScale((3, 2, 2)), (2, 3, 2, 2)
+    y = torch.full((2, 1, 2, 2), 0.7)
+
+    def part(z, **times):
+        sample = sampling.get_pc_sampler(
+            SDES["vp"],
+            shape,
+            sampling.ReverseDiffusionPredictor,
+            sampling.LangevinCorrector,
+            lambda x: x,
+            0.16,
+            continuous=True,
+            constraints=[constraint(operator, y, noise_std)],
+            **times,
+        )
+        return sample(GaussianOracle(SDES["vp"]), z)[0]
+
+    torch.manual_seed(0)
+    whole = part(torch.ones(shape))
+    torch.manual_seed(0)
+    middle = part(torch.ones(shape), stop_time=0.1)
+    torch.testing.assert_close(part(middle, start_time=0.1), whole, rtol=0, atol=1e-6)
 
 
 def test_visited_times_are_those_of_the_whole_run():

@@ -60,7 +60,8 @@ class DataConsistency(Measured):
     [S21, appendices I.2 to I.4.]  With A = U diag(d) V^T, coordinate i of V^T x_0 is known to be
     that of A^+ y up to noise of standard deviation sigma_y / d_i.  While x_t is noisier than that,
     m A^+ y takes its place, with as much noise as is missing.  Later the score of the measurement
-    guides it, with x_t / m in place of x_0.
+    guides it, with x_t / m in place of x_0.  A start below T, such as that of a second part of a
+    run, is left as it is.
 
     Both are right only in the limit of little noise: at larger t the unmeasured part depends too
     little on the measured one.  Corrector steps at small t make up for that; without them, samples
@@ -72,6 +73,8 @@ class DataConsistency(Measured):
         self.value = operator.pinv(self.measurement)
 
     def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        if _starts_below_T(sde, t):
+            return x
         # Without scale or noise, as in the published samplers.
         known = self._known(*sde.scale_and_std(t, x.dim() - 1))
         spectral = self.operator.spectral
@@ -127,15 +130,22 @@ class PublishedGray(DataConsistency):
     """The mean over channels is known, with noise in the order of the published colorizer."""
 
     def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
-        # Without noise in the first channel, and with the channels last in memory, which is the
-        # order in which noise like x is drawn.
-        x = torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:]], dim=1)
-        return (x + self.value).movedim(1, -1).contiguous().movedim(-1, 1)
+        # Without noise in the first channel.
+        if not _starts_below_T(sde, t):
+            x = torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:]], dim=1) + self.value
+        # With the channels last in memory, which is the order in which noise like x is drawn.
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
     def spread(self, z: Tensor, std: Callable[[Tensor], Tensor]) -> Tensor:
         # Along the unit vector (1, ..., 1) / sqrt(C), by the noise of the first channel.
         along = (z[:, :1] / math.sqrt(z.shape[1])).expand_as(z)
         return super().spread(along, std)
+
+
+def _starts_below_T(sde: SDE, t: Tensor) -> bool:
+    """Whether sampling starts from an x_t below T, of data or of a part of a run before."""
+    rounding = max(1e-6, torch.finfo(t.dtype).eps)
+    return bool((t < sde.T * (1 - rounding)).any())
 
 
 # The network itself is told the measurement, as its condition.
