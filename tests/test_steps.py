@@ -229,3 +229,16 @@ def test_grids_are_for_predictors_with_steps_of_any_length():
 def test_visited_times(start, stop, expected):
     times = sampling.visited_times(VPSDE(), 0.25, start, stop, steps=4)
     torch.testing.assert_close(times, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("grid", ("", "uniform", "log_snr", "edm", "arctan"))
+def test_a_single_step_leads_from_the_noise_to_the_data(grid):
+    """Of data at a point the ancestral step finds it at once, on any grid."""
+    assert sampling.visited_times(VPSDE(), 1e-3, steps=1, grid=grid).tolist() == [1, 0]
+
+    def at_a_half(x, labels):
+        scale, std = SDES["vp"].marginal_coeffs(labels / 999)
+        return batch_mul(1 / std, x - batch_mul(scale, torch.full_like(x, 0.5)))
+
+    x, _ = draw(SDES["vp"], sampling.AncestralSamplingPredictor, at_a_half, steps=1, grid=grid)
+    torch.testing.assert_close(x, torch.full_like(x, 0.5), rtol=0, atol=0.01)

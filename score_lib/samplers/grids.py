@@ -88,7 +88,7 @@ def visited_times(
     if grid in ("", "uniform"):  # as published, in float32
         times = torch.linspace(sde.T, eps, steps)
     else:
-        times = time_grid(sde, steps - 1, eps, grid).float()
+        times = time_grid(sde, max(steps - 1, 1), eps, grid)[:steps].float()
     times = torch.cat([times, torch.zeros(1)])
     first = 0 if start_time is None else _first_at_or_below(times, start_time)
     stop = steps if stop_time is None else _first_at_or_below(times, stop_time)
