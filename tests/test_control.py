@@ -26,7 +26,7 @@ from controllable_generation import (
     get_pc_inpainter,
 )
 from score_lib.base.tensors import SampleNoise, batch_mul
-from sde_lib import VESDE, VPSDE, subVPSDE
+from sde_lib import VESDE, VPSDE, CosineVPSDE, subVPSDE
 
 pytestmark = pytest.mark.quick_cases(2)
 
@@ -295,6 +295,18 @@ def test_the_guidance_scale_multiplies_the_gradient():
     torch.testing.assert_close(results[0.0], MEANS.mean(0), rtol=0, atol=0.06)
     away = MEANS[0] - MEANS.mean(0)
     assert (results[2.0] - results[1.0]) @ away > 0.02
+
+
+@pytest.mark.parametrize("until", (None, 0.995))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_guidance_begins_at_the_first_time(dtype, until):
+    """Also where T is no number of float32, as grids of times are."""
+    sde = CosineVPSDE(N=20)
+    labels, first = torch.zeros(1, dtype=torch.int64), sampling.visited_times(sde, 1e-3)[:1]
+    guidance = ClassGuidance(lambda x, std: torch.cat([3 * x, 0 * x], 1), labels, until=until)
+    guided = guidance.guide(sde, lambda x, t: torch.zeros_like(x))
+    gradient = guided(torch.zeros(1, 1, dtype=dtype), first.to(dtype))
+    torch.testing.assert_close(gradient, torch.tensor([[1.5]], dtype=dtype))
 
 
 class NormalizedClassifier(nn.Module):

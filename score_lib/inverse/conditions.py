@@ -64,7 +64,8 @@ class ClassGuidance(Constraint):
         grad_fn = get_classifier_grad_fn(sde, self.classifier, self.continuous)
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
-            scale = self.scale * (t <= (sde.T if self.until is None else self.until))
+            # In float32, to which grids round their times.
+            scale = self.scale * (t.float() <= (sde.T if self.until is None else self.until))
             return score_fn(x, t) + batch_mul(scale, grad_fn(x, t, self.labels))
 
         return guided
