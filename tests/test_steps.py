@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from oracles import MU, S0, GaussianOracle
+from oracles import MU, S0, GaussianOracle, exact_moments
 
 import sampling
 from sde_lib import VESDE, VPSDE, batch_mul, subVPSDE
@@ -242,3 +242,33 @@ def test_a_single_step_leads_from_the_noise_to_the_data(grid):
 
     x, _ = draw(SDES["vp"], sampling.AncestralSamplingPredictor, at_a_half, steps=1, grid=grid)
     torch.testing.assert_close(x, torch.full_like(x, 0.5), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("process", "predictor", "errors"),
+    (
+        (VPSDE, sampling.EulerMaruyamaPredictor, (0.001, 0.15, 0.63, 2.7)),
+        (VPSDE, sampling.ReverseDiffusionPredictor, (0.001, 0.11, 0.48, 2.1)),
+        (VPSDE, sampling.AncestralSamplingPredictor, (0.001, 0.11, 0.48, 2.1)),
+        (subVPSDE, sampling.EulerMaruyamaPredictor, (0, 0.042, 0.43, 4.2)),
+        (subVPSDE, sampling.ReverseDiffusionPredictor, (0, 0.042, 0.43, 4.2)),
+    ),
+)
+def test_the_published_chain_of_few_steps_is_off_as_documented(process, predictor, errors):
+    """On data at the point 0; as many steps of another grid find it."""
+
+    def spread(sde, **options):
+        def at_0(x, labels):
+            return batch_mul(1 / sde.marginal_coeffs(labels / 999)[1], x)
+
+        def samples(count, noise):
+            given = {"continuous": True, "eps": 1e-3, **options}
+            shape, z = (count, 1), noise(torch.empty(count, 1))
+            made = sampling.get_pc_sampler(sde, shape, predictor, None, torch.clone, 0, **given)
+            return made(at_0, z, noise=noise)[0]
+
+        return float(exact_moments(samples, 1)[1].sqrt())
+
+    for N, error in zip((1000, 200, 100, 50), errors, strict=True):
+        assert spread(process(N=N)) == pytest.approx(error, rel=0.05, abs=6e-4)
+    assert spread(process(N=100), steps=100, grid="log_snr") < 0.05
