@@ -6,6 +6,7 @@ of (x, labels) and know of no condition.  A condition that is dropped in trainin
 null, by which the network also learns the unconditional score.  [Ho and Salimans 2022]
 """
 
+import math
 import types
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -252,7 +253,8 @@ class Guided(Given):
         interval: the least and the largest label with guidance; elsewhere the scale is 1.
             [Kynkäänniemi et al. 2024]
     Raises:
-        ValueError: the network takes other conditions, or knows no null.
+        ValueError: the network takes other conditions, or knows no null; or the null has another
+            shape, the scale is no number, or the interval is not rising.
     """
 
     def __init__(
@@ -275,9 +277,11 @@ class Guided(Given):
             raise ValueError(
                 "guidance needs a network that was trained with training.condition_dropout above 0"
             )
-        self.scale, self.interval = scale, interval
+        self.scale, self.interval = _checked_scale(scale), _checked_interval(interval)
         for kind, value in self.condition.items():
-            self.register_buffer(f"null_{kind}", replaced(value, null[kind]), persistent=False)
+            self.register_buffer(
+                f"null_{kind}", _null_of(kind, value, null[kind]), persistent=False
+            )
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """See `Given`."""
@@ -301,6 +305,37 @@ class Guided(Given):
             return scale
         low, high = self.interval
         return torch.where((low <= labels) & (labels <= high), scale, torch.ones_like(scale))
+
+
+def _checked_scale(scale: float) -> float:
+    if torch.as_tensor(scale).numel() != 1 or not math.isfinite(scale):
+        raise ValueError(f"the guidance scale is one finite number for all samples, not {scale}")
+    return float(scale)
+
+
+def _checked_interval(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    if interval is None:
+        return None
+    if len(interval) != 2 or not interval[0] <= interval[1]:
+        raise ValueError(
+            f"the interval of guidance is the least and the largest label, not {tuple(interval)}"
+        )
+    return tuple(interval)
+
+
+def _null_of(kind: str, value: Tensor, null: Tensor | float) -> Tensor:
+    """The null of a condition (B, ...) or (1, ...), for each sample or once for all."""
+    null = torch.as_tensor(null, dtype=value.dtype, device=value.device)
+    entries = value.shape[1:]
+    if null.dim() == value.dim() and null.shape[1:] == entries:
+        return null.clone()
+    try:
+        return null.expand_as(value).clone()
+    except RuntimeError as error:
+        raise ValueError(
+            f"the null of {kind} is one number for all entries, or of shape "
+            f"{('B', *entries)}, not {tuple(null.shape)}"
+        ) from error
 
 
 def for_batch(condition: Condition, x: Tensor) -> dict[str, Tensor]:
@@ -345,10 +380,8 @@ class Dropping(NamedTuple):
 NEVER = Dropping()
 
 
-def replaced(value: Tensor, null: Tensor | float, where: Tensor | None = None) -> Tensor:
-    """A condition, (B, ...), with the null in place of samples, where (B,) holds, or of all."""
+def replaced(value: Tensor, null: Tensor | float, where: Tensor) -> Tensor:
+    """A condition, (B, ...), with the null in place of samples, where (B,) holds."""
     null = torch.as_tensor(null, dtype=value.dtype, device=value.device)
-    if where is None:
-        return null.expand_as(value).clone()
     where = where.reshape(-1, *[1] * (value.dim() - 1))
     return torch.where(where, null, value)

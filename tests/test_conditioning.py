@@ -141,6 +141,29 @@ def test_guidance_needs_a_network_that_knows_the_null():
         Guided(MixtureOracle(process("vpsde")), {"classes": 1}, {}, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("scale", "interval", "said"),
+    (
+        (2.0, (500.0, 100.0), "the least and the largest label, not .500.0, 100.0."),
+        (2.0, (100.0,), "the least and the largest label"),
+        (torch.nan, None, "one finite number for all samples, not nan"),
+        (torch.tensor([1.0, 2.0]), None, "one finite number for all samples"),
+    ),
+)
+def test_scales_and_intervals_of_no_guidance_are_refused(scale, interval, said):
+    with pytest.raises(ValueError, match=said):
+        guided(process("vpsde"), 2, scale, interval=interval)
+
+
+def test_the_null_is_for_each_sample_or_for_all():
+    sde, x, t = process("vpsde"), torch.randn(5, 1).double(), torch.full((5,), 300.0).double()
+    oracle, once = MixtureOracle(sde), guided(sde, 2, 3.0)(x, t)
+    for null in (torch.tensor([3]), torch.full((5,), 3)):
+        assert torch.equal(Guided(oracle, {"classes": 2}, {"classes": null}, 3.0)(x, t), once)
+    with pytest.raises(ValueError, match=r"the null of classes is one number .* not .5, 1."):
+        Guided(oracle, {"classes": 2}, {"classes": torch.full((5, 1), 3)}, 3.0)
+
+
 # --- Likelihood and other conditions --------------------------------------------------------------
 
 
