@@ -426,6 +426,21 @@ def test_deviations_of_standardized_data_are_in_the_networks_range(data_std):
         assert (built.data_std, built.bounds) == (data_std or 1.0, bounds)
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    (
+        ("tweedie", {"iterations": 0}, "set iterations to 1 or more, not 0"),
+        ("pigdm", {"iterations": 0}, "set iterations to 1 or more, not 0"),
+        ("pigdm", {"data_std": 0.0}, r"a number above 0, not data_std = 0\.0"),
+        ("pigdm", {"data_std": torch.nan}, "a number above 0, not data_std = nan"),
+    ),
+)
+def test_settings_by_which_a_measurement_counts_for_nothing_are_refused(method, settings, said):
+    operator = OPERATORS["mask"]
+    with pytest.raises(ValueError, match=said):
+        get_restoration(method)(operator, operator.apply(TRUTH), 0.1, **settings)
+
+
 def test_mistakes_are_named():
     operator = OPERATORS["super_resolution"]
     with pytest.raises(ValueError, match=r"measurement has shape \(1, 3\).*\(B, 2\)"):

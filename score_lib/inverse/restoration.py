@@ -262,7 +262,11 @@ class PseudoInverseGuidance(PosteriorGuidance):
 
     def __init__(self, *measured, data_std: float = 0.5, iterations: int = 5, **options):
         super().__init__(*measured, **options)
-        self.data_std, self.iterations = data_std, iterations
+        if not 0 < data_std < math.inf:
+            raise ValueError(
+                f"the deviation of data is a number above 0, not data_std = {data_std}"
+            )
+        self.data_std, self.iterations = data_std, _checked_iterations(iterations)
 
     def weigh(self, residual: Tensor, pull_back: Callable, sde: SDE, t: Tensor) -> Tensor:
         scale, std = sde.scale_and_std(t, len(self.operator.shape))
@@ -287,7 +291,7 @@ class TweedieGuidance(PosteriorGuidance):
 
     def __init__(self, *measured, iterations: int = 5, **options):
         super().__init__(*measured, **options)
-        self.iterations = iterations
+        self.iterations = _checked_iterations(iterations)
 
     def weigh(self, residual: Tensor, pull_back: Callable, sde: SDE, t: Tensor) -> Tensor:
         scale, std = sde.scale_and_std(t, len(self.operator.shape))
@@ -299,6 +303,15 @@ class TweedieGuidance(PosteriorGuidance):
             return self.noise_std**2 * u + batch_mul(variance, back)
 
         return solve(covariance, residual, self.iterations)
+
+
+def _checked_iterations(iterations: int) -> int:
+    if not iterations >= 1:
+        raise ValueError(
+            f"without an iteration the measurement counts for nothing: set iterations to 1 or "
+            f"more, not {iterations}"
+        )
+    return iterations
 
 
 def _configured_pigdm(
