@@ -111,6 +111,13 @@ number = Check("a number", lambda v: _is_real(v) and abs(v) <= sys.float_info.ma
 nonzero = Check("a number other than 0", lambda v: number.accepts(v) and v != 0)
 text = Check("a text", lambda value: isinstance(value, str))
 numbers = Check("several numbers, such as (1, 2)", lambda values: _all(number, values))
+indices = Check(
+    "several whole numbers, such as (2, 2, 4, 4), or ()", lambda values: _all(whole, values)
+)
+factors = Check(
+    "one or more numbers, at least 0, such as (0.8, 1)",
+    lambda values: _all(at_least(0.0), values) and len(values) > 0,
+)
 count = at_least(1)
 counts = Check(
     "one or more whole numbers, at least 1, such as (1, 2)",

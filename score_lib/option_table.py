@@ -25,8 +25,10 @@ from score_lib.option_kinds import (
     device,
     ends,
     extractors,
+    factors,
     figures,
     flag,
+    indices,
     interval,
     methods,
     multiples,
@@ -327,7 +329,7 @@ _CONTROL = {
         "noise of a measurement: of images in [0, 1] or in the units of other data",
     ),
     "mask": ("", text, "file of a mask, white where pixels are known"),
-    "box": ((), numbers, 'operator "box": (top, left, height, width); (): the centre'),
+    "box": ((), indices, 'operator "box": (top, left, height, width); (): the centre'),
     "keep": (0.25, between(0.0, 1.0), 'operator "random_mask": share of known pixels'),
     "factor": (2, count, 'operator "super_resolution": how much smaller a side is'),
     "blur_std": (1.0, above(0.0), 'operator "blur": standard deviation in pixels'),
@@ -352,7 +354,7 @@ _CONTROL = {
     "start_time": (0.5, above(0.0), 'task "edit": time that an image is noised to'),
     "tolerance": (1e-5, above(0.0), "of the ODE solver that encodes and decodes"),
     "num_interpolations": (9, at_least(2), 'task "interpolate": images in a row'),
-    "temperatures": ((0.6, 0.8, 1.0, 1.2), numbers, 'task "temperature": factors of latent noise'),
+    "temperatures": ((0.6, 0.8, 1.0, 1.2), factors, 'task "temperature": factors of latent noise'),
     "other": ("", text, 'task "compare_codes": checkpoint of another network'),
 }
 

@@ -7,7 +7,8 @@ import difflib
 import logging
 from collections.abc import Iterator, Mapping
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import RequiredValueError
 
 from score_lib.option_conflicts import Options, conflicts
 from score_lib.option_kinds import plain
@@ -37,7 +38,9 @@ class Config(ConfigDict):
     """
 
     def __setitem__(self, key, value):
-        super().__setitem__(key, str(value) if key == "device" else value)
+        if key == "device":
+            value = str(value.get() if isinstance(value, FieldReference) else value)
+        super().__setitem__(key, value)
 
     def __getitem__(self, key):
         value = super().__getitem__(key)
@@ -76,23 +79,35 @@ def _device(name: str) -> Device:
 def complete(config: object) -> Config:
     """A copy of a config in which every option that it lacks has its default.
 
-    Its own values stay, and a locked config gives a locked copy.
+    Its own values stay, known names as the table spells them, which are taken in any case.  A
+    locked config gives a locked copy.
 
     Args:
         config: a ConfigDict, a dict, an argparse.Namespace or any object with attributes; whole
             sections may be missing.
     Raises:
-        ValueError: a section such as `model` holds something else than options.
+        ValueError: a section such as `model` holds something else than options, or a required
+            placeholder of ml_collections has no value.
     """
     full = _as_dict(config, "config")
     for section, _, _ in SECTIONS[1:]:
         full[section] = _as_dict(full.get(section, {}), f"config.{section}")
     for key, option in TABLE.items():
-        if not isinstance(option.default, NoDefault):
-            section, _, name = key.rpartition(".")
-            (full[section] if section else full).setdefault(name, option.default)
+        section, _, name = key.rpartition(".")
+        options = full[section] if section else full
+        if name in options:
+            options[name] = _as_known(options[name], option.check.names)
+        elif not isinstance(option.default, NoDefault):
+            options[name] = option.default
     locked = isinstance(config, ConfigDict) and config.is_locked
     return Config(full).lock() if locked else Config(full)
+
+
+def _as_known(value: object, names: tuple[str, ...]) -> object:
+    """A name as it is known: registries take any case, but no comparison should have to."""
+    if not isinstance(value, str) or value in names:
+        return value
+    return next((name for name in names if name.lower() == value.lower()), value)
 
 
 def _as_dict(config: object, name: str) -> dict[str, object]:
@@ -108,6 +123,11 @@ def _as_dict(config: object, name: str) -> dict[str, object]:
 
 def _options_of(config: object) -> Mapping[str, object]:
     if isinstance(config, ConfigDict):
+        if unset := list(_unset(config)):
+            raise ValueError(
+                f"{', '.join(unset)}: a required placeholder without a value; set it in the config "
+                f"or as in --config.{unset[0]}=VALUE"
+            )
         options = config.to_dict()
         return {**options, "device": config.device_name} if isinstance(config, Config) else options
     if isinstance(config, Mapping):
@@ -115,6 +135,18 @@ def _options_of(config: object) -> Mapping[str, object]:
     values = {key: getattr(config, key) for key in dir(config) if not key.startswith("_")}
     # Methods are no options; a class may be a section.
     return {key: v for key, v in values.items() if isinstance(v, type) or not callable(v)}
+
+
+def _unset(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Dotted names of required placeholders that have no value."""
+    for key in config:
+        try:
+            value = config[key]
+        except RequiredValueError:
+            yield prefix + key
+        else:
+            if isinstance(value, ConfigDict):
+                yield from _unset(value, f"{prefix}{key}.")
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:

@@ -176,6 +176,8 @@ def test_boxes():
     assert torch.equal(known(Mask.box((1, 8, 6))), 1 - centre)
     assert known(Mask.box((2, 8))).tolist() == [[1, 1, 0, 0, 0, 0, 1, 1]] * 2
     assert known(Mask.box((6,), (3, 2))).tolist() == [1, 1, 1, 0, 0, 1]
+    with pytest.raises(ValueError, match=r"in whole numbers; not \(0.5, 2\)"):
+        Mask.box((6,), (0.5, 2))
 
 
 def test_the_right_half_is_open():

@@ -13,14 +13,16 @@ import types
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict, FieldReference, FrozenConfigDict, config_dict
 from small_runs import ROOT
 
 import run_lib
 from configs import defaults
 from score_lib.base.registry import Registry
+from score_lib.metrics.configured import extractor_name
 from score_lib.option_table import NEEDED, SECTIONS, TABLE, NoDefault
 from score_lib.options import checked, complete, flatten, page
+from score_lib.samplers.configured import follows_flow
 
 PUBLISHED = json.loads((ROOT / "tests/data/published_configs.json").read_text())
 DEFAULTS = {
@@ -144,6 +146,37 @@ def test_numbers_of_other_libraries_become_plain_ones():
     assert json.loads(full.to_json())["model"]["nf"] == 16
 
 
+def test_names_in_any_case_are_the_known_ones():
+    """The classifier of digits is the extractor of data.dataset = 'digits', too."""
+    others = {"data__dataset": "digits", "training__sde": "VPSDE", "sampling__method": "DDIM"}
+    full = complete(digits(**others, sampling__predictor="mine", control__name="Pigdm"))
+    assert (full.data.dataset, full.training.sde) == ("DIGITS", "vpsde")
+    assert (full.sampling.predictor, full.control.name) == ("mine", "Pigdm")
+    assert extractor_name(full) == "digits" and follows_flow(digits(**others))
+
+
+def test_names_that_differ_only_in_case_are_refused():
+    known = Registry("solver")
+    known.register(dict, name="mine")
+    known.register(dict, name="mine")
+    with pytest.raises(ValueError, match="solver 'Mine' differs only in case from 'mine'"):
+        known.register(dict, name="Mine")
+
+
+def test_references_are_read_and_required_placeholders_named():
+    config = defaults.load("vp/digits")
+    with config.unlocked():
+        config.device = FieldReference("cpu")
+        config.optim.lr = config_dict.required_placeholder(float)
+        config.mine = {"order": config_dict.required_placeholder(int)}
+    assert config.device == "cpu"
+    with pytest.raises(ValueError, match=r"^mine\.order, optim\.lr: a required placeholder"):
+        complete(config)
+    config.optim.lr = 0.5
+    config.mine.order = 3
+    assert complete(config).optim.lr == 0.5
+
+
 def test_complete_keeps_the_lock():
     config = ConfigDict(SMALL)
     assert not complete(config).is_locked
@@ -215,6 +248,9 @@ def test_needed_options_are_missed(key):
         ({"data__image_size": (8, 8, 3)}, "or two of them"),
         ({"data__path": 3}, "a text"),
         ({"eval__bpd_dataset": "val"}, "'train' or 'test'"),
+        ({"control__box": (0.5, 0, 2, 2)}, "several whole numbers"),
+        ({"control__temperatures": ()}, "one or more numbers, at least 0"),
+        ({"control__temperatures": (-1,)}, "one or more numbers, at least 0"),
         ({"sampling__method": None}, "None .*'pc', .*'heun'"),
         ({"training__n_iters": 0, "training__log_freq": 0}, "n_iters = 0.*; .*log_freq = 0"),
     ],

@@ -50,7 +50,7 @@ class Registry:
             options: see `Registry`.
             build: what a config builds with; default: the class or function itself.
         Raises:
-            ValueError: the name is taken by something else.
+            ValueError: the name is taken by something else, perhaps in another case.
         """
 
         def add(value):
@@ -58,6 +58,11 @@ class Registry:
             known = self._entries.get(key)
             if known is not None and _identity(known.value) != _identity(value):
                 raise ValueError(f"{self.kind} {key!r} is already registered as {known.value!r}")
+            if same := [k for k in self._entries if k != key and k.lower() == key.lower()]:
+                raise ValueError(
+                    f"{self.kind} {key!r} differs only in case from {same[0]!r}, and names are "
+                    "taken in any case: choose another one"
+                )
             feeds = self.options if options is None else options
             self._entries[key] = Entry(value, build or value, feeds)
             return value

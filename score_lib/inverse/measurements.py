@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ class Mask(PartialIsometry):
                 of D but the first, or along an only one, then how long it is.  Default: half of
                 each side, in the centre.
         Raises:
-            ValueError: the box does not lie in the image.
+            ValueError: the box does not lie in the image, or lies between pixels.
         """
         sides = sides_of(shape)
         box = tuple(box) or _central_half(sides)
@@ -85,10 +86,11 @@ class Mask(PartialIsometry):
         inside = len(box) == 2 * len(sides) and all(
             0 <= a < a + k <= n for a, k, n in zip(starts, lengths, sides, strict=True)
         )
-        if not inside:
+        if not (inside and all(isinstance(value, Integral) for value in box)):
             raise ValueError(
                 f"a box is where it starts along each of the sides {sides}, such as top and left, "
-                f"then how long it is, such as height and width, inside of them; not {box}"
+                f"then how long it is, such as height and width, inside of them and in whole "
+                f"numbers; not {box}"
             )
         mask = torch.ones(sides, dtype=torch.bool)
         mask[tuple(slice(a, a + k) for a, k in zip(starts, lengths, strict=True))] = False
