@@ -139,7 +139,7 @@ def _kernel(k: Taps | None, factor: int = 2, gain: float = 1) -> Tensor:
     if not (total.isfinite() and total.abs() > _ROUNDING * taps.abs().sum()):
         raise ValueError(
             "a filter is normalised to its sum: its taps should be finite and not sum to 0, unlike "
-            f"{torch.as_tensor(k).tolist()}"
+            f"{torch.as_tensor(k, device='cpu').tolist()}"
         )
     return taps * (gain / total)
 

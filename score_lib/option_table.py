@@ -193,7 +193,7 @@ _MODEL = {
     "fourier_scale": (NETWORK, number, "standard deviation of the Fourier frequencies"),
     "input_fourier_scale": (0.0, at_least(0.0), "mlp, set_transformer: of the input; 0: none"),
     "inducing_points": (0, at_least(0), "set_transformer: learnt points in attention; 0: none"),
-    "init_scale": (NETWORK, number, "scale of the last layer of a block at the start"),
+    "init_scale": (NETWORK, at_least(0.0), "scale of the last layer of a block at the start"),
     "interpolation": (NETWORK, name("bilinear bicubic nearest"), "NCSN, NCSNv2: upsampling"),
     "num_heads": (1, count, "U-Nets, set_transformer: attention heads"),
     "num_head_channels": (0, at_least(0), "features of an attention head; 0: see `num_heads`"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import types
 
 import foreign_sde
@@ -273,6 +274,25 @@ def test_a_wrong_config_ends_with_code_1(tmp_path):
     code, output = run_forked(arguments)
     assert code == 1 and "too few" in output and "dpmpp_2m" in output, output
     assert json.loads((tmp_path / "check.json").read_text())[0]["state"] == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    (
+        ({"data__image_size": 3}, "size is 3x3, which cannot be halved"),
+        ({"model__norm_groups": 3}, "model.norm_groups = 3 should divide"),
+        ({"model__fir": True, "model__fir_kernel": (1, -1)}, r"not sum to 0, unlike \[1, -1\]"),
+        (
+            {"training__condition": "features", "data__augment": 0.5, "model__num_features": 3},
+            "model.num_features = 3 should be 9 with data.augment = 0.5",
+        ),
+    ),
+)
+def test_a_network_that_cannot_be_built_is_a_finding(changes, words, tmp_path):
+    found = run_lib.check(small_config(**changes), tmp_path)
+    assert [(one.subject, one.state) for one in found] == [("config", "wrong")]
+    assert re.search(words, found[0].text)
+    assert json.loads((tmp_path / "check.json").read_text()) == [found[0]._asdict()]
 
 
 def test_a_process_of_ones_own_is_checked_by_its_abstract_methods():

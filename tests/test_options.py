@@ -249,6 +249,7 @@ def test_needed_options_are_missed(key):
         ({"data__path": 3}, "a text"),
         ({"eval__bpd_dataset": "val"}, "'train' or 'test'"),
         ({"control__box": (0.5, 0, 2, 2)}, "several whole numbers"),
+        ({"model__init_scale": -1}, "init_scale = -1 should be a number, at least 0"),
         ({"control__temperatures": ()}, "one or more numbers, at least 0"),
         ({"control__temperatures": (-1,)}, "one or more numbers, at least 0"),
         ({"sampling__method": None}, "None .*'pc', .*'heun'"),

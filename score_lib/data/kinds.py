@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from score_lib.base.tensors import data_shape, image_shape
+from score_lib.data.augment import NUM_LABELS
 from score_lib.data.sources import DATASETS, DataError
 from score_lib.options import complete
 
@@ -82,6 +83,11 @@ def check_options(config) -> None:
     kind, augment = kind_of(config), config.data.augment
     if augment and kind != "images":
         raise DataError(f"data.augment = {augment} changes images, not {kind}: set it to 0")
+    if augment and (told := config.model.num_features) != NUM_LABELS:
+        raise DataError(
+            f"model.num_features = {told} should be {NUM_LABELS} with data.augment = {augment}, of "
+            "which the network is told so many numbers"
+        )
     if not is_continuous(config):
         return
     of_grey_levels = {

@@ -64,13 +64,13 @@ def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
     """
     try:
         run = setup(config)
-    except (ValueError, NotImplementedError, FloatingPointError) as error:
-        findings = [Finding("config", WRONG, str(error))]
-    else:
         data = data_of(run)
         findings = _config(run) + _network(run, data) + _process(run) + _samplers(run)
         findings += data.findings + _statistics(run, workdir) + _quality(run)
         findings += _start(run, data, workdir)
+    except (ValueError, NotImplementedError, FloatingPointError) as error:
+        # Also of a network that cannot be built, or of a batch that cannot be read.
+        findings = [Finding("config", WRONG, str(error))]
     rows = [finding._asdict() for finding in findings]
     if workdir:
         write_text(pathlib.Path(workdir) / "check.json", json.dumps(rows, indent=2) + "\n")
