@@ -186,9 +186,10 @@ def _label_without_logarithm(flat: Options) -> str:
 
 def _of_conditions(flat: Options) -> Iterator[str]:
     condition, dropout = flat["training.condition"], flat["training.condition_dropout"]
+    classes = flat["data.num_classes"]
     if condition and flat["training.objective"] == "classifier":
         yield f"training.condition = {condition!r} should be '' for a classifier"
-    if "classes" in condition and (classes := flat["data.num_classes"]) < 2:
+    if "classes" in condition and classes < 2:
         yield (
             f"data.num_classes = {classes} should be the number of classes, at least 2, with "
             f"training.condition = {condition!r}"
@@ -214,6 +215,11 @@ def _of_conditions(flat: Options) -> Iterator[str]:
             f"sampling.classes = {wanted!r} needs a network that is told classes: train with "
             "training.condition = 'classes', or guide samples by a classifier, control.task = "
             "'class', with control.labels"
+        )
+    elif any(not isinstance(one, str) and not 0 <= one < classes for one in wanted):
+        yield (
+            f"sampling.classes = {wanted!r} should be classes of the network, whole numbers from 0 "
+            f"to {classes - 1}"
         )
     if (scale := flat["sampling.guidance_scale"]) != 1 and not dropout:
         yield (

@@ -390,6 +390,14 @@ FEW_STEPS = {"model__num_scales": 20, "sampling__num_steps": 0}
             "has nothing to drop",
         ),
         ({"sampling__classes": (3,)}, r"sampling.classes = \(3,\) needs a network that is told"),
+        (
+            {
+                "sampling__classes": ("cat", 10),
+                "training__condition": "classes",
+                "data__num_classes": 10,
+            },
+            r"sampling.classes = \('cat', 10\) should be classes .* from 0 to 9",
+        ),
         ({**FEW_STEPS, "training__continuous": False}, "20 steps are too few"),
         ({**FEW_STEPS, "sampling__predictor": "reverse_diffusion"}, "20 steps are too few"),
         (

@@ -524,6 +524,11 @@ def test_images_of_ones_own_need_labels(tmp_path):
         ({"sampling__guidance_scale": 2.0}, r"training.condition_dropout above 0"),
         ({**LABELLED, "sampling__guidance_scale": 2.0}, r"training.condition_dropout above 0"),
         ({**LABELLED, "sampling__guidance_interval": (0.5, 0.2)}, r"two numbers, such as"),
+        ({**LABELLED, "sampling__classes": (3, 10)}, r"sampling.classes = .* from 0 to 9"),
+        (
+            {**DROPPING, "sampling__guidance_scale": 2.0, "sampling__guidance_interval": (2, 3)},
+            r"sampling.guidance_interval = \(2, 3\) holds no time of the process, from 0 to T = 1:",
+        ),
         (
             {"training__condition": "image", "training__condition_factor": 3},
             r"factor 3 needs sides that it divides",
@@ -562,7 +567,8 @@ def test_guidance_needs_a_network_that_has_seen_its_condition_dropped(tmp_path):
 
 def test_unknown_classes_are_refused():
     for classes in ((3, 10), ("eleven",)):
-        run = run_lib.setup(small_config(**LABELLED, sampling__classes=classes))
+        run = run_lib.setup(small_config(**LABELLED))
+        run.config.sampling.classes = classes
         with pytest.raises(ValueError, match=r"sampling.classes = .*(0 to 9|classes are 0 = 0)"):
             run.draw(range(2))
 

@@ -166,6 +166,12 @@ class Run:
             return given(network, condition)
         interval = None
         if options.guidance_interval:
+            first, last = options.guidance_interval
+            if first > self.sde.T or last < 0:
+                raise ValueError(
+                    f"sampling.guidance_interval = {options.guidance_interval} holds no time of "
+                    f"the process, from 0 to T = {self.sde.T:g}: set it to () for all times"
+                )
             times = torch.tensor(options.guidance_interval, device=self.device)
             size = len(self.shape)
             ends = label_at(self.sde, times, **self.reading, dimensions=size).tolist()
