@@ -238,6 +238,14 @@ def test_mistakes_are_named_and_nothing_is_written(runs, case):
     assert not (runs.folder / "gaussian" / "control" / "mistake").exists()
 
 
+@pytest.mark.parametrize("name", ("..", "../../gaussian"))
+def test_results_do_not_replace_files_of_the_run(runs, name):
+    runs.checkpoint("gaussian")
+    with pytest.raises(ValueError, match=r"^control.name = .* would replace files of the run"):
+        runs.control("inpaint", name=name)
+    assert not (runs.folder / "gaussian" / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("classifier", "options", "said"),
     (

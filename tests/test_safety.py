@@ -28,7 +28,13 @@ from score_lib.disk.checkpoints import (
     save_checkpoint,
     write_contents,
 )
-from score_lib.disk.files import locked, remove_leftovers, set_aside, with_earlier
+from score_lib.disk.files import (
+    folder_of_results,
+    locked,
+    remove_leftovers,
+    set_aside,
+    with_earlier,
+)
 from score_lib.disk.writer import CheckpointWriter
 
 FORK = multiprocessing.get_context("fork")
@@ -442,3 +448,12 @@ def test_a_stopped_command_ends_with_its_own_code(tmp_path):
     assert process.wait() == EXIT_CODE == 75
     assert "start the same command again" in rest and "Traceback" not in rest
     assert read_checkpoint(tmp_path / "checkpoints-meta/checkpoint.pth")["step"] > 0
+
+
+@pytest.mark.parametrize("name", ("", ".", "..", "eval/.."))
+def test_figures_do_not_replace_files_of_the_run(tmp_path, name):
+    """Before anything is read or written."""
+    with pytest.raises(ValueError, match=r"^--eval_folder=.* would replace files of the run"):
+        run_lib.evaluate(small_config(), tmp_path / "run", name)
+    assert not list(tmp_path.iterdir())
+    assert folder_of_results("a", "../b", "--eval_folder=../b") == pathlib.Path("a/../b")

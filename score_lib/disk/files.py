@@ -191,6 +191,25 @@ def open_folder(folder: str | os.PathLike, config) -> pathlib.Path:
     return folder
 
 
+def folder_of_results(
+    workdir: str | os.PathLike, name: str | os.PathLike, option: str
+) -> pathlib.Path:
+    """The folder of a name inside a run's, which is not that of the run itself, or above it.
+
+    Args:
+        option: what gave the name.
+    Raises:
+        ValueError: results would replace the files of the run, such as its config.
+    """
+    workdir, folder = pathlib.Path(workdir), pathlib.Path(workdir, name)
+    if workdir.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{option} puts results into {folder}, where they would replace files of the run: "
+            "choose the name of a folder of their own"
+        )
+    return folder
+
+
 def file_digest(path: str | os.PathLike) -> str:
     """A short hash of a file's contents, or of a folder's names and contents."""
     path, digest = pathlib.Path(path), hashlib.blake2b(digest_size=8)

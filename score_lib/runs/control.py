@@ -9,7 +9,7 @@ from torch import Tensor
 
 from score_lib.base import distributed
 from score_lib.disk.arrays import save_arrays
-from score_lib.disk.files import open_folder
+from score_lib.disk.files import folder_of_results, open_folder
 from score_lib.disk.logs import messages_to
 from score_lib.disk.pictures import is_picture, save_grid
 from score_lib.disk.reports import write_report
@@ -36,10 +36,10 @@ def control(config, workdir: str | os.PathLike) -> pathlib.Path:
         raise ValueError("--mode control runs in one process: start it without torchrun")
     run = restored(config, workdir)
     options = run.config.control
-    task = get_task(options.task)
-    outcome = task(run)
-    folder = pathlib.Path(workdir) / "control" / (options.name or options.task)
-    folder = open_folder(folder, run.config)
+    name = pathlib.PurePath("control", options.name or options.task)
+    folder = folder_of_results(workdir, name, f"control.name = {options.name!r}")
+    outcome = get_task(options.task)(run)
+    open_folder(folder, run.config)
     with messages_to(folder / "stdout.txt"):
         arrays = {**outcome.columns, **outcome.arrays}
         known = {name: v.cpu().numpy() for name, v in arrays.items() if v is not None}

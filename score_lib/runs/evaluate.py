@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from models.precision import matmul_precision
 from score_lib.base import distributed
 from score_lib.base.weights import weights_digest
-from score_lib.disk.files import locked, open_folder, remove_leftovers
+from score_lib.disk.files import folder_of_results, locked, open_folder, remove_leftovers
 from score_lib.disk.logs import messages_to
 from score_lib.disk.reports import write_report
 from score_lib.runs.averages import names_of_averages
@@ -47,8 +47,8 @@ def evaluate(
             another evaluation is in it.
     """
     run, workdir = setup(config), pathlib.Path(workdir)
+    folder = folder_of_results(workdir, eval_folder, f"--eval_folder={eval_folder}")
     checkpoints = distributed.on_main(lambda: find_checkpoints(run.config, workdir))
-    folder = workdir / eval_folder
     distributed.on_main(lambda: check_folder(run.config, folder))
     with contextlib.ExitStack() as stack:
         distributed.on_main(lambda: _enter(folder, stack))
