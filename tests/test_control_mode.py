@@ -217,7 +217,7 @@ MISTAKES = {
     "two operators": ("inpaint", {"mask": "a.png", "operator": "box"}, "control.mask.*'box'"),
     "no results": ("inpaint", {"num_results": 0}, "control.num_results = 0.*at least 1"),
     "noise": ("restore", {"noise_std": -0.1}, r"control.noise_std = -0\.1.*at least 0"),
-    "temperature": ("temperature", {"temperatures": (-1.0,)}, "temperature.* -1"),
+    "temperature": ("temperature", {"temperatures": (-1.0,)}, r"temperatures = \(-1\.0,\)"),
 }
 
 

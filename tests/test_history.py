@@ -169,10 +169,11 @@ def test_the_same_data_are_split_and_scaled_as_in_training(tmp_path):
     for name in ("mine", "others"):
         np.save(tmp_path / f"{name}.npy", np.zeros((20, 8, 8), dtype=np.uint8))
     options = {**QUIET, "data__dataset": "IMAGES", "data__path": str(tmp_path / "mine.npy")}
+    options["data__levels"] = 0
     run_lib.train(small_config(**options, training__n_iters=1), tmp_path)
     once = {"eval__enable_bpd": False, "eval__loss_num_repeats": 1, "eval__end_ckpt": 0}
     options |= {**once, "eval__begin_ckpt": 0, "eval__enable_sampling": False}
-    for changes in ({"data__split": "last"}, {"data__range": (0, 9)}, {"data__levels": 0}):
+    for changes in ({"data__split": "last"}, {"data__range": (0, 9)}, {"data__levels": 17}):
         (key,) = (key.replace("__", ".") for key in changes)
         with pytest.raises(CheckpointError, match=f"its data would be read wrongly with {key} = "):
             run_lib.evaluate(small_config(**{**options, **changes}), tmp_path)
