@@ -162,6 +162,17 @@ def test_unknown_optimizer():
         losses.get_optimizer(optim_config(optimizer="SGD"), [])
 
 
+def _training(model, accumulation, **options):
+    """A training step by the VP process, and the state that it changes."""
+    config = optim_config(warmup=0)
+    state = {"model": model, "step": 0}
+    state["ema"] = ExponentialMovingAverage(model.parameters(), 0.9)
+    state["optimizer"] = losses.get_optimizer(config, model.parameters())
+    manager = losses.optimization_manager(config)
+    step = losses.get_step_fn(VPSDE(), True, manager, accumulation=accumulation, **options)
+    return step, state
+
+
 def test_parts_of_a_batch_make_the_same_step():
     """Accumulation changes memory, not the step, though 3 does not divide the batch of 8, and 20
     parts are more than it has samples."""
@@ -169,16 +180,9 @@ def test_parts_of_a_batch_make_the_same_step():
     for accumulation in (1, 3, 20):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
-        ema = ExponentialMovingAverage(model.parameters(), 0.9)
-        config = optim_config(warmup=0)
-        state = {"model": model, "ema": ema, "step": 0}
-        state["optimizer"] = losses.get_optimizer(config, model.parameters())
-        network = _IgnoresLabels(model)
-        step = losses.get_step_fn(
-            VPSDE(), True, losses.optimization_manager(config), accumulation=accumulation
-        )
+        step, state = _training(_IgnoresLabels(model), accumulation)
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(5))
-        loss = [float(step({**state, "model": network}, x)) for _ in range(3)]
+        loss = [float(step(state, x)) for _ in range(3)]
         results.append((loss, [p.detach().clone() for p in model.parameters()]))
     for loss, parameters in results[1:]:
         assert results[0][0] == pytest.approx(loss, rel=1e-5)
@@ -192,17 +196,7 @@ def test_labels_stay_with_their_parts_of_a_batch():
     for accumulation in (1, 3):
         torch.manual_seed(0)
         model = torch.nn.Linear(4, 2)
-        config = optim_config(warmup=0)
-        state = {"model": _IgnoresLabels(model), "step": 0}
-        state["ema"] = ExponentialMovingAverage(model.parameters(), 0.9)
-        state["optimizer"] = losses.get_optimizer(config, model.parameters())
-        step = losses.get_step_fn(
-            VPSDE(),
-            True,
-            losses.optimization_manager(config),
-            accumulation=accumulation,
-            objective="classifier",
-        )
+        step, state = _training(_IgnoresLabels(model), accumulation, objective="classifier")
         results.append((step(state, x, labels), step.grad_norm, model.weight.detach()))
     torch.testing.assert_close(results[0], results[1])
 
@@ -213,17 +207,7 @@ def test_a_condition_may_be_given_once_for_all_parts_of_a_batch(accumulation):
     for count in (8, 1):
         torch.manual_seed(0)
         model = _Conditional(3, 4)
-        config = optim_config(warmup=0)
-        state = {"model": model, "step": 0}
-        state["ema"] = ExponentialMovingAverage(model.parameters(), 0.9)
-        state["optimizer"] = losses.get_optimizer(config, model.parameters())
-        step = losses.get_step_fn(
-            VPSDE(),
-            True,
-            losses.optimization_manager(config),
-            accumulation=accumulation,
-            dropping=Dropping(0.5, {"classes": 2}),
-        )
+        step, state = _training(model, accumulation, dropping=Dropping(0.5, {"classes": 2}))
         classes = torch.ones(count, dtype=torch.int64)
         steps.append((step(state, x, None, {"classes": classes}), model.weight.detach()))
     torch.testing.assert_close(*steps)

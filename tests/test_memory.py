@@ -9,7 +9,7 @@ from small_runs import ROOT
 from benchmarks import variants
 
 FAULTS = """
-import resource, sys
+import ctypes, resource, sys
 import torch
 from score_lib.base.memory import keep_freed_memory
 
@@ -22,23 +22,28 @@ for size in (20 << 20, 80 << 20):
     for _ in range(5):
         torch.ones(size, dtype=torch.uint8)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(ctypes.CDLL(None).mallopt(-3, 1 << 30))
 """
 
 
 def faults(how: str) -> list[int]:
-    """Pages that the system gave for blocks as large as those freed before, by their size."""
+    """Pages that the system gave for blocks as large as those freed before, of 20 and of 80 MiB.
+
+    The second only where glibc lets such blocks be kept: older versions refuse.
+    """
     command = [sys.executable, "-c", FAULTS, how]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return list(map(int, done.stdout.split()))
+    *found, accepted = map(int, done.stdout.split())
+    return found if accepted else found[:1]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
 def test_freed_memory_is_used_again():
-    by_default, kept = faults("by default"), faults("kept")
-    pages = [5 * (megabytes << 20 >> 12) for megabytes in (20, 80)]
-    assert by_default[1] > 0.9 * pages[1], "this machine has other pages, or does not return them"
-    assert all(found < 0.1 * page for found, page in zip(kept, pages, strict=True)), kept
+    returned, kept = faults("by default"), faults("kept")
+    if returned[-1] < 5 * (20 << 20 >> 12):
+        pytest.skip("memory comes in larger pages here, or is kept anyway")
+    assert kept[-1] < 0.1 * returned[-1] and kept[0] < 0.1 * 5 * (20 << 20 >> 12), kept
 
 
 def test_benchmarks_keep_memory_as_the_command_line_does(monkeypatch):

@@ -10,10 +10,10 @@ import torch
 
 from score_lib.base.cgroups import limits
 
-# Parameters of glibc's `mallopt`, and their values: bytes, of which older versions refuse more than
+# Parameters of glibc's `mallopt`, and their values in bytes; older versions refuse more than
 # 32 MiB for the second.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST_TRIM, _LARGE_MMAP = 2**31 - 1, (1 << 30, 32 << 20)
+_LARGEST_TRIM, _LARGE_MMAP, _OLDER_MMAP = 2**31 - 1, 1 << 30, 32 << 20
 
 
 def keep_freed_memory() -> None:
@@ -28,7 +28,9 @@ def keep_freed_memory() -> None:
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        any(libc.mallopt(_MMAP_THRESHOLD, size) for size in _LARGE_MMAP)  # it returns 1 if it may
+        accepted = libc.mallopt(_MMAP_THRESHOLD, _LARGE_MMAP)
+        if not accepted:
+            libc.mallopt(_MMAP_THRESHOLD, _OLDER_MMAP)
         libc.mallopt(_TRIM_THRESHOLD, _LARGEST_TRIM)
 
 
