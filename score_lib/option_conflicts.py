@@ -43,6 +43,11 @@ def _of_classifiers(flat: Options) -> Iterator[str]:
     ):
         if flat[key]:
             yield f"{key} = True needs a score network, and training.objective = 'classifier'"
+    if flat["training.likelihood_weighting"]:
+        yield (
+            "training.likelihood_weighting = True should be False for a classifier: it weights "
+            "the loss of a score network"
+        )
 
 
 def _of_bounds(flat: Options) -> Iterator[str]:

@@ -26,6 +26,7 @@ from score_lib.options import complete
 from score_lib.runs.evaluate import evaluate
 from score_lib.runs.image_tasks import _view, restore
 from score_lib.runs.measures import likelihood_terms
+from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import META, load_trained, restored, setup
 from score_lib.runs.train import standardize, train, training_streams
 
@@ -522,6 +523,15 @@ def test_bytes_of_any_shape_have_bits_per_dim(tmp_path):
     assert samples.dtype == np.uint8 and samples.shape == (3, 2, 4, 4, 1)
     (record,) = evaluate(config, tmp_path)
     assert record["bpd"] > 8 - 1e-3 and "nats" not in record  # noise of 256 levels has 8 bits
+
+
+@pytest.mark.parametrize("kind, moved", [("points", False), ("series", True)])
+def test_bytes_are_written_with_the_channels_last(kind, moved, tmp_path):
+    run = setup(config_of(kind, "", data__shape=(6, 2), data__levels=256))
+    values = torch.arange(36.0).reshape(3, 6, 2)
+    save_samples(tmp_path, (values + 0.5) / 255, run)
+    written = torch.from_numpy(np.load(tmp_path / "sample.np"))
+    assert torch.equal(written.float(), values.movedim(1, -1) if moved else values)
 
 
 def load_after_another(config, first, second):

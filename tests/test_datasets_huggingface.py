@@ -206,6 +206,34 @@ def test_columns_are_found_by_kind_and_name(tmp_path, features, columns, labels)
     assert info.num_classes == (3 if features else max(labels) + 1)
 
 
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+@pytest.mark.parametrize(
+    "column, labels, names",
+    [
+        (["eel", "cat", "eel", "dog"], [2, 0, 2, 1], ["cat", "dog", "eel"]),
+        (pyarrow.array(["eel", "cat", "eel", "cat"]).dictionary_encode(), [1, 0, 1, 0], None),
+        ([True, False, False, True], [1, 0, 0, 1], []),
+    ],
+)
+def test_classes_by_name_and_by_yes_or_no(tmp_path, suffix, column, labels, names):
+    write(tmp_path / f"a.{suffix}", table(range(4), None, label=column))
+    info = opened(tmp_path)[2]
+    assert everything(info.sources["train"])[1].tolist() == labels
+    names = ["cat", "eel"] if names is None else names
+    assert info.class_to_idx == {name: number for number, name in enumerate(names)}
+    assert info.num_classes == len(set(labels))
+
+
+def test_other_columns_of_a_usual_name_are_told_to_be_no_classes(tmp_path, caplog):
+    caplog.set_level("INFO")
+    write(tmp_path / "a.arrow", table(range(4), None, label=[0.5, 1.0, 2.0, 0.0]))
+    assert opened(tmp_path)[2].num_classes == 1
+    assert "the column 'label' holds double, so it is not read as classes" in caplog.text
+    write(tmp_path / "b.arrow", table(range(4), None, label=["a", None, "b", "a"]))
+    with pytest.raises(DataError, match=r"row 1 \(from 0\) of b.arrow in .* has no label"):
+        opened(tmp_path / "b.arrow")
+
+
 def test_the_split_and_images_that_cannot_be_read(tmp_path, caplog):
     broken = pictures(range(12))
     broken[3], broken[5] = {"bytes": b"none", "path": None}, {"bytes": None, "path": "5.png"}

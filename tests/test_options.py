@@ -364,6 +364,14 @@ FEW_STEPS = {"model__num_scales": 20, "sampling__num_steps": 0}
             "should be '' for a classifier",
         ),
         (
+            {
+                "training__objective": "classifier",
+                "data__num_classes": 10,
+                "training__likelihood_weighting": True,
+            },
+            "likelihood_weighting = True should be False for a classifier",
+        ),
+        (
             {"training__sde": "vesde", "model__name": "ncsnv2_64"},
             "'ncsnv2_64' looks its noise level up .* is told sigma",
         ),

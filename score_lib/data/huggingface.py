@@ -29,6 +29,9 @@ from score_lib.disk.files import printable
 # Columns that are meant, where several could be, in this order.
 IMAGES, LABELS = ("image", "img"), ("label", "labels", "fine_label")
 _NO_LABEL = -1
+# Types of columns that can be classes: by number, and by name.
+_NUMBERS = re.compile(r"u?int\d+|bool")
+_TITLES = re.compile(r"(large_)?string(_view)?|dictionary<values=(large_)?string\b.*")
 
 
 @register_dataset(name="HUGGINGFACE", options=FILE_OPTIONS)
@@ -125,14 +128,20 @@ class TableImages(EncodedImages):
         self.rows = Rows(files, wanted)
         if not len(self.rows):
             raise DataError(f"there is no row in {shards.root}")
-        titles = [] if label is None else label.feature.get("names") or []
-        labels = np.zeros(len(self.rows), dtype=np.int64)
-        if label is not None:
-            labels = self.rows.integers(label.name, missing=_NO_LABEL)
+        labels, titles = self._told(label)
         classes = {str(title): number for number, title in enumerate(titles)}
         super().__init__(shards.root, shape, pixels, torch.from_numpy(labels), classes)
         self._check_labels(labels, len(titles) or MAX_CLASSES)
         self.num_classes = len(titles) or int(labels.max()) + 1
+
+    def _told(self, column: Column | None) -> tuple[np.ndarray, list[str]]:
+        """The label of each row, and the names of classes if they have such."""
+        if column is None:
+            return np.zeros(len(self.rows), dtype=np.int64), []
+        if not _is_class_label(column) and _TITLES.fullmatch(column.type):
+            return self.rows.titles(column.name, missing=_NO_LABEL)
+        labels = self.rows.integers(column.name, missing=_NO_LABEL)
+        return labels, column.feature.get("names") or []
 
     def _check_labels(self, labels: np.ndarray, classes: int) -> None:
         wrong = np.flatnonzero((labels < 0) | (labels >= classes))
@@ -201,7 +210,22 @@ def _may_hold_images(column: Column) -> bool:
 
 
 def _labels(columns: Sequence[Column]) -> list[Column]:
-    """Columns of classes; without a description, whole numbers with a usual name."""
-    found = [column for column in columns if column.feature.get("_type") == "ClassLabel"]
+    """Columns of classes; without a description, numbers or names in a column of a usual name."""
+    if found := [column for column in columns if _is_class_label(column)]:
+        return found
     usual = [column for column in columns if column.name in LABELS]
-    return found or [column for column in usual if re.fullmatch(r"u?int\d+", column.type)]
+    for column in usual:
+        if not _may_be_classes(column):
+            log_once(
+                f"the column {column.name!r} holds {printable(column.type)}, so it is not read as "
+                f"classes: these are whole numbers or names"
+            )
+    return [column for column in usual if _may_be_classes(column)]
+
+
+def _is_class_label(column: Column) -> bool:
+    return column.feature.get("_type") == "ClassLabel"
+
+
+def _may_be_classes(column: Column) -> bool:
+    return bool(_NUMBERS.fullmatch(column.type) or _TITLES.fullmatch(column.type))

@@ -140,6 +140,20 @@ class Rows:
                 ) from error
         return np.concatenate(parts)
 
+    def titles(self, column: str, missing: int) -> tuple[np.ndarray, list[str]]:
+        """A whole column of names: the number of each row's among all names, and these, sorted.
+
+        Args:
+            missing: the number where there is no name.
+        Returns:
+            (N,) int64, and the names.
+        """
+        batches = (batch.column(column).cast("string") for batch in self._opened().batches)
+        found = arrow().chunked_array(batches, type="string")
+        names = sorted(name for name in found.unique().to_pylist() if name is not None)
+        numbers = {None: missing} | {name: number for number, name in enumerate(names)}
+        return np.array([numbers[name] for name in found.to_pylist()], dtype=np.int64), names
+
 
 class _Batches(NamedTuple):
     """The rows of open files, in batches that are parts of the mapped memory.

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from score_lib.base import distributed
+from score_lib.data.kinds import channel_axis
 from score_lib.disk.drawings import save_samples_picture
 from score_lib.disk.files import atomic_write
 from score_lib.disk.pictures import (
@@ -41,8 +42,8 @@ def sample(config, workdir: str | os.PathLike) -> pathlib.Path:
 def save_samples(folder: pathlib.Path, samples: Tensor, run: Run) -> Tensor | None:
     """Write samples and a picture of them, `sample.png`.
 
-    Grey levels are in `sample.np`, bytes with channels last; continuous values in `sample.npy`, of
-    the data's shape and in their units.
+    Grey levels are in `sample.np`, bytes with channels last, as points always have them; continuous
+    values in `sample.npy`, of the data's shape and in their units.
 
     Args:
         samples: (B, *D) as `Run.draw` gives them.
@@ -55,8 +56,9 @@ def save_samples(folder: pathlib.Path, samples: Tensor, run: Run) -> Tensor | No
         check_samples_finite(samples)
         name, values = "sample.npy", samples.cpu()
     else:
-        name, values = "sample.np", run.to_bytes(samples)
-        samples = (values.movedim(-1, 1) if samples.dim() > 2 else values) / 255
+        axis = channel_axis(run.kind) or 1  # behind the samples' own
+        name, values = "sample.np", run.to_bytes(samples.movedim(axis, 1))
+        samples = values.movedim(-1, axis) / 255
     with atomic_write(folder / name) as file:
         np.save(file, values.numpy(), allow_pickle=False)
     return draw_samples(folder / "sample.png", samples, run)
