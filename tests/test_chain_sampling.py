@@ -87,6 +87,9 @@ def test_strides_of_diffusers_and_what_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             kept_levels(10, wrong)
+    for one in ("1", "leading1", 1):
+        with pytest.raises(ValueError, match=r"sampling.respacing = .*1.* keeps one level of 10"):
+            get_chain_sampler(VPSDE(beta_max=5, N=10), (1, 2), lambda x: x, respacing=one)
 
 
 # --- Recorded runs of Diffusers -------------------------------------------------------------------

@@ -309,6 +309,12 @@ def test_guidance_begins_at_the_first_time(dtype, until):
     torch.testing.assert_close(gradient, torch.tensor([[1.5]], dtype=dtype))
 
 
+@pytest.mark.parametrize("until", (math.nan, 0.0, -1.0))
+def test_guidance_that_would_never_begin_is_refused(until):
+    with pytest.raises(ValueError, match=f"until is a time above 0, or None for T, not {until}"):
+        ClassGuidance(lambda x, std: x, torch.zeros(1, dtype=torch.int64), until=until)
+
+
 class NormalizedClassifier(nn.Module):
     """Logits of three classes, by statistics of a batch in training mode."""
 

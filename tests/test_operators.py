@@ -305,6 +305,7 @@ MISTAKES = {
     "factor": (lambda: SuperResolution((3, 8, 6), 4), r"factor 4 .*\(8, 6\)"),
     "no factor": (lambda: SuperResolution((3, 8, 6), 0), "factor 0"),
     "std": (lambda: GaussianBlur((3, 8), 0.0), "above 0 pixels, not 0.0"),
+    "std huge": (lambda: GaussianBlur((3, 8), 1e30), "10 times the longest side, 8 pixels"),
     "std nan": (lambda: GaussianBlur((3, 8), math.nan), "above 0 pixels, not nan"),
     "mask shape": (lambda: Mask((4,), torch.ones(3)), r"mask has shape \(3,\).*\(4,\)"),
     "mask too large": (lambda: Mask((1, 4), torch.ones(2, 4)), r"mask has shape \(2, 4\)"),

@@ -24,8 +24,8 @@ class ClassGuidance(Constraint):
         continuous: whether a classifier that is told time steps was trained on all times, or on
             those of the discrete chain.
     Raises:
-        ValueError: labels are not whole numbers, (B,); when sampling starts: they are not in
-            [0, K), or not as many as samples.
+        ValueError: labels are not whole numbers, (B,), or `until` is no time; when sampling starts:
+            labels are not in [0, K), or not as many as samples.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class ClassGuidance(Constraint):
                 f"labels are whole numbers, one a sample: (B,), not {labels.dtype} of shape "
                 f"{tuple(labels.shape)}"
             )
+        if until is not None and not until > 0:
+            raise ValueError(f"until is a time above 0, or None for T, not {until}")
         self.classifier, self.labels = classifier, labels.to(torch.int64)
         self.scale, self.until, self.continuous = scale, until, continuous
 

@@ -309,13 +309,17 @@ class GaussianBlur(Separable):
         shape: D.
         std: standard deviation of the kernel, in pixels.
     Raises:
-        ValueError: the standard deviation is not positive.
+        ValueError: the standard deviation is not positive, or far beyond the image.
     """
 
     def __init__(self, shape: Shape, std: float = 1.0):
-        if not std > 0:
-            raise ValueError(f"a blur needs a standard deviation above 0 pixels, not {std}")
         sides = sides_of(shape)
+        # Of a wider one the mean alone is left, and its kernel would not fit in memory.
+        if not 0 < std <= 10 * max(sides):
+            raise ValueError(
+                f"a blur needs a standard deviation above 0 pixels, not {std}, and of at most 10 "
+                f"times the longest side, {max(sides)} pixels"
+            )
         super().__init__(
             shape, [*[None] * (len(shape) - len(sides)), *(_mirrored_blur(n, std) for n in sides)]
         )

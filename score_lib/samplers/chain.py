@@ -271,6 +271,11 @@ def _reader(
     sde, learned = as_process(sde), settings.variance == "learned"
     chosen = get_parametrization(parametrization)
     kept = kept_levels(sde.N, respacing)
+    if len(kept) < 2 <= sde.N:
+        raise ValueError(
+            f"sampling.respacing = {respacing!r} keeps one level of {sde.N}, and a chain has "
+            f"two or more steps"
+        )
     levels = Levels(sde, Chain(sde, kept=kept))
 
     def read(model, where):
