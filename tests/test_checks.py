@@ -20,8 +20,9 @@ import run_lib
 import sampling
 from score_lib.checks import sampling as checks_of_samplers
 from score_lib.checks.process import few_entries
+from score_lib.options import complete
 from score_lib.runs import trial
-from score_lib.runs.check import Data, _process, _samplers, _start
+from score_lib.runs.check import Data, _names, _process, _samplers, _start
 from score_lib.samplers.steps import Corrector
 from sde_lib import SDE, VESDE, VPSDE, batch_mul, subVPSDE
 
@@ -254,6 +255,24 @@ def test_a_config_is_checked_and_the_findings_are_in_a_file(tmp_path):
     assert "vp/digits, but" in texts["config"] and "model.nf = 8 (not 16)" in texts["config"]
     assert "4 at 4x4" in texts["network"] or "attention" in texts["network"]
     assert "measured" in texts["training"] and "1501 images" in texts["data"]
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"),
+    (
+        ("sampling.predictor", "predictor"),
+        ("sampling.corrector", "corrector"),
+        ("control.task", "control task"),
+        ("control.operator", "operator"),
+        ("control.method", "restoration method"),
+        ("eval.extractor", "feature extractor"),
+    ),
+)
+def test_names_that_only_other_modes_look_up_are_found(option, kind):
+    changes = {"sampling__method": "dpmpp_2m", option.replace(".", "__"): "digit"}
+    (found,) = _names(complete(small_config(**changes)))
+    assert found.state == "wrong" and f"{option}: unknown {kind} 'digit': known" in found.text
+    assert not _names(complete(small_config(eval__extractor="mine:network")))
 
 
 def test_a_config_with_a_parametrization_is_checked():

@@ -30,16 +30,24 @@ def get_extractor(config, device: torch.device | str | None = None) -> Extractor
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     name, device = extractor_name(config), torch.device(device)
-    if ":" in name:
+    if extractor_class(name) is OwnExtractor:
         return OwnExtractor(name, config.eval.extractor_weights, device)
     return EXTRACTORS.build(name, config, device=device)
+
+
+def extractor_class(name: str) -> type[Extractor]:
+    """The class of a registered extractor, or of a user's own, "module:function".
+
+    Raises:
+        ValueError: no such name.
+    """
+    return OwnExtractor if ":" in name else EXTRACTORS.get(name)
 
 
 def recognises_classes(config) -> bool:
     """Whether the class scores of the configured extractor are of the data set's classes."""
     config = complete(config)
-    name = extractor_name(config)
-    extractor = OwnExtractor if ":" in name else EXTRACTORS.get(name)
+    extractor = extractor_class(extractor_name(config))
     return config.data.dataset in getattr(extractor, "classes_of", ())
 
 

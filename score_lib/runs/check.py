@@ -25,16 +25,18 @@ from score_lib.data.sources import MissingDataError, named
 from score_lib.data.stream import ImageStream
 from score_lib.disk.files import write_text
 from score_lib.disk.logs import kept_messages
-from score_lib.inverse.restoration import build_restoration
-from score_lib.metrics.configured import find_statistics
+from score_lib.inverse.measurements import get_operator
+from score_lib.inverse.restoration import build_restoration, get_restoration
+from score_lib.metrics.configured import extractor_class, find_statistics
 from score_lib.options import complete
-from score_lib.runs import quality
+from score_lib.runs import image_tasks, latent_tasks, quality  # noqa: F401  (tasks register)
 from score_lib.runs.estimates import estimate, evaluation_text, memory_text, training_text
 from score_lib.runs.history import changes, told
 from score_lib.runs.nearest import nearest_experiment
 from score_lib.runs.setup import Run, setup
 from score_lib.runs.start import load_latest, load_start
 from score_lib.runs.statistics import data_statistics
+from score_lib.runs.tasks import get_task
 from score_lib.samplers.configured import get_sampling_fn
 from score_lib.samplers.steps import NoneCorrector, get_corrector, get_predictor
 from score_lib.scores import label_at
@@ -65,7 +67,8 @@ def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
     try:
         run = setup(config)
         data = data_of(run)
-        findings = _config(run) + _network(run, data) + _process(run) + _samplers(run)
+        findings = _config(run) + _names(run.config) + _network(run, data) + _process(run)
+        findings += _samplers(run)
         findings += data.findings + _statistics(run, workdir) + _quality(run)
         findings += _start(run, data, workdir)
     except (ValueError, NotImplementedError, FloatingPointError) as error:
@@ -83,6 +86,27 @@ def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
 def _config(run: Run) -> list[Finding]:
     """The shipped experiment that a config is nearest to, and the differences."""
     return [Finding("config", OK, nearest_experiment(run.config).text(most=12))]
+
+
+def _names(config) -> list[Finding]:
+    """Unknown names that only another mode would look up, or another method of sampling."""
+    sampling, control = config.sampling, config.control
+    lookups = {
+        "sampling.predictor": (get_predictor, sampling.predictor),
+        "sampling.corrector": (get_corrector, sampling.corrector),
+        "control.task": (get_task, control.task),
+        "control.operator": (get_operator, control.operator),
+        "control.method": (get_restoration, control.method),
+        "eval.extractor": (extractor_class, config.eval.extractor),
+    }
+    findings = []
+    for option, (lookup, name) in lookups.items():
+        try:
+            if name:
+                lookup(name)
+        except ValueError as error:
+            findings.append(Finding("names", WRONG, f"{option}: {error}"))
+    return findings
 
 
 def _network(run: Run, data: Data) -> list[Finding]:
