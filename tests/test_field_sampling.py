@@ -65,6 +65,33 @@ def test_binary_data_stay_binary_in_few_steps_or_are_refused(name, predictor, st
     assert error == pytest.approx(expected, rel=0.15, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("sde", "settings", "error"),
+    (
+        (VPSDE(N=100), {}, 0.63),
+        (VPSDE(N=200), {"grid": "uniform"}, 0.15),
+        (subVPSDE(N=100), {}, 0.43),
+        (VESDE(N=100), {"eps": 1e-5}, None),
+        (VPSDE(N=1000), {}, None),
+        (VPSDE(N=1000), {"steps": 100}, None),
+        (VPSDE(N=100), {"grid": "log_snr"}, None),
+        (VPSDE(N=100), {"continuous": False}, None),
+    ),
+    ids=str,
+)
+def test_a_published_chain_that_misses_the_data_is_told(sde, settings, error, caplog):
+    settings = {"continuous": True, "snr": 0.16, **settings}
+    sampler = sampling.get_pc_sampler(
+        sde, (500, 4), sampling.EulerMaruyamaPredictor, None, lambda x: x, **settings
+    )
+    if error is None:
+        assert not caplog.text
+        return
+    assert f"samples will be off by {error} in the network's range" in caplog.text
+    x, _ = sampler(BinaryOracle(sde))
+    assert (x.abs() - 1).square().mean().sqrt() == pytest.approx(error, rel=0.15)
+
+
 @pytest.mark.parametrize("name", SDES)
 def test_the_refusal_names_a_solver_that_does_it(name):
     sde = SDES[name](N=1000)

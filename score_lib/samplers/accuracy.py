@@ -1,5 +1,6 @@
 """How accurate a number of steps is, from exact scores."""
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from score_lib.samplers.steps import (
     Predictor,
     ReverseDiffusionPredictor,
 )
-from score_lib.sdes.process import SDE
+from score_lib.sdes.process import SDE, LinearSDE
 
 # Largest error of a run of few steps, in the network's range.
 MOST_ERROR = 0.05
@@ -30,6 +31,7 @@ def final_std(
     *,
     data_std: float = 0.0,
     denoise: bool = True,
+    chain: bool = False,
 ) -> float:
     """Standard deviation of a predictor's samples of data ~ N(0, data_std^2 I).
 
@@ -41,6 +43,7 @@ def final_std(
         times: those visited, and the end of the last step, (N + 1,).
         dimensions: of D; a user's process may broadcast for one shape only.
         denoise: without the noise of the last step.
+        chain: make the steps of the process's own chain, whatever the distances between times.
     """
     t, s = times[:-1].double(), times[1:].double()
 
@@ -53,7 +56,8 @@ def final_std(
 
     built = predictor(sde, score_fn, probability_flow)
     built.noise = torch.ones_like
-    x, x_mean = built.step(t.new_ones(len(t), *(1,) * dimensions), t, s)
+    ones = t.new_ones(len(t), *(1,) * dimensions)
+    x, x_mean = built.chain_step(ones, t) if chain else built.step(ones, t, s)
     gains, noises = x_mean.flatten().tolist(), (x - x_mean).flatten().tolist()
     if denoise:
         noises[-1] = 0.0
@@ -93,3 +97,33 @@ def check_steps(
         f"{found:.2g} in the network's range; {hint}, or choose a solver, such as "
         "sampling.method = 'dpmpp_2m', which needs about 25"
     )
+
+
+def warn_of_chain(
+    sde: SDE,
+    predictor: type[Predictor] | None,
+    times: Tensor,
+    probability_flow: bool = False,
+    dimensions: int = 1,
+) -> None:
+    """Tell where a process is built with so few steps that its published chain misses the data.
+
+    It is taken as it is, for published figures.
+
+    Args:
+        times: that the chain visits, and 0.
+    """
+    # Others may need the shape of the data.
+    if predictor not in PUBLISHED or not isinstance(sde, LinearSDE):
+        return
+    error = final_std(sde, predictor, times, probability_flow, dimensions, chain=True)
+    if error > MOST_ERROR:
+        logging.warning(
+            "samples will be off by %.2g in the network's range: the last step of the published "
+            "chain of %r, from the time %g, is as long as all others; build the process with more "
+            "steps, such as N = 1000, and make fewer of them by sampling.num_steps (steps=%d)",
+            error,
+            sde,
+            times[-2],
+            len(times) - 1,
+        )

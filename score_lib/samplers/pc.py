@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from score_lib.parametrization import Parametrization
-from score_lib.samplers.accuracy import check_steps
+from score_lib.samplers.accuracy import check_steps, warn_of_chain
 from score_lib.samplers.grids import along, visited_times
 from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of, times_beside
 from score_lib.samplers.steps import Corrector, NoneCorrector, NonePredictor, Predictor
@@ -65,6 +65,8 @@ def get_pc_sampler(
         visited = functools.partial(_whole_run, sde, eps, grid)
         check_steps(sde, predictor, visited, steps or sde.N, probability_flow, len(shape) - 1)
         chain = not _takes_any_step(predictor)
+    elif continuous:  # else the levels are those that the network knows
+        warn_of_chain(sde, predictor, visited_times(sde, eps), probability_flow, len(shape) - 1)
     times = visited_times(sde, eps, start_time, stop_time, steps=steps, grid=grid)
     shown = sde if chain else along(sde, times)
     to_data = bool(times[-1] == 0)  # else another part of the run goes on from x, with its noise
