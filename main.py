@@ -14,7 +14,7 @@ import traceback
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from score_lib.base.mistakes import MISTAKES
+from score_lib.base.mistakes import MISTAKES, is_out_of_memory
 from score_lib.base.threads import choose_waiting, settle_threads
 
 FLAGS = flags.FLAGS
@@ -30,6 +30,14 @@ MODES = (
     "export",
     "train_dequantizer",
 )
+# What takes less memory in a mode.
+_LESS_MEMORY = {
+    "train": "a smaller training.batch_size, a larger training.grad_accumulation, with which "
+    "gradients stay the same, or model.checkpoint_activations=True",
+    "sample": "a smaller training.batch_size, in which samples are drawn",
+    "control": "a smaller control.num_images or control.num_results",
+    **dict.fromkeys(("eval", "fid_stats", "reproduce"), "a smaller eval.batch_size"),
+}
 
 
 class ConfigFile(flags.ArgumentParser):
@@ -99,6 +107,13 @@ def main(_: list[str]) -> None:
         if FLAGS.traceback:
             raise
         logging.error("%s", error)
+        sys.exit(1)
+    except (RuntimeError, MemoryError) as error:
+        if FLAGS.traceback or not is_out_of_memory(error):
+            raise
+        advice = _LESS_MEMORY.get(FLAGS.mode, "a machine with more of it")
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        logging.error("memory is not enough: try %s (%s)", advice, reason)
         sys.exit(1)
 
 

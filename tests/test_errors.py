@@ -1,6 +1,7 @@
 """Mistakes in the input: each ends the command with one message, and no file is lost."""
 
 import os
+import pathlib
 import pickle
 import re
 import resource
@@ -12,6 +13,7 @@ import torch
 from small_runs import ROOT, SMALL, run_forked, run_module_forked, small_config
 
 import run_lib
+from score_lib.base.mistakes import is_out_of_memory
 from score_lib.data import public
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 
@@ -387,6 +389,42 @@ def test_full_disk(workdir):
     code, output = run_forked(longer)
     assert code == 0 and "from step 4 to 8" in output
     assert (workdir / "checkpoints" / "checkpoint_4.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "option", "advice"),
+    (
+        ("train", "--config.training.n_iters=8", "a larger training.grad_accumulation"),
+        ("sample", "--config.sampling.num_samples=20000", "a smaller training.batch_size, in"),
+    ),
+)
+def test_too_little_memory(mode, option, advice, workdir):
+    before = {path: data for path, data in contents(workdir).items() if path.suffix == ".pth"}
+    large = "--config.training.batch_size=20000"
+
+    def limit():
+        used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)
+
+    said = message(command(workdir, option, large, mode=mode), prepare=limit)
+    assert "memory is not enough" in said and advice in said
+    after = contents(workdir)
+    assert {path: data for path, data in after.items() if path.suffix == ".pth"} == before
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    (
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (KeyError("out of memory"), False),
+    ),
+    ids=repr,
+)
+def test_errors_of_too_little_memory_are_told_from_others(error, is_memory):
+    assert is_out_of_memory(error) == is_memory
 
 
 def test_loss_that_is_not_finite(workdir):

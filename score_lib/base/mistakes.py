@@ -1,10 +1,18 @@
-"""Mistakes in the input of a program: they end it with one message, not with a traceback."""
+"""Mistakes in the input of a program, and too little memory: they end it with one message."""
 
 import contextlib
 from collections.abc import Iterator
 
 # The errors that mistakes in the input raise.
 MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, NotImplementedError)
+# How PyTorch says, by errors of other kinds too, that memory is not enough.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the memory of the machine or of a GPU was not enough."""
+    by_torch = isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    return by_torch or isinstance(error, MemoryError)
 
 
 @contextlib.contextmanager
