@@ -1,5 +1,8 @@
 """Streams: order, resuming, sharing, flips and dequantization."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -225,6 +228,18 @@ class Failing(Source):
 def test_error_in_a_worker_keeps_its_message(workers):
     with pytest.raises(DataError, match=r"^image 3 is broken$"):
         next(iter(ImageStream(Failing(), 4, num_workers=workers)))
+
+
+class Killed(Failing):
+    """Ends the worker that reads it, as a machine without memory does."""
+
+    def read(self, numbers):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_told():
+    with pytest.raises(DataError, match=r"smaller data.num_workers, or 0 .*\(DataLoader worker"):
+        next(iter(ImageStream(Killed(), 4, num_workers=1)))
 
 
 def test_source_with_wrong_images_is_refused():

@@ -130,7 +130,7 @@ class ImageStream:
             # By default a loader draws from the global generator, which would change its state.
             generator=torch.Generator(),
         )
-        for span, example in zip(self._spans(start), loader, strict=True):
+        for span, example in zip(self._spans(start), _of_workers(loader), strict=True):
             if isinstance(example, DataError):
                 raise example
             if not self.evaluation:
@@ -236,6 +236,24 @@ def shuffled(size: int, seed: int) -> Callable[[int, int], np.ndarray]:
         return np.concatenate(parts)
 
     return numbers
+
+
+def _of_workers(loader: DataLoader) -> Iterator:
+    """What a loader gives.
+
+    Raises:
+        DataError: a worker has ended, as the system ends it for want of memory.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"a process that reads the data has ended: try a smaller data.num_workers, or 0 to "
+            f"read without such processes ({reason})"
+        ) from error
 
 
 class _Reader(Dataset):
