@@ -146,6 +146,14 @@ def test_images_that_are_all_held_out_are_not_trained_on(tmp_path, place):
         assert open_images(tmp_path / "data/test")[2].num_classes == 2
 
 
+@pytest.mark.parametrize("folders", ("cat/photos cat/val dog/photos dog/val", "a/photos a/b/val"))
+def test_held_out_images_below_the_first_folders_are_not_trained_on(tmp_path, folders):
+    for folder in folders.split():
+        save_image(tmp_path, f"{folder}/1.png", random_images(8, 8, 3))
+    with pytest.raises(DataError, match=r"folder val, as if .* data.split=(photos|TRAIN):val"):
+        open_images(tmp_path)
+
+
 def test_classes_are_numbered_in_natural_order(tmp_path):
     names = [*map(str, range(12)), "a9", "a10", "b"]
     for name in names:

@@ -92,15 +92,11 @@ def test_chains_of_too_few_steps_are_refused(make):
 @pytest.mark.parametrize("predictor", ("reverse_diffusion", "ancestral_sampling"))
 def test_no_sampler_makes_steps_of_a_variance_above_1(predictor):
     sde, predictor = VPSDE(N=19), sampling.get_predictor(predictor)
-    draw = [
-        sampling.get_pc_sampler(
-            sde, (2, 3), predictor, None, lambda x: x, 0.1, continuous=True, steps=steps
-        )
-        for steps in (0, 50)
-    ]
+    settings = sde, (2, 3), predictor, None, lambda x: x, 0.1
     with pytest.raises(ValueError, match=r"too few steps.*sampling\.num_steps"):
-        draw[0](GaussianOracle(sde))
-    assert draw[1](GaussianOracle(sde))[0].isfinite().all()
+        sampling.get_pc_sampler(*settings, continuous=True)
+    draw = sampling.get_pc_sampler(*settings, continuous=True, steps=50)
+    assert draw(GaussianOracle(sde))[0].isfinite().all()
 
 
 class TwiceAsLong(VPSDE):

@@ -124,19 +124,19 @@ def usual(names: Collection[str], strict: bool, kind: str = "folder") -> tuple[s
 def refuse_lonely_held_out(folders: Sequence[Parts], place: str, shared: Parts = ()) -> None:
     """Refuse to train on a folder whose name says that it is held out.
 
-    Such a folder lies directly below the root, or all files are in such folders.
-
     Args:
         shared: the folders above these, which all files are in.
     Raises:
         DataError: names the folder, and the options.
     """
-    names = {folder[0] for folder in folders if folder}
-    found, others = _held_out(names), names
-    if not found and all(inside := [_held_out({*shared, *folder}) for folder in folders]):
-        found, others = sorted({name for own in inside for name in own}), set()
+    for level in range(max(map(len, folders), default=0)):
+        names = {folder[level] for folder in folders if len(folder) > level}
+        if found := _held_out(names):
+            break
+    else:
+        names, found = set(), _held_out(shared)
     if found:
-        other = min(others - set(found), default="TRAIN")
+        other = min(names - set(found), default="TRAIN")
         raise DataError(
             f"{place} has a folder {found[0]}, as if to hold out, but none called train: set "
             f"data.split={other}:{found[0]}, or data.split=tenths where it is a class"
