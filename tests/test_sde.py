@@ -195,6 +195,16 @@ def test_unknown_process_lists_the_known_ones():
         get_sde("vpsdee")
 
 
+def test_an_own_posterior_is_that_of_a_step_of_the_chain():
+    class Own(TwiceAsLongSubVP):
+        def posterior(self, x, t, s, score):
+            return s, t
+
+    t = torch.tensor([0.1, 1.3, 2.0])
+    s, _ = Own(N=10).ancestral_step(t, t, t)
+    torch.testing.assert_close(s, torch.tensor([0.0, 1.1, 1.8]))
+
+
 def test_what_a_process_lacks_is_said():
     x, t = torch.zeros(1, 2), torch.ones(1)
     with pytest.raises(NotImplementedError, match="reverse_diffusion"):
