@@ -35,7 +35,7 @@ from datasets import get_data_inverse_scaler
 from models.foreign import load_diffusers, save_diffusers
 from models.utils import create_model
 from sampling import get_sampling_fn
-from score_lib.exchange import unet_configs, unet_names
+from score_lib.exchange import schedulers, unet_configs, unet_names
 from score_lib.options import checked, complete
 from sde_lib import VESDE, VPSDE, CosineVPSDE, subVPSDE
 
@@ -255,7 +255,7 @@ def test_chains_are_not_clamped_to_another_range_than_theirs(tmp_path):
             {"steps_offset": 1, "variance_type": "fixed_large"},
             ["'leading50\\+1' with sampling.noise_removal = False"],
         ),
-        ("DDIM", {"steps_offset": 1}, ["steps_offset = 1.* 'leading50\\+1'"]),
+        ("DDIM", {"steps_offset": 1}, ["steps_offset = 1.* 'leading50\\+1', .* noisy level$"]),
         ("DDIM", {"steps_offset": 1, "timestep_spacing": "trailing"}, ["'trailing'.* divides N"]),
         ("DDIM", {"timestep_spacing": "linspace"}, ["'linspace', .* N // n below.* visited one$"]),
         ("DDPM", {"timestep_spacing": "linspace", "steps_offset": 1}, []),
@@ -291,6 +291,35 @@ def test_configs_make_the_steps_of_the_pipeline(kind, pipeline, N, changes, resp
     _, _, facts = load_diffusers(tmp_path, "cpu")
     assert facts["config"].sampling.respacing == respacing
     assert any(repr(respacing) in note for note in facts["notes"]) == bool(respacing)
+
+
+@pytest.mark.parametrize(
+    "changes, lowest",
+    [
+        ({"timestep_spacing": "trailing"}, 2),
+        ({"steps_offset": 1}, 1),
+        ({"timestep_spacing": "linspace"}, None),
+        ({}, None),
+        ({"timestep_spacing": "trailing", "variance_type": "fixed_small"}, None),
+    ],
+)
+def test_the_last_step_adds_noise_where_the_scheduler_does(changes, lowest, tmp_path, monkeypatch):
+    """DDPM of theirs does at any level above 0, there of the variance 1 - bar alpha."""
+    monkeypatch.setitem(schedulers._STEPS_BY_DEFAULT, "DDPMPipeline", 4)
+    large = {"variance_type": "fixed_large", "clip_sample": False, "num_train_timesteps": 12}
+    recorded_folder(tmp_path, "ddpm_a", {**DDPM, **large, **changes})
+    write_json(tmp_path / "model_index.json", {"_class_name": "DDPMPipeline"})
+    model, sde, facts = load_diffusers(tmp_path, "cpu")
+    z = torch.randn(1, 3, 8, 8)
+    sample = get_sampling_fn(facts["config"], sde, z.shape, lambda x: x, 1e-3)
+
+    def drawn(last):
+        draws = [*[torch.zeros_like(z)] * 3, torch.full_like(z, last)]
+        return sample(model, z, noise=lambda x: draws.pop(0))[0]
+
+    added = (drawn(1.0) - drawn(0.0)).unique()
+    expected = 0.0 if lowest is None else (1 - sde.alphas_cumprod[lowest]).sqrt()
+    torch.testing.assert_close(added, torch.full_like(added, float(expected)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("eps, count", [(1e-5, 0), (0.05, 1)])
@@ -370,6 +399,28 @@ def test_settings_of_schedulers_are_written(tmp_path):
     config = as_trained(ddpm_config(), training__continuous=False)
     _, _, facts = written(tmp_path / "ddim", config, VPSDE(0.1, 20.0, 49), **ddim)
     assert facts["pipeline"] == "DDIMPipeline" and not facts["sampling"]["set_alpha_to_one"]
+
+
+@pytest.mark.parametrize(
+    "kind, respacing, again",
+    [
+        ("DDPM", "trailing7", "trailing50"),
+        ("DDPM", "leading7+1", "leading50+1"),
+        ("DDPM", "7", "50"),
+        ("DDIM", "trailing7", "trailing50"),
+        ("DDIM", "7", "leading50"),
+        ("DDPM", "10,10,5", "leading50"),
+    ],
+)
+def test_the_levels_that_are_visited_are_written(kind, respacing, again, tmp_path, monkeypatch):
+    """As the number of steps is the pipeline's; those that no scheduler has are left out."""
+    monkeypatch.setitem(schedulers._STEPS_BY_DEFAULT, "DDPMPipeline", 50)
+    config = as_trained(ddpm_config(), training__continuous=False, sampling__respacing=respacing)
+    config.sampling.method = "chain"
+    config.sampling.variance = "ddim" if kind == "DDIM" else "small"
+    _, _, facts = written(tmp_path, config, VPSDE(0.1, 20.0, 90))
+    assert facts["scheduler"] == f"{kind}Scheduler"
+    assert facts["config"].sampling.respacing == again
 
 
 def test_a_run_is_written_averaged(tmp_path):

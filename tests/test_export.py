@@ -247,6 +247,7 @@ PLAIN_VE = {
 }
 CHAIN = {"sampling__method": "chain"}
 DDIM = {**CHAIN, "sampling__variance": "ddim"}
+ETA = {**DDIM, "sampling__eta": 0.5, "sampling__clip_noise": False}
 CLASSES = {"training__condition": "classes", "training__condition_dropout": 0.1}
 CLASSES |= {"data__num_classes": 10}
 
@@ -256,7 +257,10 @@ CLASSES |= {"data__num_classes": 10}
     [
         (CHAIN, 30, ["num_inference_steps=30)"]),
         (DDIM, 30, ["num_inference_steps=30)"]),
-        (DDIM, 80, ["num_inference_steps=50)"]),
+        (DDIM, 80, ["use_clipped_model_output=True, num_inference_steps=50)"]),
+        ({**ETA, "sampling__respacing": "trailing6"}, 30, ["4, eta=0.5, num_inference_steps=6)"]),
+        ({**CHAIN, "sampling__respacing": "7"}, 30, ["4, num_inference_steps=7)"]),
+        ({**CHAIN, "sampling__respacing": "5,2"}, 30, ["other levels than", "steps=7)"]),
         (PLAIN_VE, 7, ["num_inference_steps=7)"]),
         (CLASSES, 30, ["class_labels=classes", "from 0 to 9, and 10 for none", "data in [-1, 1]"]),
     ],

@@ -4,6 +4,7 @@ A scheduler holds the noise levels that a network was trained with, and how its 
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -170,6 +171,8 @@ def _chain(options: dict[str, object], steps_by_default: int) -> Process:
     notes = _notes_of_chain(options)
     if 0 < steps_by_default < N:
         steps["respacing"] = _respacing(options, steps_by_default)
+        if _ends_with_noise(options, steps_by_default):
+            steps["noise_removal"] = False
         notes.append(
             f"the pipeline makes {steps_by_default} of {N} steps unless it is told how many, and "
             f"so does the config: sampling.respacing = {steps['respacing']!r}; '' is all of them"
@@ -195,12 +198,18 @@ def _notes_of_chain(options: Mapping[str, object]) -> list[str]:
     ]
     spacing, offset = options["timestep_spacing"], options["steps_offset"]
     if offset and spacing == "leading":
-        # Theirs leave out noise at level 0 alone, and only this variance is not 0 above it.
-        noisy = options.get("variance_type") == "fixed_large"
-        also = " with sampling.noise_removal = False" if noisy else ""
+        also = " with sampling.noise_removal = False" if _ends_with_noise(options, 50) else ""
+        if "variance_type" not in options:
+            also = f", if N // n is above {offset}; else n steps of theirs end at a noisy level"
         notes.append(
             f"the scheduler has steps_offset = {offset}: its steps, such as 50 of them, are those "
             f"of sampling.respacing = {_respacing(options, 50)!r}{also}"
+        )
+    if spacing == "trailing" and options.get("variance_type") == "fixed_large":
+        notes.append(
+            "the scheduler has timestep_spacing = 'trailing' and variance_type = 'fixed_large': "
+            "where the lowest level that it visits is above 0, its last step adds noise, as with "
+            "sampling.noise_removal = False"
         )
     if "variance_type" not in options and spacing != "leading":
         exact = ", which is the same where n divides N" if spacing == "trailing" else ""
@@ -211,12 +220,41 @@ def _notes_of_chain(options: Mapping[str, object]) -> list[str]:
     return notes
 
 
+def _ends_with_noise(options: Mapping[str, object], steps: int) -> bool:
+    """Whether the last of so many steps, less than all, adds noise.
+
+    Theirs leave it out at level 0 alone, and only this variance is not 0 at the last step.
+    """
+    lowest = {"linspace": 0, "leading": options["steps_offset"]}
+    lowest["trailing"] = round(options["num_train_timesteps"] / steps) - 1
+    return options.get("variance_type") == "fixed_large" and lowest[options["timestep_spacing"]] > 0
+
+
 def _respacing(options: Mapping[str, object], steps: int) -> str:
     """`sampling.respacing` for so many steps of a scheduler."""
     spacing, offset = options["timestep_spacing"], options["steps_offset"]
     if spacing == "leading" and offset:
         return f"leading{steps}+{offset}"
     return f"{steps}" if spacing == "linspace" else f"{spacing}{steps}"
+
+
+def spacing_of(respacing: str, kind: str) -> dict[str, object] | None:
+    """The options of a scheduler by which it visits the levels of `sampling.respacing`.
+
+    Args:
+        respacing: see `kept_levels`.
+        kind: the scheduler; DDIM makes other steps than between the levels of "linspace".
+    Returns:
+        None: it cannot.
+    """
+    text = respacing.replace(" ", "")
+    if text in ("", "0"):
+        return {}
+    found = re.fullmatch(r"(leading|trailing|)\d+(?:\+(\d+))?", text)
+    spacing = found and (found[1] or "linspace")
+    if not found or (spacing == "linspace" and kind == "DDIMScheduler"):
+        return None
+    return {"timestep_spacing": spacing, "steps_offset": int(found[2] or 0)}
 
 
 def other_range(sde: SDE, centered: bool) -> str:
@@ -319,4 +357,6 @@ def _of_chain(config, sde: VPSDE | CosineVPSDE, kind: str | None) -> dict[str, o
         options |= {"beta_start": sde.beta_0 / sde.N, "beta_end": sde.beta_1 / sde.N}
     else:
         options["beta_schedule"] = "squaredcos_cap_v2"
+    if chain:
+        options |= spacing_of(str(sampling.respacing), kind) or {}
     return {"_class_name": kind, **options}

@@ -13,6 +13,7 @@ from score_lib.disk.checkpoints import contents_of, write_contents
 from score_lib.disk.files import whole_folder, write_text
 from score_lib.disk.safetensors_files import write_safetensors
 from score_lib.exchange.diffusers import save_diffusers
+from score_lib.exchange.schedulers import spacing_of
 from score_lib.losses.optimization import get_optimizer
 from score_lib.option_table import TABLE
 from score_lib.options import Config, complete
@@ -22,6 +23,7 @@ from score_lib.runs.export import as_trained
 from score_lib.runs.history import run_digest
 from score_lib.runs.nearest import nearest_experiment
 from score_lib.runs.setup import Run, restored
+from score_lib.samplers.respacing import kept_levels
 
 RECORD = "exported.json"
 # Options that name files.
@@ -183,13 +185,30 @@ python main.py --config CONFIG --workdir RUN --mode sample --config.model.weight
 
 def _pipeline_call(run: Run) -> str:
     """The call of the pipeline of Diffusers, whose own number of steps may be above all of them."""
-    sampling, steps = run.config.sampling, run.sde.N
-    if sampling.method == "chain" and sampling.variance == "ddim":
-        steps = min(steps, 50)
+    sampling, steps, arguments, comment = run.config.sampling, run.sde.N, ["batch_size=4"], ""
+    if sampling.method == "chain":
+        is_ddim = sampling.variance == "ddim"
+        kind = "DDIMScheduler" if is_ddim else "DDPMScheduler"
+        arguments += _ddim_arguments(sampling) if is_ddim else []
+        if spacing_of(sampling.respacing, kind) is None:
+            comment = (
+                "# Samples here visit other levels than this pipeline can: sampling.respacing = "
+                f"{sampling.respacing!r}.\n"
+            )
+        kept = len(kept_levels(steps, sampling.respacing))
+        steps = min(steps, 50) if is_ddim and kept == steps else kept
+    call = ", ".join([*arguments, f"num_inference_steps={steps}"])
     return f"""from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("FOLDER")
-images = pipeline(batch_size=4, num_inference_steps={steps}).images"""
+{comment}images = pipeline({call}).images"""
+
+
+def _ddim_arguments(sampling) -> list[str]:
+    """What the call says beside the number of steps, for samples as here."""
+    arguments = [f"eta={sampling.eta:g}"] if sampling.eta else []
+    follows = sampling.clip and sampling.clip_noise
+    return arguments + ["use_clipped_model_output=True"] * follows
 
 
 def _network_call(run: Run) -> str:
