@@ -1,6 +1,7 @@
 """`--mode export`: files for others, and the page beside them."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -277,6 +278,48 @@ def test_the_card_of_a_folder_calls_what_diffusers_can_run(options, N, said, tmp
     for text in said:
         assert text in card, card
     assert ("DiffusionPipeline" in card) == ("classes" not in options.values())
+
+
+PLAIN = {**PLAIN_VE, "model__embedding_type": "positional", "model__scale_by_sigma": False}
+PLAIN |= {"training__sde": "vpsde", "training__continuous": False, "data__centered": True}
+PLAIN |= {**CHAIN, "model__nf": 32, "model__attn_resolutions": (), "model__num_scales": 30}
+ATTENTION = {"model__name": "ddpm", "model__norm_groups": 0, "model__attn_resolutions": (4,)}
+
+
+@pytest.mark.parametrize(
+    "options, needed",
+    [
+        ({"model__init_scale": 1.0}, {"model.name": "ddpm"}),
+        ({**ATTENTION}, {"model.attn_every_block": True}),
+        (
+            {**ATTENTION, "model__num_heads": 2, "model__attn_every_block": True},
+            {"model.num_head_channels": 32, "model.num_heads": 1},
+        ),
+        (
+            {"model__name": "ddpm", "model__parametrization": "noise", "model__norm_groups": 8},
+            {"model.parametrization": ""},
+        ),
+    ],
+)
+def test_the_card_of_a_folder_tells_how_to_start_from_it(options, needed, tmp_path):
+    """Theirs are other descriptions of the same networks, which a run of the config refuses."""
+    options = {**PLAIN, "model__ch_mult": (1, 2), **options}
+    run = run_lib.setup(config(**options))
+    network = fill_weights(run.state["model"]).eval()
+    save_checkpoint(tmp_path / "c.pth", run.state)
+    stored = config(**options, eval__checkpoint=str(tmp_path / "c.pth"), eval__ema="none")
+    stored.export.format = "diffusers"
+    folder = run_lib.export(stored, tmp_path / "a")
+    flags = "".join(f" --config.{name}={value}" for name, value in needed.items())
+    card = (folder / "README.md").read_text()
+    assert f"--config.model.weights=FOLDER{flags}\n" in card, card
+    start = config(**options, model__weights=str(folder))
+    with pytest.raises(ValueError, match=re.escape(next(iter(needed)))):
+        run_lib.restored(start, tmp_path / "b")
+    start.update_from_flattened_dict(needed)
+    again = run_lib.restored(start, tmp_path / "b").state["model"].eval()
+    x, labels = torch.randn(2, *run.shape), torch.tensor([0.0, 3.0])
+    assert torch.equal(again(x, labels), network(x, labels))
 
 
 def test_continuous_data_keep_their_units(tmp_path):

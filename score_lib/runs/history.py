@@ -108,7 +108,7 @@ def check_same_run(path: pathlib.Path, old: ConfigDict, new: ConfigDict) -> None
     Raises:
         CheckpointError: names those options.
     """
-    if found := _differing(old, new, _OF_THE_STATE | _of_the_examples(old, new), _FREE):
+    if found := told(_differing(old, new, _OF_THE_STATE | _of_the_examples(old, new), _FREE)):
         raise CheckpointError(
             f"{path} cannot be resumed with {found}: set the old values, or choose "
             "another --workdir; eval.checkpoint samples from and evaluates the file as it is"
@@ -139,6 +139,16 @@ def check_same_output(path: str | os.PathLike, old: ConfigDict, new: ConfigDict)
     Raises:
         CheckpointError: names the options.
     """
+    if found := told(different_output(old, new)):
+        raise CheckpointError(
+            f"{path} was trained with other options, and its output or its data would be read "
+            f"wrongly with {found}: use the config that it was trained with"
+        )
+
+
+def different_output(old: ConfigDict, new: ConfigDict) -> Changes:
+    """The options that differ and decide what the network's output means, or how the data that it
+    was trained on are split and scaled."""
     # The chain of a process is free to change where the network knows all times, unless its length
     # is the unit of them.
     knows_all = new.training.continuous and not new.model.rescale_timesteps
@@ -146,11 +156,7 @@ def check_same_output(path: str | os.PathLike, old: ConfigDict, new: ConfigDict)
     named = _OF_THE_OUTPUT | _of_the_examples(old, new)
     if not new.data.path:  # the levels of a published set are known, and may be left to it
         named -= {"data.levels"}
-    if found := _differing(old, new, named, free):
-        raise CheckpointError(
-            f"{path} was trained with other options, and its output or its data would be read "
-            f"wrongly with {found}: use the config that it was trained with"
-        )
+    return _differing(old, new, named, free)
 
 
 def check_guidance(path: str | os.PathLike, old: ConfigDict | None, new: ConfigDict) -> None:
@@ -186,15 +192,13 @@ def _of_the_examples(old: ConfigDict, new: ConfigDict) -> set[str]:
     return _OF_THE_EXAMPLES if len(levels) > 1 else _OF_THE_EXAMPLES - {"data.levels"}
 
 
-def _differing(old: ConfigDict, new: ConfigDict, named: set[str], free: set[str]) -> str:
-    """The options of a set and of the model, but for the free ones, that differ; "" if none."""
-    return told(
-        {
-            key: change
-            for key, change in changes(old, new).items()
-            if key in named or (key.startswith("model.") and key not in free)
-        }
-    )
+def _differing(old: ConfigDict, new: ConfigDict, named: set[str], free: set[str]) -> Changes:
+    """The options of a set and of the model, but for the free ones, that differ."""
+    return {
+        key: change
+        for key, change in changes(old, new).items()
+        if key in named or (key.startswith("model.") and key not in free)
+    }
 
 
 def changes(old: ConfigDict, new: ConfigDict) -> Changes:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pathlib
+import shlex
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from score_lib.runs.export import as_trained
 from score_lib.runs.history import run_digest
 from score_lib.runs.nearest import nearest_experiment
 from score_lib.runs.setup import Run, restored
+from score_lib.runs.start import options_for_folder
 from score_lib.samplers.respacing import kept_levels
 
 RECORD = "exported.json"
@@ -169,6 +171,8 @@ def _write_diffusers(run: Run, folder: pathlib.Path, average: str) -> str:
         )
     save_diffusers(folder, run)
     call = _network_call(run) if run.config.training.condition else _pipeline_call(run)
+    others = options_for_folder(folder, run.config)
+    flags = "".join(f" {shlex.quote(f'--config.{key}={value}')}" for key, value in others.items())
     return f"""In Diffusers:
 
 ```python
@@ -178,7 +182,7 @@ def _write_diffusers(run: Run, folder: pathlib.Path, average: str) -> str:
 And here, with a config of these options:
 
 ```sh
-python main.py --config CONFIG --workdir RUN --mode sample --config.model.weights=FOLDER
+python main.py --config CONFIG --workdir RUN --mode sample --config.model.weights=FOLDER{flags}
 ```
 """
 

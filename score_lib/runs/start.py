@@ -27,6 +27,7 @@ from score_lib.runs.history import (
     check_same_output,
     check_same_profiles,
     check_same_run,
+    different_output,
     trained_config,
 )
 
@@ -111,7 +112,12 @@ def load_start(
     path, model = pathlib.Path(config.model.weights), state["model"]
     if not path.exists():
         raise FileNotFoundError(f"there are no weights at model.weights = {str(path)!r}")
-    contents = _of_folder(path, config) if path.is_dir() else read_weights(path, device)
+    if path.is_dir():
+        contents = _of_folder(path, config)
+        for note in contents["notes"]:
+            logging.info("of %s: %s", path, note)
+    else:
+        contents = read_weights(path, device)
     if not averaged:
         if "model" not in contents or contents.get("average", "none") != "none":
             raise CheckpointError(f"{path} holds an average alone: set eval.ema to ''")
@@ -146,13 +152,12 @@ def load_start(
 
 
 def _of_folder(folder: pathlib.Path, config) -> dict:
-    """The contents of a folder of Diffusers, as those of a checkpoint."""
+    """The contents of a folder of Diffusers, as those of a checkpoint, and "notes" for the user."""
     model, process, facts = load_diffusers(folder, "cpu")
-    for note in facts["notes"]:
-        logging.info("of %s: %s", folder, note)
     told, trained = facts["config"], complete(config)
-    # Networks that are told sigma do not depend on where it begins and ends.
-    free = {"sigma_min", "sigma_max"}
+    # Networks that are told sigma do not depend on where it begins and ends, and a folder does not
+    # say how weights were initialised.
+    free = {"sigma_min", "sigma_max", "init_scale", "fourier_scale"}
     if process is None or told.training.sde == "vesde":
         free |= {"beta_min", "beta_max"}
     if process is None:
@@ -165,7 +170,16 @@ def _of_folder(folder: pathlib.Path, config) -> dict:
         if process is not None:
             trained.training.update(sde=told.training.sde, continuous=told.training.continuous)
     weights = dict(model.named_parameters())  # tables are made from the run's config
-    return {"model": weights, "config": trained.to_json_best_effort()}
+    return {"model": weights, "config": trained.to_json_best_effort(), "notes": facts["notes"]}
+
+
+def options_for_folder(folder: pathlib.Path, config) -> dict[str, object]:
+    """Options that a run needs to start from a folder of Diffusers, where its config has others.
+
+    The same network can have several descriptions.
+    """
+    trained = trained_config(folder, _of_folder(folder, config))
+    return {key: old for key, (old, _) in different_output(trained, complete(config)).items()}
 
 
 class Resumed(NamedTuple):
