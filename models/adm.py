@@ -134,7 +134,8 @@ class UNetModel(_Trunk):
     """The U-Net of ADM: x_t and its time step -> predicted noise, perhaps with variances.
 
     Args:
-        image_size: side of the images in pixels; the network runs at other sizes, too.
+        image_size: side of the images in pixels, or (height, width); the network runs at other
+            sizes, too.
         in_channels, out_channels: of the signals; twice as many out for learned variances.
         model_channels: width that `channel_mult` multiplies at each resolution, finest first;
             each width is a multiple of 32.
@@ -158,7 +159,7 @@ class UNetModel(_Trunk):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | tuple[int, int],
         in_channels: int,
         model_channels: int,
         out_channels: int,
@@ -309,7 +310,7 @@ class EncoderUNetModel(_Trunk):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | tuple[int, int],
         in_channels: int,
         model_channels: int,
         out_channels: int,
@@ -356,8 +357,9 @@ class EncoderUNetModel(_Trunk):
             )
         ch = self.skip_channels[-1]
         heads = heads_of(ch, 1, self.num_head_channels)
-        side = self.image_size // self.stride
-        pool = AttentionPool(side, ch, heads, self.out_channels)
+        sizes = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+        sides = tuple(size // self.stride for size in sizes)
+        pool = AttentionPool(sides, ch, heads, self.out_channels)
         return nn.Sequential(GroupNorm32(ch), nn.SiLU(), pool)
 
     def _spatial_pool(self) -> nn.Sequential:

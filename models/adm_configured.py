@@ -181,13 +181,13 @@ def described(config) -> dict[str, object]:
     check_fixed(model, {"scale_by_sigma": False}, ": choose a VP or sub-VP process")
     channels, *sides = _signal_shape(config)
     # The first of three sides is no side of a picture.
-    height, *_ = sides[-2:]
+    height, width = sides[-2:] if len(sides) > 1 else sides * 2
     total_stride(sides[-2:], model.ch_mult)
     heights = [height >> i for i in range(len(model.ch_mult))]
     tell_unmatched(model.attn_resolutions, heights)
     kinds = {"biggan": True, "ddpm": False}
     return {
-        "image_size": height,
+        "image_size": height if height == width else (height, width),
         "in_channels": channels,
         "model_channels": model.nf,
         "num_res_blocks": model.num_res_blocks,

@@ -241,21 +241,23 @@ class AttentionPool(nn.Module):
     """Attention of the mean of a feature map to all of it, in place of the mean.  [CLIP's pooling]
 
     Args:
-        side: of the square feature map; every position has an embedding of its own.
+        side: of the square feature map, or (height, width); every position has an embedding of its
+            own.
         channels, out_ch: channels.
         heads: of the attention.
     """
 
-    def __init__(self, side: int, channels: int, heads: int, out_ch: int):
+    def __init__(self, side: int | tuple[int, int], channels: int, heads: int, out_ch: int):
         super().__init__()
         self.heads = heads
-        positions = torch.randn(channels, side**2 + 1) / math.sqrt(channels)
+        count = side**2 if isinstance(side, int) else math.prod(side)
+        positions = torch.randn(channels, count + 1) / math.sqrt(channels)
         self.positional_embedding = nn.Parameter(positions)
         self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
         self.c_proj = nn.Conv1d(channels, out_ch, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, side, side) -> (B, out_ch).
+        """(B, C, height, width) -> (B, out_ch).
 
         Raises:
             ValueError: another number of positions.

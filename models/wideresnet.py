@@ -7,6 +7,7 @@ normalisation.  Batch normalisation would mix images of different noise levels.
 import torch
 from torch import Tensor, nn
 
+from score_lib.base.tensors import image_shape
 from score_lib.options import complete
 
 from .layers import (
@@ -37,7 +38,7 @@ class WideResNet(Network):
     features of log s(t).
 
     Raises:
-        ValueError: an option is unknown or too small.
+        ValueError: an option is unknown or too small, or the data are no images.
     """
 
     def __init__(self, config):
@@ -45,7 +46,8 @@ class WideResNet(Network):
         config = complete(config)
         _check_options(config)
         model = config.model
-        self.channels = config.data.num_channels
+        # Images may have any size, and a config none.
+        self.channels = image_shape(config)[0] if config.data.shape else config.data.num_channels
         self.act = get_act(config)
         temb_dim = 8 * model.nf
         self.fourier = GaussianFourierProjection(temb_dim // 2, model.fourier_scale)

@@ -58,6 +58,23 @@ def test_config_and_keywords_agree(pool):
     assert torch.equal(by_config.eval()(x, t), by_keywords.eval()(2 * x - 1, t))
 
 
+@pytest.mark.parametrize("side", [(8, 16), (16, 8)])
+def test_the_attention_pool_takes_images_of_any_configured_sides(side):
+    """A position's embedding is its own, and the first position is the mean of the others."""
+    config = classifier_config(image_size=side, pool="attention")
+    model = fill_weights(build(config)).eval()
+    pool, h = model.out[2], torch.randn(2, 64, side[0] // 2, side[1] // 2)
+    tokens = h.flatten(2)
+    tokens = torch.cat([tokens.mean(2, keepdim=True), tokens], 2) + pool.positional_embedding
+    query, key, value = pool.qkv_proj(tokens).unflatten(1, (3, 4, 16)).unbind(1)
+    weights = torch.softmax(query[..., :1].mT @ key / 4, dim=-1)
+    expected = pool.c_proj((value @ weights.mT).flatten(1, 2))[..., 0]
+    torch.testing.assert_close(pool(h), expected, rtol=1e-4, atol=1e-5)
+    assert model(torch.rand(2, 3, *side), torch.tensor([3, 500])).shape == (2, 3)
+    with pytest.raises(ValueError, match="32 positions"):
+        model(torch.rand(2, 3, 8, 8), torch.tensor([3, 500]))
+
+
 def test_options_that_a_classifier_cannot_have_are_refused():
     with pytest.raises(ValueError, match="num_classes is 1, but a classifier needs at least two"):
         build(classifier_config(classes=1))

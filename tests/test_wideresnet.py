@@ -53,6 +53,16 @@ def noisy_images(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tenso
 # Size and layout.
 
 
+def test_images_may_be_described_by_the_shape_of_the_data():
+    settings = config(num_channels=3)
+    settings.data.shape = (2, 8, 16)
+    model = get_model(settings.model.name)(settings)
+    assert model(*noisy_images(3, 2, 8, 16)).shape == (3, 10)
+    settings.data.shape = (2, 16)
+    with pytest.raises(ValueError, match=r"images are needed.*\(2, 16\)"):
+        get_model(settings.model.name)(settings)
+
+
 @pytest.mark.parametrize("shape", [(3, 1, 8, 8), (2, 3, 32, 32), (2, 2, 5, 12), (4, 4, 1, 7)])
 @pytest.mark.parametrize("num_classes", [2, 10])
 def test_one_logit_per_class_for_images_of_any_size(shape, num_classes):
