@@ -31,7 +31,8 @@ class UNet(Network):
     `num_head_channels` features.
 
     `norm_groups` and `norm_eps` are of all group normalisations; `freq_shift` is of the sines and
-    cosines of a time step; `symmetric_padding` is of unfiltered convolutions that halve.
+    cosines of a time step; `symmetric_padding` is of unfiltered convolutions that halve features,
+    not those of a residual pyramid of inputs.
 
     With `model.checkpoint_activations`, training keeps only the input of each block and recomputes
     the block in the backward pass: less memory for a third more time.

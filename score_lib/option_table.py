@@ -180,7 +180,7 @@ _MODEL = {
     "symmetric_padding": (
         False,
         flag,
-        "ddpm, ncsnpp: pad all sides before a convolution that halves, else right and bottom",
+        "ddpm, ncsnpp: pad all sides of features that a convolution halves, else right and bottom",
     ),
     "conv_size": (NETWORK, count, "side of convolution kernels; 3"),
     "fir": (NETWORK, flag, "smooth where the resolution changes"),

@@ -282,6 +282,7 @@ def test_steps_that_differ_are_noted(kind, changes, notes, tmp_path):
         ("DDIM", "DDPM", 1000, {}, ""),
         ("DDPM", "DDPM", 1000, {}, ""),
         ("DDPM", "DDPM", 4000, {}, "leading1000"),
+        ("DDPM", "DDIM", 1000, {"variance_type": "fixed_large"}, "leading50"),
     ],
 )
 def test_configs_make_the_steps_of_the_pipeline(kind, pipeline, N, changes, respacing, tmp_path):
@@ -290,6 +291,8 @@ def test_configs_make_the_steps_of_the_pipeline(kind, pipeline, N, changes, resp
     write_json(tmp_path / "model_index.json", {"_class_name": f"{pipeline}Pipeline"})
     _, _, facts = load_diffusers(tmp_path, "cpu")
     assert facts["config"].sampling.respacing == respacing
+    # Whatever scheduler it is given, DDIM's pipeline makes steps of DDIM.
+    assert (facts["config"].sampling.variance == "ddim") == ("DDIM" in (kind, pipeline))
     assert any(repr(respacing) in note for note in facts["notes"]) == bool(respacing)
 
 

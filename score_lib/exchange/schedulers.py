@@ -89,6 +89,9 @@ def read(path, stored: Mapping[str, object], pipeline: str = "") -> Process:
     if not isinstance(kind, str) or kind not in SCHEDULERS:
         raise wrong_class(path, kind, SCHEDULERS)
     stored = _todays(path, stored)
+    if kind == "DDPMScheduler" and pipeline == "DDIMPipeline":  # which makes one of its own of it
+        kind = "DDIMScheduler"
+        stored = {name: value for name, value in stored.items() if name != "variance_type"}
     known = SCHEDULERS[kind].keys() | _WITHOUT_EFFECT
     for name, value in stored.items():
         if not name.startswith("_") and name not in known and value is not None:
