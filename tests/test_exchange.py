@@ -426,6 +426,21 @@ def test_the_levels_that_are_visited_are_written(kind, respacing, again, tmp_pat
     assert facts["config"].sampling.respacing == again
 
 
+def test_a_network_alone_is_not_written_beside_a_pipeline(tmp_path):
+    """The pipeline's older network would be read."""
+    config = as_trained(ddpm_config(), training__continuous=False)
+    written(tmp_path, config, VPSDE(0.1, 20.0, 30))
+    model, _, facts = written(tmp_path, config, VPSDE(0.1, 20.0, 50))
+    assert facts["config"].model.num_scales == 50
+    with pytest.raises(
+        ValueError, match=r"holds a pipeline, whose model_index\.json would be read"
+    ):
+        save_diffusers(tmp_path, config, model)
+    (tmp_path / "model_index.json").unlink()
+    with pytest.raises(ValueError, match=r"whose unet/config\.json would be read"):
+        save_diffusers(tmp_path, config, model)
+
+
 def test_a_run_is_written_averaged(tmp_path):
     run = run_lib.setup(load("ve/celebahq_256_ncsnpp_continuous"))
     changes = {"data.image_size": 8, "model.nf": 8, "model.ch_mult": (1, 2)}

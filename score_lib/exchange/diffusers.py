@@ -187,7 +187,7 @@ def save_diffusers(
     """Write a network and its process as a folder that Diffusers loads.
 
     Args:
-        folder: is made; files of the same names are replaced.
+        folder: is made; files of the same names are replaced, but no pipeline by a network alone.
         config: of the network; or a run, see `score_lib.runs.setup.Run`, of which the averaged
             network and the process are written.
         model: the network, ddpm or ncsnpp.

@@ -29,6 +29,8 @@ _INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_conf
 _WEIGHTS = "diffusion_pytorch_model"
 _LARGEST_JSON = 1 << 20
 _NETWORKS = ("unet", "model")  # names of the network in an index, and of its folder
+_CONFIGS = [f"{name}/{_CONFIG}" for name in _NETWORKS]
+_SCHEDULERS = [f"scheduler/{_SCHEDULER}", _SCHEDULER]
 
 
 class Folder(NamedTuple):
@@ -63,7 +65,7 @@ def open_folder(folder: str | os.PathLike) -> Folder:
         raise FileNotFoundError(f"there is no folder {folder}")
     index = _read_json(folder / _INDEX) if _is_file(folder / _INDEX) else {}
     _check_index(folder / _INDEX, index)
-    config = _first(folder, [*(f"{name}/{_CONFIG}" for name in _NETWORKS), _CONFIG])
+    config = _first(folder, [*_CONFIGS, _CONFIG])
     if config is None:
         raise ExchangeError(f"{folder} holds no unet/{_CONFIG} and no {_CONFIG}: no network there")
     names = [f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}.bin"]
@@ -73,7 +75,7 @@ def open_folder(folder: str | os.PathLike) -> Folder:
             f"{config.parent} holds no weights, {' or '.join(names)}; weights in parts or of "
             "another variant cannot be read"
         )
-    scheduler = _first(folder, [f"scheduler/{_SCHEDULER}", _SCHEDULER])
+    scheduler = _first(folder, _SCHEDULERS)
     network = _read_json(config)
     process = None if scheduler is None else _read_json(scheduler)
     found = {folder / _INDEX: index, config: network, scheduler: process}
@@ -169,9 +171,15 @@ def write_folder(
     """Write a pipeline, or without a process the network alone, in today's layout.
 
     Raises:
+        ExchangeError: the network alone would be written beside a pipeline.
         OSError: the folder cannot be written.
     """
     folder = pathlib.Path(folder)
+    if process is None and (left := _first(folder, [_INDEX, *_CONFIGS, *_SCHEDULERS])):
+        raise ExchangeError(
+            f"{folder} holds a pipeline, whose {left.relative_to(folder)} would be read with the "
+            "network alone, or in its place: choose another folder, or remove it"
+        )
     at = folder if process is None else folder / "unet"
     _write_json(at / _CONFIG, network)
     write_safetensors(at / f"{_WEIGHTS}.safetensors", weights)
