@@ -230,6 +230,25 @@ def test_a_folder_for_diffusers_is_a_start(tmp_path):
         run_lib.restored(config(**{**start, "model__num_scales": 31}), tmp_path / "b")
 
 
+@pytest.mark.parametrize("name", ["vp/digits_classifier", "vp/digits_adm_classifier"])
+def test_the_card_of_a_classifier_calls_what_it_can(name, tmp_path, monkeypatch):
+    """It draws no samples, and each kind is told another label."""
+    nf = {"model__nf": 32} if "adm" in name else {}
+    run = run_lib.setup(small_config(name, **nf))
+    fill_weights(run.state["model"])
+    save_checkpoint(tmp_path / "c.pth", run.state)
+    stored = small_config(name, **nf, eval__checkpoint=str(tmp_path / "c.pth"), eval__ema="none")
+    folder = run_lib.export(stored, tmp_path / "a")
+    card = (folder / "README.md").read_text()
+    assert ("the time step" in card) == ("adm" in name) and "run.draw" not in card
+    assert "--config.control.classifier=weights.safetensors" in card
+    monkeypatch.chdir(folder)
+    used = {"x": torch.randn(2, *run.shape), "labels": torch.tensor([0.3, 0.9])}
+    exec(card.split("```python")[1].split("```")[0], used)
+    expected = run.state["model"].eval()(used["x"], used["labels"])
+    assert torch.equal(used["logits"], expected)
+
+
 PLAIN_VE = {
     "model__name": "ncsnpp",
     "model__resblock_type": "ddpm",

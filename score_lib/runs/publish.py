@@ -133,7 +133,7 @@ def _write_safetensors(run: Run, folder: pathlib.Path, average: str) -> str:
         lists = {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in stored.items()}
         metadata["standardization"] = json.dumps(lists)
     write_safetensors(path, _weights(state["model"], run.config.export.precision), metadata)
-    return _usage(path.name)
+    return _usage(run, path.name)
 
 
 def _weights(model: nn.Module, precision: str) -> dict[str, Tensor]:
@@ -160,7 +160,7 @@ def _write_pth(run: Run, folder: pathlib.Path, average: str) -> str:
     if "start" in state:
         contents["start"] = {"digest": state["start"]["digest"]}
     write_contents(path, contents_of(contents))
-    return _usage(path.name)
+    return _usage(run, path.name)
 
 
 def _write_diffusers(run: Run, folder: pathlib.Path, average: str) -> str:
@@ -229,22 +229,48 @@ network = UNet2DModel.from_pretrained("FOLDER", subfolder="unet")
 output = network(x, t, class_labels=classes).sample"""
 
 
-def _usage(file: str) -> str:
+def _usage(run: Run, file: str) -> str:
+    use, command = _of_classifier(run, file) if run.objective == "classifier" else _of_score(file)
     return f"""The file holds the config above. In Python:
 
 ```python
 import run_lib
 
 run = run_lib.from_checkpoint("{file}", "cpu")
-images = run.draw(range(4))
+{use}
 ```
 
-From the command line, with a config of these options:
-
-```sh
-python main.py --config CONFIG --workdir RUN --mode sample --config.model.weights={file}
+From the command line, {command}
 ```
 """
+
+
+def _of_score(file: str) -> tuple[str, str]:
+    """What is done with a loaded score network, and the command."""
+    return (
+        "images = run.draw(range(4))",
+        f"""with a config of these options:
+
+```sh
+python main.py --config CONFIG --workdir RUN --mode sample --config.model.weights={file}""",
+    )
+
+
+def _of_classifier(run: Run, file: str) -> tuple[str, str]:
+    """The same of a classifier, which draws no samples itself."""
+    network = run.state["model"]
+    told = "the time step" if getattr(network, "told_time_step", False) else "s(t)"
+    low = -1 if run.config.data.centered else 0
+    return (
+        f"""classifier = run.state["model"].eval()
+# x (B, {", ".join(map(str, run.shape))}), of data in [{low}, 1] with noise; labels (B,): {told}.
+logits = classifier(x, labels)""",
+        f"""for samples of a score network of the same process:
+
+```sh
+python main.py --config CONFIG --workdir RUN --mode control --config.control.task=class \\
+    --config.control.classifier={file}""",
+    )
 
 
 _WRITERS = {"safetensors": _write_safetensors, "pth": _write_pth, "diffusers": _write_diffusers}
