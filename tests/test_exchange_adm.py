@@ -139,6 +139,16 @@ def test_classes_and_other_files_are_named(tmp_path):
         load_adm(path, load("vp/digits"), "cpu")
 
 
+@pytest.mark.parametrize("shape", [(), (5,), (0, 0)])
+@pytest.mark.parametrize("name", ["time_embed.0.weight", "label_emb.weight", "out.2.weight"])
+def test_weights_of_other_shapes_are_refused_in_a_sentence(name, shape, tmp_path):
+    case = "class_cond_new_order"
+    weights = {**network(case).state_dict(), name: torch.zeros(shape)}
+    torch.save(weights, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"of another"):
+        load_adm(tmp_path / "a.pt", described(case), "cpu")
+
+
 def test_a_run_starts_from_a_file(tmp_path, caplog):
     config = small_config("vp/digits_adm", model__nf=32, model__weights=str(tmp_path / "a.pt"))
     model = fill_weights(build(complete(config)))

@@ -277,3 +277,32 @@ def test_averages_are_in_the_order_of_the_network_whatever_that_of_the_file(
     torch.testing.assert_close(
         dict(run.state["model"].state_dict()), dict(expected[0]), rtol=0, atol=0
     )
+
+
+def test_random_frequencies_of_the_input_come_from_the_file(tmp_path):
+    """They are no table of the config: another seed draws others."""
+    net = {"model__name": "mlp", "model__num_res_blocks": 1, "model__input_fourier_scale": 1.0}
+    run = run_lib.setup(config(**net, seed=1))
+    named = run.state["model"].state_dict()
+    tables = {"bare": dict(named), "without": dict(named), "average": run.state["ema"].state_dict()}
+    frequencies = tables["without"].pop("stem.frequencies")
+    for name, table in tables.items():
+        torch.save(table, tmp_path / f"{name}.pth")
+        start = config(tmp_path / f"{name}.pth", **net, seed=2)
+        if name == "bare":
+            again = run_lib.restored(start, tmp_path).state["model"]
+            assert torch.equal(again.stem.frequencies, frequencies)
+        else:
+            with pytest.raises(CheckpointError, match=r"1 missing \(stem\.frequencies\)"):
+                run_lib.restored(start, tmp_path)
+
+
+def test_averages_have_names_also_beside_weights_without_noise_levels(source, expected, tmp_path):
+    contents = read_checkpoint(source / META)
+    contents["model"] = {k: contents["model"][k] for k in sorted(contents["model"])}
+    del contents["model"]["module.sigmas"]
+    torch.save(contents, tmp_path / "a.pth")
+    run = run_lib.restored(config(tmp_path / "a.pth"), tmp_path)
+    torch.testing.assert_close(
+        dict(run.state["model"].state_dict()), dict(expected[0]), rtol=0, atol=0
+    )

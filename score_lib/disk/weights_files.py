@@ -11,6 +11,7 @@ from score_lib.base.weights import without_wrapper
 from score_lib.disk.checkpoints import contents_of_file, read_plain
 from score_lib.disk.fit import CheckpointError, check_weights
 
+_TABLE = "sigmas"  # of noise levels, see `models.utils.get_sigmas`
 _HINT = (
     "Name in model.weights_except those that should stay as initialised, or use the config that "
     "the file was trained with"
@@ -40,7 +41,8 @@ def weights_by_name(path: str | os.PathLike, contents: dict, model: nn.Module) -
     """The weights in a file under the network's names: the average, where the file holds one.
 
     Averages are lists of the trainable parameters.  Where the file has no other weights, frozen
-    parameters are missing.  Tables that the network makes from its config may be missing, and stay.
+    parameters and buffers are missing.  Only the table of noise levels, which the network makes
+    from its config, may be missing, and stays.
 
     Args:
         path: for messages.
@@ -50,12 +52,14 @@ def weights_by_name(path: str | os.PathLike, contents: dict, model: nn.Module) -
         CheckpointError: the average cannot be assigned to the weights beside it, or is not of all.
     """
     own, average = model.state_dict(), contents.get("ema")
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    tables = {name: own[name] for name, _ in model.named_buffers() if name in own}
+    untrained = {name for name, p in model.named_parameters() if not p.requires_grad}
+    untrained |= {name for name, _ in model.named_buffers()}
+    tables = {_TABLE: own[_TABLE]} if _TABLE in own else {}
     stored = without_wrapper(_table(path, contents.get("model", {})), own)
     # Averages are in the network's order, which the names of a file need not be in.
-    order = own if stored.keys() == own.keys() else stored or own
-    names = [name for name in order if name not in frozen | tables.keys()]
+    are_same = stored.keys() | tables.keys() == own.keys() | tables.keys()
+    order = own if are_same else stored or own
+    names = [name for name in order if name not in untrained]
     weights = tables | stored
     if average is None:
         return weights

@@ -5,6 +5,7 @@ Names and shapes tell most of a network; the number of heads, the order of the w
 and the groups of normalisations must be known.
 """
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -95,7 +96,7 @@ def check_description(
         CheckpointError: names the options.
     """
     theirs, ours = (
-        described_by({name: tuple(tensor.shape) for name, tensor in table.items()})
+        described_by({name: tuple(getattr(value, "shape", ())) for name, value in table.items()})
         for table in (weights, model.state_dict())
     )
     differing = [
@@ -116,7 +117,9 @@ def described_by(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
         values by the names of options, or of facts and the options behind them; levels are counted
         from 0, the finest.  It is empty for other networks.
     """
-    if not shapes.keys() >= _NEEDED:
+    # Those of numbers and of empty tensors tell nothing.
+    shapes = {name: shape for name, shape in shapes.items() if shape and math.prod(shape) > 0}
+    if not shapes.keys() >= _NEEDED or len(shapes["input_blocks.0.0.weight"]) < 2:
         return {}
     nf, in_channels = shapes["time_embed.0.weight"][-1], shapes["input_blocks.0.0.weight"][1]
     width = shapes["middle_block.0.in_layers.0.weight"][0]
