@@ -12,6 +12,7 @@ from networks import fill_weights
 from small_runs import small_config
 
 import run_lib
+from models.foreign import save_diffusers
 from models.utils import create_model
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.disk.safetensors_files import read_safetensors
@@ -247,6 +248,23 @@ def test_the_card_of_a_classifier_calls_what_it_can(name, tmp_path, monkeypatch)
     exec(card.split("```python")[1].split("```")[0], used)
     expected = run.state["model"].eval()(used["x"], used["labels"])
     assert torch.equal(used["logits"], expected)
+
+
+@pytest.mark.parametrize("parametrization, sigma_data", [("v", 0.5), ("edm", 0.25)])
+def test_a_network_alone_does_not_say_what_its_output_is(parametrization, sigma_data, tmp_path):
+    """Of processes in continuous time, for which Diffusers has no scheduler."""
+    options = {"model__name": "ddpm", "model__nf": 32, "model__attn_resolutions": ()}
+    options |= {"model__parametrization": parametrization, "model__sigma_data": sigma_data}
+    run = run_lib.setup(config(**options))
+    network = fill_weights(run.state["model"])
+    save_diffusers(tmp_path / "a", run.config, network)
+    found = run_lib.restored(config(**options, model__weights=str(tmp_path / "a")), tmp_path / "b")
+    expected = network.state_dict()
+    torch.testing.assert_close(found.state["model"].state_dict(), expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"model\.norm_eps = 0\.001 instead of 1e-06"):
+        run_lib.restored(
+            config(**options, model__norm_eps=1e-3, model__weights=str(tmp_path / "a")), tmp_path
+        )
 
 
 PLAIN_VE = {

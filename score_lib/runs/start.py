@@ -160,8 +160,8 @@ def _of_folder(folder: pathlib.Path, config) -> dict:
     free = {"sigma_min", "sigma_max", "init_scale", "fourier_scale"}
     if process is None or told.training.sde == "vesde":
         free |= {"beta_min", "beta_max"}
-    if process is None:
-        free.add("num_scales")
+    if process is None:  # nor what the output means
+        free |= {"num_scales", "parametrization", "sigma_data"}
     if told.model.name == "ddpm":  # has no other
         free.add("embedding_type")
     with trained.unlocked():
