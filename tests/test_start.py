@@ -306,3 +306,18 @@ def test_averages_have_names_also_beside_weights_without_noise_levels(source, ex
     torch.testing.assert_close(
         dict(run.state["model"].state_dict()), dict(expected[0]), rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("embedding", ["fourier", "positional"])
+def test_rounded_frequencies_are_told(embedding, tmp_path, caplog):
+    net = {"model__embedding_type": embedding, "model__fourier_log": False}
+    run = run_lib.setup(config(**net))
+    named = run.state["model"].state_dict()
+    frozen = {k for k, p in run.state["model"].named_parameters() if not p.requires_grad}
+    halves = {name: value.half() for name, value in named.items()}
+    for name, table in {"all": halves, "weights": halves | {k: named[k] for k in frozen}}.items():
+        caplog.clear()
+        torch.save(table, tmp_path / f"{name}.pth")
+        run_lib.restored(config(tmp_path / f"{name}.pth", **net), tmp_path)
+        is_told = "all_modules.0.W in float16: rounded frequencies" in caplog.text
+        assert is_told == (name == "all" and embedding == "fourier")

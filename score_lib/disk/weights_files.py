@@ -1,6 +1,7 @@
 """Weights to start from, in any layout: checkpoints, weights alone, averages alone, safetensors."""
 
 import fnmatch
+import logging
 import os
 from collections.abc import Sequence
 
@@ -75,6 +76,23 @@ def weights_by_name(path: str | os.PathLike, contents: dict, model: nn.Module) -
             "that it was trained with, or a file of weights alone"
         )
     return weights | dict(zip(names, tensors, strict=True))
+
+
+def tell_rounded(path: str | os.PathLike, weights: dict[str, Tensor], model: nn.Module) -> None:
+    """Warn of random frequencies in less than float32: the phases of high ones are lost.
+
+    Args:
+        weights: of the network, checked.
+    """
+    random = {name for name, p in model.named_parameters() if not p.requires_grad}
+    random |= {name for name, _ in model.named_buffers()} - {_TABLE}
+    for name in sorted(random & weights.keys()):
+        if weights[name].dtype.itemsize < 4:
+            logging.warning(
+                "%s holds %s in %s: rounded frequencies change the output more than rounded "
+                "weights do; use a file that has them in float32, as exports here do",
+                path, name, str(weights[name].dtype).removeprefix("torch."),
+            )  # fmt: skip
 
 
 def _check_averaged(path: str | os.PathLike, averaged: dict, names: list[str]) -> None:

@@ -18,7 +18,7 @@ from score_lib.data.standardization import Standardization
 from score_lib.disk.checkpoints import restore_latest, restore_part
 from score_lib.disk.files import file_digest, printable, with_earlier
 from score_lib.disk.fit import CheckpointError, count
-from score_lib.disk.weights_files import completed, read_weights, weights_by_name
+from score_lib.disk.weights_files import completed, read_weights, tell_rounded, weights_by_name
 from score_lib.exchange import adm
 from score_lib.exchange.diffusers import load_diffusers
 from score_lib.options import complete
@@ -130,7 +130,9 @@ def load_start(
         if not config.model.weights_except:
             adm.check_description(path, weights, model)
         logging.info("of %s, %s", path, adm.untold(config))
-    model.load_state_dict(completed(path, weights, model, config.model.weights_except))
+    weights = completed(path, weights, model, config.model.weights_except)
+    tell_rounded(path, weights, model)
+    model.load_state_dict(weights)
     if (key := "standardization") in state and key in contents:
         if isinstance(state[key], Standardization):
             restore_part(path, state[key], contents[key], key)
