@@ -87,11 +87,12 @@ def tell_rounded(path: str | os.PathLike, weights: dict[str, Tensor], model: nn.
     random = {name for name, p in model.named_parameters() if not p.requires_grad}
     random |= {name for name, _ in model.named_buffers()} - {_TABLE}
     for name in sorted(random & weights.keys()):
-        if weights[name].dtype.itemsize < 4:
+        dtype = weights[name].dtype
+        if dtype.is_floating_point and dtype.itemsize < 4:
             logging.warning(
                 "%s holds %s in %s: rounded frequencies change the output more than rounded "
                 "weights do; use a file that has them in float32, as exports here do",
-                path, name, str(weights[name].dtype).removeprefix("torch."),
+                path, name, str(dtype).removeprefix("torch."),
             )  # fmt: skip
 
 
