@@ -231,6 +231,23 @@ def test_a_folder_for_diffusers_is_a_start(tmp_path):
         run_lib.restored(config(**{**start, "model__num_scales": 31}), tmp_path / "b")
 
 
+def test_the_card_asks_for_pictures_that_the_network_is_told(tmp_path, monkeypatch):
+    """The names of files are left out of the config of an export."""
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "pictures.npy", pictures)
+    options = {"data__dataset": "IMAGES", "data__path": str(tmp_path / "pictures.npy")}
+    options |= {"data__num_channels": 3, "data__levels": 256, "training__condition": "image"}
+    options |= {"sampling__method": "heun", "sampling__num_steps": 2}
+    save_checkpoint(tmp_path / "c.pth", run_lib.setup(small_config(**options)).state)
+    stored = small_config(**options, eval__checkpoint=str(tmp_path / "c.pth"))
+    folder = run_lib.export(stored, tmp_path / "a")
+    code = (folder / "README.md").read_text().split("```python")[1].split("```")[0]
+    monkeypatch.chdir(folder)
+    used = {}
+    exec(code.replace("photos/", stored.data.path), used)
+    assert torch.equal(used["images"], run_lib.restored(stored, tmp_path).draw(range(4)))
+
+
 @pytest.mark.parametrize("name", ["vp/digits_classifier", "vp/digits_adm_classifier"])
 def test_the_card_of_a_classifier_calls_what_it_can(name, tmp_path, monkeypatch):
     """It draws no samples, and each kind is told another label."""

@@ -230,7 +230,8 @@ output = network(x, t, class_labels=classes).sample"""
 
 
 def _usage(run: Run, file: str) -> str:
-    use, command = _of_classifier(run, file) if run.objective == "classifier" else _of_score(file)
+    describe = _of_classifier if run.objective == "classifier" else _of_score
+    use, command = describe(run, file)
     return f"""The file holds the config above. In Python:
 
 ```python
@@ -245,10 +246,12 @@ From the command line, {command}
 """
 
 
-def _of_score(file: str) -> tuple[str, str]:
+def _of_score(run: Run, file: str) -> tuple[str, str]:
     """What is done with a loaded score network, and the command."""
+    needs_path = "image" in run.conditions.kinds and run.config.data.path
+    path = 'run.config.data.path = "photos/"  # of pictures, parts of which it is told\n'
     return (
-        "images = run.draw(range(4))",
+        f"{path if needs_path else ''}images = run.draw(range(4))",
         f"""with a config of these options:
 
 ```sh
