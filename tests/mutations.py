@@ -1364,8 +1364,8 @@ MUTATIONS = [
     Mutation(
         "reproduce: the jackknife forgets how its values hang together",
         "score_lib/metrics/jackknife.py",
-        "(len(values) - 1) * values.var()",
-        "values.var()",
+        "np.mean(deviations**2 / (shares - 1))",
+        "np.mean(deviations**2 / (shares - 1) ** 2)",
         REPRODUCE,
     ),
 ]

@@ -1,6 +1,6 @@
 """Standard errors of distances of samples, from the samples that were drawn, by the jackknife."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,13 +13,23 @@ from score_lib.metrics.stats import Statistics
 GROUPS = 50
 
 
-def jackknife_error(left_out: list[float]) -> float:
+def jackknife_error(whole: float, left_out: Sequence[float], sizes: Sequence[int]) -> float:
     """Standard error of a statistic of N draws, from its values without each of G groups of them.
 
-    sqrt((G - 1) / G * sum (value - mean)^2), the delete-a-group jackknife [Shao and Tu 1995].
+    Of equal groups, sqrt((G - 1) / G * sum (value - mean)^2), the delete-a-group jackknife [Shao
+    and Tu 1995].  The bias of a distance depends on how many samples are left: unequal groups are
+    weighted so that its differences do not count as spread [Busing et al. 1999].
+
+    Args:
+        whole: the statistic of all draws.
+        left_out: its values without each group, (G,).
+        sizes: of the groups, (G,), N in all.
     """
-    values = np.asarray(left_out, dtype=np.float64)
-    return float(np.sqrt((len(values) - 1) * values.var()))
+    sizes = np.asarray(sizes, dtype=np.float64)
+    shares = sizes.sum() / sizes
+    pseudo = shares * whole - (shares - 1) * np.asarray(left_out, dtype=np.float64)
+    deviations = pseudo - np.average(pseudo, weights=sizes)
+    return float(np.sqrt(np.mean(deviations**2 / (shares - 1))))
 
 
 def sampling_errors(
@@ -49,13 +59,17 @@ def sampling_errors(
     count, fake = min(groups, fake.count), fake.mixed()
     pool_3 = torch.as_tensor(fake.pool_3, device=device, dtype=torch.float64)
     of_data = real.moments(device)
-    found = {
-        distance: [distances.frechet_distance(of_data, m) for m in _moments_without(pool_3, count)]
-    }
+    left_out = [distances.frechet_distance(of_data, m) for m in _moments_without(pool_3, count)]
+    whole = distances.frechet_distance(of_data, distances.moments(pool_3))
+    found = {distance: (whole, left_out)}
     if fake.logits is not None:
         logits = torch.as_tensor(fake.logits, device=device)
-        found["inception_score"] = _without(logits, count, distances.inception_score)
-    return {f"{name}_standard_error": jackknife_error(values) for name, values in found.items()}
+        score = distances.inception_score
+        found["inception_score"] = (score(logits)[0], _without(logits, count, score))
+    sizes = [len(range(k, fake.count, count)) for k in range(count)]
+    return {
+        f"{name}_standard_error": jackknife_error(*values, sizes) for name, values in found.items()
+    }
 
 
 def _moments_without(x: Tensor, groups: int) -> Iterator[tuple[Tensor, Tensor]]:
