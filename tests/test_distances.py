@@ -181,6 +181,34 @@ def test_features_of_wrong_shape_or_value_are_refused():
         evaluation.fid(features(9, 4, 1), features(1, 4, 1))
 
 
+@pytest.mark.parametrize(
+    ("mu", "sigma", "reason"),
+    [
+        (np.zeros(3), -np.eye(3), "a negative variance, -1"),
+        (np.zeros(3), np.triu(np.ones((3, 3))), "symmetric, not off by 1"),
+        (np.zeros(3), np.ones(3), r"not \(3,\) and \(3,\)"),
+        (np.zeros((1, 3)), np.eye(3), r"not \(1, 3\) and \(3, 3\)"),
+        (np.full(3, np.nan), np.eye(3), "not finite"),
+        (np.zeros(3), np.full((3, 3), np.inf), "not finite"),
+        (np.zeros(4), np.eye(4), "features of widths 4 and 3"),
+    ],
+)
+def test_moments_of_no_gaussian_are_refused(mu, sigma, reason):
+    """The first two had the distance 0 from a standard normal distribution."""
+    with pytest.raises(ValueError, match=reason):
+        evaluation.frechet_distance((mu, sigma), (np.zeros(3), np.eye(3)))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e4 / 3])
+def test_samples_that_are_all_the_same_have_a_distance(value):
+    """That of a point to a Gaussian; their covariance is rounding errors alone."""
+    mu, sigma = distances.moments(features(50, 5, 1))
+    shift = (np.full(5, value) - mu.numpy()) ** 2
+    error = value * np.random.default_rng(0).uniform(-1e-16, 1e-16, (5, 5)) * value
+    found = evaluation.frechet_distance((np.full(5, value), error), (mu, sigma))
+    assert found == pytest.approx(shift.sum() + float(sigma.trace()), rel=1e-6)
+
+
 def test_kid_equals_torch_fidelity(fidelity):
     """For a subset of all rows, torch-fidelity's KID is the squared MMD."""
     a, b = features(100, 16, 1), features(100, 16, 2)

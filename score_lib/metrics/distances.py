@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import check_real
+from score_lib.metrics.moments import ASYMMETRY, NEGATIVE
 
 Features = Tensor | np.ndarray
 
@@ -43,22 +44,47 @@ def frechet_distance(
 
     Args:
         stats_a, stats_b: mean (F,) and covariance (F, F), all on the same device.
+    Raises:
+        ValueError: other shapes or widths, or a matrix that is no covariance, up to rounding in
+            float32.
     """
-    mu_a, sigma_a = (_double(value) for value in stats_a)
-    mu_b, sigma_b = (_double(value) for value in stats_b)
+    (mu_a, sigma_a), (mu_b, sigma_b) = _gaussian(stats_a), _gaussian(stats_b)
     _check_widths(mu_a, mu_b)
     # With S = L L', the trace of (S_a S_b)^(1/2) is the sum of the singular values of L_a' L_b.
     # The square root of an eigenvalue of S_a S_b would turn a rounding error of 1e-16 into 1e-8 in
     # directions without variance.
-    shared = torch.linalg.svdvals(_factor(sigma_a).T @ _factor(sigma_b)).sum()
+    shared = torch.linalg.svdvals(_factor(mu_a, sigma_a).T @ _factor(mu_b, sigma_b)).sum()
     means = (mu_a - mu_b).square().sum()
     distance = means + sigma_a.trace() + sigma_b.trace() - 2 * shared
     return max(float(distance), 0.0)
 
 
-def _factor(sigma: Tensor) -> Tensor:
+def _gaussian(stats: tuple[Features, Features]) -> tuple[Tensor, Tensor]:
+    """Mean (F,) and covariance (F, F), in float64; what `_factor` cannot see is refused."""
+    mu, sigma = (_double(value).detach() for value in stats)
+    if mu.dim() != 1 or not len(mu) or sigma.shape != (*mu.shape, *mu.shape):
+        raise ValueError(
+            "the Fréchet distance needs a mean (F,) and a covariance (F, F), not "
+            f"{tuple(mu.shape)} and {tuple(sigma.shape)}"
+        )
+    if not bool(mu.isfinite().all() and sigma.isfinite().all()):
+        raise ValueError("a mean or covariance for the Fréchet distance is not finite")
+    off = (sigma - sigma.T).abs().max()
+    if off > ASYMMETRY * sigma.abs().max() + _rounding(mu):
+        raise ValueError(f"a covariance should be symmetric, not off by {off:.3g}")
+    return mu, sigma
+
+
+def _rounding(mu: Tensor) -> Tensor:
+    """Rounding errors of a covariance around this mean, also where samples are all the same."""
+    return torch.finfo(mu.dtype).eps * mu.square().sum()
+
+
+def _factor(mu: Tensor, sigma: Tensor) -> Tensor:
     """L (F, rank) with L L' = sigma, for a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(sigma)
+    if values.min() < -NEGATIVE * sigma.trace().clamp(min=0) - _rounding(mu):
+        raise ValueError(f"a covariance has a negative variance, {values.min():.3g}")
     rounding = values.max() * len(values) * torch.finfo(values.dtype).eps
     kept = values > rounding.clamp(min=0)
     return vectors[:, kept] * values[kept].sqrt()

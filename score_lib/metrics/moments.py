@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 # Shares of the largest variance, and of their sum, that rounding in float32 explains.
-_ASYMMETRY, _NEGATIVE = 1e-5, 1e-5
+ASYMMETRY, NEGATIVE = 1e-5, 1e-5
 
 
 def check_moments(mean: str, mu: np.ndarray, covariance: str, sigma: np.ndarray) -> None:
@@ -28,7 +28,7 @@ def check_moments(mean: str, mu: np.ndarray, covariance: str, sigma: np.ndarray)
     largest = max(sigma.max(), -sigma.min())
     # By rows, for a difference of the whole would need the memory of another matrix.
     difference = max(np.abs(row - column).max() for row, column in zip(sigma, sigma.T, strict=True))
-    if difference > _ASYMMETRY * largest:
+    if difference > ASYMMETRY * largest:
         raise ValueError(f"{covariance} is no covariance: it is not symmetric, by {difference:.3g}")
     if not _is_positive(sigma):
         raise ValueError(f"{covariance} is no covariance: some variance would be negative")
@@ -41,5 +41,5 @@ def _is_positive(sigma: np.ndarray) -> bool:
         return not sigma.any()
     # A matrix has a Cholesky factor exactly if its eigenvalues are positive.
     scaled = torch.from_numpy(sigma).to(torch.float32, copy=True).div_(total)
-    scaled.diagonal().add_(_NEGATIVE)
+    scaled.diagonal().add_(NEGATIVE)
     return not torch.linalg.cholesky_ex(scaled).info.item()
