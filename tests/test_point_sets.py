@@ -142,3 +142,24 @@ def test_wrong_sets_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             evaluation.point_set_metrics(wrong, x)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_distances_that_are_not_finite_are_refused(value):
+    """All nan had an accuracy of 0.5, as if samples and data could not be told apart."""
+    within, between, other = distances(clouds(4, 2), clouds(3, 2, seed=1))
+    own = within.clone().fill_diagonal_(value)  # of an example from itself
+    expected = evaluation.nearest_neighbour_accuracy(within, between, other)
+    assert evaluation.nearest_neighbour_accuracy(own, between, other) == expected
+    for k in range(3):
+        wrong = [within.clone(), between.clone(), other.clone()]
+        wrong[k][2, 1] = value
+        with pytest.raises(ValueError, match="finite numbers"):
+            evaluation.nearest_neighbour_accuracy(*wrong)
+    for measure in (evaluation.coverage, evaluation.matching_distance):
+        with pytest.raises(ValueError, match="finite numbers"):
+            measure(wrong[2])
+        with pytest.raises(ValueError, match=r"a matrix \(N, M\), not \(3,\)"):
+            measure(other[0])
+    with pytest.raises(ValueError, match=r"within 4 examples should have the shape \(4, 4\)"):
+        evaluation.nearest_neighbour_accuracy(other, between, within)

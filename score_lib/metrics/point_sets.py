@@ -82,14 +82,24 @@ def nearest_neighbour_accuracy(
     other's nearest are right or wrong together.
 
     Args:
-        within_samples, between, within_data: distances (N, N), (N, M), (M, M).
+        within_samples, between, within_data: distances (N, N), (N, M), (M, M); those of an example
+            from itself are not read.
+    Raises:
+        ValueError: other shapes, or distances that are not finite numbers.
     """
-    for distances in (within_samples, between, within_data):
-        check_floats("distances", distances)
+    _check_distances(between)
     n, m = between.shape
+    for within, count in ((within_samples, n), (within_data, m)):
+        check_floats("distances", within)
+        if within.shape != (count, count):
+            raise ValueError(
+                f"distances within {count} examples should have the shape {(count, count)}, not "
+                f"{tuple(within.shape)}"
+            )
     apart = torch.cat(
         [torch.cat([within_samples, between], 1), torch.cat([between.T, within_data], 1)]
     )
+    _check_distances(apart.fill_diagonal_(0.0))
     nearest = apart.fill_diagonal_(torch.inf).argmin(dim=1)
     itself = torch.arange(n + m, device=between.device)
     right = ((nearest < n) == (itself < n)).double()
@@ -105,8 +115,11 @@ def coverage(between: Tensor) -> float:
     """Share of the data that are the nearest to some sample, of distances (N, M); 1 is perfect.
 
     It grows with N and has no simple standard error: compare it with that of as many other data.
+
+    Raises:
+        ValueError: another shape, or distances that are not finite numbers.
     """
-    check_floats("distances", between)
+    _check_distances(between)
     return between.argmin(dim=1).unique().numel() / between.shape[1]
 
 
@@ -117,7 +130,18 @@ def matching_distance(between: Tensor) -> Estimate:
 
     Args:
         between: distances of samples and data, (N, M).
+    Raises:
+        ValueError: another shape, or distances that are not finite numbers.
     """
-    check_floats("distances", between)
+    _check_distances(between)
     nearest = between.amin(dim=0)
     return Estimate(nearest.mean().item(), (nearest.std() / math.sqrt(len(nearest))).item())
+
+
+def _check_distances(distances: Tensor) -> None:
+    """Refuse what is no matrix of distances; the least of numbers and nan would be nan."""
+    check_floats("distances", distances)
+    if distances.dim() != 2 or 0 in distances.shape:
+        raise ValueError(f"distances should be a matrix (N, M), not {tuple(distances.shape)}")
+    if not bool(distances.isfinite().all()):
+        raise ValueError("distances should be finite numbers, but some are nan or inf")
