@@ -1,5 +1,6 @@
 """Options of an evaluation arrive where they should; see `test_wiring`."""
 
+import json
 import math
 
 import numpy as np
@@ -14,7 +15,8 @@ from likelihood import bits_per_dim, get_elbo_fn, get_vlb_fn
 from sampling import SampleNoise
 from score_lib.base.tensors import derive_seed
 from score_lib.disk.arrays import load_arrays
-from score_lib.disk.checkpoints import read_checkpoint
+from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
+from score_lib.disk.reports import mean_and_error, write_report
 from score_lib.runs import measures
 from score_lib.runs.heldout import HeldOut
 
@@ -148,6 +150,34 @@ def test_options_of_an_evaluation_arrive(tmp_path):
     average = read_checkpoint(tmp_path / "checkpoints" / "checkpoint_2.pth")["ema"]
     weights = {call.weight for call in Recorder.calls if len(call.x) > 1}
     assert weights == {float(average["shadow_params"][0])}
+
+
+@pytest.mark.parametrize("measure", ["loss", "bpd", "elbo"])
+def test_figures_that_are_not_finite_are_refused(measure, tmp_path):
+    """Of weights that diverged; a histogram of bits/dim ended in an error of its own."""
+    chosen = {f"eval__enable_{name}": name == measure for name in ("loss", "bpd", "sampling")}
+    chosen |= {"eval__enable_elbo": measure == "elbo", "eval__bpd_steps": 8}
+    chosen |= {"eval__begin_ckpt": 1, "eval__end_ckpt": 1, "eval__bpd_num_images": 20}
+    config = recording(training__snapshot_sampling=False, **chosen)
+    run_lib.train(config, tmp_path)
+    path = tmp_path / "checkpoints" / "checkpoint_1.pth"
+    state = read_checkpoint(path)
+    state["ema"]["shadow_params"] = [p + 3e38 for p in state["ema"]["shadow_params"]]
+    save_checkpoint(path, state)
+    name, count = ("loss", 296) if measure == "loss" else ("bits/dim", 20)
+    with pytest.raises(FloatingPointError, match=f"the {name} of {count} of {count} examples is"):
+        run_lib.evaluate(config, tmp_path)
+
+
+def test_a_report_is_json_where_an_error_is_not_known(tmp_path):
+    """One example tells no error, and JSON has no number that is none."""
+    record = {"step": 1, **mean_and_error("bpd", np.array([2.0])), "table": {"x": [math.inf, 3.0]}}
+    write_report(tmp_path, [record])
+    text = (tmp_path / "report.json").read_text()
+    (found,) = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert found["bpd"] == 2 and found["bpd_standard_error"] is None
+    assert found["table"] == {"x": [None, 3]} and found["step"] == 1
+    assert "2.0000 ± nan" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize("dequantised", [True, False])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import pathlib
 
@@ -13,14 +14,27 @@ from score_lib.disk.files import atomic_write, write_text
 def write_report(folder: str | os.PathLike, records: list[dict]) -> None:
     """Write `report.json` and `report.md`, and show the table on the console.
 
+    Figures that are not finite, such as the error of one example, are null in JSON, which has no
+    other word for them.
+
     Args:
         records: rows; their keys are columns.
     """
     folder = pathlib.Path(folder)
-    write_text(folder / "report.json", json.dumps(records, indent=2) + "\n")
+    text = json.dumps(_plain(records), indent=2, allow_nan=False)
+    write_text(folder / "report.json", text + "\n")
     table = markdown_table(records)
     write_text(folder / "report.md", table)
     logging.info("report in %s\n%s", folder / "report.md", table)
+
+
+def _plain(value: object) -> object:
+    """A record, or a part of one, with None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def markdown_table(records: list[dict]) -> str:

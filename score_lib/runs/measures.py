@@ -45,6 +45,9 @@ def evaluate_loss(job: Job) -> dict[str, float]:
     """Mean loss over the held-out examples, with its standard error.
 
     `eval.loss_num_repeats` passes, each with noise and noise levels of its own.
+
+    Raises:
+        FloatingPointError: some losses are not finite.
     """
     run = job.run
     job.check_data("test")
@@ -59,6 +62,7 @@ def evaluate_loss(job: Job) -> dict[str, float]:
         return {"all_losses": values, "mean_loss": values.mean()}
 
     values = job.joint_round(f"ckpt_{job.label}_loss.npz", compute)["all_losses"]
+    _check_finite("loss", values)
     return mean_and_error("loss", values)
 
 
@@ -184,6 +188,8 @@ def _rounds(
             `Run.unit`.
         dequantize: whether grey levels are, as `eval.dequantizer` says; the density of the noise
             then counts.
+    Raises:
+        FloatingPointError: the likelihoods of some examples are not finite.
     """
     run, options, unit = job.run, job.run.config.eval, job.run.unit
     split = options.dataset or options.bpd_dataset
@@ -208,11 +214,23 @@ def _rounds(
             return found | {"bpd": found["bpd"] + log_q / (images[0].numel() * np.log(2))}
 
         found = job.round(f"{split}_ckpt_{job.label}_{kind}_{k}.npz", compute)
+        _check_finite(unit.title, found[unit.name], part.indices(number).start)
         mean = found[unit.name].mean()
         logging.info("%s, pass %d, batch %d: %.4f %s", kind, repeat, number, mean, unit.title)
         return found
 
     return job.rounds(passes * batches, make)
+
+
+def _check_finite(name: str, values: np.ndarray, first: int = 0) -> None:
+    """Refuse figures of consecutive examples, (N,), with nan or inf, whose mean says nothing."""
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        raise FloatingPointError(
+            f"the {name} of {len(wrong)} of {len(values)} examples is not a finite number, first "
+            f"that of example {first + wrong[0]}: evaluate a checkpoint before training diverged, "
+            "or bits/dim and nats with a larger eval.bpd_steps"
+        )
 
 
 @torch.no_grad()
