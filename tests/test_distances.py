@@ -181,6 +181,17 @@ def test_features_of_wrong_shape_or_value_are_refused():
         evaluation.fid(features(9, 4, 1), features(1, 4, 1))
 
 
+def test_settings_out_of_range_are_refused():
+    x, y = features(9, 4, 1), features(9, 4, 2)
+    for k in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"whole number of neighbours, 1 or more, not {k}"):
+            evaluation.precision_recall(x, y, k)
+    for size in (0, -1, 1, math.nan):
+        with pytest.raises(ValueError, match=f"2 or more, not {size}"):
+            evaluation.kid(x, y, max_block_size=size)
+    assert evaluation.kid(x, y, max_block_size=math.inf)[0] == evaluation.squared_mmd(x, y)
+
+
 @pytest.mark.parametrize(
     ("mu", "sigma", "reason"),
     [

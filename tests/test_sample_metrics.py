@@ -259,8 +259,9 @@ def test_wrong_samples_are_refused(name):
 
 def test_wrong_settings_are_refused():
     x = normal(9, 4, seed=1)
-    with pytest.raises(ValueError, match=r"order=0\.5"):
-        evaluation.sliced_wasserstein(x, x, order=0.5)
+    for order in (0.5, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"finite order.*{order=}"):
+            evaluation.sliced_wasserstein(x, x + 3, order=order)
     with pytest.raises(ValueError, match="num_projections=1"):
         evaluation.sliced_wasserstein(x, x, num_projections=1)
     with pytest.raises(ValueError, match=r"positive, not 0\.0: give a bandwidth"):

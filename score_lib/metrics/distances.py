@@ -101,10 +101,13 @@ def kid(
     Returns:
         the distance and its standard error, which is nan for a single block.
     Raises:
-        ValueError: one set is so much smaller that its blocks have fewer than two rows.
+        ValueError: one set is so much smaller that its blocks have fewer than two rows, or
+            max_block_size is below two.
     """
     a, b = _pair(features_a, features_b)
-    count = math.ceil(max(len(a), len(b)) / max_block_size)
+    if not max_block_size >= 2:
+        raise ValueError(f"max_block_size should be 2 or more, not {max_block_size}")
+    count = max(1, math.ceil(max(len(a), len(b)) / max_block_size))
     if min(len(a), len(b)) < 2 * count:
         raise ValueError(
             f"{len(a)} and {len(b)} features do not give {count} blocks of two or more rows: raise "
@@ -190,8 +193,12 @@ def precision_recall(
         block: distances in memory at once; 0: `tile_size`.
     Returns:
         precision and recall.
+    Raises:
+        ValueError: k is no whole number from 1 on, or a set has no more features than that.
     """
     real, fake = _pair(real, fake)
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k should be a whole number of neighbours, 1 or more, not {k}")
     if min(len(real), len(fake)) <= k:
         raise ValueError(
             f"{len(real)} real and {len(fake)} fake features are too few for {k} neighbours: "

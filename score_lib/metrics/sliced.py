@@ -3,6 +3,7 @@
 [Rabin et al. 2011; Bonneel et al. 2015]
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ def sliced_wasserstein(
 
     Args:
         samples, data: (N, *D) and (M, *D), two or more, on one device.
-        order: p, 1 or more.
+        order: p, 1 or more, and finite.
         num_projections: random vectors; two or more.  One-dimensional examples need none.
         seed: of the vectors, which depend on it alone.
         block: values in memory at once.
@@ -49,10 +50,10 @@ def sliced_wasserstein(
     """
     x, y = (rows(v) for v in checked_pair(samples, data, least=2))
     check_same_shape(x, y)
-    if order < 1 or num_projections < 2:
+    if not 1 <= order < math.inf or num_projections < 2:
         raise ValueError(
-            "the sliced Wasserstein distance needs order >= 1 and num_projections >= 2, not "
-            f"{order=} and {num_projections=}"
+            "the sliced Wasserstein distance needs a finite order >= 1 and num_projections >= "
+            f"2, not {order=} and {num_projections=}"
         )
     count = num_projections if x.shape[1] > 1 else 1
     at_once = max(1, block // (4 * (len(x) + len(y))))
