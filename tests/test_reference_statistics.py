@@ -13,6 +13,7 @@ import evaluation
 import run_lib
 from datasets import get_streams
 from score_lib.disk.arrays import load_arrays, save_arrays
+from score_lib.metrics import distances
 from score_lib.metrics.pixels import hash_sum, pixel_digest
 from score_lib.runs import measures
 from score_lib.runs.measures import evaluate_samples
@@ -79,6 +80,20 @@ def test_arrays_that_are_no_statistics_are_refused(tmp_path, arrays, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         evaluation.load_statistics(tmp_path / "s.npz")
     assert "s.npz is not a file of statistics" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f8", np.longdouble])
+def test_floats_of_other_machines_are_read(tmp_path, dtype):
+    """Of another byte order, or of more digits than PyTorch has."""
+    x = features(30, 6, 1).astype(np.float32)
+    samples = some_statistics(extractor="")
+    expected = evaluation.metrics(some_statistics(pool_3=x, logits=None, extractor=""), samples)
+    np.savez(tmp_path / "f.npz", pool_3=x.astype(dtype))
+    assert evaluation.metrics(evaluation.load_statistics(tmp_path / "f.npz"), samples) == expected
+    mu, sigma = (np.asarray(value) for value in distances.moments(x))
+    np.savez(tmp_path / "m.npz", mu=mu.astype(dtype), sigma=sigma.astype(dtype))
+    found = evaluation.metrics(evaluation.load_statistics(tmp_path / "m.npz"), samples)
+    assert found["fid"] == pytest.approx(expected["fid"], rel=1e-5)
 
 
 def test_pickles_are_refused(tmp_path):

@@ -39,6 +39,13 @@ def load_arrays(
         return {name: _read_array(archive, member) for name, member in chosen.items()}
 
 
+def known_type(values: np.ndarray) -> np.ndarray:
+    """An array of a file in a type that PyTorch has: of this byte order, and at most 64 bits."""
+    dtype = values.dtype.newbyteorder("=")
+    long = dtype.kind == "f" and dtype.itemsize > 8
+    return values.astype(np.float64 if long else dtype, copy=False)
+
+
 def array_sizes(path: str | os.PathLike) -> dict[str, int]:
     """Bytes that each array of an .npz unpacks to, by name, from its list of contents alone.
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from score_lib.base.distributed import gather
 from score_lib.base.tensors import derive_seed
-from score_lib.disk.arrays import array_sizes, load_arrays, save_arrays
+from score_lib.disk.arrays import array_sizes, known_type, load_arrays, save_arrays
 from score_lib.disk.files import printable
 from score_lib.disk.logs import progress_bar
 from score_lib.disk.reports import mean_and_error
@@ -292,7 +292,7 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
     arrays = load_arrays(path, [name for name in known if name in stored])
     try:
         stats = Statistics(
-            **{name: arrays[name] for name in _ARRAYS if name in arrays},
+            **{name: known_type(arrays[name]) for name in _ARRAYS if name in arrays},
             **{name: str(arrays[name]) for name in _RECORD + _IMAGES if name in arrays},
             count=int(arrays.get("count", 0)),
         )
