@@ -172,6 +172,19 @@ def test_the_bandwidth_is_the_median_distance_of_the_data():
     )
 
 
+def test_the_bandwidth_of_data_that_are_mostly_equal_is_of_those_that_differ():
+    """Two values 2 apart, of which one is rare: a kernel exp(-1 / 2) between them."""
+    data, samples = torch.zeros(40, 1), torch.zeros(40, 1)
+    data[:4], samples[:20] = 2, 2
+    found = evaluation.sample_metrics(samples, data)
+    # Shares of pairs that differ, within and between: 1 less (1 - exp(-1 / 2)) of them.
+    within = [2 * 20 * 20 / (40 * 39), 2 * 4 * 36 / (40 * 39)]
+    between = (20 * 36 + 20 * 4) / 1600
+    expected = (2 * between - sum(within)) * (1 - math.exp(-0.5))
+    assert found["mmd_bandwidth"] == 2 and found["mmd"] == pytest.approx(expected)
+    assert found["energy_distance"] == pytest.approx((2 * between - sum(within)) * 2)
+
+
 def test_the_bandwidth_is_of_all_classes_where_they_come_in_turn():
     data = normal(4000, 2, seed=1)
     for k in range(4):

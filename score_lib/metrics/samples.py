@@ -75,8 +75,8 @@ def squared_gaussian_mmd(
     Its standard error is as in `energy_distance`.
 
     Args:
-        bandwidth: h; by default the median distance between data (of up to 1,000 of them), and
-            not of samples, so that all models are measured with the same kernel.
+        bandwidth: h; by default `median_distance` of the data, and not of samples, so that all
+            models are measured with the same kernel.
     Raises:
         ValueError: as in `energy_distance`, or a bandwidth that is not positive.
     """
@@ -85,15 +85,22 @@ def squared_gaussian_mmd(
     if not (h > 0 and math.isfinite(h)):
         raise ValueError(
             f"the kernel's bandwidth should be positive, not {h}: give a bandwidth, also where "
-            "most data are equal"
+            "all data are equal"
         )
     return KernelDistance(*_two_sample(x, y, lambda d: torch.exp(d / (-2 * h * h)), block), h)
 
 
 def median_distance(data: Tensor) -> float:
-    """Median Euclidean distance between two examples, (M, *D), of `some_of` 1,000 of them."""
+    """Median Euclidean distance between two examples, (M, *D), of `some_of` 1,000 of them.
+
+    Where most of them are equal, as vectors of a few values are, of those that are not.
+    """
     numbers = some_of(len(data), _MOST_FOR_MEDIAN, "median distance").to(data.device)
-    return torch.pdist(rows(data)[numbers].double()).median().item()
+    apart = torch.pdist(rows(data)[numbers].double())
+    median = apart.median()
+    if median == 0 and bool(apart.any()):
+        median = apart[apart > 0].median()
+    return median.item()
 
 
 def _pair(samples: Values, data: Values) -> tuple[Tensor, Tensor]:
