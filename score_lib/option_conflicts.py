@@ -18,6 +18,7 @@ def conflicts(flat: Options) -> Iterator[str]:
         _of_conditions,
         _of_labels,
         _of_bounds,
+        _of_samples,
         _of_batches,
         _of_frequencies,
         _of_grids,
@@ -60,6 +61,11 @@ def _of_bounds(flat: Options) -> Iterator[str]:
         yield "eval.vlb_variance = 'learned' needs a network with model.learn_sigma = True"
     if flat["eval.vlb_num_times"] == 1:
         yield "eval.vlb_num_times = 1 should be at least 2 for a standard error, or 0 for all steps"
+
+
+def _of_samples(flat: Options) -> Iterator[str]:
+    if flat["eval.enable_sampling"] and (count := flat["eval.num_samples"]) < 2:
+        yield f"eval.num_samples = {count} should be at least 2 for distances to the data"
 
 
 def _of_batches(flat: Options) -> Iterator[str]:

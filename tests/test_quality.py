@@ -326,6 +326,26 @@ def test_continuous_data_are_compared_as_in_an_evaluation(kind, tmp_path):
     assert best == quality.report(SilentLog(), 6, found | {quality.name: worse}, best)
 
 
+@pytest.mark.parametrize(
+    ("kind", "rows", "samples", "reason"),
+    [
+        ("vectors", 30, 9, "of vectors need 4 or more held-out examples, and .* has 3: set eval"),
+        ("vectors", 60, 3, "eval.num_samples = 3 should be 4 or more for distances of vectors"),
+        ("points", 60, 1, "eval.num_samples = 1 should be at least 2 for distances to the data"),
+        ("points", 15, 9, "of points need 2 or more held-out examples, and .* has 1"),
+    ],
+)
+def test_too_few_to_compare_are_told_before_samples_are_drawn(
+    kind, rows, samples, reason, tmp_path, monkeypatch
+):
+    np.save(tmp_path / "a.npy", numbers(rows, {"vectors": (3,), "points": (6, 2)}[kind]))
+    monkeypatch.setattr(run_lib.Run, "draw", lambda *_, **__: pytest.fail("samples are drawn"))
+    options = {"eval__num_samples": samples, "eval__enable_sampling": True}
+    with pytest.raises(ValueError, match=reason):
+        run = run_lib.setup(config_of(kind, tmp_path / "a.npy", **options))
+        compare_with_data(Job(run, tmp_path, "1", ""))
+
+
 @pytest.mark.parametrize("order", ["sorted", "in turn"])
 def test_samples_are_compared_with_held_out_data_of_all_parts(order, tmp_path):
     """Of a perfect model of two clusters, stored one after the other or in turn.

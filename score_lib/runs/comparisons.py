@@ -20,6 +20,8 @@ from score_lib.runs.setup import Run, in_batches
 
 # Others have the measures of vectors, `sample_metrics`.
 _METRICS = {"points": point_set_metrics, "series": series_metrics}
+# The fewest samples and data that each of these takes.
+_LEAST = {"points": 2}
 
 
 def compare_with_data(job: Job) -> dict[str, float]:
@@ -28,8 +30,13 @@ def compare_with_data(job: Job) -> dict[str, float]:
     They are taken in the network's range, where entries have comparable scales.  Sets of points are
     compared as sets, series also by spectra and autocorrelations.  `samples.png` shows the first
     samples, and `held_out.png` the first held-out examples of those.
+
+    Raises:
+        ValueError: too few samples or held-out examples, before any sample is drawn.
     """
     run, options = job.run, job.run.config.eval
+    held_out = HeldOutExamples(run, options.num_samples)
+    _check_enough(run, options.num_samples, held_out)
     folder = f"ckpt_{job.label}"
     parts = in_batches(range(options.num_samples), options.batch_size)
 
@@ -48,13 +55,26 @@ def compare_with_data(job: Job) -> dict[str, float]:
 
     def report() -> dict[str, float]:
         samples = torch.from_numpy(np.concatenate([found["samples"] for found in rounds]))
-        data = HeldOutExamples(run, options.num_samples).read()
+        data = held_out.read()
         draw_samples(job.folder / folder / "samples.png", samples, run)
         draw_samples(job.folder / folder / "held_out.png", data, run)
         found = distances_of(run, samples, data)
         return {**found, "num_samples": len(samples), "num_data": len(data)}
 
     return distributed.on_main(report)
+
+
+def _check_enough(run: Run, samples: int, held_out: "HeldOutExamples") -> None:
+    least = _LEAST.get(run.kind, 4)
+    if samples < least:
+        raise ValueError(
+            f"eval.num_samples = {samples} should be {least} or more for distances of {run.kind}"
+        )
+    if len(held_out) < least:
+        raise ValueError(
+            f"distances of {run.kind} need {least} or more held-out examples, and {held_out.name} "
+            f"has {len(held_out)}: set eval.enable_sampling = False, or see data.split"
+        )
 
 
 def distances_of(run: Run, samples: Tensor, data: Tensor) -> dict[str, float]:
