@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from networks import fill_weights
 
 import evaluation
+from evaluation import Extractor
 from score_lib.metrics import fidelity
 from score_lib.metrics.fidelity import import_torchvision
 from score_lib.metrics.inception import FidelityInception
@@ -189,6 +190,42 @@ def test_own_extractor(own, tmp_path):
     named = extractor("own_features:with_digest")
     assert (named.digest, named.resize, named.batch_size) == ("mine", "none", 1)
     assert evaluation.compute_statistics(named, [IMAGES]).made_by() == named.identity
+
+
+METHODS = """
+class Small:
+    def resize(self, images):
+        return images[:, ::2, ::2].float()
+
+    def batch_size(self):
+        return 3
+
+    def digest(self):
+        return "abc"
+
+    def __call__(self, images):
+        return self.resize(images).mean(dim=(1, 2))
+
+def small(device):
+    return Small()
+
+def none_at_once(device):
+    network = lambda images: images.float().mean(dim=(1, 2))
+    network.batch_size = 0
+    return network
+"""
+
+
+def test_methods_of_own_extractors_are_not_their_attributes(own):
+    """The text of a method has an address, so that no other process had the same extractor."""
+    own(METHODS)
+    found = extractor("own_features:small")
+    assert (found.resize, found.batch_size) == ("its own", Extractor.batch_size)
+    assert found.identity == extractor("own_features:small").identity and len(found.digest) == 16
+    expected = IMAGES[:, ::2, ::2].float().mean(dim=(1, 2))
+    torch.testing.assert_close(found(IMAGES)["pool_3"], expected)
+    with pytest.raises(ValueError, match="batch_size = 0, which should be 1 or more"):
+        extractor("own_features:none_at_once")
 
 
 @pytest.mark.parametrize("name", ["noisy", "exported"])

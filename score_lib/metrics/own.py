@@ -50,11 +50,21 @@ class OwnExtractor(Extractor):
             # An exported program is as it was exported, and refuses to be asked.
             with contextlib.suppress(NotImplementedError):
                 self.network.eval()
-        self.resize = str(getattr(self.network, "resize", "its own"))
-        self.batch_size = int(getattr(self.network, "batch_size", self.batch_size))
-        self.digest = str(getattr(self.network, "digest", "")) or _digest(
-            module, self.network, weights
-        )
+        # A method of such a name is none of them: its text is another in each process.
+        self.resize = self._told("resize", str, "its own")
+        self.batch_size = self._told("batch_size", int, self.batch_size)
+        if self.batch_size < 1:
+            raise ValueError(
+                f"eval.extractor = {place!r} gives batch_size = {self.batch_size}, which should "
+                "be 1 or more"
+            )
+        digest = str(self._told("digest", str | int, ""))
+        self.digest = digest or _digest(module, self.network, weights)
+
+    def _told(self, name: str, kind: type, default: str | int) -> str | int:
+        """An attribute of the user's callable, if it has one of this kind."""
+        value = getattr(self.network, name, default)
+        return value if isinstance(value, kind) else default
 
     @torch.no_grad()
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
