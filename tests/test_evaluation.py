@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 import evaluation
 from score_lib.metrics import configured, distances, noise_scales
 from score_lib.metrics.jackknife import sampling_errors
+from score_lib.metrics.shares import warn_of_shares
 from score_lib.metrics.stats import class_metrics, class_text
 
 
@@ -320,3 +321,28 @@ def test_other_classes_of_the_same_number_are_not_compared(tmp_path, caplog):
     other = some_statistics(labels=labels, classes=class_text({"dog": 0, "eel": 1}))
     assert class_metrics(other, fake, False) == {}
     assert 'are of the classes {"dog": 0, "eel": 1}, and the network has' in caplog.text
+
+
+def test_other_shares_of_classes_than_the_data_s_are_told(caplog):
+    """A perfect network of two classes, drawn in turn: a distance that is that of their shares."""
+    rng = np.random.default_rng(0)
+
+    def drawn(labels):
+        rows = 6.0 * labels[:, None] + rng.normal(size=(len(labels), 2))
+        return some_statistics(pool_3=rows, logits=None, labels=labels)
+
+    data, number = drawn(np.arange(2000) % 4 // 3), np.arange(2000)
+    means = 2 * (6 * (1 / 2 - 1 / 4)) ** 2
+    for labels, told in ((number % 2, True), (np.array([0, 0, 0, 1])[number % 4], False)):
+        caplog.clear()
+        warn_of_shares(labels, data.labels)
+        expected = "class 0 has a share of 0.75 of the data and 0.5 of the samples"
+        assert (expected in caplog.text) == told and bool(caplog.records) == told
+        found = evaluation.metrics(data, drawn(labels))["fid"]
+        assert found == pytest.approx(means + 0.6, rel=0.2) if told else found < 0.05
+    caplog.clear()
+    for count, classes in ((60, 10), (300, 10), (5000, 1000)):
+        warn_of_shares(np.arange(10_000) % classes, rng.integers(classes, size=count))
+    assert not caplog.records
+    warn_of_shares(np.arange(500), np.arange(20_000) % 1000)  # half of the classes are not drawn
+    assert caplog.records

@@ -10,14 +10,18 @@ from control_runs import read, save
 from dataset_helpers import save_image
 from recorder import Recorder
 from small_runs import run_forked, small_config
+from test_any_data import config_of
 from test_wiring import recording, train
 
 import run_lib
+from evaluation import Statistics
 from models.conditioning import Guided
 from score_lib.data.digits import digits
 from score_lib.disk.checkpoints import CheckpointError, read_checkpoint
-from score_lib.runs import measures
+from score_lib.runs import measures, statistics
+from score_lib.runs.comparisons import compare_with_data
 from score_lib.runs.conditions import class_numbers
+from score_lib.runs.rounds import Job
 
 LABELLED = {"data__num_classes": 10, "training__condition": "classes"}
 DROPPING = {**LABELLED, "training__condition_dropout": 0.25}
@@ -132,6 +136,27 @@ def test_the_class_of_a_sample_is_a_function_of_its_number():
     assert calls[0].condition["classes"].tolist() == [3, 3, 7, 3]
     calls = drawn(range(2), **LABELLED, sampling__classes=("9,4",))
     assert calls[0].condition["classes"].tolist() == [9, 4]
+
+
+@pytest.mark.parametrize("classes", [(), (0, 1, 1, 1)])
+def test_other_shares_of_classes_than_the_data_s_are_told_in_an_evaluation(
+    classes, tmp_path, caplog
+):
+    """Of vectors, three quarters of which have label 1, and of statistics of such images."""
+    labels = np.array([0, 1, 1, 1])[np.arange(400) // 10 % 4]
+    np.savez(tmp_path / "a.npz", data=np.random.default_rng(0).normal(size=(400, 3)), labels=labels)
+    options = {**LABELLED, "data__num_classes": 2, "sampling__classes": classes}
+    few = {"eval__num_samples": 40, "eval__batch_size": 40, "sampling__num_steps": 2}
+    run = run_lib.setup(config_of("vectors", tmp_path / "a.npz", **options, **few))
+    run.scaler.fitted = True
+    told = "the class 0 has a share of 0.25 of the data and 0.5 of the samples"
+    compare_with_data(Job(run, tmp_path, "1", ""))
+    assert (told in caplog.text) == (not classes)
+    caplog.clear()
+    run = run_lib.setup(recording(**options, eval__num_samples=40))
+    stats = Statistics(pool_3=np.random.default_rng(0).normal(size=(400, 3)), labels=labels)
+    statistics._check_classes(run, stats)
+    assert (told in caplog.text) == (not classes)
 
 
 def test_the_image_of_a_sample_is_that_of_a_held_out_picture():

@@ -7,5 +7,6 @@
 - `stats`: features of a set of images as a file, with a record of the network that computed them
 - `samples`, `sliced`, `point_sets`, `series`: distances of other data, from their values alone;
   `estimates`: figures with a standard error
+- `shares`: of classes, among samples and data
 - `noise_scales`: noise levels that suit a data set
 """

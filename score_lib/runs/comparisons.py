@@ -14,6 +14,7 @@ from score_lib.disk.pictures import check_samples_finite
 from score_lib.metrics.point_sets import point_set_metrics
 from score_lib.metrics.samples import sample_metrics
 from score_lib.metrics.series import series_metrics
+from score_lib.metrics.shares import warn_of_shares
 from score_lib.runs.rounds import Job
 from score_lib.runs.samples import draw_samples
 from score_lib.runs.setup import Run, in_batches
@@ -37,6 +38,9 @@ def compare_with_data(job: Job) -> dict[str, float]:
     run, options = job.run, job.run.config.eval
     held_out = HeldOutExamples(run, options.num_samples)
     _check_enough(run, options.num_samples, held_out)
+    drawn = run.conditions.classes_of_samples(range(options.num_samples), run.state["class_to_idx"])
+    if drawn is not None and held_out.labelled and distributed.is_main():
+        warn_of_shares(drawn.numpy(), held_out.labels())
     folder = f"ckpt_{job.label}"
     parts = in_batches(range(options.num_samples), options.batch_size)
 
@@ -95,6 +99,7 @@ class HeldOutExamples:
         most: number of samples.
     Attributes:
         name: of the data set, with what is done to its examples.
+        labelled: whether they are of several classes.
     """
 
     def __init__(self, run: Run, most: int):
@@ -103,6 +108,7 @@ class HeldOutExamples:
         _, self._stream, info = streams
         check_levels(run.config, info)
         self.name, source = info.name, self._stream.source
+        self.labelled = source.num_classes > 1
         if most < len(source):
             first = "image" in run.conditions.kinds
             numbers = range(most) if first else some_of(len(source), most, "held-out examples")
@@ -113,6 +119,10 @@ class HeldOutExamples:
 
     def __len__(self) -> int:
         return len(self._stream.source)
+
+    def labels(self) -> np.ndarray:
+        """The classes of the examples, (n,)."""
+        return torch.cat([batch["label"].cpu() for batch in self._stream]).numpy()
 
     def read(self) -> Tensor:
         """The examples, (n, *D), as `Run.draw` gives samples."""

@@ -23,6 +23,7 @@ from score_lib.metrics.configured import (
 from score_lib.metrics.extractors import Extractor
 from score_lib.metrics.noise_scales import fitting_num_scales, largest_pairwise_distance
 from score_lib.metrics.pixels import hash_sum, pixel_digest
+from score_lib.metrics.shares import warn_of_shares
 from score_lib.metrics.stats import (
     Statistics,
     check_comparable,
@@ -177,7 +178,8 @@ def _compare(stats: Statistics, config, workdir: str | os.PathLike | None) -> No
 
 
 def _check_classes(run: Run, stats: Statistics) -> None:
-    """Refuse samples of classes without an image, which no network has learned.
+    """Refuse samples of classes without an image, which no network has learned, and tell of other
+    shares of classes than the data's.
 
     Labels that do not start at 0 leave such classes.  Where the statistics record other names of
     classes, labels are not compared.
@@ -195,6 +197,8 @@ def _check_classes(run: Run, stats: Statistics) -> None:
             f"of their {stats.count} images: draw those of the data, as in "
             f"--config.sampling.classes={shown}"
         )
+    if distributed.is_main():
+        warn_of_shares(drawn.numpy(), stats.labels)
 
 
 def _agreement(recorded: str, found: str) -> str:
