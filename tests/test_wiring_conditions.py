@@ -18,7 +18,7 @@ from evaluation import Statistics
 from models.conditioning import Guided
 from score_lib.data.digits import digits
 from score_lib.disk.checkpoints import CheckpointError, read_checkpoint
-from score_lib.runs import measures, statistics
+from score_lib.runs import measures, quality, statistics
 from score_lib.runs.comparisons import compare_with_data
 from score_lib.runs.conditions import class_numbers
 from score_lib.runs.rounds import Job
@@ -151,6 +151,9 @@ def test_other_shares_of_classes_than_the_data_s_are_told_in_an_evaluation(
     run.scaler.fitted = True
     told = "the class 0 has a share of 0.25 of the data and 0.5 of the samples"
     compare_with_data(Job(run, tmp_path, "1", ""))
+    assert (told in caplog.text) == (not classes)
+    caplog.clear()
+    quality._examples(run, 40)
     assert (told in caplog.text) == (not classes)
     caplog.clear()
     run = run_lib.setup(recording(**options, eval__num_samples=40))

@@ -38,9 +38,7 @@ def compare_with_data(job: Job) -> dict[str, float]:
     run, options = job.run, job.run.config.eval
     held_out = HeldOutExamples(run, options.num_samples)
     _check_enough(run, options.num_samples, held_out)
-    drawn = run.conditions.classes_of_samples(range(options.num_samples), run.state["class_to_idx"])
-    if drawn is not None and held_out.labelled and distributed.is_main():
-        warn_of_shares(drawn.numpy(), held_out.labels())
+    tell_shares(run, options.num_samples, held_out)
     folder = f"ckpt_{job.label}"
     parts = in_batches(range(options.num_samples), options.batch_size)
 
@@ -79,6 +77,13 @@ def _check_enough(run: Run, samples: int, held_out: "HeldOutExamples") -> None:
             f"distances of {run.kind} need {least} or more held-out examples, and {held_out.name} "
             f"has {len(held_out)}: set eval.enable_sampling = False, or see data.split"
         )
+
+
+def tell_shares(run: Run, samples: int, held_out: "HeldOutExamples") -> None:
+    """Warn of so many samples that are of classes in other shares than the held-out examples."""
+    drawn = run.conditions.classes_of_samples(range(samples), run.state["class_to_idx"])
+    if drawn is not None and held_out.labelled and distributed.is_main():
+        warn_of_shares(drawn.numpy(), held_out.labels())
 
 
 def distances_of(run: Run, samples: Tensor, data: Tensor) -> dict[str, float]:

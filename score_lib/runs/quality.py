@@ -29,7 +29,7 @@ from score_lib.metrics.distances import frechet_distance
 from score_lib.metrics.stats import Statistics
 from score_lib.options import complete
 from score_lib.runs.accuracy import Answers, levels_by_noise
-from score_lib.runs.comparisons import HeldOutExamples, distances_of
+from score_lib.runs.comparisons import HeldOutExamples, distances_of, tell_shares
 from score_lib.runs.heldout import HeldOut
 from score_lib.runs.setup import Run, in_batches
 from score_lib.runs.start import BEST
@@ -239,6 +239,7 @@ def _examples(run: Run, most: int) -> tuple[Callable, dict]:
             f"held-out examples to compare samples with, and {data.name} has {len(data)}: set it "
             "to 0, or see data.split"
         )
+    tell_shares(run, most, data)
 
     def values(samples: Tensor) -> Tensor:
         check_samples_finite(samples)
