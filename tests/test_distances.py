@@ -53,6 +53,16 @@ def test_fid_of_a_shift_is_its_square(rows):
     assert evaluation.fid(x, x + 0.5) == pytest.approx(64 * 0.25, rel=1e-9)
 
 
+@pytest.mark.parametrize("sizes", [(5, 9), (40, 2), (39, 40)])
+def test_fid_of_few_rows_takes_no_matrix_of_all_features(sizes, monkeypatch):
+    """As of a class of ImageNet, of which 1,000 took two hours on one core."""
+    a, b = (100 + features(rows, 40, seed) for seed, rows in enumerate(sizes))
+    expected = evaluation.frechet_distance(distances.moments(a), distances.moments(b))
+    monkeypatch.setattr(distances, "_factor", lambda *_: pytest.fail("a matrix of all features"))
+    assert evaluation.fid(a, b) == pytest.approx(expected, rel=1e-10)
+    assert evaluation.fid(a, a) == pytest.approx(0, abs=1e-9)
+
+
 def test_fid_of_gaussians_with_one_shared_null_space():
     # Rank 2 in 50 dimensions: the distance is that in the two dimensions with noise.
     rng = np.random.default_rng(0)

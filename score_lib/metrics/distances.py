@@ -34,7 +34,21 @@ def fid(features_a: Features, features_b: Features) -> float:
 
     Equals TF-GAN's `frechet_classifier_distance_from_activations` and torch-fidelity's FID.
     """
-    return frechet_distance(moments(features_a), moments(features_b))
+    a, b = _pair(features_a, features_b)
+    if max(len(a), len(b)) <= a.shape[1]:
+        return _fid_of_few(a, b)
+    return frechet_distance(moments(a), moments(b))
+
+
+def _fid_of_few(a: Tensor, b: Tensor) -> float:
+    """The same for no more rows than features, without matrices of features times features.
+
+    Centred rows over sqrt(N - 1) are factors of the covariances, see `frechet_distance`.
+    """
+    means = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
+    a, b = ((x - x.mean(dim=0)) / math.sqrt(len(x) - 1) for x in (a, b))
+    shared = torch.linalg.svdvals(a @ b.T).sum()
+    return max(float(means + a.square().sum() + b.square().sum() - 2 * shared), 0.0)
 
 
 def frechet_distance(
