@@ -183,6 +183,15 @@ def test_options_of_other_modes_leave_an_evaluation_as_it_is(workdir, options):
     assert report(workdir / "eval") == before
 
 
+def test_options_that_change_no_figure_may_change_between_rounds(workdir, options):
+    """Another number of processes that read data, or a longer training with other snapshots."""
+    before = report(workdir / "eval")
+    others = {"data__num_workers": 1, "training__n_iters": 100, "training__log_freq": 5}
+    others |= {"training__snapshot_freq": 50, "sampling__num_samples": 9}
+    run_lib.evaluate(small_config(**options, **others), workdir)
+    assert report(workdir / "eval") == before
+
+
 def test_missing_checkpoints_are_all_named(workdir, options):
     with pytest.raises(FileNotFoundError, match=r"checkpoint_3\.pth, .*checkpoint_4\.pth"):
         run_lib.evaluate(small_config(**{**options, "eval__end_ckpt": 4}), workdir, "missing")

@@ -20,7 +20,8 @@ from score_lib.disk.fit import CheckpointError
 from score_lib.disk.logs import step_of
 from score_lib.options import Config, complete, flatten
 
-_CHANGES_NO_WEIGHT = {
+# Nor do they change a figure of given weights.
+CHANGES_NO_WEIGHT = {
     "device",
     "data.num_workers",
     # They decide once, and are recorded beside the config.
@@ -291,7 +292,7 @@ def _trained_by(config: ConfigDict) -> dict:
         del found[section]
     # The cooldown of the learning rate ends with the last step.
     counts = {"training.n_iters"} if config.optim.cooldown else set()
-    for key in _CHANGES_NO_WEIGHT - counts:
+    for key in CHANGES_NO_WEIGHT - counts:
         section, _, name = key.rpartition(".")
         del (found[section] if section else found)[name]
     return found

@@ -23,6 +23,7 @@ from score_lib.disk.files import file_digest, printable, write_text
 from score_lib.options import flatten
 from score_lib.runs.examples import held_out_text
 from score_lib.runs.heldout import examples_text
+from score_lib.runs.history import CHANGES_NO_WEIGHT
 from score_lib.runs.setup import Run
 
 # Options that choose which rounds are made, as `enable_*` do, and do not change their contents. An
@@ -39,14 +40,7 @@ _NOT_IN_FINGERPRINT = (
     "suggest_noise_scales",
 )
 # Of other sections; weights are in the fingerprint themselves.
-_OTHERS = (
-    "device",
-    "model.weights",
-    "training.metrics_freq",
-    "training.metrics_sampler",
-    "training.metrics_samples",
-    "training.wandb",
-)
+_OTHERS = CHANGES_NO_WEIGHT | {"model.checkpoint_activations", "sampling.num_samples"}
 # Sections of other modes.
 _OTHER_MODES = ("control.", "export.")
 
