@@ -15,7 +15,7 @@ from evaluation import load_statistics
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.disk.reports import mean_and_error
-from score_lib.runs import rounds
+from score_lib.runs import rounds, statistics
 from score_lib.runs.evaluate import find_checkpoints
 from score_lib.runs.examples import present_examples
 from score_lib.runs.heldout import examples_text
@@ -294,6 +294,24 @@ def test_statistics_of_own_images_belong_to_a_run(tmp_path):
     assert (found.place, found.shape, found.dataset) == ("mine.npy", "8 x 8 x 1", "IMAGES")
     config.eval.stats = str(tmp_path / "named.npz")
     assert run_lib.fid_stats(config, tmp_path / "run") == tmp_path / "named.npz"
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "reason"),
+    [
+        ("folder", ValueError, "is a folder: name a file such as stats.npz"),
+        ("s.pkl", ValueError, "has the name of a pickle, which is not read: name a file"),
+        ("file/s.npz", OSError, "File exists: .*file"),
+    ],
+)
+def test_a_place_of_no_statistics_is_told_before_they_are_computed(
+    place, error, reason, tmp_path, monkeypatch
+):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(statistics, "compute_statistics", lambda *_, **__: pytest.fail("computed"))
+    with pytest.raises(error, match=reason):
+        run_lib.fid_stats(small_config(eval__stats=str(tmp_path / place)))
 
 
 def test_statistics_of_other_images_are_refused(tmp_path, caplog):

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+import tempfile
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from score_lib.base import distributed
 from score_lib.data.loading import check_levels, get_streams
 from score_lib.data.public import only_prepared
 from score_lib.data.sources import DataError, Source
+from score_lib.disk.files import naming
 from score_lib.metrics.configured import (
     ADVICE,
     find_statistics,
@@ -47,7 +49,9 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
     Returns:
         the file: `eval.stats`, or in the run's `stats/`, or without a run in `assets/stats/`.
     Raises:
-        ValueError: there is no place for statistics of the user's own images.
+        ValueError: there is no place for statistics of the user's own images, or no file can be
+            at the place.
+        OSError: the place cannot be written, which is told before features are computed.
     """
     run = setup(config)
     config = run.config
@@ -61,6 +65,8 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
             "statistics of your own images belong to a run: give --workdir, or a file as "
             "--config.eval.stats=FILE"
         )
+    path = stats_path(config, workdir)
+    distributed.on_main(lambda: _check_place(path))
     extractor = get_extractor(config, run.device)
     moments = config.eval.stats_format == "moments"
     extractor.with_spatial = moments and extractor.has_spatial
@@ -69,7 +75,6 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
     source = info.sources["train"]
     batches = DataBytes(config, source, labelled=source.num_classes > 1)
     stats = compute_statistics(extractor, batches.share(), progress=True, dataset=info.name)
-    path = stats_path(config, workdir)
 
     def save() -> None:
         place = pathlib.Path(config.data.path).resolve().name if config.data.path else ""
@@ -83,6 +88,16 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
     if config.eval.suggest_noise_scales:
         distributed.on_main(lambda: _suggest_noise_scales(run, DataBytes(config, source)))
     return path
+
+
+def _check_place(path: pathlib.Path) -> None:
+    """Refuse a place where no file of statistics can be written, or none would be read."""
+    if path.is_dir() or path.suffix == ".pkl":
+        wrong = "is a folder" if path.is_dir() else "has the name of a pickle, which is not read"
+        raise ValueError(f"eval.stats = {str(path)!r} {wrong}: name a file such as stats.npz")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def sampled_pixels(source: Source) -> dict[str, np.ndarray | str]:
