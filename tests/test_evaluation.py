@@ -323,6 +323,23 @@ def test_other_classes_of_the_same_number_are_not_compared(tmp_path, caplog):
     assert 'are of the classes {"dog": 0, "eel": 1}, and the network has' in caplog.text
 
 
+def test_labels_of_images_are_theirs():
+    """Arrays as well as tensors; too many labels in a batch would shift those of later ones."""
+    images = np.random.default_rng(0).integers(256, size=(12, 4, 4, 3), dtype=np.uint8)
+    labels, extractor = np.arange(12), MeanColour()
+    halves = [(images[:6], labels[:6]), (images[6:], torch.from_numpy(labels[6:]))]
+    stats = evaluation.compute_statistics(extractor, halves)
+    np.testing.assert_allclose(stats.pool_3, images.mean(axis=(1, 2))[stats.labels], rtol=1e-6)
+    for wrong, reason in (
+        ([(images[:6], labels[:7]), (images[6:], labels[6:])], "6 images .* as many labels, not 7"),
+        ([(images[:6], labels[:6]), images[6:]], "some batches of images have labels, and others"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            evaluation.compute_statistics(extractor, wrong)
+    same = evaluation.Statistics(pool_3=torch.from_numpy(stats.pool_3), labels=stats.labels)
+    assert same.hash() == evaluation.Statistics(pool_3=stats.pool_3, labels=stats.labels).hash()
+
+
 def test_other_shares_of_classes_than_the_data_s_are_told(caplog):
     """A perfect network of two classes, drawn in turn: a distance that is that of their shares."""
     rng = np.random.default_rng(0)

@@ -1,10 +1,30 @@
-"""Means and covariances that come from files, checked before anything is computed with them."""
+"""Features, means and covariances of files, checked before anything is computed with them."""
 
 import numpy as np
 import torch
 
 # Shares of the largest variance, and of their sum, that rounding in float32 explains.
 ASYMMETRY, NEGATIVE = 1e-5, 1e-5
+
+
+def check_rows(name: str, values: np.ndarray, count: int) -> None:
+    """Refuse features that are no rows (N, F) of finite numbers, one for each of N images.
+
+    Raises:
+        ValueError: says which.
+    """
+    if values.ndim != 2 or not values.shape[1] or not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(
+            f"{name} must be rows of floating-point numbers, one per image, not {values.dtype} of "
+            f"shape {values.shape}"
+        )
+    if len(values) != count or count < 2:
+        raise ValueError(
+            f"{name} has {len(values)} rows for {count} images: one row per image and two or more "
+            "images are needed"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} has values that are not finite")
 
 
 def check_moments(mean: str, mu: np.ndarray, covariance: str, sigma: np.ndarray) -> None:

@@ -31,7 +31,7 @@ from score_lib.disk.logs import progress_bar
 from score_lib.disk.reports import mean_and_error
 from score_lib.metrics import distances
 from score_lib.metrics.extractors import Extractor, described
-from score_lib.metrics.moments import check_moments
+from score_lib.metrics.moments import check_moments, check_rows
 from score_lib.metrics.pixels import hash_sum, pixel_digest
 
 _ARRAYS = ("pool_3", "logits", "mu", "sigma", "means", "labels", "mu_s", "sigma_s")
@@ -80,6 +80,9 @@ class Statistics:
     classes: str = ""
 
     def __post_init__(self):
+        for name in _ARRAYS:
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, np.asarray(value))
         if (self.mu_s is None) != (self.sigma_s is None):
             raise ValueError("of 'mu_s' and 'sigma_s' there is only one")
         if self.mu_s is not None:
@@ -90,9 +93,9 @@ class Statistics:
             check_moments("mu", self.mu, "sigma", self.sigma)
             return
         object.__setattr__(self, "count", len(self.pool_3))
-        _check_rows("pool_3", self.pool_3, self.count)
+        check_rows("pool_3", self.pool_3, self.count)
         if self.logits is not None:
-            _check_rows("logits", self.logits, self.count)
+            check_rows("logits", self.logits, self.count)
         if self.labels is not None and (
             self.labels.shape != (self.count,) or self.labels.dtype.kind not in "iu"
         ):
@@ -204,21 +207,6 @@ class Statistics:
         )
 
 
-def _check_rows(name: str, values: np.ndarray, count: int) -> None:
-    if values.ndim != 2 or not values.shape[1] or not np.issubdtype(values.dtype, np.floating):
-        raise ValueError(
-            f"{name} must be rows of floating-point numbers, one per image, not {values.dtype} of "
-            f"shape {values.shape}"
-        )
-    if len(values) != count or count < 2:
-        raise ValueError(
-            f"{name} has {len(values)} rows for {count} images: one row per image and two or more "
-            "images are needed"
-        )
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name} has values that are not finite")
-
-
 def compute_statistics(
     extractor: Extractor,
     batches: Iterable[Tensor | np.ndarray | tuple[Tensor, Tensor]],
@@ -233,21 +221,24 @@ def compute_statistics(
     statistics of all batches, in the order of ranks.
 
     Args:
-        batches: images (B, H, W, C) uint8, or pairs of them and their labels (B,).
+        batches: images (B, H, W, C) uint8, or tuples of them and their labels (B,).
         dataset: a description of the images, for the record.
     Raises:
-        ValueError: fewer than two images, or images that the extractor cannot take.
+        ValueError: fewer than two images, images that the extractor cannot take, or not one label
+            for each.
     """
     parts = []
     with progress_bar(operator.length_hint(batches) or None, 0, "batch") as bar:
         bar.disable = bar.disable or not progress
         for images in batches:
-            images, labels = images if isinstance(images, tuple) else (images, None)
+            images, labels = _with_labels(images)
             parts.append({**extractor(images), "labels": labels, "pixels": hash_sum(images)})
             bar.update()
     parts = list(itertools.chain.from_iterable(gather(parts)))
     if sum(len(part["pool_3"]) for part in parts) < 2:
         raise ValueError("statistics need two or more images")
+    if len({part["labels"] is None for part in parts}) > 1:
+        raise ValueError("some batches of images have labels, and others have none")
     pool_3 = torch.cat([part["pool_3"] for part in parts])
     order = _random_order(len(pool_3))
     logits, labels, spatial = (
@@ -256,6 +247,15 @@ def compute_statistics(
     )
     pixels = pixel_digest(part["pixels"] for part in parts)
     return Statistics.of(extractor, pool_3[order], logits, dataset, labels, spatial, pixels)
+
+
+def _with_labels(batch: Tensor | np.ndarray | tuple) -> tuple[Tensor | np.ndarray, Tensor | None]:
+    """Images (B, H, W, C) of a batch, and their labels (B,) or None."""
+    images, labels = batch if isinstance(batch, tuple) else (batch, None)
+    labels = None if labels is None else torch.as_tensor(labels)
+    if labels is not None and labels.shape != (len(images),):
+        raise ValueError(f"{len(images)} images should have as many labels, not {labels.numel()}")
+    return images, labels
 
 
 def _random_order(count: int, of: str = "statistics") -> np.ndarray:
