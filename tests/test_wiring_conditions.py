@@ -17,7 +17,7 @@ import run_lib
 from evaluation import Statistics
 from models.conditioning import Guided
 from score_lib.data.digits import digits
-from score_lib.disk.checkpoints import CheckpointError, read_checkpoint
+from score_lib.disk.checkpoints import CheckpointError, read_checkpoint, save_checkpoint
 from score_lib.runs import measures, quality, statistics
 from score_lib.runs.comparisons import compare_with_data
 from score_lib.runs.conditions import class_numbers
@@ -136,6 +136,19 @@ def test_the_class_of_a_sample_is_a_function_of_its_number():
     assert calls[0].condition["classes"].tolist() == [3, 3, 7, 3]
     calls = drawn(range(2), **LABELLED, sampling__classes=("9,4",))
     assert calls[0].condition["classes"].tolist() == [9, 4]
+
+
+def test_classes_of_a_checkpoint_are_not_told_of_another(tmp_path):
+    """The second file records none, as published ones do."""
+    few = {"eval__enable_bpd": False, "eval__enable_sampling": False, "eval__loss_num_repeats": 1}
+    config = recording(**LABELLED, **few, training__snapshot_sampling=False, eval__end_ckpt=2)
+    config.eval.begin_ckpt = 1
+    run_lib.train(config, tmp_path)
+    first, second = (tmp_path / "checkpoints" / f"checkpoint_{k}.pth" for k in (1, 2))
+    state = read_checkpoint(first)
+    save_checkpoint(second, {key: state[key] for key in ("model", "ema", "optimizer", "step")})
+    found = run_lib.evaluate(config, tmp_path)
+    assert len(found[0]["class_to_idx"]) == 10 and "class_to_idx" not in found[1]
 
 
 @pytest.mark.parametrize("classes", [(), (0, 1, 1, 1)])

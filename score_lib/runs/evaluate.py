@@ -83,6 +83,7 @@ def _job(
     compared: set[str],
 ) -> Job:
     """The evaluation of one average of a checkpoint, which is loaded into the run."""
+    run.state["class_to_idx"] = {}  # a file that records none is not of the classes of another
     given = path == pathlib.Path(run.config.model.weights) and not run.config.eval.checkpoint
     choice = load_weights(run, average) if given else load_trained(run, path, average=average)
     dequantizer = dequantizer_file(run.config, workdir)
