@@ -33,7 +33,7 @@ class Elbo(NamedTuple):
     total: Tensor
     """The estimate of the bound."""
     standard_error: Tensor
-    """Of `total`, from the differences between neighbouring times."""
+    """Of `total`, from the differences between times, see `stratified_mean`."""
 
 
 def get_elbo_fn(

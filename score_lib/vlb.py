@@ -40,8 +40,8 @@ class Vlb(NamedTuple):
     decoder: Tensor
     """L_0: of the grey levels, given the least noisy x."""
     standard_error: Tensor
-    """Of `steps` as an estimate, from differences between neighbouring times; nan where all steps
-    were evaluated, as one draw of noise each says nothing about their error."""
+    """Of `steps` as an estimate, from differences between times, see `stratified_mean`; nan where
+    all steps were evaluated, as one draw of noise each says nothing about their error."""
 
 
 def get_vlb_fn(

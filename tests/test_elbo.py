@@ -7,9 +7,21 @@ import torch
 from oracles import GaussianOracle
 
 from likelihood import get_elbo_fn, get_log_likelihood_fn
-from score_lib.base.tensors import SampleNoise
+from score_lib.base.tensors import SampleNoise, stratified_mean
+from score_lib.parametrization import Coefficients, Parametrization
 from score_lib.sdes.times import TimeDensity
 from sde_lib import SDE, VESDE, VPSDE, subVPSDE
+
+
+class ScoreItself(Parametrization):
+    """The network gives the score, and is told the time."""
+
+    def coefficients(self, m, s):
+        return Coefficients(torch.zeros_like(m), torch.ones_like(m), torch.ones_like(m))
+
+    def label(self, sde, t, m, s):
+        return t
+
 
 SDES = {"ve": VESDE, "vp": VPSDE, "subvp": subVPSDE}
 EPS = 1e-3
@@ -42,6 +54,35 @@ def test_standard_error_is_that_of_repeated_estimates(name):
     torch.manual_seed(0)
     x = (0.5 * torch.randn(1, 4)).expand(500, -1)
     found = get_elbo_fn(sde, num_times=50, eps=EPS)(GaussianOracle(sde, mu=0.0, s0=0.5), x)
+    expected = float(found.standard_error.square().mean().sqrt())
+    assert float(found.total.std()) == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize("count", (2, 3, 50))
+def test_error_of_a_mean_over_strata_is_exact_where_draws_rise_evenly(count):
+    """A line of slope 6, at one uniform place in all strata: the mean varies by 6 / K of it."""
+    place = torch.rand(1, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values = 6 * (torch.arange(count)[:, None] + place) / count
+    mean, error = stratified_mean(values)
+    torch.testing.assert_close(mean, values.mean(0))
+    # Of two strata, nothing tells a rise from noise.
+    more = 1 if count > 2 else math.sqrt(1 + 12 / 4)
+    torch.testing.assert_close(error, torch.full_like(error, more * 6 / count / math.sqrt(12)))
+
+
+@pytest.mark.parametrize("name", ("ve", "vp"))
+def test_standard_error_counts_the_place_of_the_times(name):
+    """Of data of the size of images the terms have little noise, and rise from one to the next."""
+    sde = SDES[name]()
+    torch.manual_seed(0)
+    scales = torch.logspace(-1.5, 0, 2000)
+    x = (scales * torch.randn(1, 2000)).expand(300, -1)
+
+    def network(x, labels):  # exact for N(0, scales^2)
+        m, s = sde.marginal_coeffs(labels)
+        return -x / (m[:, None] ** 2 * scales**2 + s[:, None] ** 2)
+
+    found = get_elbo_fn(sde, num_times=100, parametrization=ScoreItself())(network, x)
     expected = float(found.standard_error.square().mean().sqrt())
     assert float(found.total.std()) == pytest.approx(expected, rel=0.15)
 

@@ -28,10 +28,14 @@ def rows(x: Tensor) -> Tensor:
 def stratified_mean(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (B,) of draws (K, B) from K strata, and its standard error, (B,).
 
-    Neighbouring strata count as differing by their noise alone.
+    All draws are at one uniform place in their strata, which moves the mean by a share of their
+    rise.  What does not rise evenly from one stratum to the next counts as noise; of two strata,
+    all their difference.
     """
-    variance = values.diff(dim=0).square().mean(0) / 2
-    return values.mean(0), (variance / len(values)).sqrt()
+    steps = values.diff(dim=0)
+    noise = (steps.square() / 2 if len(values) == 2 else steps.diff(dim=0).square() / 6).mean(0)
+    variance = noise / len(values) + steps.mean(0).square() / 12
+    return values.mean(0), variance.sqrt()
 
 
 def check_real(what: str, x: Tensor) -> None:
