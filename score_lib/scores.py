@@ -55,6 +55,21 @@ def dtype_of(model: Callable) -> torch.dtype | None:
     return first if first in _DTYPES else None
 
 
+def _checked(output: Tensor, x: Tensor) -> Tensor:
+    """A network's output itself.
+
+    Raises:
+        ValueError: its shape is not that of x: broadcast, it would mix the samples of a batch.
+    """
+    if output.shape != x.shape:
+        raise ValueError(
+            f"the network gives {tuple(output.shape)} for data of {tuple(x.shape)}: its output "
+            "should have the shape of its input; reshape it, or give the network that shape's "
+            "number of channels"
+        )
+    return output
+
+
 def get_score_fn(
     sde,
     model: Callable,
@@ -75,18 +90,20 @@ def get_score_fn(
     Returns:
         Function of x (B, *D) in the network's range and t (B,) in [0, T], giving (B, *D).
     Raises:
-        ValueError: an unknown parametrisation.
+        ValueError: an unknown parametrisation; when called: the output has not the shape of x.
     """
     sde = as_process(sde)
     model_fn = get_model_fn(model, train)
     chosen = get_parametrization(parametrization)
 
     def published(x: Tensor, t: Tensor) -> Tensor:
-        return sde.to_score(model_fn(x, sde.noise_label(t, continuous)), t, continuous)
+        output = _checked(model_fn(x, sde.noise_label(t, continuous)), x)
+        return sde.to_score(output, t, continuous)
 
     def parametrized(x: Tensor, t: Tensor) -> Tensor:
         (skip, out, scale), label = chosen.at(sde, t, x.dim() - 1, continuous)
-        return batch_mul(skip, x) + batch_mul(out, model_fn(batch_mul(scale, x), label))
+        output = _checked(model_fn(batch_mul(scale, x), label), x)
+        return batch_mul(skip, x) + batch_mul(out, output)
 
     return published if chosen is None else parametrized
 
@@ -118,12 +135,16 @@ def reading_of_level(
         parametrization: None is the convention of the process.
     """
     if parametrization is None:
-        return Reading(x, index, lambda output: sde.score_from_output(output, coeffs[1]))
+        return Reading(
+            x, index, lambda output: sde.score_from_output(_checked(output, x), coeffs[1])
+        )
     m, s = (value.to(torch.promote_types(value.dtype, x.dtype)) for value in coeffs)
     (skip, out, scale), label = parametrization.at_level(sde, index, m, s)
     label = label.to(x.dtype) if label.is_floating_point() else label
     given = batch_mul(scale, x).to(x.dtype)
-    return Reading(given, label, lambda output: batch_mul(skip, x) + batch_mul(out, output))
+    return Reading(
+        given, label, lambda output: batch_mul(skip, x) + batch_mul(out, _checked(output, x))
+    )
 
 
 class LevelDenoiser:

@@ -1,4 +1,4 @@
-"""Complex numbers and integers are refused in one sentence wherever real numbers are meant."""
+"""Numbers of another kind or shape, such as complex ones, are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def complex_numbers(shape):
     return torch.complex(real(shape), real(shape))
 
 
-def sampler(method, sde=SDE_):
+def sampler(method, sde=SDE_, shape=SHAPE):
     pc = {"predictor": "euler_maruyama", "corrector": "ald", "snr": 0.1, "n_steps_each": 1}
     options = {"method": method, "num_steps": 4 * (method != "pc"), "probability_flow": False}
     config = {"sampling": pc | options | {"noise_removal": True}, "training": {"continuous": True}}
-    return get_sampling_fn(complete(ConfigDict(config)), sde, SHAPE, lambda x: x, 1e-3)
+    return get_sampling_fn(complete(ConfigDict(config)), sde, shape, lambda x: x, 1e-3)
 
 
 def restorer(operator, y, method):
@@ -181,6 +181,36 @@ def doors_of_numbers():
 
 def integers(shape):
     return torch.arange(np.prod(shape, dtype=int)).reshape(tuple(shape)) % 3
+
+
+def doors_of_networks(model):
+    """Calls that read a network, for data of one entry."""
+    x, labels = real((4, 1)), torch.zeros(4, dtype=torch.int64)
+    calls = {f"sampler-{m}": lambda m=m: sampler(m, shape=x.shape)(model) for m in METHODS}
+    calls |= {f"loss-{name}": lambda f=f: f(model, x, labels) for name, f in LOSSES.items()}
+    return calls | {
+        "likelihood": lambda: likelihood.get_likelihood_fn(SDE_, lambda x: x)(model, x),
+        "elbo": lambda: get_elbo_fn(SDE_, num_times=2)(model, x),
+        "vlb": lambda: get_vlb_fn(SDE_, lambda x: x)(model, x.round()),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(doors_of_networks(None)) - {"loss-classifier"}))
+def test_an_output_of_another_shape_is_not_broadcast(name):
+    """(4,) less (4, 1) would be (4, 4): samples of another shape, and a wrong loss."""
+    with pytest.raises(ValueError, match=r"the network gives \(4,\) for data of \(4, 1\)"):
+        doors_of_networks(lambda x, labels: ORACLE(x, labels).squeeze(-1))[name]()
+
+
+@pytest.mark.parametrize("name", doors_of_networks(None))
+def test_an_output_is_a_tensor(name):
+    with pytest.raises(ValueError, match="the network's output should be a tensor, not tuple"):
+        doors_of_networks(lambda x, labels: (ORACLE(x, labels), None))[name]()
+
+
+def test_data_are_tensors():
+    with pytest.raises(ValueError, match="the data should be a tensor, not ndarray"):
+        likelihood.get_likelihood_fn(SDE_, lambda x: x)(ORACLE, np.zeros((4, 1)))
 
 
 @pytest.mark.parametrize("name", doors_of_data(complex_numbers))

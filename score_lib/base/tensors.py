@@ -39,11 +39,16 @@ def stratified_mean(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_real(what: str, x: Tensor) -> None:
-    """Refuse complex numbers.
+    """Refuse complex numbers, and what is no tensor.
 
     Raises:
-        ValueError: there are some.
+        ValueError: there are some, or x is another object.
     """
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"{what} should be a tensor, not {type(x).__name__}: take the tensor out of a tuple or "
+            "another object, and make one of numbers by torch.as_tensor"
+        )
     if x.is_complex():
         raise ValueError(
             f"{what} should hold real numbers, not {x.dtype}: give real and imaginary parts as two "
