@@ -1,5 +1,6 @@
 """Steps from a time to a time: other numbers of steps, other grids, a user's own classes."""
 
+import functools
 import itertools
 
 import pytest
@@ -149,6 +150,49 @@ def test_own_predictor_of_either_kind(predictor, steps):
     x, evaluations = draw(sde, predictor, GaussianOracle(sde), shape=(4000, 4), steps=steps)
     assert evaluations == (steps or 1000) and sde.N == 1000
     assert x.std() == pytest.approx(S0, rel=0.05)
+
+
+class Published:
+    """A predictor of the published code with its own base class: it has none of ours."""
+
+    def __init__(self, sde, score_fn, probability_flow=False):
+        self.rsde = sde.reverse(score_fn, probability_flow)
+
+    def update_fn(self, x, t):
+        f, G = self.rsde.discretize(x, t)
+        return x - f + batch_mul(G, torch.randn_like(x)), x - f
+
+
+@pytest.mark.parametrize("steps", (0, 200))
+@pytest.mark.parametrize(
+    "predictor",
+    (
+        Published,
+        functools.partial(sampling.ReverseDiffusionPredictor),
+        lambda *given: sampling.ReverseDiffusionPredictor(*given),
+    ),
+    ids=("without our base", "partial", "function"),
+)
+def test_whatever_makes_a_predictor_makes_its_steps(predictor, steps):
+    """As the published samplers, which only call it."""
+    sde, built_in = VPSDE(N=300), sampling.ReverseDiffusionPredictor
+    chain = sde if isinstance(predictor, functools.partial) else VPSDE(N=steps or 300)
+    options = {"steps": steps if chain is sde else 0, "shape": (100, 4)}
+    expected, _ = draw(chain, built_in, GaussianOracle(sde), **options)
+    found, evaluations = draw(
+        sde, predictor, GaussianOracle(sde), steps=steps, shape=options["shape"]
+    )
+    assert torch.equal(found, expected) and evaluations == (steps or 300)
+
+
+def test_other_grids_are_refused_for_a_predictor_that_is_no_class_of_ours():
+    sde = VPSDE(N=30)
+    with pytest.raises(ValueError, match=r"Published makes the steps .*own chain.*time_grid"):
+        draw(sde, Published, GaussianOracle(sde), steps=50, grid="edm")
+    x = torch.zeros(2, 4)
+    step = sampling.shared_predictor_update_fn
+    moved = step(x, torch.ones(2), sde, GaussianOracle(sde), Published, False, True)
+    assert all(part.shape == x.shape for part in moved)
 
 
 class Counted:

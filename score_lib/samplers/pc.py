@@ -42,7 +42,8 @@ def get_pc_sampler(
     """Predictor-corrector sampling.  [S21, algorithm 1]
 
     Args:
-        predictor, corrector: classes, or None.
+        predictor, corrector: classes, or functions that take the arguments of `Predictor` and
+            `Corrector`, or None.  Classes need no base of ours: `update_fn` will do.
         snr: signal-to-noise ratio of the corrector.
         n_steps: corrector steps at each time.
         probability_flow: let the predictor follow the flow.
@@ -106,15 +107,21 @@ def _other_steps(
         return sde
     if grid not in ("", "uniform"):
         raise ValueError(
-            f"{predictor.__name__} makes the steps of the process's own chain, and no others: "
-            "leave sampling.time_grid empty, or let it define step(x, t, s)"
+            f"{getattr(predictor, '__name__', predictor)} makes the steps of the process's own "
+            "chain, and no others: leave sampling.time_grid empty, or let it be a subclass of "
+            "sampling.Predictor that defines step(x, t, s)"
         )
     # It only knows a chain of N uniform steps: give it one.
     return sde.with_steps(steps)
 
 
-def _takes_any_step(predictor: type[Predictor] | None) -> bool:
-    return predictor is None or predictor.takes_any_step()
+def _takes_any_step(predictor: Callable | None) -> bool:
+    """Of what makes predictors; a function, or a class without our base, is asked for the steps of
+    the chain alone."""
+    made = predictor.func if isinstance(predictor, functools.partial) else predictor
+    if not (isinstance(made, type) and issubclass(made, Predictor)):
+        return made is None
+    return made.takes_any_step()
 
 
 def _whole_run(sde: SDE, eps: float, grid: str, steps: int) -> Tensor:
@@ -138,6 +145,8 @@ def predictor_step(
     built = (predictor or NonePredictor)(sde, score_fn, probability_flow)
     if noise is not None:
         built.noise = noise
+    if not isinstance(built, Predictor):
+        return lambda x, t, s: built.update_fn(x, t)
     if built.takes_any_step() and not chain:
         return built.step
     return lambda x, t, s: built.chain_step(x, t)
