@@ -19,7 +19,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul, check_floats, normal_noise, rows, stratified_mean
+from score_lib.base.tensors import (
+    batch_mul,
+    check_floats,
+    normal_noise,
+    per_sample,
+    rows,
+    stratified_mean,
+)
 from score_lib.likelihood import differentiable, value_and_divergence
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn
@@ -84,7 +91,7 @@ def get_elbo_fn(
             probe = torch.where(draw(data) < 0, -1.0, 1.0).to(data)
             score, divergence = value_and_divergence(score_fn, x, t, probe[None])
             value = rows(score).double().square().sum(1) / 2 + divergence[:, 0].double()
-            terms.append(sde.diffusion(t).double() ** 2 * value / p)
+            terms.append(per_sample(sde.diffusion(t), t).double() ** 2 * value / p)
         integral, error = stratified_mean(torch.stack(terms))
         to_end = sde.transition(torch.full_like(start, sde.T), start)
         end = log_prior(sde, data, *to_end) + size * log_ratio(sde, start)

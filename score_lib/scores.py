@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from score_lib.base.distributed import unwrapped
 from score_lib.base.gradients import recording
-from score_lib.base.tensors import batch_mul, check_real
+from score_lib.base.tensors import batch_mul, check_real, per_sample
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
@@ -237,7 +237,7 @@ def get_classifier_grad_fn(sde, classifier: Callable, continuous: bool = True) -
     def grad_fn(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         keep = torch.is_grad_enabled()
         with recording(x, t, labels) as (x, t, labels):
-            _, noise_std = sde.marginal_prob(torch.zeros_like(t), t)
+            noise_std = per_sample(sde.marginal_prob(torch.zeros_like(t), t)[1], t)
             told = classifier_label(classifier, sde.noise_label(t, continuous), noise_std)
             at = x if x.requires_grad else x.detach().requires_grad_(True)
             log_p = torch.log_softmax(logit_fn(at, told), dim=1)

@@ -12,12 +12,45 @@ from torch import Tensor
 LARGEST_SHARE = 1 - 2**-16
 
 
-def batch_mul(a: Tensor, x: Tensor) -> Tensor:
+def batch_mul(a: Tensor | float, x: Tensor) -> Tensor:
     """a_b x_b for each element b of a batch: a (B,), x (B, *D) -> (B, *D).
 
-    The one place that reshapes coefficients for broadcasting.
+    The one place that reshapes coefficients for broadcasting; a may be one number for all.
+
+    Raises:
+        ValueError: a is not (B,), nor of sides of length 1 beside B.
     """
+    if not isinstance(a, Tensor):
+        return a * x
+    # One sample may stand for all.
+    _check_coefficients(a, len(a) if a.dim() and len(x) == 1 else len(x))
     return a.reshape(-1, *(1,) * (x.dim() - 1)) * x
+
+
+def per_sample(a: Tensor | float, like: Tensor) -> Tensor:
+    """Coefficients of a process as a user's class may give them, as (B,).
+
+    Args:
+        a: (B,), or one number for all samples; sides of length 1 beside B are taken away.
+        like: times (B,) or data (B, *D).
+    Raises:
+        ValueError: as in `batch_mul`.
+    """
+    count = like.shape[0]
+    if not isinstance(a, Tensor):
+        return like.new_full((count,), a)
+    _check_coefficients(a, count)
+    if a.numel() == count:
+        return a.reshape(count)
+    return a.to(like).reshape(1).expand(count)
+
+
+def _check_coefficients(a: Tensor, count: int) -> None:
+    if a.numel() != 1 and not (a.numel() == len(a) == count):
+        raise ValueError(
+            f"coefficients such as a standard deviation are one number for each sample, (B,), not "
+            f"{tuple(a.shape)} for {count} samples"
+        )
 
 
 def rows(x: Tensor) -> Tensor:

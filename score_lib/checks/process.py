@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import rows
+from score_lib.base.tensors import per_sample, rows
 from score_lib.checks.finding import NOTE, OK, WRONG, Finding, graded
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn, label_at
@@ -54,6 +54,7 @@ def _marginals(sde: SDE, shape: tuple[int, ...]) -> list[Finding]:
     t, h = _times(sde), 3e-4 * sde.T
     ones = torch.ones(len(t), *shape, dtype=t.dtype)
     drift, g = sde.sde(ones, t)
+    g = per_sample(g, t)
     if not torch.allclose(sde.sde(2 * ones, t)[0], 2 * drift, rtol=1e-4, atol=1e-9):
         return [Finding("marginals", NOTE, "the drift is not linear in x: no closed form to check")]
     a = rows(drift)[:, 0]
@@ -134,6 +135,7 @@ def _chain(sde: SDE, shape: tuple[int, ...]) -> Finding:
     t = _times(sde)
     x, dt = torch.ones(len(t), *shape, dtype=t.dtype), sde.T / sde.N
     (f, G), (drift, g) = sde.discretize(x, t), sde.sde(x, t)
+    G, g = per_sample(G, t), per_sample(g, t)
     ratios = [G**2 / (g**2 * dt)]
     if drift.abs().min() > 0:
         ratios.append(rows(f / (drift * dt))[:, 0])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from score_lib.base.tensors import per_sample
 from score_lib.parametrization import Parametrization
 from score_lib.sdes.process import SDE
 
@@ -63,7 +64,7 @@ def weighting_of(
 
 
 def _likelihood(sde: SDE) -> Weighting:
-    return lambda x, t, std: (sde.sde(torch.zeros_like(x), t)[1] / std) ** 2
+    return lambda x, t, std: (per_sample(sde.sde(torch.zeros_like(x), t)[1], t) / std) ** 2
 
 
 def _of_output(parametrization: Parametrization, m: Tensor, s: Tensor, std: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from score_lib.base.inheritance import place
 from score_lib.base.registry import Registry
-from score_lib.base.tensors import batch_mul, rows
+from score_lib.base.tensors import batch_mul, per_sample, rows
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
@@ -209,7 +209,7 @@ class AnnealedLangevinDynamics(_Langevin):
     """
 
     def relative_step(self, score: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        return self.snr * self.sde.marginal_prob(score, t)[1]
+        return self.snr * per_sample(self.sde.marginal_prob(score, t)[1], t)
 
 
 @register_corrector(name="none")

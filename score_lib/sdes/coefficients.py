@@ -6,6 +6,8 @@ A user's own process may broadcast for data of one rank only, which is looked fo
 import torch
 from torch import Tensor
 
+from score_lib.base.tensors import per_sample
+
 # Of data: channels, time and three sides.
 _HIGHEST_RANK = 5
 _NAMES = {"marginal_prob": "mean", "sde": "drift"}
@@ -51,7 +53,7 @@ def _of_any_rank(sde, name: str, t: Tensor, value: float) -> tuple[Tensor, Tenso
             failure = error  # perhaps for this rank alone
             continue
         if mapped.numel() == len(t):
-            return mapped.reshape(len(t)), coefficient
+            return mapped.reshape(len(t)), per_sample(coefficient, t)
     raise ValueError(
         f"{name}(x, t) of {sde!r} should give a {_NAMES[name]} of the shape of x, (B, *D), for "
         "t (B,)"

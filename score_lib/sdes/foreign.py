@@ -6,9 +6,9 @@ They are read by the published conventions for VE, VP and sub-VP.
 import functools
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
+from score_lib.base.tensors import per_sample
 from score_lib.sdes import coefficients
 from score_lib.sdes.process import SDE, LinearSDE, ReverseSDE
 from score_lib.sdes.published import VESDE, VPSDE, linear_betas
@@ -90,7 +90,7 @@ class _ForeignReverse(ReverseSDE):
 def _with_tensor(coefficients: tuple, t: Tensor) -> tuple[Tensor, Tensor]:
     """Drift and diffusion; the published code has the number 0 for that of an ODE."""
     drift, diffusion = coefficients
-    return drift, torch.as_tensor(diffusion, dtype=t.dtype, device=t.device).expand(t.shape)
+    return drift, per_sample(diffusion, t).to(t)
 
 
 class _Linear(_Foreign):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from score_lib.base.inheritance import AsIn, derive, place
 from score_lib.base.registry import Registry
-from score_lib.base.tensors import batch_mul, rows
+from score_lib.base.tensors import batch_mul, per_sample, rows
 from score_lib.sdes import coefficients
 
 SDES = Registry("SDE", options={"N": "model.num_scales"})
@@ -93,7 +93,7 @@ class SDE(abc.ABC):
         """
         dt = self.T / self.N
         drift, diffusion = self.sde(x, t)
-        return drift * dt, diffusion * math.sqrt(dt)
+        return drift * dt, per_sample(diffusion, t) * math.sqrt(dt)
 
     def check_chain(self) -> None:  # noqa: B027  (a hook)
         """Refuse to go back along the chain of N steps, where there is no way.
@@ -109,7 +109,7 @@ class SDE(abc.ABC):
         Euler-Maruyama with step t - s.
         """
         drift, diffusion = self.sde(x, t)
-        return batch_mul(t - s, drift), diffusion * torch.sqrt(t - s)
+        return batch_mul(t - s, drift), per_sample(diffusion, t) * torch.sqrt(t - s)
 
     def reverse(self, score_fn: Callable, probability_flow: bool = False) -> "ReverseSDE":
         """The process run backwards in time, as an SDE or as the probability-flow ODE."""
@@ -174,7 +174,7 @@ class SDE(abc.ABC):
         broadcast for one shape only.
         """
         mean, std = self.marginal_prob(t.new_ones(len(t), *(1,) * dimensions), t)
-        return mean.reshape(len(t)), std
+        return mean.reshape(len(t)), per_sample(std, t)
 
     def denoised(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
         """E[x_0 | x_t = x], (B, *D), by Tweedie's formula: (x + s^2 score) / m.
@@ -275,7 +275,7 @@ class ReverseSDE:
         return self._reverse(*self.forward.increment(x, t, s), x, t)
 
     def _reverse(self, drift, diffusion, x, t):
-        share = 0.5 if self.probability_flow else 1.0
+        share, diffusion = 0.5 if self.probability_flow else 1.0, per_sample(diffusion, t)
         drift = drift - batch_mul(share * diffusion**2, self.score_fn(x, t))
         return drift, torch.zeros_like(diffusion) if self.probability_flow else diffusion
 

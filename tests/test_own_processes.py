@@ -1,0 +1,182 @@
+"""Processes of users that are written in other ways than ours: each equals the plain one."""
+
+import math
+
+import pytest
+import torch
+
+import checks
+import controllable_generation as control
+import likelihood
+import losses
+import sampling
+from sde_lib import SDE, LinearSDE
+
+SHAPE = (4, 2)
+X = torch.linspace(-1, 1, 8).reshape(SHAPE)
+
+
+class Ornstein(SDE):
+    """dx = -x dt + sqrt(2) dw.
+
+    Args:
+        form: how the diffusion and the standard deviation are given.
+    """
+
+    T = 3.0
+
+    def __init__(self, N=60, form=lambda g: g):
+        super().__init__(N)
+        self.form = form
+
+    def sde(self, x, t):
+        return -x, self.form(torch.full_like(t, math.sqrt(2)))
+
+    def marginal_prob(self, x, t):
+        mean = torch.exp(-t).reshape(-1, *[1] * (x.dim() - 1)) * x
+        return mean, self.form(torch.sqrt(-torch.expm1(-2 * t)))
+
+    def prior_sampling(self, shape):
+        return torch.randn(shape)
+
+    def prior_logp(self, z):
+        return -(z**2 + math.log(2 * math.pi)).flatten(1).sum(1) / 2
+
+
+class Linear(LinearSDE):
+    """dx = sqrt(2 t) dw, of which all but the standard deviation is constant."""
+
+    prior_std = T = 8.0
+
+    def __init__(self, N=60, form=lambda g: g):
+        super().__init__(N)
+        self.form = form
+
+    def drift_rate(self, t):
+        return self.form(torch.zeros_like(t))
+
+    def diffusion(self, t):
+        return torch.sqrt(2 * t)
+
+    def marginal_coeffs(self, t):
+        return self.form(torch.ones_like(t)), t
+
+
+def number(g):
+    """One number for all samples, where they agree; other coefficients stay (B,)."""
+    return g[0].item() if len(g) and bool((g == g[0]).all()) else g
+
+
+def sides(g):
+    return g[:, None]
+
+
+def shared(g):
+    """One tensor for all samples, where they agree."""
+    return g[:1] if len(g) and bool((g == g[0]).all()) else g
+
+
+def model(x, labels):
+    """Knows data N(0, I) of Ornstein."""
+    t = labels / 999
+    return torch.sqrt(-torch.expm1(-2 * t))[:, None] * x
+
+
+def pc(predictor, corrector, **options):
+    def compute(sde):
+        sampler = sampling.get_pc_sampler(
+            sde, SHAPE, predictor, corrector, lambda x: x, 0.1, continuous=True, **options
+        )
+        return sampler(model)[0]
+
+    return compute
+
+
+def loss(**options):
+    return lambda sde: losses.get_sde_loss_fn(sde, False, **options)(model, X)
+
+
+def restored(method):
+    def compute(sde):
+        operator = control.Mask((2,), torch.tensor([1, 0]))
+        restore = control.get_pc_restorer(
+            sde, sampling.EulerMaruyamaPredictor, None, lambda x: x, 0.1, continuous=True, eps=1e-2
+        )
+        return restore(model, operator, operator.apply(X), 0.1, method=method)
+
+    return compute
+
+
+USES = {
+    "euler": pc(sampling.EulerMaruyamaPredictor, sampling.LangevinCorrector),
+    "chain": pc(sampling.ReverseDiffusionPredictor, sampling.AnnealedLangevinDynamics),
+    "flow": pc(sampling.ReverseDiffusionPredictor, None, probability_flow=True),
+    "grid": pc(sampling.ReverseDiffusionPredictor, None, steps=2000, grid="log_snr"),
+    "ode": lambda sde: sampling.get_ode_sampler(sde, SHAPE, lambda x: x)(model)[0],
+    "adaptive": lambda sde: sampling.get_adaptive_sampler(sde, SHAPE, lambda x: x)(model)[0],
+    "heun": lambda sde: sampling.get_solver_sampler(
+        sde, SHAPE, sampling.Heun, lambda x: x, 8, churn=2.0
+    )(model)[0],
+    "loss": loss(likelihood_weighting=False),
+    "likelihood loss": loss(likelihood_weighting=True),
+    "weighted loss": loss(likelihood_weighting=False, weighting="min_snr"),
+    "v loss": loss(likelihood_weighting=False, parametrization="v"),
+    "likelihood": lambda sde: likelihood.get_likelihood_fn(sde, lambda x: x)(model, X)[0],
+    "in steps": lambda sde: likelihood.get_likelihood_fn(sde, lambda x: x, steps=20)(model, X)[0],
+    "inpainted": restored("projection"),
+    "guided": restored("pigdm"),
+    "dps": restored("dps"),
+    "edited": lambda sde: control.get_pc_editor(
+        sde, sampling.EulerMaruyamaPredictor, None, lambda x: x, 0.1, continuous=True, start_time=1
+    )(model, X),
+    "checked": lambda sde: torch.tensor(len(checks.worst(checks.process(sde, shape=(2,))))),
+}
+
+
+def computed(name, sde):
+    torch.manual_seed(0)
+    return USES[name](sde)
+
+
+@pytest.mark.parametrize("name", USES)
+def test_coefficients_may_be_numbers_or_have_sides_of_length_1(name):
+    """Of sides beside B, as images have them: broadcast against (B,), they gave a wrong loss."""
+    expected = computed(name, Ornstein())
+    for form in (number, sides, shared):
+        torch.testing.assert_close(computed(name, Ornstein(form=form)), expected)
+
+
+@pytest.mark.parametrize("name", USES)
+def test_functions_of_time_may_be_numbers(name):
+    torch.testing.assert_close(computed(name, Linear(form=number)), computed(name, Linear()))
+
+
+def test_bounds_take_functions_of_time_that_are_numbers():
+    def bound(sde):
+        torch.manual_seed(0)
+        return likelihood.get_elbo_fn(sde, num_times=4)(model, X).total
+
+    class Constant(Linear):
+        def diffusion(self, t):
+            return self.form(torch.ones_like(t))
+
+        def marginal_coeffs(self, t):
+            return self.form(torch.ones_like(t)), torch.sqrt(t)
+
+    torch.testing.assert_close(bound(Constant(form=number)), bound(Constant()))
+
+
+@pytest.mark.parametrize("batch", (1, 2, 4))
+@pytest.mark.parametrize("name", ("sde", "marginal_prob"))
+def test_a_coefficient_for_each_entry_is_refused(name, batch):
+    """For a batch of one it was broadcast, and the loss was wrong."""
+
+    class EachEntry(Ornstein):
+        def method(self, x, t):
+            mean, coefficient = getattr(Ornstein, name)(self, x, t)
+            return mean, coefficient[:, None] * torch.ones_like(x)
+
+    setattr(EachEntry, name, EachEntry.method)
+    weighted = losses.get_sde_loss_fn(EachEntry(), False, likelihood_weighting=name == "sde")
+    with pytest.raises(ValueError, match=rf"one number for each sample, \(B,\), .*\({batch}, 2\)"):
+        weighted(model, X[:batch])
