@@ -15,6 +15,7 @@ from score_lib.base.distributed import unwrapped
 from score_lib.base.gradients import recording
 from score_lib.base.tensors import batch_mul, check_real, per_sample
 from score_lib.parametrization import Parametrization, get_parametrization
+from score_lib.sdes.coefficients import check_shape
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
@@ -90,17 +91,20 @@ def get_score_fn(
     Returns:
         Function of x (B, *D) in the network's range and t (B,) in [0, T], giving (B, *D).
     Raises:
-        ValueError: an unknown parametrisation; when called: the output has not the shape of x.
+        ValueError: an unknown parametrisation; when called: the output has not the shape of x, or
+            the process's noise depends on it.
     """
     sde = as_process(sde)
     model_fn = get_model_fn(model, train)
     chosen = get_parametrization(parametrization)
 
     def published(x: Tensor, t: Tensor) -> Tensor:
+        check_shape(sde, x)
         output = _checked(model_fn(x, sde.noise_label(t, continuous)), x)
         return sde.to_score(output, t, continuous)
 
     def parametrized(x: Tensor, t: Tensor) -> Tensor:
+        check_shape(sde, x)
         (skip, out, scale), label = chosen.at(sde, t, x.dim() - 1, continuous)
         output = _checked(model_fn(batch_mul(scale, x), label), x)
         return batch_mul(skip, x) + batch_mul(out, output)

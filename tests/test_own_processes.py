@@ -180,3 +180,27 @@ def test_a_coefficient_for_each_entry_is_refused(name, batch):
     weighted = losses.get_sde_loss_fn(EachEntry(), False, likelihood_weighting=name == "sde")
     with pytest.raises(ValueError, match=rf"one number for each sample, \(B,\), .*\({batch}, 2\)"):
         weighted(model, X[:batch])
+
+
+class Sized(Ornstein):
+    """Time runs faster for longer data, by the length of x or by that given to the class."""
+
+    def __init__(self, length=None):
+        super().__init__()
+        self.length = length
+
+    def marginal_prob(self, x, t):
+        return super().marginal_prob(x, t * (self.length or x.shape[-1]) / 3)
+
+    def sde(self, x, t):
+        drift, diffusion = super().sde(x, t)
+        speed = (self.length or x.shape[-1]) / 3
+        return drift * speed, diffusion * math.sqrt(speed)
+
+
+@pytest.mark.parametrize("name", sorted(set(USES) - {"checked"}))
+def test_noise_that_depends_on_the_size_of_data_is_refused(name):
+    """Scores were those of data of one entry, and samples had nearly twice the spread."""
+    with pytest.raises(ValueError, match=r"marginal_prob.*Sized.*for x of \(2,\).*as an argument"):
+        computed(name, Sized())
+    assert computed(name, Sized(2)).isfinite().all()

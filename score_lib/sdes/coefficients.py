@@ -10,6 +10,8 @@ from score_lib.base.tensors import per_sample
 
 # Of data: channels, time and three sides.
 _HIGHEST_RANK = 5
+# What it raises for data of another shape.
+_OF_OTHER_SHAPES = (IndexError, RuntimeError, TypeError, ValueError)
 _NAMES = {"marginal_prob": "mean", "sde": "drift"}
 
 
@@ -42,6 +44,36 @@ def diffusion(sde, t: Tensor) -> Tensor:
     return _of_any_rank(sde, "sde", t, 1.0)[1]
 
 
+def check_shape(sde, x: Tensor) -> None:
+    """Refuse a process whose noise depends on the size of data; looks once at each shape.
+
+    Scores and samplers ask for the coefficients at a time, without x.
+
+    Args:
+        x: data (B, *D).
+    Raises:
+        ValueError: the standard deviation of `marginal_prob` is another one for data of one entry.
+    """
+    seen, sides = vars(sde).setdefault("_shapes", set()), x.shape[1:]
+    if sides in seen or torch.compiler.is_compiling():
+        return
+    t = torch.tensor([0.3, 0.6], dtype=x.dtype, device=x.device) * sde.T
+    try:
+        of_data, of_one = (
+            per_sample(sde.marginal_prob(t.new_ones(2, *shape), t)[1], t)
+            for shape in (sides, [1] * len(sides))
+        )
+    except _OF_OTHER_SHAPES:
+        return
+    if not torch.allclose(of_data, of_one, rtol=1e-2, equal_nan=True):
+        raise ValueError(
+            f"marginal_prob(x, t) of {sde!r} has the standard deviation {of_data[0]:.4g} for x of "
+            f"{tuple(sides)} and {of_one[0]:.4g} for one entry, but it should depend on time "
+            "alone: give the size of data to the class, as an argument of its own"
+        )
+    seen.add(sides)
+
+
 def _of_any_rank(sde, name: str, t: Tensor, value: float) -> tuple[Tensor, Tensor]:
     """The results of a method for data of one entry: (B,) and (B,)."""
     failure = None
@@ -49,7 +81,7 @@ def _of_any_rank(sde, name: str, t: Tensor, value: float) -> tuple[Tensor, Tenso
         x = t.new_full((len(t), *(1,) * dimensions), value)
         try:
             mapped, coefficient = getattr(sde, name)(x, t)
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        except _OF_OTHER_SHAPES as error:
             failure = error  # perhaps for this rank alone
             continue
         if mapped.numel() == len(t):

@@ -210,7 +210,8 @@ class SDE(abc.ABC):
             start: where it starts; None is T.
             shape: of x, (B, *D); () if unknown, then the noise at eps is not looked at.
         Raises:
-            ValueError: they are not in [0, T] and falling, or there is no noise at eps.
+            ValueError: they are not in [0, T] and falling, or there is no noise at eps, or it
+                depends on the shape.
         """
         start = self.T if start is None else start
         if not 0 <= eps <= start <= self.T * (1 + 1e-6):
@@ -220,6 +221,7 @@ class SDE(abc.ABC):
             )
         if not shape:
             return
+        coefficients.check_shape(self, torch.empty(0, *shape[1:]))
         _, std = self.scale_and_std(torch.tensor([float(eps)]), len(shape) - 1)
         if not float(std) > 0:
             raise ValueError(
