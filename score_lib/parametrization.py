@@ -72,7 +72,7 @@ class Parametrization(abc.ABC):
     def _told(self, sde: SDE, index: Tensor, t: Tensor, m: Tensor, s: Tensor) -> Tensor:
         """The label for a process whose own one is a noise index."""
         discrete = copy.copy(sde)
-        discrete.noise_label = lambda t, continuous: index
+        vars(discrete)["noise_label"] = lambda t, continuous: index
         return self.label(discrete, t, m, s)
 
     def __repr__(self) -> str:

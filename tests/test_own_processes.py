@@ -1,5 +1,6 @@
 """Processes of users that are written in other ways than ours: each equals the plain one."""
 
+import dataclasses
 import math
 
 import pytest
@@ -129,7 +130,17 @@ USES = {
     "edited": lambda sde: control.get_pc_editor(
         sde, sampling.EulerMaruyamaPredictor, None, lambda x: x, 0.1, continuous=True, start_time=1
     )(model, X),
-    "checked": lambda sde: torch.tensor(len(checks.worst(checks.process(sde, shape=(2,))))),
+    "checked": lambda sde: [f.text for f in checks.process(sde, shape=(2,))],
+    "checked samples": lambda sde: [
+        f.text
+        for f in checks.sampler(
+            lambda sde, shape: sampling.get_solver_sampler(
+                sde, shape, sampling.DDIM, lambda x: x, 10, continuous=True
+            ),
+            sde,
+            (2,),
+        )
+    ],
 }
 
 
@@ -138,17 +149,24 @@ def computed(name, sde):
     return USES[name](sde)
 
 
+def assert_as_computed(name, sde, expected):
+    found, expected = computed(name, sde), computed(name, expected)
+    if name.startswith("checked"):
+        assert found == expected
+    else:
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("name", USES)
 def test_coefficients_may_be_numbers_or_have_sides_of_length_1(name):
     """Of sides beside B, as images have them: broadcast against (B,), they gave a wrong loss."""
-    expected = computed(name, Ornstein())
     for form in (number, sides, shared):
-        torch.testing.assert_close(computed(name, Ornstein(form=form)), expected)
+        assert_as_computed(name, Ornstein(form=form), Ornstein())
 
 
 @pytest.mark.parametrize("name", USES)
 def test_functions_of_time_may_be_numbers(name):
-    torch.testing.assert_close(computed(name, Linear(form=number)), computed(name, Linear()))
+    assert_as_computed(name, Linear(form=number), Linear())
 
 
 def test_bounds_take_functions_of_time_that_are_numbers():
@@ -198,9 +216,26 @@ class Sized(Ornstein):
         return drift * speed, diffusion * math.sqrt(speed)
 
 
-@pytest.mark.parametrize("name", sorted(set(USES) - {"checked"}))
+@pytest.mark.parametrize("name", [name for name in USES if "checked" not in name])
 def test_noise_that_depends_on_the_size_of_data_is_refused(name):
     """Scores were those of data of one entry, and samples had nearly twice the spread."""
     with pytest.raises(ValueError, match=r"marginal_prob.*Sized.*for x of \(2,\).*as an argument"):
         computed(name, Sized())
     assert computed(name, Sized(2)).isfinite().all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Ornstein):
+    """A process whose attributes cannot be set."""
+
+    N: int = 60
+    form: object = staticmethod(lambda g: g)
+
+
+@pytest.mark.parametrize("name", USES)
+def test_a_process_may_be_a_frozen_dataclass(name):
+    assert_as_computed(name, Frozen(), Ornstein())
+
+
+def test_a_frozen_process_takes_other_steps():
+    assert Frozen().with_steps(90) == Frozen(N=90)

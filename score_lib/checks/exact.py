@@ -14,8 +14,8 @@ from score_lib.sdes.process import SDE
 def told_by_time(sde: SDE) -> SDE:
     """A process whose networks are score functions of (x, t), for any process."""
     exact = copy.copy(as_process(sde))
-    exact.noise_label = lambda t, continuous: t
-    exact.to_score = lambda output, t, continuous: output
+    vars(exact)["noise_label"] = lambda t, continuous: t
+    vars(exact)["to_score"] = lambda output, t, continuous: output
     return exact
 
 

@@ -121,7 +121,7 @@ def along(sde: SDE, times: Tensor) -> SDE:
         return sde.increment(x, grid[i], grid[i + 1])
 
     process = copy.copy(sde)
-    process.discretize = discretize
+    vars(process)["discretize"] = discretize  # also of a frozen dataclass
     return process
 
 

@@ -17,6 +17,7 @@ Throughout, x is (B, *D) in the network's range and t is (B,) in [0, T], from da
 
 import abc
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
@@ -118,7 +119,10 @@ class SDE(abc.ABC):
     def with_steps(self, N: int) -> "SDE":
         """The process with another number of discretisation steps."""
         process = copy.copy(self)
-        process.N = N
+        try:
+            process.N = N
+        except dataclasses.FrozenInstanceError:  # its tables, made with it, are made anew
+            return dataclasses.replace(self, N=N)
         return process
 
     # The conventions of networks for this process.
