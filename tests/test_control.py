@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from oracles import (
@@ -377,6 +378,7 @@ def test_mistakes_are_named():
     (
         (torch.tensor([0.0, 1.0, 2.0]), "labels are whole numbers.*float32"),
         (torch.tensor([[0], [1], [2]]), r"labels are whole numbers.*\(3, 1\)"),
+        (1, r"labels are whole numbers.*shape \(\)"),
         (torch.tensor([0, 1]), "2 labels were given for 3 samples"),
         (torch.tensor([0, 1, 3]), "label 3.*3 classes, 0 to 2"),
         (torch.tensor([0, -1, 2]), "label -1.*3 classes, 0 to 2"),
@@ -390,3 +392,20 @@ def test_wrong_labels_are_named(labels, said):
     )
     with pytest.raises(ValueError, match=said):
         sample(network, labels)
+
+
+def test_labels_and_masks_may_be_lists_and_arrays():
+    sde, results = VPSDE(N=30), []
+    network, kept = MixtureOracle(sde), torch.tensor([1.0, 0.0])
+    settings = (None, None, lambda x: x, 0.16)
+    draw = get_pc_conditional_sampler(sde, network.classify, (3, 2), *settings, continuous=True)
+    inpaint = get_pc_inpainter(sde, *settings, continuous=True)
+    for labels, mask in (
+        (torch.tensor([0, 1, 2]), kept),
+        ([0, 1, 2], kept.tolist()),
+        (np.arange(3), kept.numpy()),
+    ):
+        torch.manual_seed(0)
+        results.append((draw(network, labels), inpaint(network, torch.ones(3, 2), mask)))
+    for found in results[1:]:
+        assert all(map(torch.equal, found, results[0]))

@@ -607,6 +607,15 @@ def test_a_method_that_fails_for_data_of_every_rank_is_named():
         Broken().noise_std(torch.ones(2), True)
 
 
+@pytest.mark.parametrize("make", (VPSDE, VESDE, subVPSDE, CosineVPSDE))
+def test_a_number_of_steps_is_whole(make):
+    sde = make(N=1e2)
+    assert repr(sde) == repr(make(N=100)) and torch.isfinite(sde.discretize(*torch.ones(2, 1))[1])
+    for wrong in (99.5, math.inf):
+        with pytest.raises(ValueError, match=rf"a whole number of .* steps, not N = {wrong}"):
+            make(N=wrong)
+
+
 def test_copies_are_independent():
     sde = VPSDE(beta_max=5, N=10)
     other = copy.deepcopy(sde)

@@ -1,6 +1,6 @@
 """Conditions other than a measurement: a class, or data to start from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,12 +31,13 @@ class ClassGuidance(Constraint):
     def __init__(
         self,
         classifier: Callable,
-        labels: Tensor,
+        labels: Tensor | Sequence[int],
         scale: float = 1.0,
         *,
         until: float | None = None,
         continuous: bool = True,
     ):
+        labels = torch.as_tensor(labels)
         if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
             raise ValueError(
                 f"labels are whole numbers, one a sample: (B,), not {labels.dtype} of shape "

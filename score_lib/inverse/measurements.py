@@ -40,15 +40,15 @@ class Mask(PartialIsometry):
 
     Args:
         shape: D.
-        mask: 1 where known and 0 elsewhere; of a shape that broadcasts to D, or (B, *D) with a mask
-            for each sample, which then fits only batches of that size.
+        mask: 1 where known and 0 elsewhere, a tensor or an array; of a shape that broadcasts to D,
+            or (B, *D) with a mask for each sample, which then fits only batches of that size.
     Raises:
         ValueError: the mask has another shape or other values.
     """
 
     def __init__(self, shape: Shape, mask: Tensor):
         super().__init__(shape)
-        self.mask = _checked_mask(mask, self.shape)
+        self.mask = _checked_mask(torch.as_tensor(mask), self.shape)
         self._mask = Constants(self.mask)
 
     def apply(self, x: Tensor) -> Tensor:

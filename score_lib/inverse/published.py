@@ -72,7 +72,7 @@ def get_pc_inpainter(data: Tensor, mask: Tensor) -> Constrained:
     where the mask is 0.  Further arguments: see `pc_factory`.
     """
     check_floats("the data", data)
-    operator = Mask(data.shape[1:], mask.to(data.device))
+    operator = Mask(data.shape[1:], torch.as_tensor(mask, device=data.device))
     return DataConsistency(operator, operator.apply(data)), data.shape, data.device
 
 

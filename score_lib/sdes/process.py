@@ -42,6 +42,19 @@ def register_sde(name: str, options: Mapping[str, str] | None = None) -> Callabl
     return SDES.register(name=name, options=options)
 
 
+def checked_steps(N: float) -> int:
+    """A number of discretisation steps as an int, also of 1e3.
+
+    Raises:
+        ValueError: it is below 1, or not whole.
+    """
+    if not N >= 1:
+        raise ValueError(f"a process needs at least one discretisation step, not N = {N}")
+    if N % 1:
+        raise ValueError(f"a process has a whole number of discretisation steps, not N = {N}")
+    return int(N)
+
+
 class SDE(abc.ABC):
     """dx = f(x, t) dt + g(t) dw on [0, T], with data at t = 0 and noise at t = T.
 
@@ -60,9 +73,7 @@ class SDE(abc.ABC):
     sampling_eps = 1e-3
 
     def __init__(self, N: int = 1000):
-        if N < 1:
-            raise ValueError(f"a process needs at least one discretisation step, not N = {N}")
-        self.N = N
+        self.N = checked_steps(N)
 
     @abc.abstractmethod
     def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
-from score_lib.sdes.process import SDE, SDES, LinearSDE, register_sde
+from score_lib.sdes.process import SDE, SDES, LinearSDE, checked_steps, register_sde
 from score_lib.sdes.tables import Table, made_values, own_tables
 
 get_sde = SDES.get
@@ -31,8 +31,7 @@ class _Chain(LinearSDE):
 
     @N.setter
     def N(self, N: int) -> None:
-        if N < 1:
-            raise ValueError(f"a process needs at least one discretisation step, not N = {N}")
+        N = checked_steps(N)
         if vars(self).get("_N", N) != N and (own := own_tables(self)):
             raise ValueError(
                 f"{self!r} has its own {', '.join(own)}, which cannot follow to N = {N}: make it "
