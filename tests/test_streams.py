@@ -251,6 +251,29 @@ def test_source_with_wrong_images_is_refused():
         next(iter(ImageStream(Wrong(), 4)))
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    (
+        (torch.tensor([1]), r"labels of torch.int64 \(1,\) for 4 examples"),
+        (torch.tensor([[0], [1], [2], [0]]), r"\(4, 1\) for 4 examples: .* whole numbers, \(4,\)"),
+        (torch.tensor([0.0, 1.0, 2.0, 0.0]), r"labels of torch.float32 \(4,\)"),
+        (torch.tensor([0, 1, 3, 2]), r"the label 3, but its num_classes = 3 allows 0 to 2"),
+        (torch.tensor([0, 1, -1, 2]), r"the label -1, but"),
+    ),
+)
+def test_source_with_wrong_labels_is_refused(labels, said):
+    """One label would stand for a whole batch, and one of too many classes for no class."""
+
+    class Wrong(Failing):
+        num_classes = 3
+
+        def read(self, numbers):
+            return torch.zeros(len(numbers), 1, 2, 2, dtype=torch.uint8), labels
+
+    with pytest.raises(DataError, match=rf"Wrong gave .*{said}"):
+        next(iter(ImageStream(Wrong(), 4)))
+
+
 def test_options_out_of_range():
     source = numbered_source(8)
     for options, message in [

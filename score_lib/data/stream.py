@@ -269,10 +269,29 @@ class _Reader(Dataset):
         try:
             images, labels = self.source.read(numbers)
             self._check(images, numbers)
+            labels = self._checked(labels, len(numbers))
         except DataError as error:
             return error  # raised in a worker, it would be wrapped in a long traceback
-        labels = torch.zeros(len(numbers), dtype=torch.int64) if labels is None else labels
         return images.contiguous(), labels
+
+    def _checked(self, labels: Tensor | None, count: int) -> Tensor:
+        """Labels (count,); zeros where the source has none."""
+        if labels is None:
+            return torch.zeros(count, dtype=torch.int64)
+        labels, classes = torch.as_tensor(labels), self.source.num_classes
+        whole = not (labels.is_floating_point() or labels.is_complex())
+        if not whole or labels.shape != (count,):
+            raise DataError(
+                f"{type(self.source).__name__} gave labels of {labels.dtype} {tuple(labels.shape)} "
+                f"for {count} examples: labels are whole numbers, ({count},), or None"
+            )
+        wrong = labels[(labels < 0) | (labels >= classes)]
+        if classes > 1 and len(wrong):
+            raise DataError(
+                f"{type(self.source).__name__} gave the label {int(wrong[0])}, but its num_classes "
+                f"= {classes} allows 0 to {classes - 1}"
+            )
+        return labels.long()
 
     def _check(self, images: Tensor, numbers: np.ndarray) -> None:
         source = self.source
