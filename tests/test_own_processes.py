@@ -200,6 +200,31 @@ def test_a_coefficient_for_each_entry_is_refused(name, batch):
         weighted(model, X[:batch])
 
 
+class OwnReverse(Ornstein):
+    """Its reverse process has the published methods alone, and the number 0 for that of an ODE."""
+
+    def reverse(self, score_fn, probability_flow=False):
+        ours = super().reverse(score_fn, probability_flow)
+
+        class Reverse:
+            N, T = self.N, self.T
+
+            def sde(_, x, t):
+                drift, diffusion = ours.sde(x, t)
+                return drift, 0.0 if probability_flow else diffusion
+
+            def discretize(_, x, t):
+                return ours.discretize(x, t)
+
+        return Reverse()
+
+
+@pytest.mark.parametrize("name", USES)
+def test_a_reverse_process_needs_only_the_published_methods(name):
+    """Longer steps of the reverse diffusion predictor are Euler-Maruyama's, as of `SDE`."""
+    assert_as_computed(name, OwnReverse(), Ornstein())
+
+
 class Sized(Ornstein):
     """Time runs faster for longer data, by the length of x or by that given to the class."""
 

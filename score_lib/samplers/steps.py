@@ -82,14 +82,15 @@ class EulerMaruyamaPredictor(Predictor):
     """x <- x - f_rev(x, t) dt + g(t) sqrt(dt) z; in the process's own chain dt = T / N."""
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self._move(x, t, torch.full_like(t, self.rsde.T / self.rsde.N))
+        return _euler_step(self, x, t, torch.full_like(t, self.rsde.T / self.rsde.N))
 
     def step(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        return self._move(x, t, t - s)
+        return _euler_step(self, x, t, t - s)
 
-    def _move(self, x: Tensor, t: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-        drift, diffusion = self.rsde.sde(x, t)
-        return self.noised(x, x - batch_mul(dt, drift), diffusion * torch.sqrt(dt))
+
+def _euler_step(predictor: Predictor, x: Tensor, t: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+    drift, diffusion = predictor.rsde.sde(x, t)
+    return predictor.noised(x, x - batch_mul(dt, drift), diffusion * torch.sqrt(dt))
 
 
 @register_predictor(name="reverse_diffusion")
@@ -101,6 +102,8 @@ class ReverseDiffusionPredictor(Predictor):
         return self.noised(x, x - f, G)
 
     def step(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        if not hasattr(self.rsde, "increment"):  # a user's own, with the published methods
+            return _euler_step(self, x, t, t - s)
         f, G = self.rsde.increment(x, t, s)
         return self.noised(x, x - f, G)
 
