@@ -23,7 +23,7 @@ def batch_mul(a: Tensor | float, x: Tensor) -> Tensor:
     if not isinstance(a, Tensor):
         return a * x
     # One sample may stand for all.
-    _check_coefficients(a, len(a) if a.dim() and len(x) == 1 else len(x))
+    _check_coefficients(a, a.shape[0] if a.dim() and x.shape[0] == 1 else x.shape[0])
     return a.reshape(-1, *(1,) * (x.dim() - 1)) * x
 
 
@@ -46,7 +46,7 @@ def per_sample(a: Tensor | float, like: Tensor) -> Tensor:
 
 
 def _check_coefficients(a: Tensor, count: int) -> None:
-    if a.numel() != 1 and not (a.numel() == len(a) == count):
+    if a.numel() != 1 and not (a.numel() == a.shape[0] == count):
         raise ValueError(
             f"coefficients such as a standard deviation are one number for each sample, (B,), not "
             f"{tuple(a.shape)} for {count} samples"
