@@ -161,7 +161,7 @@ def get_log_likelihood_fn(
         else:
             solver = {"rtol": rtol, "atol": atol, "method": method, "per_sample": per_sample}
             z, divergence, nfe = _adaptively(sde, slope, data, columns, eps, solver)
-        return _summarise(sde.prior_logp(z), divergence, kind == "exact", z, nfe)
+        return _summarise(_log_prior(sde, z), divergence, kind == "exact", z, nfe)
 
     return log_likelihood_fn
 
@@ -311,6 +311,17 @@ def _basis(data: Tensor) -> Tensor:
     size = data.shape[1:].numel()
     unit = torch.eye(size, dtype=data.dtype, device=data.device)
     return unit.reshape(size, 1, *data.shape[1:]).expand(-1, *data.shape)
+
+
+def _log_prior(sde: SDE, z: Tensor) -> Tensor:
+    """The prior's log density at z, (B,).  ValueError: it gives no number for each sample."""
+    prior = torch.as_tensor(sde.prior_logp(z))
+    if prior.shape != z.shape[:1]:
+        raise ValueError(
+            f"prior_logp(z) of {sde!r} gives {tuple(prior.shape)} for z of {tuple(z.shape)}: it "
+            "should sum over all sides but the first, and give one number for each sample, (B,)"
+        )
+    return prior
 
 
 def _summarise(prior, divergences, exact, z, nfe) -> LogLikelihood:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import foreign_sde
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ import controllable_generation as control
 import likelihood
 import losses
 import sampling
+from models.utils import get_score_fn
 from sde_lib import SDE, LinearSDE
 
 SHAPE = (4, 2)
@@ -264,3 +266,41 @@ def test_a_process_may_be_a_frozen_dataclass(name):
 
 def test_a_frozen_process_takes_other_steps():
     assert Frozen().with_steps(90) == Frozen(N=90)
+
+
+class ForImages(Ornstein):
+    """Its own methods broadcast for data (B, C, H, W) alone."""
+
+    def sde(self, x, t):
+        return -torch.ones_like(t)[:, None, None, None] * x, super().sde(x, t)[1]
+
+    def marginal_prob(self, x, t):
+        return torch.exp(-t)[:, None, None, None] * x, super().marginal_prob(x, t)[1]
+
+
+@pytest.mark.parametrize("name", [name for name in USES if "checked" not in name])
+@pytest.mark.parametrize("kind", (ForImages, foreign_sde.VPSDE, foreign_sde.VESDE))
+def test_a_process_for_images_is_refused_for_vectors(kind, name):
+    """Samples of (4, 2) had the shape (4, 1, 4, 2), and losses were of all pairs."""
+    sde = kind() if kind is ForImages else kind(0.1, 10.0, 60)
+    with pytest.raises(
+        ValueError, match=r"of .* gives \(\d, 1, \d, 2\) for x of \(\d, 2\).*batch_mul"
+    ):
+        computed(name, sde)
+    score_fn = get_score_fn(sde, lambda x, labels: x, continuous=True)
+    assert score_fn(torch.ones(4, 1, 1, 2), torch.full((4,), 0.5)).shape == (4, 1, 1, 2)
+
+
+@pytest.mark.parametrize("batch", (1, 4))
+@pytest.mark.parametrize("form", (torch.sum, torch.mean, sides, lambda log_p: 0.0))
+def test_a_prior_has_one_density_for_each_sample(form, batch):
+    """The sum over a batch was taken for the density of each of its samples."""
+
+    class Prior(Ornstein):
+        def prior_logp(self, z):
+            return form(super().prior_logp(z))
+
+    with pytest.raises(
+        ValueError, match=r"prior_logp\(z\) of Prior.* gives .* one number for each"
+    ):
+        likelihood.get_likelihood_fn(Prior(), lambda x: x)(model, X[:batch])

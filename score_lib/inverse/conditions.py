@@ -8,6 +8,7 @@ from torch import Tensor
 from score_lib.base.tensors import batch_mul, check_floats
 from score_lib.samplers.loop import Constraint, Noise
 from score_lib.scores import get_classifier_grad_fn, get_model_fn
+from score_lib.sdes.coefficients import marginal
 from score_lib.sdes.process import SDE
 
 
@@ -91,5 +92,5 @@ class StartFrom(Constraint):
                 f"sampling starts from data of shape {tuple(self.data.shape)}, but samples have "
                 f"shape {tuple(x.shape)}"
             )
-        mean, std = sde.marginal_prob(self.data.to(x), t)
+        mean, std = marginal(sde, self.data.to(x), t)
         return mean + batch_mul(std, noise(x))

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from models.conditioning import NEVER, Condition, Dropping, Given
 from score_lib.base.distributed import share_of_batch
-from score_lib.base.tensors import batch_mul, check_batch, normal_noise, per_sample, rows
+from score_lib.base.tensors import batch_mul, check_batch, normal_noise, rows
 from score_lib.losses.weightings import weighting_of
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import classifier_label, get_model_fn, get_score_fn, reading_of_level
+from score_lib.sdes.coefficients import marginal
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE, LinearSDE
 from score_lib.sdes.snr import time_at
@@ -59,7 +60,7 @@ class ContinuousLevels(NoiseLevels):
         return quantile * (self.sde.T - self.eps) + self.eps
 
     def marginal(self, batch, level):
-        return self.sde.marginal_prob(batch, level)
+        return marginal(self.sde, batch, level)
 
     def step(self, level):
         return self.sde.noise_label(level, True)
@@ -220,7 +221,7 @@ class NoisyLoss(abc.ABC):
     def noised(self, batch: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """x_t = m x_0 + s z, (B, *D), and s, (B,)."""
         mean, std = self.levels.marginal(batch, draws.level)
-        return mean + batch_mul(std, draws.z), per_sample(std, draws.z)
+        return mean + batch_mul(std, draws.z), std
 
     @abc.abstractmethod
     def per_sample(

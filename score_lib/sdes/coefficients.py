@@ -3,6 +3,9 @@
 A user's own process may broadcast for data of one rank only, which is looked for.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -44,35 +47,72 @@ def diffusion(sde, t: Tensor) -> Tensor:
     return _of_any_rank(sde, "sde", t, 1.0)[1]
 
 
+def marginal(sde, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (B, *D) and standard deviation (B,) of x_t given x_0 = x, by `marginal_prob`.
+
+    Raises:
+        ValueError: its mean has another shape than x.
+    """
+    mean, std = sde.marginal_prob(x, t)
+    _check_like(x, mean, "marginal_prob(x, t)", sde)
+    return mean, per_sample(std, t)
+
+
 def check_shape(sde, x: Tensor) -> None:
-    """Refuse a process whose noise depends on the size of data; looks once at each shape.
+    """Refuse a process that is written for data of another rank, or whose noise depends on their
+    size; looks once at each shape.
 
     Scores and samplers ask for the coefficients at a time, without x.
 
     Args:
         x: data (B, *D).
     Raises:
-        ValueError: the standard deviation of `marginal_prob` is another one for data of one entry.
+        ValueError: a mean or drift has another shape than x, or the standard deviation of
+            `marginal_prob` is another one for data of one entry.
     """
     seen, sides = vars(sde).setdefault("_shapes", set()), x.shape[1:]
     if sides in seen or torch.compiler.is_compiling():
         return
     t = torch.tensor([0.3, 0.6], dtype=x.dtype, device=x.device) * sde.T
-    try:
-        of_data, of_one = (
-            per_sample(sde.marginal_prob(t.new_ones(2, *shape), t)[1], t)
-            for shape in (sides, [1] * len(sides))
-        )
-        same = torch.allclose(of_data, of_one, rtol=1e-2, equal_nan=True)
-    except _OF_OTHER_SHAPES:  # or, where it is traced, of a value that is asked for
-        return
-    if not same:
+    ones = t.new_ones(2, *sides)
+    asked = {
+        "marginal_prob(x, t)": lambda: sde.marginal_prob(ones, t)[0],
+        "sde(x, t)": lambda: sde.sde(ones, t)[0],
+        "the reverse process": lambda: sde.reverse(lambda x, t: x).sde(ones, t)[0],
+    }
+    for name, ask in asked.items():
+        if (found := _tried(ask)) is not None:
+            _check_like(ones, found, name, sde)
+
+    def std(sides: Sequence[int]) -> Tensor:
+        return per_sample(sde.marginal_prob(t.new_ones(2, *sides), t)[1], t)
+
+    one = [1] * len(sides)
+    if _tried(lambda: torch.allclose(std(sides), std(one), rtol=1e-2, equal_nan=True)) is False:
         raise ValueError(
-            f"marginal_prob(x, t) of {sde!r} has the standard deviation {of_data[0]:.4g} for x of "
-            f"{tuple(sides)} and {of_one[0]:.4g} for one entry, but it should depend on time "
+            f"marginal_prob(x, t) of {sde!r} has the standard deviation {std(sides)[0]:.4g} for x "
+            f"of {tuple(sides)} and {std(one)[0]:.4g} for one entry, but it should depend on time "
             "alone: give the size of data to the class, as an argument of its own"
         )
     seen.add(sides)
+
+
+def _tried(ask: Callable) -> Any:
+    """What it gives; None if it fails, as a user's class may for data of one entry, or on the
+    way through a tracer."""
+    try:
+        return ask()
+    except (AssertionError, AttributeError, LookupError, *_OF_OTHER_SHAPES):
+        return None
+
+
+def _check_like(x: Tensor, found: Tensor, name: str, sde) -> None:
+    if found.shape != x.shape:
+        raise ValueError(
+            f"{name} of {sde!r} gives {tuple(found.shape)} for x of {tuple(x.shape)}: it is "
+            "written for data with other sides; let it multiply by sde_lib.batch_mul, which takes "
+            "any, or give data the sides that it needs"
+        )
 
 
 def _of_any_rank(sde, name: str, t: Tensor, value: float) -> tuple[Tensor, Tensor]:
