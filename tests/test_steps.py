@@ -195,6 +195,41 @@ def test_other_grids_are_refused_for_a_predictor_that_is_no_class_of_ours():
     assert all(part.shape == x.shape for part in moved)
 
 
+class XAlone(sampling.Predictor):
+    """Forgets the mean, so that a batch of two was taken apart."""
+
+    def update_fn(self, x, t):
+        return x
+
+
+class ForImages(Published):
+    """Its noise broadcasts for data (B, C, H, W) alone, as in the published code."""
+
+    def update_fn(self, x, t):
+        f, G = self.rsde.discretize(x, t)
+        return x - f + G[:, None, None, None] * torch.randn_like(x), x - f
+
+
+class CorrectorForImages(sampling.Corrector):
+    def update_fn(self, x, t):
+        x_mean = x + t[:, None, None, None] * self.score_fn(x, t)
+        return x_mean, x_mean
+
+
+@pytest.mark.parametrize(
+    ("predictor", "corrector", "made"),
+    (
+        (XAlone, None, r"not \(2, 3\):"),
+        (ForImages, None, r"not \(2, 1, 2, 3\) and \(2, 3\):"),
+        (None, CorrectorForImages, r"not \(2, 1, 2, 3\) and \(2, 1, 2, 3\):"),
+    ),
+)
+def test_a_step_gives_x_and_its_mean_of_the_same_shape(predictor, corrector, made):
+    sde = VPSDE(N=30)
+    with pytest.raises(ValueError, match=rf"a step from x of \(2, 3\) .*{made}.*batch_mul"):
+        draw(sde, predictor, GaussianOracle(sde), corrector, shape=(2, 3))
+
+
 class Counted:
     """Steps that leave x as it is, and are counted."""
 

@@ -78,6 +78,8 @@ def run_steps(
         callback: called as `callback(i, t, x, x_mean)` after the steps from time number i, t (B,).
     Returns:
         The final x and its mean, each (B, *D).
+    Raises:
+        ValueError: a step gives no pair, or another shape than that of x.
     """
     steps = list(steps)
     x_mean = x
@@ -85,10 +87,23 @@ def run_steps(
     for i, (t, s) in enumerate(_with_bar(pairs, progress)):
         t, s = t.expand(x.shape[0]), s.expand(x.shape[0])
         for step in steps:
-            x, x_mean = step(x, t, s)
+            x, x_mean = _checked(step(x, t, s), x)
         if callback is not None:
             callback(i, t, x, x_mean)
     return x, x_mean
+
+
+def _checked(made: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """What a step from x has made; there may be no mean, None, where it is not asked for."""
+    alone = isinstance(made, Tensor)
+    shapes = [tuple(y.shape) for y in ([made] if alone else made) if y is not None]
+    if alone or any(shape != x.shape for shape in shapes):
+        raise ValueError(
+            f"a step from x of {tuple(x.shape)} should give x and its mean, both of this shape, "
+            f"not {' and '.join(map(str, shapes))}: let update_fn or step return x, x_mean, and "
+            "multiply by sampling.batch_mul, which takes data of any shape"
+        )
+    return made
 
 
 def _with_bar(pairs: Sequence, progress: bool) -> Iterable:
