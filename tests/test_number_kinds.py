@@ -208,6 +208,15 @@ def test_an_output_is_a_tensor(name):
         doors_of_networks(lambda x, labels: (ORACLE(x, labels), None))[name]()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_noise_is_not_shared_by_samples(method):
+    with pytest.raises(ValueError, match=r"noise like x of \(4, 3, 2, 2\) .*, not \(3, 2, 2\)"):
+        sampler(method)(ORACLE, noise=lambda like: real(like.shape[1:]))
+    for loss_fn in LOSSES.values():
+        with pytest.raises(ValueError, match=r"noise like x of \(4,\) .*, not \(1,\)"):
+            loss_fn.draw(real(SHAPE), lambda like: real((1, *like.shape[1:])))
+
+
 def test_data_are_tensors():
     with pytest.raises(ValueError, match="the data should be a tensor, not ndarray"):
         likelihood.get_likelihood_fn(SDE_, lambda x: x)(ORACLE, np.zeros((4, 1)))

@@ -117,7 +117,8 @@ def check_batch(what: str, x: Tensor) -> None:
 def normal_noise(noise: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
     """The source of standard normal noise that a caller gave, or `torch.randn_like`.
 
-    Its calls raise ValueError where the caller's gives complex numbers.
+    Its calls raise ValueError where the caller's gives complex numbers, or another shape, which
+    would be broadcast: samples would share their noise.
     """
     if noise is None:
         return torch.randn_like
@@ -125,6 +126,11 @@ def normal_noise(noise: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor],
     def checked(like: Tensor) -> Tensor:
         z = noise(like)
         check_real("noise", z)
+        if z.shape != like.shape:
+            raise ValueError(
+                f"noise like x of {tuple(like.shape)} should have its shape, not {tuple(z.shape)}, "
+                "as that of torch.randn_like has"
+            )
         return z
 
     return checked
