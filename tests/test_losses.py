@@ -33,6 +33,11 @@ def test_loss_of_the_zero_score_is_one(sde):
     assert summed(Zero(), x) == pytest.approx(2.5, abs=0.05)
 
 
+def test_a_training_step_needs_an_optimizer():
+    with pytest.raises(ValueError, match=r"needs optimize_fn: .*optimization_manager"):
+        losses.get_step_fn(VPSDE(), train=True)
+
+
 @pytest.mark.parametrize("objective", ("score", "classifier"))
 @pytest.mark.parametrize("continuous", (True, False))
 def test_no_sample_has_no_loss(objective, continuous):

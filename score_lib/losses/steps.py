@@ -52,6 +52,8 @@ def get_step_fn(
         sample or once for all.  `state` holds the live "model", "optimizer", "ema", perhaps further
         "averages", and the number "step" of updates made; training changes them in place and leaves
         the gradient's norm in `step_fn.grad_norm`.
+    Raises:
+        ValueError: as in `get_loss_fn`, or there is no `optimize_fn` to train with.
     """
     loss_fn = get_loss_fn(
         sde,
@@ -65,6 +67,10 @@ def get_step_fn(
         weighting=weighting,
         dropping=dropping,
     )
+    if train and optimize_fn is None:
+        raise ValueError(
+            "a training step needs optimize_fn: give that of losses.optimization_manager(config)"
+        )
     if train:
         return _TrainStep(loss_fn, optimize_fn, accumulation, prepare)
 
