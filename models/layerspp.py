@@ -42,13 +42,19 @@ def fourier_projection(embedding_type: str, model) -> GaussianFourierProjection 
     """The Fourier features of `model.embedding_type`; None for sines and cosines of time steps.
 
     Raises:
-        ValueError: no such embedding.
+        ValueError: no such embedding, or no room for a sine and a cosine.
     """
     kinds = {
         "fourier": lambda: GaussianFourierProjection(model.nf, model.fourier_scale),
         "positional": lambda: None,
     }
-    return choose("model.embedding_type", embedding_type, kinds)()
+    layer = choose("model.embedding_type", embedding_type, kinds)()
+    if layer is None and model.get("conditional", True) and model.nf < 2:
+        raise ValueError(
+            f"model.nf = {model.nf} leaves no room for a sine and a cosine of the time step, so "
+            "that the network would not be told the time: choose at least 2"
+        )
+    return layer
 
 
 def level_features(

@@ -288,6 +288,18 @@ def test_any_width_works(name, nf):
     assert build(config)(images(config), torch.tensor([1, 2])).shape == (2, 3, 8, 8)
 
 
+@pytest.mark.parametrize("name", ["ddpm", "ncsnpp", "mlp"])
+def test_networks_without_room_for_the_time_are_refused(name):
+    """Without a sine and a cosine of the time step, all times look the same."""
+    options = {"embedding_type": "positional", "norm_groups": 0, "attn_resolutions": ()}
+    with pytest.raises(ValueError, match=r"model\.nf = 1 leaves no room .* choose at least 2"):
+        build(tiny_config(name, nf=1, **options))
+    config = tiny_config(name, nf=2, **options)
+    model, x = fill_weights(build(config)).eval(), images(config)
+    early, late = (model(x, torch.full((len(x),), t)) for t in (1.0, 500.5))
+    assert not torch.allclose(early, late)
+
+
 def test_attention_goes_by_the_height_of_the_images():
     def attention_layers(image_size):
         model = build(tiny_config(image_size=image_size, attn_resolutions=(8,)))
