@@ -163,6 +163,13 @@ class Published:
         return x - f + batch_mul(G, torch.randn_like(x)), x - f
 
 
+@pytest.mark.parametrize("kind", ("predictor", "corrector"))
+def test_a_name_instead_of_a_class_is_refused(kind):
+    steps = {"predictor": None, "corrector": None, kind: "none"}
+    with pytest.raises(ValueError, match=rf"is a name: give the class, get_{kind}\('none'\)"):
+        sampling.get_pc_sampler(VPSDE(), (1, 2), *steps.values(), lambda x: x, 0.1)
+
+
 @pytest.mark.parametrize("steps", (0, 200))
 @pytest.mark.parametrize(
     "predictor",

@@ -60,6 +60,9 @@ def get_pc_sampler(
     sde = as_process(sde)
     sde.check_times(eps, start_time, shape)
     _check_settings(snr, n_steps, steps)
+    for kind, name in (("predictor", predictor), ("corrector", corrector)):
+        if isinstance(name, str):
+            raise ValueError(f"{kind} = {name!r} is a name: give the class, get_{kind}({name!r})")
     chain = steps in (0, sde.N) and grid in ("", "uniform")
     if not chain:
         sde = _other_steps(sde, predictor, continuous, steps, grid)
