@@ -434,6 +434,30 @@ def test_data_workers_ignore_signals_to_the_process_group(start_method):
     assert len(workers) == 1 and workers[0].is_alive()
 
 
+UNFINISHED_PASS = """
+import sys, torch
+from datasets import ImageStream, MemorySource
+from score_lib.base.preemption import Preempted
+
+source = MemorySource(torch.zeros(64, 1, 2, 2, dtype=torch.uint8))
+source.start_method = "fork"
+batches = iter(ImageStream(source, 4, num_workers=1))
+next(batches)
+{end}
+"""
+
+
+@pytest.mark.quick_cases(2)
+@pytest.mark.parametrize(
+    ("end", "code"), (("", 0), ("raise Preempted", EXIT_CODE), ("raise ValueError", 1))
+)
+def test_a_program_with_data_workers_ends(end, code):
+    """In the midst of a pass through the data: they ignore the SIGTERM that Python sends them."""
+    command = [sys.executable, "-c", UNFINISHED_PASS.format(end=end)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (found.returncode, "Traceback" in found.stderr) == (code, code == 1)
+
+
 @pytest.mark.slow
 def test_a_stopped_command_ends_with_its_own_code(tmp_path):
     command = [sys.executable, ROOT / "main.py", f"--config={ROOT}/configs/vp/digits.py",

@@ -1,8 +1,11 @@
 """Streams: batches of a source, whose order and random draws are functions of the position."""
 
+import atexit
 import functools
 import math
+import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -239,13 +242,17 @@ def shuffled(size: int, seed: int) -> Callable[[int, int], np.ndarray]:
 
 
 def _of_workers(loader: DataLoader) -> Iterator:
-    """What a loader gives.
+    """What a loader gives; its workers end with the program, also in the midst of a pass.
 
     Raises:
         DataError: a worker has ended, as the system ends it for want of memory.
     """
+    examples = iter(loader)
+    if workers := getattr(examples, "_workers", []):
+        known = _ended_at_exit(os.getpid())
+        known[:] = [worker for worker in known if worker.is_alive()] + workers
     try:
-        yield from loader
+        yield from examples
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -254,6 +261,25 @@ def _of_workers(loader: DataLoader) -> Iterator:
             f"a process that reads the data has ended: try a smaller data.num_workers, or 0 to "
             f"read without such processes ({reason})"
         ) from error
+
+
+@functools.cache
+def _ended_at_exit(owner: int) -> list[multiprocessing.Process]:
+    """Workers that are killed when the process of this id, which started them, ends.
+
+    Python would send them SIGTERM, which they ignore, and wait for ever.
+    """
+    workers = []
+
+    def end() -> None:
+        if os.getpid() != owner:  # forked from it
+            return
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would call it a failure
+        for worker in workers:
+            worker.kill()
+
+    atexit.register(end)  # called before Python's own, which was registered first
+    return workers
 
 
 class _Reader(Dataset):
