@@ -183,6 +183,27 @@ def test_the_same_data_are_split_and_scaled_as_in_training(tmp_path):
     run_lib.evaluate(small_config(**options), tmp_path)
 
 
+@pytest.mark.parametrize("relative", (False, True))
+def test_the_same_data_are_known_by_any_path(tmp_path, monkeypatch, relative):
+    """By a link, from the home folder, and from another folder than that of the training."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "mine.npy", np.zeros((20, 8, 8), dtype=np.uint8))
+    (tmp_path / "link.npy").symlink_to("mine.npy")
+    monkeypatch.chdir(tmp_path)
+    path = "./mine.npy" if relative else str(tmp_path / "mine.npy")
+    options = {**QUIET, "data__dataset": "IMAGES", "data__levels": 0}
+    run_lib.train(small_config(**options, data__path=path, training__n_iters=1), tmp_path)
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    chosen = {"eval__checkpoint": str(tmp_path / "checkpoints/checkpoint_0.pth")}
+    for path in ("~/mine.npy", "../mine.npy", "../link.npy"):
+        changed = small_config(**options, **chosen, data__path=path, data__split="last")
+        with pytest.raises(
+            CheckpointError, match=r"would be read wrongly with data.split = 'last'"
+        ):
+            run_lib.evaluate(changed, tmp_path)
+
+
 def test_a_config_that_cannot_be_read_is_refused(workdir):
     contents = read_checkpoint(workdir / META)
     save_checkpoint(workdir / META, {**contents, "config": "{"})

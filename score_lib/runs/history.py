@@ -56,7 +56,8 @@ _OF_THE_OUTPUT = {
 _OF_THE_STATE = _OF_THE_OUTPUT | {"data.category", "data.dataset", "data.key", "data.standardize"}
 # Options that name the data, and those by which the same data are other examples: held out, or with
 # other values.
-_OF_THE_DATA = ("dataset", "category", "data_dir", "key", "tfrecords_path")
+_OF_THE_DATA = ("dataset", "category", "key")
+_PLACES_OF_DATA = ("path", "data_dir", "tfrecords_path")
 _OF_THE_EXAMPLES = {"data.background", "data.levels", "data.range", "data.split"}
 _FREE = {
     "model.checkpoint_activations",
@@ -179,9 +180,23 @@ def check_guidance(path: str | os.PathLike, old: ConfigDict | None, new: ConfigD
 
 def same_data(old: ConfigDict, new: ConfigDict) -> bool:
     """Whether two configs name the same data; other data may be split and scaled in other ways."""
-    named = [[c.data[name] for name in _OF_THE_DATA] for c in (old, new)]
-    places = [c.data.path and os.path.abspath(c.data.path) for c in (old, new)]
-    return named[0] == named[1] and places[0] == places[1]
+    return all(old.data[name] == new.data[name] for name in _OF_THE_DATA) and all(
+        _same_place(old.data[name], new.data[name]) for name in _PLACES_OF_DATA
+    )
+
+
+def _same_place(old: str, new: str) -> bool:
+    """Whether two paths name the same place, perhaps by a link, or from another folder."""
+    if not (old and new):
+        return old == new
+    old, new = os.path.expanduser(old), os.path.expanduser(new)
+    if os.path.realpath(old) == os.path.realpath(new):
+        return True
+    # It is not known where a run with a relative path was started: places called alike count as
+    # the same, since held-out examples must not be those of the training.
+    tail = os.path.normpath(old)
+    ends = (path(new).endswith(os.sep + tail) for path in (os.path.abspath, os.path.realpath))
+    return not os.path.isabs(old) and any(ends)
 
 
 def _of_the_examples(old: ConfigDict, new: ConfigDict) -> set[str]:
