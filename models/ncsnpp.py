@@ -38,5 +38,5 @@ class NCSNpp(UNet):
         model = config.model
         choose("model.conv_size", model.conv_size, {3: None})
         choose("model.attention_type", model.attention_type, {"ddpm": None})
-        options = {name: model[name] for name in Options._fields if name != "norm"}
+        options = {name: getattr(model, name) for name in Options._fields if name != "norm"}
         super().__init__(config, Options(**options))

@@ -4,11 +4,13 @@ import inspect
 
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from models.conditioning import conditions_of
 from score_lib.base.devices import resolve_device
 from score_lib.base.registry import Registry
+from score_lib.option_table import TABLE
 from score_lib.options import complete
 from score_lib.parametrization import (  # noqa: F401  (published here)
     Coefficients,
@@ -70,10 +72,20 @@ def create_model(config, device: torch.device | str | None = None) -> nn.Module:
     """The configured network, on a device (default: `config.device`).
 
     Raises:
-        ValueError: the name is unknown, or the network refuses an option of the config.
+        ValueError: the name is unknown, or the network lacks or refuses an option of the config.
     """
     config = complete(config)
-    model = get_model(config.model.name)(config)
+    build = get_model(config.model.name)
+    try:
+        model = build(config)
+    except AttributeError as error:
+        option = TABLE.get(f"model.{error.name}")
+        if option is None or not isinstance(error.obj, ConfigDict):
+            raise
+        raise ValueError(
+            f"the network {config.model.name!r} needs config.model.{error.name}, which is missing: "
+            f"{option.check.allowed}"
+        ) from error
     _check_takes(model, config)
     return model.to(resolve_device(config.device if device is None else device))
 

@@ -13,6 +13,7 @@ from torch import nn
 import run_lib
 from models.precision import Compiled, InBfloat16
 from models.unet import UNet
+from models.utils import create_model
 
 REFINE_NETS = ["ncsn", "ncsnv2_64", "ncsnv2_128", "ncsnv2_256"]
 
@@ -154,3 +155,18 @@ def test_tf32_is_on_inside_training_and_sampling_only(training, sampling, tmp_pa
     on = {"tf32": (True, True), "float32": (False, False)}
     assert seen == {("training", *on[training]), ("sampling", *on[sampling])}
     assert tf32() == before
+
+
+@pytest.mark.parametrize("name", ("ncsnpp", "ddpm", "ncsn", "ncsnv2_64"))
+def test_an_option_that_a_network_lacks_is_named(name):
+    """Experiments of one's own may be written without the parts of `configs`."""
+    refused = []
+    for option in [key for key in tiny_config(name).model if key != "name"]:
+        config = tiny_config(name)
+        del config.model[option]
+        try:
+            create_model(config, "cpu")
+        except ValueError as error:
+            assert f"the network {name!r} needs config.model.{option}, which is miss" in str(error)
+            refused.append(option)
+    assert {"nf", "nonlinearity"} <= set(refused) and "dropout" not in refused
