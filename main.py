@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from score_lib.base.mistakes import MISTAKES, is_out_of_memory
 from score_lib.base.threads import choose_waiting, settle_threads
+from score_lib.options import add_missing
 
 FLAGS = flags.FLAGS
 MODES = (
@@ -44,7 +45,8 @@ class ConfigFile(flags.ArgumentParser):
     """Loads a config from its file; mistakes in it are told in one line, not in a traceback."""
 
     def parse(self, path: str) -> ConfigDict:
-        """The config, locked; `path` may end in `:argument`, for `get_config(argument)`.
+        """The config, complete and locked; `path` may end in `:argument`, for
+        `get_config(argument)`.
 
         The config may import modules that lie beside it.
 
@@ -65,6 +67,7 @@ class ConfigFile(flags.ArgumentParser):
             raise ValueError(f"{_place(error, file)}{type(error).__name__}: {error}") from error
         if not isinstance(config, ConfigDict):
             raise ValueError("it needs a function get_config() that returns a ConfigDict")
+        add_missing(config)
         return config.lock()
 
 

@@ -103,6 +103,23 @@ def complete(config: object) -> Config:
     return Config(full).lock() if locked else Config(full)
 
 
+def add_missing(config: ConfigDict) -> None:
+    """Give a config the options that it lacks, at their defaults, in place.
+
+    Other than `complete`, this keeps references between options, so that options may be set
+    afterwards, as on the command line.
+    """
+    with config.unlocked():
+        for key, option in TABLE.items():
+            section, _, name = key.rpartition(".")
+            if section and section not in config:
+                config[section] = ConfigDict()
+            options = config[section] if section else config
+            absent = isinstance(options, ConfigDict) and name not in options
+            if absent and not isinstance(option.default, NoDefault):
+                options[name] = option.default
+
+
 def _as_known(value: object, names: tuple[str, ...]) -> object:
     """A name as it is known: registries take any case, but no comparison should have to."""
     if not isinstance(value, str) or value in names:

@@ -245,6 +245,29 @@ def test_options_set_on_the_command_line_reach_the_run(tmp_path):
     assert code == 1 and "sigma_min = 4" in output and "sigma_max = 3" in output, output
 
 
+def test_options_that_a_config_lacks_are_set_on_the_command_line(tmp_path):
+    """Also those of sections that it lacks; options that follow from others still do."""
+    (tmp_path / "mine.py").write_text(
+        "from configs.vp.digits import get_config as digits\n\n"
+        "def get_config():\n"
+        "    config = digits()\n"
+        "    del config.eval, config.training.metrics_freq\n"
+        "    config.optim.warmup = 3 * config.training.get_ref('batch_size')\n"
+        "    return config\n"
+    )
+    options = ("eval.batch_size=7", "training.metrics_freq=5", "training.batch_size=2")
+    code = (
+        "import sys, main\n"
+        "main.parse_flags(sys.argv)\n"
+        "config = main.FLAGS.config\n"
+        "print(config.eval.batch_size, config.training.metrics_freq, config.optim.warmup)"
+    )
+    command = [sys.executable, "-c", code, f"--config={tmp_path}/mine.py"]
+    command += [f"--config.{option}" for option in options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["7", "5", "6"], done.stderr
+
+
 # --- Configs of users beside ours --------------------------------------------------------------
 
 
