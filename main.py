@@ -78,9 +78,17 @@ def _place(error: Exception, file: str) -> str:
     return f"line {lines[-1]}: " if lines else ""
 
 
+class Folder(flags.ArgumentParser):
+    """A folder; shells leave the ~ of `--workdir=~/runs` to the program."""
+
+    def parse(self, path: str) -> str:
+        """The path, from the home folder on where it begins with ~."""
+        return os.path.expanduser(path)
+
+
 config_flags.DEFINE_config_file("config", None, "The experiment's config.")
 FLAGS["config"].parser = ConfigFile()
-flags.DEFINE_string("workdir", None, "Folder of the run.")
+flags.DEFINE(Folder(), "workdir", None, "Folder of the run.", serializer=flags.ArgumentSerializer())
 flags.DEFINE_enum("mode", None, MODES, "What to do.")
 flags.DEFINE_string("eval_folder", "eval", "Folder for evaluation results, inside workdir.")
 flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")

@@ -268,6 +268,13 @@ def test_options_that_a_config_lacks_are_set_on_the_command_line(tmp_path):
     assert done.stdout.split() == ["7", "5", "6"], done.stderr
 
 
+def test_the_folder_of_a_run_may_lie_in_the_home_folder(tmp_path):
+    """As shells pass it: bash expands `--workdir ~/run`, and not `--workdir=~/run`."""
+    command = [f"--config={ROOT}/configs/vp/digits.py", "--mode=sample", "--workdir=~/run"]
+    code, output = run_forked(command, tmp_path, lambda: os.environ.update(HOME=str(tmp_path)))
+    assert code == 1 and f"there is no checkpoint at {tmp_path}/run/" in output, output
+
+
 # --- Configs of users beside ours --------------------------------------------------------------
 
 
