@@ -92,6 +92,15 @@ def test_amsgrad_may_be_switched_on_and_off(workdir):
     assert "max_exp_avg_sq" not in off["state"][0] and not off["param_groups"][0]["amsgrad"]
 
 
+def test_a_run_past_its_last_step_is_refused(workdir):
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(
+        CheckpointError, match=r"of step \d, later than training.n_iters = 1: raise"
+    ):
+        train(workdir, 1)
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_history_has_the_start_and_each_change(workdir):
     (start,) = history(workdir)
     config = json.loads((workdir / "config.json").read_text())

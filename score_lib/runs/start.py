@@ -204,7 +204,8 @@ def load_latest(config, state: dict, device: torch.device, workdir: pathlib.Path
         state: of training, changed in place.
     Raises:
         OSError: there are no such weights.
-        CheckpointError: it is of another network, process or data set.
+        CheckpointError: it is of another network, process or data set, or of a later step than the
+            last.
     """
     state |= {"position": 0, "start": {}, "best": {}, "snapshot_due": False, "metrics_due": False}
     state["examples"] = []
@@ -216,6 +217,12 @@ def load_latest(config, state: dict, device: torch.device, workdir: pathlib.Path
         if resumed.config is not None:
             check_same_run(chosen, resumed.config, config)
         check_same_profiles(chosen, contents, config)
+        step = count(chosen, contents, "step") if "step" in contents else 0
+        if step > config.training.n_iters:
+            raise CheckpointError(
+                f"{chosen} is of step {step}, later than training.n_iters = "
+                f"{config.training.n_iters}: raise it, or choose another --workdir"
+            )
 
     if distributed.on_main(lambda: needs_start(config, workdir)):
         load_start(config, state, device)
