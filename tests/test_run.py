@@ -201,6 +201,19 @@ def test_sample_mode(undisturbed, tmp_path):
     assert (folder / "sample.png").stat().st_size > 0
 
 
+def test_samples_by_other_options_stay(undisturbed, tmp_path):
+    config = small_config(eval__checkpoint=str(undisturbed / "checkpoints" / "checkpoint_2.pth"))
+    folder = run_lib.sample(config, tmp_path)
+    first = np.load(folder / "sample.np")
+    assert run_lib.sample(config, tmp_path) == folder and len(list(folder.parent.iterdir())) == 1
+    config.seed += 1
+    assert run_lib.sample(config, tmp_path) == folder
+    assert json.loads((folder / "config.json").read_text())["seed"] == config.seed
+    aside = folder.parent / "set_aside" / f"{folder.name}_other_options"
+    assert np.array_equal(np.load(aside / "sample.np"), first)
+    assert not np.array_equal(np.load(folder / "sample.np"), first)
+
+
 def test_samples_come_in_batches_that_fit(undisturbed, tmp_path):
     """More samples than a training batch holds: the same ones, in several batches."""
     checkpoint = str(undisturbed / "checkpoints" / "checkpoint_2.pth")

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
+CONFIG = "config.json"
 # Predecessors of a file that may be kept.
 MOST_KEPT = 9
 # Errors of a file system without locks.
@@ -180,8 +181,7 @@ def open_folder(folder: str | os.PathLike, config) -> pathlib.Path:
         OSError: the folder cannot be made or written.
     """
     folder = pathlib.Path(folder)
-    text = json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
-    path = folder / "config.json"
+    text, path = _config_text(config), folder / CONFIG
     try:
         if path.exists() and path.read_bytes() != text.encode():
             logging.warning("the config differs from the one in %s, which is replaced", path)
@@ -189,6 +189,19 @@ def open_folder(folder: str | os.PathLike, config) -> pathlib.Path:
     except OSError as error:
         raise OSError(f"the work directory {folder} cannot be written: {error}") from error
     return folder
+
+
+def _config_text(config) -> str:
+    return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
+
+
+def make_way(folder: str | os.PathLike, config) -> None:
+    """Set a folder of results aside, see `set_aside`, unless they are by the same options."""
+    folder = pathlib.Path(folder)
+    record = folder / CONFIG
+    same = record.is_file() and record.read_bytes() == _config_text(config).encode()
+    if folder.exists() and not same:
+        set_aside(folder, "other_options")
 
 
 def folder_of_results(

@@ -10,7 +10,7 @@ from torch import Tensor
 from score_lib.base import distributed
 from score_lib.data.kinds import channel_axis
 from score_lib.disk.drawings import save_samples_picture
-from score_lib.disk.files import atomic_write
+from score_lib.disk.files import atomic_write, make_way, open_folder
 from score_lib.disk.pictures import (
     check_samples_finite,
     is_picture,
@@ -24,7 +24,8 @@ def sample(config, workdir: str | os.PathLike) -> pathlib.Path:
     """Draw `sampling.num_samples` samples from a checkpoint into `samples/step_{step}/`.
 
     The checkpoint is `eval.checkpoint`, or the run's latest; the folder of another average than the
-    main one ends in `_{eval.ema}`.  The files are those of `save_samples`.
+    main one ends in `_{eval.ema}`.  The files are those of `save_samples`, and `config.json`.
+    Samples by other options that are there are moved to `samples/set_aside/`.
 
     Returns:
         the folder with the samples.
@@ -34,7 +35,13 @@ def sample(config, workdir: str | os.PathLike) -> pathlib.Path:
     average = f"_{run.config.eval.ema}" if run.config.eval.ema else ""
     folder = pathlib.Path(workdir) / "samples" / f"step_{run.state['step']}{average}"
     samples = run.first_samples()
-    distributed.on_main(lambda: save_samples(folder, samples, run))
+
+    def save() -> None:
+        make_way(folder, run.config)
+        open_folder(folder, run.config)
+        save_samples(folder, samples, run)
+
+    distributed.on_main(save)
     logging.info("samples are in %s", folder)
     return folder
 
