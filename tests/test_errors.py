@@ -395,12 +395,12 @@ def test_full_disk(workdir):
     ("mode", "option", "advice"),
     (
         ("train", "--config.training.n_iters=8", "a larger training.grad_accumulation"),
-        ("sample", "--config.sampling.num_samples=20000", "a smaller training.batch_size, in"),
+        ("sample", "--config.sampling.num_samples=100000", "a smaller training.batch_size, in"),
     ),
 )
 def test_too_little_memory(mode, option, advice, workdir):
     before = {path: data for path, data in contents(workdir).items() if path.suffix == ".pth"}
-    large = "--config.training.batch_size=20000"
+    large = "--config.training.batch_size=100000"
 
     def limit():
         used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -11,7 +11,7 @@ import likelihood
 import losses
 import sampling
 from score_lib.disk.pictures import to_uint8
-from score_lib.samplers.accuracy import MOST_ERROR, final_std
+from score_lib.samplers.accuracy import MOST_ERROR, _warn_once, final_std
 from sde_lib import SDE, VESDE, VPSDE, subVPSDE
 
 pytestmark = pytest.mark.quick_cases(2)
@@ -80,6 +80,7 @@ def test_binary_data_stay_binary_in_few_steps_or_are_refused(name, predictor, st
     ids=str,
 )
 def test_a_published_chain_that_misses_the_data_is_told(sde, settings, error, caplog):
+    _warn_once.cache_clear()
     settings = {"continuous": True, "snr": 0.16, **settings}
     sampler = sampling.get_pc_sampler(
         sde, (500, 4), sampling.EulerMaruyamaPredictor, None, lambda x: x, **settings

@@ -1,5 +1,6 @@
 """How accurate a number of steps is, from exact scores."""
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -118,12 +119,14 @@ def warn_of_chain(
         return
     error = final_std(sde, predictor, times, probability_flow, dimensions, chain=True)
     if error > MOST_ERROR:
-        logging.warning(
-            "samples will be off by %.2g in the network's range: the last step of the published "
-            "chain of %r, from the time %g, is as long as all others; build the process with more "
-            "steps, such as N = 1000, and make fewer of them by sampling.num_steps (steps=%d)",
-            error,
-            sde,
-            times[-2],
-            len(times) - 1,
+        _warn_once(
+            f"samples will be off by {error:.2g} in the network's range: the last step of the "
+            f"published chain of {sde!r}, from the time {times[-2]:g}, is as long as all others; "
+            f"build the process with more steps, such as N = 1000, and make fewer of them by "
+            f"sampling.num_steps (steps={len(times) - 1})"
         )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.warning("%s", message)
