@@ -287,7 +287,7 @@ def offsets(
 
 def _kind_of_probe(hutchinson_type: str, num_probes: int) -> str:
     """The kind of probe in lower case; ValueError lists the known ones."""
-    kind = hutchinson_type.lower()
+    kind = str(hutchinson_type).lower()
     if kind not in (*_PROBES, "exact"):
         raise ValueError(
             f"unknown hutchinson_type {hutchinson_type!r}: known are 'Rademacher', 'Gaussian' "

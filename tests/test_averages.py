@@ -270,7 +270,7 @@ def test_an_evaluation_takes_several_averages(trained):
     assert records[0]["loss"] == records[1]["loss"] != records[2]["loss"]
     # Again, with fewer of them: the rounds are there.
     Recorder.calls.clear()
-    config.eval.ema = "none,posthoc_0.12"
+    config.eval.ema = "none,posthoc_0.12,none"  # each once
     assert run_lib.evaluate(config, folder) == [records[2], records[6]]
     assert not [call for call in Recorder.calls if len(call.x) > 1]
 

@@ -200,6 +200,9 @@ def test_settings_out_of_range_are_refused():
         with pytest.raises(ValueError, match=f"2 or more, not {size}"):
             evaluation.kid(x, y, max_block_size=size)
     assert evaluation.kid(x, y, max_block_size=math.inf)[0] == evaluation.squared_mmd(x, y)
+    assert evaluation.kid(x.tolist(), y.tolist()) == pytest.approx(
+        evaluation.kid(x, y), nan_ok=True
+    )
 
 
 @pytest.mark.parametrize(

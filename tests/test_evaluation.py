@@ -29,8 +29,9 @@ def test_number_of_scales_gives_the_requested_overlap():
     assert noise_scales.neighbour_overlap(gamma, 10_000) == pytest.approx(0.3, abs=2e-3)
     assert evaluation.fitting_num_scales(2, 1.9, 64) == 2
     assert evaluation.fitting_num_scales(50, 0.01, 1) == 2
-    with pytest.raises(ValueError, match="sigma_max > sigma_min"):
-        evaluation.fitting_num_scales(1, 2, 3)
+    for sigma_max, sigma_min in ((1, 2), (np.inf, 1), (np.nan, 1)):
+        with pytest.raises(ValueError, match="sigma_max > sigma_min"):
+            evaluation.fitting_num_scales(sigma_max, sigma_min, 3)
 
 
 @pytest.mark.parametrize("rows", [7, 1024])

@@ -269,11 +269,12 @@ def _row_blocks(x: Tensor, width: int, block: int) -> tuple[Tensor, ...]:
 
 
 def _pair(features_a: Features, features_b: Features) -> tuple[Tensor, Tensor]:
-    _check_widths(features_a, features_b)
-    return _float64(features_a), _float64(features_b)
+    a, b = _float64(features_a), _float64(features_b)
+    _check_widths(a, b)
+    return a, b
 
 
-def _check_widths(features_a: Features, features_b: Features) -> None:
+def _check_widths(features_a: Tensor, features_b: Tensor) -> None:
     if features_a.shape[-1:] != features_b.shape[-1:]:
         raise ValueError(
             f"features of widths {features_a.shape[-1]} and {features_b.shape[-1]} cannot be "

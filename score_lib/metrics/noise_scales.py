@@ -49,7 +49,7 @@ def fitting_num_scales(
     Returns:
         the number of scales, including both ends.
     """
-    if not (sigma_max > sigma_min > 0 and dimension >= 1 and 0 < overlap <= 0.99):
+    if not (math.inf > sigma_max > sigma_min > 0 and dimension >= 1 and 0 < overlap <= 0.99):
         raise ValueError(
             "the number of scales needs sigma_max > sigma_min > 0, dimension >= 1 and 0 < overlap "
             f"<= 0.99, not {sigma_max=}, {sigma_min=}, {dimension=} and {overlap=}"

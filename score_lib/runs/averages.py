@@ -50,8 +50,8 @@ def get_averages(config, parameters: Iterable[Parameter]) -> Averages:
 
 
 def names_of_averages(text: str) -> list[str]:
-    """The names in `eval.ema`."""
-    return [name.strip() for name in text.split(",")]
+    """The names in `eval.ema`, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 def one_average(text: str) -> str:

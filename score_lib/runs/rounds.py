@@ -41,6 +41,8 @@ _NOT_IN_FINGERPRINT = (
 )
 # Of other sections; weights are in the fingerprint themselves.
 _OTHERS = CHANGES_NO_WEIGHT | {"model.checkpoint_activations", "sampling.num_samples"}
+# What helps where rounds do not fit.
+_ADVICE = "choose another --eval_folder (of --mode eval), or remove it"
 # Sections of other modes.
 _OTHER_MODES = ("control.", "export.")
 
@@ -137,10 +139,7 @@ class Job:
         """The arrays of a round, and its basis."""
         arrays = load_arrays(path)
         if str(arrays.pop("fingerprint", "")) != self.fingerprint:
-            raise ValueError(
-                f"{path} was made with other options or another checkpoint: choose another "
-                "--eval_folder, or remove it"
-            )
+            raise ValueError(f"{path} was made with other options or another checkpoint: {_ADVICE}")
         basis = str(arrays.pop("basis", ""))
         return arrays, basis
 
@@ -166,17 +165,14 @@ def check_folder(config, folder: pathlib.Path) -> None:
         theirs = _relevant(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is damaged, so that the options of the results beside it are unknown: choose "
-            "another --eval_folder, or remove it"
+            f"{path} is damaged, so that the options of the results beside it are unknown: "
+            f"{_ADVICE}"
         ) from error
     if ours != theirs:
         keys = ours.keys() | theirs.keys()
         differing = sorted(key for key in keys if ours.get(key) != theirs.get(key))
         shown = ", ".join(differing[:8]) + (", ..." if len(differing) > 8 else "")
-        raise ValueError(
-            f"{folder} holds an evaluation with another {shown}: choose another "
-            "--eval_folder, or remove it"
-        )
+        raise ValueError(f"{folder} holds an evaluation with another {shown}: {_ADVICE}")
 
 
 def has_rounds(folder: pathlib.Path) -> bool:
@@ -196,7 +192,7 @@ def _check_examples(folder: pathlib.Path, split: str, info: DatasetInfo) -> None
     if earlier != found:
         raise ValueError(
             f"{folder} holds an evaluation of {printable(str(earlier))}, and the {split} part of "
-            f"{info.name} now has {found}: choose another --eval_folder, or remove it"
+            f"{info.name} now has {found}: {_ADVICE}"
         )
     if split not in recorded:
         write_text(path, json.dumps(recorded | {split: found}, indent=2) + "\n")
@@ -211,8 +207,7 @@ def _recorded(path: pathlib.Path) -> dict:
         return {**json.loads(path.read_text(encoding="utf-8"))}
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is damaged, so that the data of the results beside it are unknown: choose "
-            "another --eval_folder, or remove it"
+            f"{path} is damaged, so that the data of the results beside it are unknown: {_ADVICE}"
         ) from error
 
 
