@@ -7,7 +7,9 @@ import random
 import re
 import shutil
 import signal
+import struct
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 
 from .outcomes import META, kept_step, predecessors, reached_step
@@ -30,9 +32,13 @@ def flip(path: pathlib.Path, draws: random.Random) -> None:
 
 
 def flip_data(path: pathlib.Path, draws: random.Random) -> None:
-    """Flip a bit in the middle of a zip file, not in its list of contents."""
+    """Flip a bit in the middle of the largest array of a zip file: headers have unread bytes."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.compress_size)
     data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 1 << draws.randrange(8)
+    start = largest.header_offset + 30  # before the name, and what may come behind it
+    start += sum(struct.unpack_from("<2H", data, largest.header_offset + 26))
+    data[start + largest.compress_size // 2] ^= 1 << draws.randrange(8)
     path.write_bytes(data)
 
 
