@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 MIB = 1 << 20
 
 
@@ -68,6 +70,7 @@ def call(function: Callable[[], object], seconds: float, growth: float) -> Outco
 
 def _child(function: Callable[[], object], pipe) -> None:
     result, error, message = None, "", ""
+    torch.set_num_threads(1)  # those of the parent are not there, and would be waited for
     with open(os.devnull, "w") as nowhere:  # log output does not matter here
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
