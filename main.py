@@ -31,7 +31,7 @@ MODES = (
     "export",
     "train_dequantizer",
 )
-# What takes less memory in a mode.
+# Options that take less memory, by mode.
 _LESS_MEMORY = {
     "train": "a smaller training.batch_size, a larger training.grad_accumulation, with which "
     "gradients stay the same, or model.checkpoint_activations=True",

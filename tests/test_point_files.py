@@ -12,7 +12,7 @@ from point_helpers import ENCODINGS, VERTEX, off, ply, some_points
 
 import datasets
 from datasets import DataError
-from score_lib.data.kinds import kind_of
+from score_lib.data.kinds import is_continuous, kind_of
 from score_lib.data.point_files import read_points
 from score_lib.data.points import chosen_rows
 from score_lib.data.sources import DATASETS
@@ -142,7 +142,7 @@ def test_folders_are_classes_and_splits(model_net, kind):
 def test_streams_of_points_are_continuous_and_permuted(model_net):
     path, made = model_net
     config = make_config("POINTS", path=str(path), shape=(4, 3), batch_size=3)
-    assert kind_of(config) == "points"
+    assert kind_of(config) == "points" and is_continuous(config)
     train, _, info = datasets.get_streams(config)
     batch = next(iter(train))["image"]
     assert batch.dtype == torch.float32 and info.num_examples == {"train": 3, "test": 2}

@@ -242,7 +242,7 @@ def shuffled(size: int, seed: int) -> Callable[[int, int], np.ndarray]:
 
 
 def _of_workers(loader: DataLoader) -> Iterator:
-    """What a loader gives; its workers end with the program, also in the midst of a pass.
+    """The batches of a loader; its workers end with the program, also in the midst of a pass.
 
     Raises:
         DataError: a worker has ended, as the system ends it for want of memory.

@@ -209,7 +209,7 @@ pipeline = DiffusionPipeline.from_pretrained("FOLDER")
 
 
 def _ddim_arguments(sampling) -> list[str]:
-    """What the call says beside the number of steps, for samples as here."""
+    """Arguments of the call beside the number of steps, for samples as here."""
     arguments = [f"eta={sampling.eta:g}"] if sampling.eta else []
     follows = sampling.clip and sampling.clip_noise
     return arguments + ["use_clipped_model_output=True"] * follows
@@ -247,7 +247,7 @@ From the command line, {command}
 
 
 def _of_score(run: Run, file: str) -> tuple[str, str]:
-    """What is done with a loaded score network, and the command."""
+    """The use of a loaded score network, in Python and as a command."""
     needs_path = "image" in run.conditions.kinds and run.config.data.path
     path = 'run.config.data.path = "photos/"  # of pictures, parts of which it is told\n'
     return (

@@ -41,7 +41,7 @@ _NOT_IN_FINGERPRINT = (
 )
 # Of other sections; weights are in the fingerprint themselves.
 _OTHERS = CHANGES_NO_WEIGHT | {"model.checkpoint_activations", "sampling.num_samples"}
-# What helps where rounds do not fit.
+# Advice where rounds do not fit.
 _ADVICE = "choose another --eval_folder (of --mode eval), or remove it"
 # Sections of other modes.
 _OTHER_MODES = ("control.", "export.")

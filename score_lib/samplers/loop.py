@@ -94,7 +94,7 @@ def run_steps(
 
 
 def _checked(made: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """What a step from x has made; there may be no mean, None, where it is not asked for."""
+    """The results of a step from x; there may be no mean, None, where it is not asked for."""
     alone = isinstance(made, Tensor)
     shapes = [tuple(y.shape) for y in ([made] if alone else made) if y is not None]
     if alone or any(shape != x.shape for shape in shapes):

@@ -13,7 +13,7 @@ from score_lib.base.tensors import per_sample
 
 # Of data: channels, time and three sides.
 _HIGHEST_RANK = 5
-# What it raises for data of another shape.
+# Errors that it raises for data of another shape.
 _OF_OTHER_SHAPES = (IndexError, RuntimeError, TypeError, ValueError)
 _NAMES = {"marginal_prob": "mean", "sde": "drift"}
 
@@ -98,7 +98,7 @@ def check_shape(sde, x: Tensor) -> None:
 
 
 def _tried(ask: Callable) -> Any:
-    """What it gives; None if it fails, as a user's class may for data of one entry, or on the
+    """The result; None if it fails, as a user's class may for data of one entry, or on the
     way through a tracer."""
     try:
         return ask()
