@@ -67,10 +67,9 @@ def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
     try:
         run = setup(config)
         data = data_of(run)
-        findings = _config(run) + _names(run.config) + _network(run, data) + _process(run)
-        findings += _samplers(run)
-        findings += data.findings + _statistics(run, workdir) + _quality(run)
-        findings += _start(run, data, workdir)
+        findings = _config(run) + _names(run.config) + _network(run, data)
+        findings += _process(run) + _samplers(run) + data.findings
+        findings += _statistics(run, workdir) + _quality(run) + _start(run, data, workdir)
     except (ValueError, NotImplementedError, FloatingPointError) as error:
         # Also of a network that cannot be built, or of a batch that cannot be read.
         findings = [Finding("config", WRONG, str(error))]
