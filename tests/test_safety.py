@@ -322,6 +322,12 @@ def test_a_failed_write_after_damage_keeps_the_last_good_state(keep, tmp_path, m
     assert steps_of(path)["checkpoint.pth"] == 12 and None not in steps_of(path).values()
 
 
+def test_a_folder_that_is_set_aside_keeps_its_whole_name(tmp_path):
+    (tmp_path / "step_2_0.999").mkdir()
+    set_aside(tmp_path / "step_2_0.999", "other_options")
+    assert (tmp_path / "set_aside" / "step_2_0.999_other_options").is_dir()
+
+
 def test_what_is_set_aside_displaces_nothing(tmp_path):
     for text in ("first", "second", "third"):
         (tmp_path / "a.pth").write_text(text)
@@ -447,7 +453,7 @@ next(batches)
 """
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("end", "code"), (("", 0), ("raise Preempted", EXIT_CODE), ("raise ValueError", 1))
 )

@@ -145,7 +145,7 @@ def _keep_earlier(path: pathlib.Path, keep: int) -> None:
 
 
 def set_aside(path: str | os.PathLike, label: str) -> None:
-    """Move a file that must not count any more to `set_aside/` beside it, and log that.
+    """Move a file or folder that must not count any more to `set_aside/` beside it, and log that.
 
     Args:
         label: why, for its new name: `set_aside/checkpoint_3_{label}.pth`, with a number added
@@ -154,8 +154,10 @@ def set_aside(path: str | os.PathLike, label: str) -> None:
     path = pathlib.Path(path)
     folder = path.parent / "set_aside"
     folder.mkdir(exist_ok=True)
+    # The number behind the dot in a folder's step_2_0.999 is no suffix.
+    stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
     numbers = itertools.chain([""], (f"_{k}" for k in itertools.count(2)))
-    names = (folder / f"{path.stem}_{label}{number}{path.suffix}" for number in numbers)
+    names = (folder / f"{stem}_{label}{number}{suffix}" for number in numbers)
     aside = next(name for name in names if not name.exists())
     os.replace(path, aside)
     logging.warning("%s is set aside: it is now %s", path, aside)
