@@ -11,6 +11,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+# Of the cases of a test, as many are in the quick subset unless its mark gives another number.
+QUICK_CASES = 2
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
@@ -39,10 +42,10 @@ def own_log_level():
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marks
 def pytest_collection_modifyitems(items):
-    """Of a test marked `quick_cases(n)`, the cases after the first n are slow."""
+    """Cases of a test after its first QUICK_CASES, or `quick_cases(n)` by its mark, are slow."""
     seen = collections.Counter()
     for item in items:
-        if mark := item.get_closest_marker("quick_cases"):
-            seen[item.function] += 1
-            if seen[item.function] > mark.args[0]:
-                item.add_marker(pytest.mark.slow)
+        mark = item.get_closest_marker("quick_cases")
+        seen[item.function] += 1
+        if seen[item.function] > (mark.args[0] if mark else QUICK_CASES):
+            item.add_marker(pytest.mark.slow)

@@ -15,8 +15,6 @@ import models.adm
 from models.adm import EncoderUNetModel, SuperResModel, UNetModel
 from models.adm_layers import GroupNorm32, timestep_embedding
 
-pytestmark = pytest.mark.quick_cases(3)
-
 CASES = load_json("golden_adm.json")
 
 

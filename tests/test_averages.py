@@ -21,6 +21,8 @@ from score_lib.disk.checkpoints import CheckpointError, read_checkpoint, save_ch
 from score_lib.options import checked
 from score_lib.runs.setup import META
 
+pytestmark = pytest.mark.slow  # whole runs
+
 AVERAGES = {
     "model__ema_rate": 0.4,
     "model__ema_rates": (0.2, 0.9),
@@ -116,7 +118,6 @@ def test_snapshots_hold_the_profiles_in_half_precision(trained):
 
 
 @pytest.mark.parametrize("stop", (5, 9))
-@pytest.mark.quick_cases(1)
 def test_a_killed_run_ends_with_the_same_averages_and_snapshots(
     stop, trained, tmp_path, monkeypatch
 ):
@@ -148,7 +149,6 @@ def test_snapshots_of_later_steps_are_made_again(tmp_path):
     assert not stale.exists() and len(snapshots.find(tmp_path)) == 6
 
 
-@pytest.mark.slow
 def test_two_processes_write_each_snapshot_once(trained, tmp_path):
     together(2, run_lib.train, options(**AVERAGES), tmp_path)
     ours, theirs = read_checkpoint(tmp_path / META)["averages"], trained[1]["averages"]

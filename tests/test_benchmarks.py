@@ -37,6 +37,8 @@ from benchmarks.variants import PLAIN, Comparison, Variant, Work
 from run_lib import setup
 from run_lib import train as train_run
 
+pytestmark = pytest.mark.slow  # whole runs
+
 CPU = torch.device("cpu")
 MB = 1 << 18  # float32 numbers in a megabyte
 SMALL = ["--config", "vp/digits", "--set", "model.nf=8", "--batch_size", "4", "--rounds", "2"]
@@ -119,7 +121,6 @@ def test_ratios_of_pairs_are_free_of_drift(monkeypatch):
     assert found.value == pytest.approx(2, rel=0.02) and 0 < found.standard_error < 0.1
 
 
-@pytest.mark.slow
 def test_adm_is_the_network_that_it_is_compared_with(capsys):
     given = ["--sides", "16", "--width", "32", "--batch_size", "2", "--rounds", "1"]
     adm.main(given)
@@ -213,7 +214,6 @@ def test_ratios_are_to_the_plain_network():
     assert rows["tf32"] == {"note": "fails"}
 
 
-@pytest.mark.slow
 def test_training_in_bfloat16_and_with_checkpoints_takes_less_memory(capsys):
     train.main([*SMALL, "--variants", "bfloat16", "bfloat16+checkpoint", "tf32"])
     rows = report(capsys)["rows"]
@@ -226,7 +226,6 @@ def test_training_in_bfloat16_and_with_checkpoints_takes_less_memory(capsys):
         assert row["images/s"] == pytest.approx(4e3 / row["ms"])
 
 
-@pytest.mark.slow
 def test_operations_are_those_of_the_plain_step(capsys):
     """Splitting the batch or recomputing activations does not count."""
     counts = []
@@ -274,7 +273,6 @@ def test_failures_are_rows_with_a_note(capsys, monkeypatch):
     assert "float16" in rows["float16"]["note"]
 
 
-@pytest.mark.slow
 def test_compiled_variants_are_compiled(capsys, monkeypatch):
     modes, compile = [], torch.compile
 
@@ -287,7 +285,6 @@ def test_compiled_variants_are_compiled(capsys, monkeypatch):
     assert report(capsys)["rows"]["bfloat16+compile"].keys() >= TIMES and modes == ["default"]
 
 
-@pytest.mark.slow
 def test_sampling_measures_steps_and_the_effect_of_precision(capsys):
     sampling.main([*SMALL, "--config", "ve/digits", "--variants", "bfloat16", "--steps", "3"])
     found = report(capsys)
@@ -314,7 +311,6 @@ def test_sampling_with_guidance_evaluates_each_sample_twice_a_step(capsys):
     assert found["rows"]["float32"].keys() >= TIMES
 
 
-@pytest.mark.slow
 def test_one_pass_on_the_device_agrees_with_separate_passes_on_the_host(capsys):
     small = [*SMALL, "--config", "ve/digits", "--rounds", "1", "--variants"]
     likelihood.main([*small, "--tolerance", "0.1"])
@@ -448,7 +444,6 @@ def test_share_of_a_variance_has_the_error_of_a_paired_ratio():
     assert objectives.share(part, whole).std() == pytest.approx(expected)
 
 
-@pytest.mark.slow
 def test_objectives_are_compared_for_a_mixture_and_for_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(objectives, "AT_ONCE", 6)
     config = small_config(training__n_iters=1, training__snapshot_sampling=False)
@@ -463,7 +458,6 @@ def test_objectives_are_compared_for_a_mixture_and_for_runs(tmp_path, capsys, mo
     assert all(("of uniform" in row) == (row["times"] == "likelihood") for row in found)
 
 
-@pytest.mark.slow
 def test_training_on_an_array_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "SHAPE", (1, 4, 4))
     arrays.make_array(tmp_path / "a.npy", 40)

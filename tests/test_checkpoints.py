@@ -25,8 +25,6 @@ from score_lib.disk.checkpoints import (
     save_checkpoint,
 )
 
-pytestmark = pytest.mark.quick_cases(3)
-
 
 @pytest.fixture(scope="module")
 def state():

@@ -364,7 +364,6 @@ class OfRank(SDE):
 @pytest.mark.parametrize(
     ("method", "steps", "restored_by"), (("pc", 250, "tweedie"), ("ddim", 40, "dps"))
 )
-@pytest.mark.quick_cases(2)
 def test_processes_of_one_rank_are_checked_with_data_of_it(
     method, steps, restored_by, shape, monkeypatch
 ):
@@ -425,6 +424,7 @@ def test_folders_of_a_split_and_classes_are_told(tmp_path, caplog):
     assert "held out: valid/ (6 images)" in texts and "2 = 0, 10 = 1" in texts, texts
 
 
+@pytest.mark.slow
 def test_statistics_of_other_images_are_found(tmp_path):
     @evaluation.register_extractor(name="tiny")
     class Tiny(evaluation.Extractor):

@@ -143,6 +143,7 @@ def test_digits_classifiers_fit_their_score_networks():
     assert (ROOT / "configs" / "ve" / "cifar10_classifier.py").exists()
 
 
+@pytest.mark.slow
 def test_classes_are_recorded_and_others_refused(tmp_path, caplog):
     """A class folder that is added later would give all classes after it other labels."""
     for number in range(24):

@@ -23,8 +23,6 @@ from models.utils import create_model, get_score_fn
 from score_lib.options import complete
 from sde_lib import VESDE, VPSDE, subVPSDE
 
-pytestmark = pytest.mark.quick_cases(3)
-
 NULL = {"classes": 3}
 
 

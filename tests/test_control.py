@@ -29,8 +29,6 @@ from controllable_generation import (
 from score_lib.base.tensors import SampleNoise, batch_mul
 from sde_lib import VESDE, VPSDE, CosineVPSDE, subVPSDE
 
-pytestmark = pytest.mark.quick_cases(2)
-
 SDES = {"ve": VESDE(sigma_max=20, N=200), "vp": VPSDE(N=200), "subvp": subVPSDE(N=200)}
 CASES = (("vesde", "continuous"), ("vesde", "discrete"), ("vpsde", "continuous"))
 

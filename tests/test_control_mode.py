@@ -13,8 +13,6 @@ import run_lib
 from score_lib.runs import image_tasks
 from score_lib.runs.tasks import psnr
 
-pytestmark = pytest.mark.quick_cases(2)
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

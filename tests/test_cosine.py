@@ -22,8 +22,6 @@ from score_lib.losses.objectives import Draws
 from score_lib.options import checked
 from sde_lib import CosineVPSDE, batch_mul, create_sde
 
-pytestmark = pytest.mark.quick_cases(2)
-
 
 @functools.cache
 def golden(name):

@@ -22,8 +22,6 @@ from score_lib.disk.pictures import save_grid
 from score_lib.disk.reports import save_histogram, write_report
 from score_lib.metrics import stats
 
-pytestmark = pytest.mark.quick_cases(4)
-
 EVERY = list(damaged_inputs.all_cases())
 KINDS = sorted({case.kind for case in EVERY})
 # One of each kind, and in `test_every_other_case` half of all; `make faults` runs all of them.

@@ -25,6 +25,8 @@ from score_lib.runs.evaluate import Job
 from score_lib.scores import get_model_fn
 from sde_lib import VPSDE
 
+pytestmark = pytest.mark.slow  # whole runs
+
 NO_DROPOUT = {"model__dropout": 0.0}
 
 
@@ -60,10 +62,6 @@ def alone(tmp_path_factory):
     return folder
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("world, parts", ((2, 4),))
 def test_training_gives_the_weights_and_the_log_of_one_process(world, parts, alone, tmp_path):
     config = small_config(**LONG, training__grad_accumulation=parts)
@@ -78,7 +76,6 @@ def test_training_gives_the_weights_and_the_log_of_one_process(world, parts, alo
     assert json.loads((tmp_path / "config.json").read_text())["model"]["nf"] == 8
 
 
-@pytest.mark.slow
 def test_the_number_of_processes_may_change_between_runs(alone, tmp_path):
     for world, until in ((4, 10), (1, 20), (2, 50)):
         config = small_config(**{**LONG, "training__n_iters": until})
@@ -87,7 +84,6 @@ def test_the_number_of_processes_may_change_between_runs(alone, tmp_path):
     assert_same_weights(tmp_path, alone, rtol=0, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ("vp/digits_classifier", "vp/digits_conditional"))
 def test_labels_are_shared_out_with_their_images(experiment, tmp_path):
     changes = {**NO_DROPOUT, "training__n_iters": 6, "training__snapshot_sampling": False}
@@ -97,7 +93,6 @@ def test_labels_are_shared_out_with_their_images(experiment, tmp_path):
     assert_same_weights(tmp_path / "two", tmp_path / "one", rtol=0, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_a_network_with_idle_parameters_is_trained_by_several(tmp_path):
     """Those of the layers for the noise level, in a network that is not told it."""
     changes = {**NO_DROPOUT, "model__conditional": False, "optim__warmup": 100}
@@ -240,7 +235,6 @@ def evaluated(tmp_path_factory, options):
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world", (3,))
 def test_evaluation_gives_the_figures_of_one_process(world, evaluated, options):
     """Bit for bit, although three processes divide neither the batches nor the examples."""
@@ -295,7 +289,6 @@ def test_who_loses_another_process_says_so_in_a_sentence():
     assert "\n" not in str(error)
 
 
-@pytest.mark.slow
 def test_statistics_are_those_of_one_process(evaluated, options, tmp_path):
     changed = {**options, "eval__stats": str(tmp_path / "stats.npz")}
     paths = together(3, run_lib.fid_stats, small_config(**changed))
@@ -303,7 +296,6 @@ def test_statistics_are_those_of_one_process(evaluated, options, tmp_path):
     assert load_statistics(paths[0]).hash() == load_statistics(options["eval__stats"]).hash()
 
 
-@pytest.mark.slow
 def test_samples_are_those_of_one_process(evaluated, options, tmp_path):
     config = small_config(**options, sampling__num_samples=20, training__batch_size=6)
     one = np.load(run_lib.sample(config, evaluated) / "sample.np")
@@ -348,9 +340,7 @@ def train_and_be_stopped(config, folder, signal_number, step):
         ExponentialMovingAverage.update = original
 
 
-@pytest.mark.parametrize(
-    ("number", "world"), ((signal.SIGTERM, 1), pytest.param(signal.SIGUSR1, 2, marks=SLOW))
-)
+@pytest.mark.parametrize(("number", "world"), ((signal.SIGTERM, 1), (signal.SIGUSR1, 2)))
 def test_a_signal_to_one_process_stops_all_after_the_same_step(world, number, alone, tmp_path):
     config = small_config(**LONG)
     codes = together(world, train_and_be_stopped, config, tmp_path, number, 20)
@@ -363,7 +353,6 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(world, number, al
     assert [r["step"] for r in records(tmp_path)] == [r["step"] for r in records(alone)]
 
 
-@pytest.mark.slow
 def test_a_signal_while_samples_are_drawn(alone, tmp_path, monkeypatch):
     """The run stops at once, and draws them when it goes on."""
 

@@ -36,7 +36,6 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.quick_cases(2)
 def test_the_shape_chooses_the_picture(tmp_path, shape):
     path = tmp_path / "new" / "a.png"
     assert evaluation.save_samples_picture(path, normal(*shape)) == SHAPES[shape]

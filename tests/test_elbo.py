@@ -70,6 +70,7 @@ def test_error_of_a_mean_over_strata_is_exact_where_draws_rise_evenly(count):
     torch.testing.assert_close(error, torch.full_like(error, more * 6 / count / math.sqrt(12)))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ("ve", "vp"))
 def test_standard_error_counts_the_place_of_the_times(name):
     """Of data of the size of images the terms have little noise, and rise from one to the next."""

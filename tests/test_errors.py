@@ -17,8 +17,6 @@ from score_lib.base.mistakes import is_out_of_memory
 from score_lib.data import public
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.quick_cases(6)
-
 FEW = {
     "training__n_iters": 4,
     "training__snapshot_freq": 2,
@@ -65,6 +63,7 @@ def message(arguments, **options):
     return said
 
 
+@pytest.mark.slow
 def test_grey_levels_of_samples_are_those_of_the_data(workdir):
     """0 are those of the data set, where they are 256: of a sample alone nothing else is known."""
     config = small_config(**FEW, data__levels=0, training__eval_freq=2)
@@ -391,6 +390,7 @@ def test_full_disk(workdir):
     assert (workdir / "checkpoints" / "checkpoint_4.pth").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "option", "advice"),
     (

@@ -21,6 +21,8 @@ from score_lib.runs.examples import present_examples
 from score_lib.runs.heldout import examples_text
 from score_lib.runs.statistics import sampled_pixels
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
@@ -61,7 +63,6 @@ def report(folder):
     return json.loads((folder / "report.json").read_text())
 
 
-@pytest.mark.slow
 def test_files_and_report(workdir):
     folder = workdir / "eval"
     records = report(folder)
@@ -97,7 +98,6 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.slow
 def test_killed_after_every_round(workdir, options, monkeypatch):
     """The same report, and no round is made twice."""
     written, original = [], rounds.save_arrays
@@ -124,7 +124,6 @@ def test_killed_after_every_round(workdir, options, monkeypatch):
     assert (folder / "report.json").read_text() == (workdir / "eval" / "report.json").read_text()
 
 
-@pytest.mark.slow
 def test_batches_do_not_matter(workdir, options):
     """Other batches, the same losses and samples, and bits/dim within the solver's tolerance."""
     changes = {"eval__batch_size": 30, "eval__end_ckpt": 1}
@@ -141,7 +140,6 @@ def test_batches_do_not_matter(workdir, options):
     assert (samples("other") == samples("eval")).mean() > 0.999
 
 
-@pytest.mark.slow
 def test_per_sample_error_control_does_not_depend_on_batches(workdir, options):
     values = []
     for size in (20, 30):
@@ -160,7 +158,6 @@ def test_per_sample_error_control_does_not_depend_on_batches(workdir, options):
     assert np.median(np.abs(values[0] - values[1])) < 1e-5
 
 
-@pytest.mark.slow
 def test_one_file_anywhere(workdir, options, tmp_path):
     """A checkpoint by its path, into another work directory."""
     path = workdir / "checkpoints" / "checkpoint_2.pth"
@@ -233,7 +230,6 @@ def test_noise_levels_fit_the_range_of_the_network(caplog, tmp_path):
         assert said in caplog.text
 
 
-@pytest.mark.slow
 def test_statistics_of_a_folder_with_broken_files(tmp_path, caplog):
     """Images of mixed sizes; the broken ones are named and the rest counted, or it stops."""
     from PIL import Image

@@ -13,8 +13,6 @@ from score_lib.base.tensors import image_shape
 from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.options import flatten
 
-pytestmark = pytest.mark.quick_cases(3)
-
 # Making an experiment small changes sizes, never kinds: the data
 # are a file of a few images, and the rest are numbers.
 DATA = {"data.dataset": "IMAGES", "data.image_size": 32, "data.num_workers": 0}
@@ -127,7 +125,6 @@ IMAGES = {
 }
 
 
-@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("case", IMAGES)
 def test_own_images(case, tmp_path, drawn):
     shape, options = IMAGES[case]

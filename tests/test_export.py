@@ -20,6 +20,8 @@ from score_lib.options import flatten
 from score_lib.runs import publish
 from score_lib.runs.setup import META
 
+pytestmark = pytest.mark.slow  # whole runs
+
 CHANGES = {"training__snapshot_sampling": False, "training__eval_freq": 50}
 CHANGES |= {"training__n_iters": 2, "optim__lr": 0.05, "optim__warmup": 0}
 CHANGES |= {"model__ema_rates": (0.5,), "sampling__method": "dpmpp_sde"}

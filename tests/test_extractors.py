@@ -322,6 +322,7 @@ elif not hasattr(torch.ops.torchvision, "nms"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("works", (True, False))
 def test_a_torchvision_is_imported_with_its_compiled_part_or_without(works, tmp_path):
     """Operators that are declared twice abort the process."""

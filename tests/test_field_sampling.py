@@ -14,8 +14,6 @@ from score_lib.disk.pictures import to_uint8
 from score_lib.samplers.accuracy import MOST_ERROR, _warn_once, final_std
 from sde_lib import SDE, VESDE, VPSDE, subVPSDE
 
-pytestmark = pytest.mark.quick_cases(2)
-
 SDES = {"ve": VESDE, "vp": VPSDE, "subvp": subVPSDE}
 FEW = (200, 100, 50, 25)
 

@@ -22,8 +22,6 @@ from score_lib.data.names import Names
 from score_lib.data.sources import DataError
 from score_lib.disk.arrays import load_arrays, save_arrays
 
-pytestmark = pytest.mark.quick_cases(3)
-
 PARTS = ["a", "b c", "é", "\U0001f600", "\ue000", os.fsdecode(b"\xff\x80"), ".x", "A1", "a-", "\n"]
 
 

@@ -29,8 +29,6 @@ from sampling import (
 )
 from score_lib.sdes.foreign import as_process
 
-pytestmark = pytest.mark.quick_cases(3)
-
 SHAPE = (2, 1, 4, 4)
 KINDS = {"VESDE": (0.01, 5.0, 20), "VPSDE": (0.1, 15.0, 20), "subVPSDE": (0.1, 15.0, 20)}
 MODES = [(kind, continuous) for kind in KINDS for continuous in (True, False)]

@@ -16,7 +16,7 @@ from score_lib.runs.history import run_digest
 from score_lib.runs.setup import META
 from score_lib.runs.train import snapshot_name
 
-pytestmark = pytest.mark.quick_cases(4)
+pytestmark = pytest.mark.slow  # whole runs
 
 QUIET = {"training__snapshot_sampling": False, "training__eval_freq": 50}
 CHANGED = {
@@ -134,7 +134,6 @@ def test_a_start_without_a_checkpoint_begins_the_history(workdir):
     assert record["step"] == 0 and record["config"]["optim"]["eps"] == 1e-6
 
 
-@pytest.mark.slow
 def test_a_damaged_history_begins_anew_with_the_config_of_the_checkpoint(workdir):
     lines = "[]", '{"step": 0}', '{"step": 0, "config": 1}\xff', '{"step": 0, "config": {"a.b": 1}}'
     for line in ("", *lines, "[" * 10**6, "\0" * 1000):
@@ -238,7 +237,6 @@ def test_names_of_snapshots(step, name):
     assert snapshot_name(step, 20) == f"checkpoint_{name}.pth"
 
 
-@pytest.mark.slow
 def test_the_end_of_a_run_replaces_no_numbered_checkpoint(tmp_path):
     config = small_config(
         **QUIET, training__n_iters=7, training__snapshot_freq=4,

@@ -139,7 +139,6 @@ def test_tweedie_guidance_needs_no_noise_in_the_measurement(sde):
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
-@pytest.mark.quick_cases(2)
 def test_the_ode_is_guided_to_the_posterior(sde, operator):
     """Along the probability flow only the prior, which is not quite p_T, is left as an error."""
     sde, y = sde(100), operator.apply(TRUTH)

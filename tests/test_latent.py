@@ -19,8 +19,6 @@ from controllable_generation import (
 from score_lib.base.tensors import batch_mul
 from sde_lib import VESDE, VPSDE, subVPSDE
 
-pytestmark = pytest.mark.quick_cases(2)
-
 SDES = pytest.mark.parametrize("sde", (VESDE(), VPSDE(), subVPSDE()), ids=repr)
 TIGHT = {"rtol": 1e-7, "atol": 1e-7}
 

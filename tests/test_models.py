@@ -19,8 +19,6 @@ from models import up_or_down_sampling as resampling
 from models.ncsnpp import NCSNpp
 from models.utils import get_model
 
-pytestmark = pytest.mark.quick_cases(3)
-
 GOLDENS = golden_networks()
 PUBLISHED = load_json("published_configs.json")
 MANIFESTS = load_json("state_dicts.json")

@@ -454,6 +454,7 @@ def fresh(tmp_path, monkeypatch):
     host._kernels.cache_clear()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_library_is_compiled_once_for_each_source_and_processor(fresh, tmp_path, monkeypatch):
     first = host.compiled(host.SOURCE)

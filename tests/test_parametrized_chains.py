@@ -26,8 +26,6 @@ from score_lib.runs import measures
 from score_lib.sdes.foreign import as_process
 from sde_lib import VESDE, VPSDE, CosineVPSDE, subVPSDE
 
-pytestmark = pytest.mark.quick_cases(3)
-
 PROCESSES = {
     "ve": VESDE(0.02, 10.0, N=30),
     "vp": VPSDE(N=40),

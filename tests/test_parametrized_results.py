@@ -15,8 +15,6 @@ from models.utils import get_parametrization
 from score_lib.base.tensors import SampleNoise, batch_mul
 from sde_lib import VPSDE
 
-pytestmark = pytest.mark.quick_cases(3)
-
 
 def learned(chosen, published, scaled, m, s, mean=0.3, std=0.4):
     """The output of a network that has learned data ~ N(mean, std^2).

@@ -178,6 +178,7 @@ def test_times_at_equal_error_are_between_those_of_tolerances():
     assert torchdiffeq_likelihood.time_at(1e-5, errors, times) is None
 
 
+@pytest.mark.slow
 def test_both_likelihoods_are_of_one_flow(tmp_path, monkeypatch):
     """With a solver that stands for torchdiffeq's: the midpoint rule in many steps."""
 

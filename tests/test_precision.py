@@ -276,7 +276,6 @@ def deep(name: str = "ncsnpp", **changes) -> nn.Module:
 
 @pytest.mark.parametrize("options", [{}, {**PYRAMIDS, "resblock_type": "ddpm"}, SKIPS])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-@pytest.mark.quick_cases(2)
 def test_recomputing_activations_changes_no_number(options, kind):
     x, labels, results = torch.rand(2, 3, 16, 16), torch.tensor([0.5, 3.0]), []
     for checkpoint_activations in (False, True):
@@ -287,6 +286,7 @@ def test_recomputing_activations_changes_no_number(options, kind):
         assert torch.equal(value, expected)
 
 
+@pytest.mark.slow
 def test_recomputing_activations_saves_memory():
     kept, most = [], []
     for checkpoint_activations in (False, True):

@@ -31,6 +31,8 @@ from score_lib.runs.start import BEST
 from score_lib.runs.train import standardize, training_streams
 from score_lib.samplers.configured import sampler_text
 
+pytestmark = pytest.mark.slow  # whole runs
+
 # Measured after steps 2, 4 and 6, of which the first two are the best so far.
 MEASURED = {
     "model__name": "gaussian",

@@ -80,8 +80,8 @@ def test_tensorboard_shows_losses_and_samples(undisturbed):
     assert [e.step for e in events.Scalars("eval_loss")] == [4, 8, 12]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("stop", (1, 3, 5, 6, 7, 11))
-@pytest.mark.quick_cases(2)
 def test_stop_and_resume_equals_no_stop(stop, undisturbed, tmp_path, monkeypatch):
     """The process dies after any step; steps after the last checkpoint are repeated."""
 
@@ -124,6 +124,7 @@ def test_several_steps_a_call(undisturbed, tmp_path):
     torch.testing.assert_close(one["model"], other["model"], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_resume_between_two_calls_of_several_steps_misses_no_event(tmp_path):
     """A run of 5 steps has ended with a call of one step; from there on it goes by two again."""
     options = {"training__n_jitted_steps": 2, "training__log_freq": 2, "training__eval_freq": 4}

@@ -10,8 +10,6 @@ import torch
 import evaluation
 from score_lib.metrics.sliced import _Transport
 
-pytestmark = pytest.mark.quick_cases(2)
-
 
 def sliced(order):
     def measure(x, y, seed=0):

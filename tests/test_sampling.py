@@ -15,8 +15,6 @@ from score_lib.options import complete
 from score_lib.samplers.configured import follows_flow, get_sampling_fn
 from sde_lib import VESDE, VPSDE, subVPSDE
 
-pytestmark = pytest.mark.quick_cases(3)
-
 SDES = {
     "ve": lambda N: VESDE(sigma_min=0.01, sigma_max=20, N=N),
     "vp": lambda N: VPSDE(N=N),

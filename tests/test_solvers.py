@@ -15,8 +15,6 @@ from score_lib.base.tensors import SampleNoise
 from score_lib.samplers import adaptive, grids
 from sde_lib import VESDE, VPSDE, subVPSDE
 
-pytestmark = pytest.mark.quick_cases(3)
-
 SDES = {"ve": VESDE(sigma_max=20), "vp": VPSDE(), "subvp": subVPSDE()}
 SOLVERS = {
     "ddim": sampling.DDIM,
@@ -78,7 +76,6 @@ def test_any_step_is_exact_for_a_single_point(sde, name):
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 @pytest.mark.parametrize(("name", "settings"), (("dpmpp_sde", {}), ("heun", {"churn": 20.0})))
-@pytest.mark.quick_cases(2)
 def test_random_solvers_keep_the_distribution(sde, name, settings):
     """Mean and variance of Gaussian data, without Monte-Carlo error; it falls with the steps."""
     errors = []

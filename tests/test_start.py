@@ -11,6 +11,8 @@ from score_lib.disk.checkpoints import CheckpointError, read_checkpoint
 from score_lib.disk.safetensors_files import write_safetensors
 from score_lib.runs.setup import META
 
+pytestmark = pytest.mark.slow  # whole runs
+
 QUIET = {"training__snapshot_sampling": False, "training__eval_freq": 50, "training__log_freq": 50}
 
 

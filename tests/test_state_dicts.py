@@ -7,8 +7,6 @@ from torch import nn
 
 from models.ema import ExponentialMovingAverage
 
-pytestmark = pytest.mark.quick_cases(3)
-
 NETWORKS = {
     "ncsnpp": {"embedding_type": "fourier"},
     "ncsnv2_64": {},

@@ -10,8 +10,6 @@ from oracles import MU, S0, GaussianOracle, exact_moments
 import sampling
 from sde_lib import VESDE, VPSDE, batch_mul, subVPSDE
 
-pytestmark = pytest.mark.quick_cases(2)
-
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": subVPSDE()}
 
 
@@ -144,7 +142,6 @@ class OwnStep(sampling.Predictor):
 
 @pytest.mark.parametrize("predictor", (PublishedStyle, OwnStep))
 @pytest.mark.parametrize("steps", (0, 200))
-@pytest.mark.quick_cases(2)
 def test_own_predictor_of_either_kind(predictor, steps):
     sde = SDES["vp"]
     x, evaluations = draw(sde, predictor, GaussianOracle(sde), shape=(4000, 4), steps=steps)

@@ -24,8 +24,6 @@ from score_lib.likelihood import value_and_divergence
 from score_lib.options import checked, complete
 from sde_lib import VESDE, VPSDE
 
-pytestmark = pytest.mark.quick_cases(2)
-
 # Shape of the data, and options that differ from the tiny network's.
 CASES = {
     "vector": ("mlp", (3,), {}),

@@ -23,6 +23,8 @@ from score_lib.runs.comparisons import compare_with_data
 from score_lib.runs.conditions import class_numbers
 from score_lib.runs.rounds import Job
 
+pytestmark = pytest.mark.slow  # whole runs
+
 LABELLED = {"data__num_classes": 10, "training__condition": "classes"}
 DROPPING = {**LABELLED, "training__condition_dropout": 0.25}
 # Almost no noise, so that a network's input is the image itself.
@@ -631,7 +633,6 @@ def test_another_condition_than_that_of_training_is_refused(tmp_path):
 # --- Runs -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ("vp/digits_conditional", "vp/digits_superres"))
 def test_a_resumed_conditional_run_equals_an_undisturbed_one(experiment, tmp_path):
     options = {"training__snapshot_sampling": True, "sampling__corrector": "none"}
@@ -652,7 +653,6 @@ def test_a_resumed_conditional_run_equals_an_undisturbed_one(experiment, tmp_pat
     assert np.array_equal(*samples)
 
 
-@pytest.mark.slow
 def test_names_of_classes_by_the_command_line(tmp_path):
     config = small_config("vp/digits_conditional", training__snapshot_sampling=False)
     run_lib.train(config, tmp_path)

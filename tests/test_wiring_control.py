@@ -22,8 +22,6 @@ from score_lib.base.tensors import derive_seed
 from score_lib.disk.checkpoints import CheckpointError
 from score_lib.runs.tasks import TASKS
 
-pytestmark = pytest.mark.quick_cases(3)
-
 AVERAGE = 0.25
 OPTIONS = {"control__num_images": 2, "control__num_results": 2, "control__tolerance": 1e-2}
 
