@@ -114,6 +114,11 @@ def main(_: list[str]) -> None:
     except Preempted:
         logging.warning("stopped by a signal: start the same command again to resume")
         raise
+    except KeyboardInterrupt:  # raised again: a loop of the shell ends, too
+        logging.warning("interrupted: start the same command again to go on from its last file")
+        if not FLAGS.traceback:
+            sys.tracebacklimit = 0
+        raise
     except MISTAKES as error:  # logged: of several processes, each message names its rank
         if FLAGS.traceback:
             raise

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import control_runs  # noqa: F401  (registers a small network)
 import pytest
@@ -17,6 +18,7 @@ import torch
 from faults import bad_checkpoints
 from small_runs import ROOT, small_config
 
+import main
 import run_lib
 from datasets import ImageStream, MemorySource
 from score_lib.base.preemption import EXIT_CODE, Preempted, StopSignals
@@ -478,6 +480,21 @@ def test_a_stopped_command_ends_with_its_own_code(tmp_path):
     assert process.wait() == EXIT_CODE == 75
     assert "start the same command again" in rest and "Traceback" not in rest
     assert read_checkpoint(tmp_path / "checkpoints-meta/checkpoint.pth")["step"] > 0
+
+
+def test_an_interrupted_command_says_how_to_go_on(monkeypatch, caplog):
+    """And ends by the signal, as Python does it: a loop of the shell then ends, too."""
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("score_lib.disk.logs.log_to_console", lambda rank: None)
+    monkeypatch.setattr(main, "FLAGS", types.SimpleNamespace(traceback=False))
+    monkeypatch.setattr(main, "run_mode", interrupted)
+    monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        main.main([])
+    assert "interrupted: start the same command again" in caplog.text and sys.tracebacklimit == 0
 
 
 @pytest.mark.parametrize("name", ("", ".", "..", "eval/.."))
