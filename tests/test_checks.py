@@ -255,6 +255,7 @@ def test_a_config_is_checked_and_the_findings_are_in_a_file(tmp_path):
     assert "vp/digits, but" in texts["config"] and "model.nf = 8 (not 16)" in texts["config"]
     assert "4 at 4x4" in texts["network"] or "attention" in texts["network"]
     assert "measured" in texts["training"] and "1501 images" in texts["data"]
+    assert texts["start"] == "training starts from scratch"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from score_lib.runs.estimates import estimate, evaluation_text, memory_text, tra
 from score_lib.runs.history import changes, told
 from score_lib.runs.nearest import nearest_experiment
 from score_lib.runs.setup import Run, setup
-from score_lib.runs.start import load_latest, load_start
+from score_lib.runs.start import Resumed, load_latest, load_start
 from score_lib.runs.statistics import data_statistics
 from score_lib.runs.tasks import get_task
 from score_lib.samplers.configured import get_sampling_fn
@@ -292,20 +292,21 @@ def _start(run: Run, data: Data, workdir: str | os.PathLike) -> list[Finding]:
 
     They are loaded into the run: the last of all checks.
     """
-    config, state, changed = run.config, run.state, {}
+    config, state, changed, resumed = run.config, run.state, {}, Resumed()
     run.add_optimizer()
+    state["step"] = 0  # those that were timed count for nothing
     try:
         with kept_messages() as messages:
             if workdir:
-                old = load_latest(config, state, run.device, pathlib.Path(workdir)).config
+                resumed = load_latest(config, state, run.device, pathlib.Path(workdir))
                 run.check_classes(data.class_to_idx)
-                changed = {} if old is None else changes(old, config)
+                changed = {} if resumed.config is None else changes(resumed.config, config)
             elif config.model.weights:
                 load_start(config, state, run.device)
     except (OSError, ValueError) as error:
         return [Finding("start", WRONG, str(error))]
     text = "training starts from scratch"
-    if state["step"] and workdir:
+    if resumed.path is not None:
         text = f"training goes on after step {state['step']} of {config.training.n_iters}"
         text += f", with {told(changed)}" if changed else ""
     elif start := state.get("start"):
