@@ -24,7 +24,7 @@ from score_lib.metrics import stats
 
 EVERY = list(damaged_inputs.all_cases())
 KINDS = sorted({case.kind for case in EVERY})
-# One of each kind, and in `test_every_other_case` half of all; `make faults` runs all of them.
+# One of each kind, and in `test_every_fourth_case` a quarter; `make faults` runs all of them.
 FIRST = {case.kind: case for case in reversed(EVERY)}
 
 
@@ -43,8 +43,8 @@ def test_the_first_case_of_each_kind(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_other_case(kind):
-    results = [damaged_inputs.run(c) for c in [c for c in EVERY if c.kind == kind][::2]]
+def test_every_fourth_case(kind):
+    results = [damaged_inputs.run(c) for c in [c for c in EVERY if c.kind == kind][1::4]]
     assert {r.case.name: r.problems for r in results if r.problems} == {}
 
 
