@@ -22,7 +22,7 @@ from score_lib.checks import sampling as checks_of_samplers
 from score_lib.checks.process import few_entries
 from score_lib.options import complete
 from score_lib.runs import trial
-from score_lib.runs.check import Data, _names, _process, _samplers, _start
+from score_lib.runs.check import Data, _names, _process, _samplers, _start, data_of
 from score_lib.samplers.steps import Corrector
 from sde_lib import SDE, VESDE, VPSDE, batch_mul, subVPSDE
 
@@ -420,7 +420,8 @@ def test_folders_of_a_split_and_classes_are_told(tmp_path, caplog):
     caplog.set_level("INFO")
     names = [f"{part}/{k}/{n}" for part in ("Train", "valid") for k in ("10", "2") for n in "abc"]
     folder = images_of(tmp_path / "data", names)
-    found = [f for f in run_lib.check(own_images(folder), tmp_path / "run") if f.subject == "data"]
+    found, again = (data_of(run_lib.setup(own_images(folder))).findings for _ in range(2))
+    assert again == found
     texts = " ".join(finding.text for finding in found)
     assert "held out: valid/ (6 images)" in texts and "2 = 0, 10 = 1" in texts, texts
 

@@ -21,7 +21,7 @@ from score_lib.checks.process import few_entries, process
 from score_lib.checks.sampling import corrector, order, order_of_steps, restoration, sampler
 from score_lib.data.loading import DatasetInfo, check_levels, get_streams
 from score_lib.data.public import only_prepared
-from score_lib.data.sources import MissingDataError, named
+from score_lib.data.sources import MissingDataError, log_once, named
 from score_lib.data.stream import ImageStream
 from score_lib.disk.files import write_text
 from score_lib.disk.logs import kept_messages
@@ -217,6 +217,7 @@ def _chain(config, sde: SDE, levels: SDE, shape: tuple[int, ...], constraints=()
 def data_of(run: Run) -> Data:
     """Counts, classes and values of the data, if they are on this machine."""
     options = run.config.training
+    log_once.cache_clear()  # a second check tells it all again
     dequantize = run.config.data.uniform_dequantization
     try:
         with only_prepared(), kept_messages() as messages:
