@@ -62,6 +62,16 @@ def test_the_first_rate_is_left_out(tmp_path):
     assert len(lines) == len(set(lines))
 
 
+def test_pauses_do_not_count_in_rates(monkeypatch):
+    clock = iter((100.0, 101.0, 111.0, 114.0))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    rate = Rate(10)
+    rate.at(0)
+    with rate.paused():
+        pass  # from 101 s to 111 s
+    assert rate.at(2) == 2 * 10 / 4
+
+
 def test_each_round_is_made_and_logged_once(tmp_path):
     made = []
     job = Job(run_lib.setup(small_config()), tmp_path, "1", "")

@@ -96,7 +96,7 @@ def test_rates_are_of_neighbouring_lines_inside_a_window():
 def test_lines_of_a_run_are_read(tmp_path):
     file = tmp_path / "stdout.txt"
     file.write_text(
-        "2026-03-01 10:00:00,250 I training from step 0 to 9 on cpu, 1 processes\n"
+        "2026-03-01 10:00:00,250 I training from step 0 to 9 on cpu, processes: 1\n"
         "2026-03-01 10:00:01,500 I step 10: training loss 1.0e+00, gradient norm 2\n"
         "2026-03-01 10:00:04,000 I step 20: training loss 9.0e-01, gradient norm 2, 51 images/s\n"
         "2026-03-01 10:00:05,000 I step 20: evaluation loss 9.0e-01\n"

@@ -266,10 +266,19 @@ def progress_bar(total: int | None, done: int, unit: str) -> Iterator:
 
 
 class Rate:
-    """Images per second between two looks."""
+    """Images per second between two looks, without the time of pauses."""
 
     def __init__(self, batch_size: int):
         self.batch_size, self.last = batch_size, None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Context with work that is none on these images."""
+        begun = time.perf_counter()
+        yield
+        if self.last is not None:
+            step, at = self.last
+            self.last = step, at + time.perf_counter() - begun
 
     def at(self, step: int) -> float | None:
         """Images per second since the last call; None at the first, which start-up would slow."""

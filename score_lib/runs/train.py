@@ -225,7 +225,7 @@ class Training:
         """
         state, options = self.state, self.options
         logging.info(
-            "training from step %d to %d on %s, %d processes",
+            "training from step %d to %d on %s, processes: %d",
             state["step"], options.n_iters, self.run.device, distributed.world(),
         )  # fmt: skip
         if state["snapshot_due"] or state["metrics_due"]:
@@ -325,10 +325,11 @@ class Training:
     def _make_due(self) -> None:
         """Samples and figures of the averaged weights; an interrupted run makes them again."""
         try:
-            if self.state["snapshot_due"] and self.options.snapshot_sampling:
-                self._draw_samples()
-            if self.state["metrics_due"] and self.quality is not None:
-                self._measure(self.quality)
+            with self.rate.paused():
+                if self.state["snapshot_due"] and self.options.snapshot_sampling:
+                    self._draw_samples()
+                if self.state["metrics_due"] and self.quality is not None:
+                    self._measure(self.quality)
         except Preempted:
             self._save_meta()
             raise
