@@ -124,8 +124,8 @@ def kid(
     count = max(1, math.ceil(max(len(a), len(b)) / max_block_size))
     if min(len(a), len(b)) < 2 * count:
         raise ValueError(
-            f"{len(a)} and {len(b)} features do not give {count} blocks of two or more rows: raise "
-            f"max_block_size above {max_block_size}"
+            f"{len(a)} and {len(b)} features do not give {count} blocks of two or more rows: KID "
+            f"needs at least {2 * count} of each, or blocks above max_block_size = {max_block_size}"
         )
     # The larger blocks come last, as in TF-GAN.
     blocks = [x.split([(len(x) + k) // count for k in range(count)]) for x in (a, b)]
