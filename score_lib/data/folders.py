@@ -208,6 +208,17 @@ def _tell(tree: Tree, parts: list[str], noun: Noun) -> None:
     log_once(f"{tree.files.path}: trained on: {train}; held out: {held_out}; left out: {others}")
 
 
+def divided(source: Source, path: str, noun: Noun, wanted: str) -> tuple[Source, Source]:
+    """`split_tenths` of a source without folders, as `data.split` says.
+
+    Raises:
+        DataError: it names folders.
+    """
+    if wanted not in ("", "tenths", "last"):
+        raise DataError(f"data.split={wanted!r} names folders, and {path} holds none")
+    return split_tenths(source, path, noun, last=wanted == "last")
+
+
 def split_tenths(
     source: Source, path: str, noun: Noun, *, last: bool = False
 ) -> tuple[Source, Source]:

@@ -17,10 +17,10 @@ from score_lib.data.files import Folder, OneFile, Zip
 from score_lib.data.folders import (
     Noun,
     Tree,
+    divided,
     is_named,
     open_tree,
     readable,
-    split_tenths,
     split_tree,
 )
 from score_lib.data.names import Names
@@ -59,9 +59,7 @@ def images(
     source = open_images(path, shape, on_error, name="data.path", split=split, **pixels)
     if isinstance(source, ImageFiles):
         return split_tree(source.tree, source.of, path, split, IMAGE)
-    if split not in ("", "tenths", "last"):
-        raise DataError(f"data.split={split!r} names folders, and {path} holds none")
-    return split_tenths(source, path, IMAGE, last=split == "last")
+    return divided(source, path, IMAGE, split)
 
 
 def open_images(

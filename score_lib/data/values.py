@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_lib.data.folders import Noun, split_tenths
+from score_lib.data.folders import Noun, divided
 from score_lib.data.sources import (
     DataError,
     MissingDataError,
@@ -91,7 +91,7 @@ def arrays(
             raise DataError(f"data.split={split!r} divides one file, but {path} is a folder")
         parts = [_part(place, name) for name in ("train", "test")]
         return tuple(open_array_source(part, shape, key, levels) for part in parts)
-    return divided(open_array_source(place, shape, key, levels), path, split)
+    return divided(open_array_source(place, shape, key, levels), path, EXAMPLE, split)
 
 
 def _is_continuous(config) -> bool:
@@ -99,17 +99,6 @@ def _is_continuous(config) -> bool:
 
 
 arrays.continuous = _is_continuous
-
-
-def divided(source: Source, path: str, split: str = "") -> tuple[Source, Source]:
-    """A source in two parts: every tenth example is held out, or the last tenth.
-
-    Raises:
-        DataError: the split names folders.
-    """
-    if split not in ("", "tenths", "last"):
-        raise DataError(f"data.split={split!r} names folders, and {path} holds none")
-    return split_tenths(source, path, EXAMPLE, last=split == "last")
 
 
 def _part(folder: pathlib.Path, name: str) -> pathlib.Path:
