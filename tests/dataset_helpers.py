@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
+import datasets
 from datasets import MemorySource
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -44,6 +45,12 @@ def make_config(dataset: str, *, image_size=8, num_channels=3, batch_size=4, see
             "eval": {"batch_size": batch_size},
         }
     )
+
+
+def open_images(path, **options):
+    """The streams and the description of one's own images."""
+    config = make_config("IMAGES", path=str(path), **options)
+    return datasets.get_streams(config, evaluation=True)
 
 
 def numbered_source(size: int, *, levels: int = 256, side: int = 4) -> MemorySource:

@@ -8,16 +8,12 @@ import struct
 import numpy as np
 import pytest
 import torch
-from dataset_helpers import everything, make_config, random_images, smooth_image
+from dataset_helpers import everything, open_images, random_images, smooth_image
 
-import datasets
 from datasets import DataError
 from score_lib.data import arrays as array_files
 from score_lib.data import preprocess
-
-
-def open_images(path, **options):
-    return datasets.get_streams(make_config("IMAGES", path=str(path), **options), evaluation=True)
+from score_lib.data import stored as stored_files
 
 
 @pytest.mark.parametrize("layout", ["channels last", "channels first", "gray", "gray last"])
@@ -182,7 +178,7 @@ def test_mistakes_with_arrays(tmp_path, monkeypatch):
     for name in ("c.npy", "d.npy", "e.npz"):
         with pytest.raises(DataError, match=f"{name} is not a readable array"):
             open_images(tmp_path / name)
-    monkeypatch.setattr(array_files, "total_memory", lambda: 1000)
+    monkeypatch.setattr(stored_files, "total_memory", lambda: 1000)
     with pytest.raises(DataError, match="more than half of the memory"):
         open_images(tmp_path / "b.npz")
 

@@ -9,16 +9,19 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from dataset_helpers import everything, make_config, random_images, save_image, smooth_image
+from dataset_helpers import (
+    everything,
+    make_config,
+    open_images,
+    random_images,
+    save_image,
+    smooth_image,
+)
 from PIL import Image
 
 import datasets
 from datasets import DataError
 from score_lib.data import files as image_files
-
-
-def open_images(path, **options):
-    return datasets.get_streams(make_config("IMAGES", path=str(path), **options), evaluation=True)
 
 
 @pytest.fixture

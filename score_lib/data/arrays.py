@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_lib.base.memory import total_memory
 from score_lib.data.pixels import Pixels, need_range
 from score_lib.data.preprocess import MAX_PIXELS, fit
 from score_lib.data.sources import DataError, PerProcess, Source, checked_labels, log_once
-from score_lib.disk.arrays import array_sizes, load_arrays
+from score_lib.data.stored import load_npz
 
 CHANNELS = (1, 3, 4)
 # Values that are checked at once.
@@ -69,7 +68,7 @@ def open_array(path: pathlib.Path, shape: tuple[int, int, int], pixels: Pixels) 
     """
     try:
         if path.suffix.lower() == ".npz":
-            images, labels = _load_npz(path)
+            images, labels = load_npz(path, functools.partial(_array_of_images, path))
             array = functools.partial(np.asarray, images)
         else:
             load = functools.partial(np.load, path, mmap_mode="r", allow_pickle=False)
@@ -113,22 +112,13 @@ def _check_values(path: pathlib.Path, array: np.ndarray, pixels: Pixels) -> None
         log_once(f"{path} holds {kind.name}: values are rounded to 256 grey levels")
 
 
-def _load_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images and labels (None without) of an .npz file, which must fit in memory."""
-    sizes = array_sizes(path)
-    others = [name for name in sizes if name != "labels"]
+def _array_of_images(path: pathlib.Path, names: list[str]) -> str:
+    """The one that is meant among the names of the arrays in a file."""
+    others = [name for name in names if name != "labels"]
     known = [name for name in ("images", "samples", "arr_0") if name in others]
     if not known and len(others) != 1:
-        raise DataError(f"{path} holds {list(sizes)}: name the array of images 'images'")
-    images = (known or others)[0]
-    wanted = [name for name in (images, "labels") if name in sizes]
-    if (size := sum(sizes[name] for name in wanted)) > total_memory() // 2:
-        raise DataError(
-            f"{path} unpacks to {size / 2**30:.1f} GiB, more than half of the memory here: save "
-            f"the images as .npy, which is memory-mapped"
-        )
-    arrays = load_arrays(path, wanted)
-    return arrays[images], arrays.get("labels")
+        raise DataError(f"{path} holds {names}: name the array of images 'images'")
+    return (known or others)[0]
 
 
 def _channels_last(path: pathlib.Path, stored: tuple[int, ...], shape: tuple) -> bool:

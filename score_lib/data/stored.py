@@ -5,13 +5,13 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from score_lib.base.memory import total_memory
 from score_lib.data.sources import DataError, PerProcess
-from score_lib.disk.arrays import array_sizes, load_arrays
+from score_lib.disk.arrays import array_sizes, load_arrays, read_header
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
 # Names of the array of data that need not be told.
@@ -53,7 +53,7 @@ class NpyRows(Rows):
         self.path = path
         try:
             with open(path, "rb") as file:
-                self.shape, fortran, self.dtype = _header(file)
+                self.shape, fortran, self.dtype = read_header(file, "it")
                 self._start = file.tell()
         except Exception as error:  # damaged files make NumPy raise errors of nearly any type
             raise DataError(f"{path} is not a readable array: {error}") from error
@@ -69,10 +69,10 @@ class NpyRows(Rows):
                 f"{path} is cut short: it has {size} bytes, but its header promises {needed}; row "
                 f"{whole} (from 0) is the first that is not whole"
             )
+        self._fortran = fortran and len(self.shape) > 1  # a row is spread over the file
         open_it = functools.partial(open, path, "rb", buffering=0)
-        if fortran and len(self.shape) > 1:  # a row is spread over the file
+        if self._fortran:
             open_it = functools.partial(np.load, path, mmap_mode="r", allow_pickle=False)
-        self._fortran = fortran and len(self.shape) > 1
         self._file = PerProcess(open_it)
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
@@ -160,22 +160,37 @@ def open_rows(path: pathlib.Path, key: str = "") -> tuple[Rows, np.ndarray | Non
 
 def _open_npz(path: pathlib.Path, key: str) -> tuple[Rows, np.ndarray | None]:
     try:
-        sizes = array_sizes(path)
-        name = _chosen(path, list(sizes), key)
-        wanted = [one for one in (name, "labels") if one in sizes]
-        if (size := sum(sizes[one] for one in wanted)) > total_memory() // 2:
-            raise DataError(
-                f"{path} unpacks to {size / 2**30:.1f} GiB, more than half of the memory here: "
-                "save it as .npy, which is read row by row"
-            )
-        arrays = load_arrays(path, wanted)
+        array, labels = load_npz(path, lambda names: _chosen(path, names, key))
     except DataError:
         raise
     except ValueError as error:
         raise DataError(str(error)) from error
-    if arrays[name].ndim == 0:
-        raise DataError(f"{path}: {name!r} is a single number: examples are the rows of an array")
-    return LoadedRows(path, arrays[name]), arrays.get("labels")
+    if array.ndim == 0:
+        raise DataError(f"{path} holds a single number: examples are the rows of an array")
+    return LoadedRows(path, array), labels
+
+
+def load_npz(
+    path: pathlib.Path, choose: Callable[[list[str]], str]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """One of the arrays in an .npz, and "labels" or None.
+
+    Args:
+        choose: gives its name among all.
+    Raises:
+        DataError: they do not fit in memory.
+        ValueError: the file is damaged.
+    """
+    sizes = array_sizes(path)
+    name = choose(list(sizes))
+    wanted = [one for one in (name, "labels") if one in sizes]
+    if (size := sum(sizes[one] for one in wanted)) > total_memory() // 2:
+        raise DataError(
+            f"{path} unpacks to {size / 2**30:.1f} GiB, more than half of the memory here: save "
+            "the array as .npy, which is read row by row"
+        )
+    arrays = load_arrays(path, wanted)
+    return arrays[name], arrays.get("labels")
 
 
 def _chosen(path: pathlib.Path, names: list[str], key: str) -> str:
@@ -219,21 +234,6 @@ def _h5py():
             ".h5 files need the package h5py: pip install h5py==3.14.0, or save .npy"
         ) from error
     return h5py
-
-
-def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether it is in Fortran's order, and type, of an .npy file at its start."""
-    version = np.lib.format.read_magic(file)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise ValueError(f"it is in version {version} of the format, not 1 or 2")
-    shape, fortran, dtype = readers[version](file)
-    if min(shape, default=0) < 0:
-        raise ValueError(f"its shape is {shape}")
-    return shape, fortran, dtype
 
 
 def _runs(numbers: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -99,15 +99,27 @@ def _check_header(
     start: IO[bytes], name: str, total: int
 ) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether columns come first, and dtype of an .npy file of `total` bytes."""
-    version = np.lib.format.read_magic(start)
-    if version not in _HEADERS:
-        raise ValueError(f"{name} is in version {version} of the format, not 1 or 2")
-    shape, fortran, dtype = _HEADERS[version](start)
+    shape, fortran, dtype = read_header(start, name)
     count, size = math.prod(shape), total - start.tell()
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects")
-    if min(shape, default=0) < 0 or count * dtype.itemsize != size or count > total:
+    if count * dtype.itemsize != size or count > total:
         raise ValueError(f"{name} should be {dtype} of shape {shape}, which is not {size} bytes")
+    return shape, fortran, dtype
+
+
+def read_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and dtype of an .npy file, which is read up to its data.
+
+    Raises:
+        ValueError: it is damaged, or of a later version; calls it by a name.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"{name} is in version {version} of the format, not 1 or 2")
+    shape, fortran, dtype = _HEADERS[version](file)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{name} has the shape {shape}")
     return shape, fortran, dtype
 
 
