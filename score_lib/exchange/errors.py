@@ -1,10 +1,11 @@
-"""The error of files of other libraries."""
+"""The error of files of other libraries, and the check of the options in them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from score_lib.disk.files import printable
 from score_lib.disk.fit import CheckpointError
+from score_lib.option_kinds import Check
 
 
 class ExchangeError(CheckpointError):
@@ -29,3 +30,35 @@ def wrong_class(path, kind: object, known: Iterable[str]) -> ExchangeError:
     return ExchangeError(
         f"{path} describes a {shown(kind)}, and only {', '.join(known)} can be read"
     )
+
+
+def checked_options(
+    path,
+    stored: Mapping[str, object],
+    known: Mapping[str, tuple[object, Check]],
+    others: Iterable[str],
+    effect: str,
+) -> dict[str, object]:
+    """The known options in a file, completed by their defaults.
+
+    Args:
+        path: for messages.
+        stored: the contents of the file.
+        known: the default of each, and which values it takes.
+        others: names of options that are left to the caller.
+        effect: what an unknown option may change.
+    Raises:
+        ExchangeError: an option is unknown, or of a wrong kind.
+    """
+    names = {*known, *others}
+    for name, value in stored.items():
+        if not name.startswith("_") and name not in names and value is not None:
+            raise ExchangeError(
+                f"{path} has the option {name} = {shown(value)}, which is unknown here and may "
+                f"change {effect}"
+            )
+    options = {name: stored.get(name, default) for name, (default, _) in known.items()}
+    for name, (_, check) in known.items():
+        if not check.accepts(options[name]):
+            raise wrong_value(path, name, options[name], check.allowed)
+    return options

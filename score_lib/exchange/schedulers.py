@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from score_lib.exchange.errors import ExchangeError, shown, wrong_class, wrong_value
+from score_lib.exchange.errors import ExchangeError, checked_options, wrong_class, wrong_value
 from score_lib.option_kinds import Check, between, flag, one_of
 from score_lib.sdes.process import SDE
 from score_lib.sdes.published import VESDE, VPSDE, CosineVPSDE
@@ -92,18 +92,8 @@ def read(path, stored: Mapping[str, object], pipeline: str = "") -> Process:
     if kind == "DDPMScheduler" and pipeline == "DDIMPipeline":  # which makes one of its own of it
         kind = "DDIMScheduler"
         stored = {name: value for name, value in stored.items() if name != "variance_type"}
-    known = SCHEDULERS[kind].keys() | _WITHOUT_EFFECT
-    for name, value in stored.items():
-        if not name.startswith("_") and name not in known and value is not None:
-            raise ExchangeError(
-                f"{path} has the option {name} = {shown(value)}, which is unknown here and may "
-                "change the noise levels or what the network predicts"
-            )
-    options = {}
-    for name, (default, allowed) in SCHEDULERS[kind].items():
-        options[name] = stored.get(name, default)
-        if not allowed.accepts(options[name]):
-            raise wrong_value(path, name, options[name], allowed.allowed)
+    effect = "the noise levels or what the network predicts"
+    options = checked_options(path, stored, SCHEDULERS[kind], _WITHOUT_EFFECT, effect)
     try:
         if kind == "ScoreSdeVeScheduler":
             return _variance_exploding(options)

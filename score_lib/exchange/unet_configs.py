@@ -12,7 +12,13 @@ from torch import nn
 from models.layerspp import AttnBlockpp
 from models.unet import UNet
 from score_lib.base.tensors import image_shape
-from score_lib.exchange.errors import ExchangeError, shown, wrong_class, wrong_value
+from score_lib.exchange.errors import (
+    ExchangeError,
+    checked_options,
+    shown,
+    wrong_class,
+    wrong_value,
+)
 from score_lib.exchange.unet_names import Leaf, leaves
 from score_lib.option_kinds import Check, between, flag, number, one_of, text
 
@@ -102,18 +108,8 @@ def checked(path, stored: Mapping[str, object]) -> dict[str, object]:
     """
     if (kind := stored.get("_class_name", CLASS)) != CLASS:
         raise wrong_class(path, kind, [CLASS])
-    known = {*_READ, *_FIXED, *_DEPENDENT}
-    for name, value in stored.items():
-        if not name.startswith("_") and name not in known and value is not None:
-            raise ExchangeError(
-                f"{path} has the option {name} = {shown(value)}, which is unknown here and may "
-                "change what the network computes"
-            )
-    options = {name: stored.get(name, default) for name, (default, _) in _READ.items()}
-    for name, value in options.items():
-        allowed = _READ[name][1]
-        if not allowed.accepts(value):
-            raise wrong_value(path, name, value, allowed.allowed)
+    others, effect = (*_FIXED, *_DEPENDENT), "what the network computes"
+    options = checked_options(path, stored, _READ, others, effect)
     for name, values in _FIXED.items():
         if not _same_as_one(stored.get(name, values[0]), values):
             allowed = " or ".join(map(shown, values))
