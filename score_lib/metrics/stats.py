@@ -120,11 +120,11 @@ class Statistics:
         features (N, S) or None."""
         mu_s, sigma_s = (None, None) if spatial is None else distances.moments(spatial)
         return cls(
-            pool_3=np.asarray(pool_3),
-            logits=None if logits is None else np.asarray(logits),
-            labels=None if labels is None else np.asarray(labels),
-            mu_s=None if mu_s is None else np.asarray(mu_s),
-            sigma_s=None if sigma_s is None else np.asarray(sigma_s),
+            pool_3=pool_3,
+            logits=logits,
+            labels=labels,
+            mu_s=mu_s,
+            sigma_s=sigma_s,
             pixels=pixels,
             classes=classes,
             extractor=extractor.name,
