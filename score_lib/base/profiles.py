@@ -52,11 +52,6 @@ def gamma_of(sigma_rel: float) -> float:
     return max(float(roots.real.max()), 0.0)
 
 
-def sigma_rel_of(gamma: float) -> float:
-    """The relative standard deviation of an exponent, at least 0."""
-    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
-
-
 def profile_name(sigma_rel: float) -> str:
     """Such as "posthoc_0.05"."""
     return f"{POSTHOC}{float(sigma_rel)!r}"
