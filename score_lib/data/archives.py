@@ -17,10 +17,10 @@ import torch
 
 from score_lib.data import formats
 from score_lib.data.sources import DataError, MemorySource
+from score_lib.disk.files import file_state
 
 # Limit on a file, packed and unpacked; the largest, of SVHN, has 182 MB.
 MAX_BYTES = 1 << 28
-SPLITS = ("train", "test")
 
 
 class Files(NamedTuple):
@@ -167,7 +167,7 @@ def open_archive(name: str, path: str) -> tuple[MemorySource, MemorySource]:
         DataError: files are missing, damaged, or not the published ones.
     """
     archive, places = _find(name, pathlib.Path(os.path.expanduser(path)))
-    marks = tuple(tuple(map(_mark, files)) for files in places)
+    marks = tuple(tuple((str(file), file_state(file)) for file in files) for files in places)
     titles = {title: label for label, title in enumerate(CLASSES[name].split(", "))}
     sources = []
     for images, labels in _load(archive, marks):
@@ -224,16 +224,11 @@ def _stored(path: pathlib.Path) -> pathlib.Path:
     return packed if packed.is_file() and not path.is_file() else path
 
 
-def _mark(path: pathlib.Path) -> tuple[str, int, int]:
-    status = path.stat()
-    return str(path), status.st_size, status.st_mtime_ns
-
-
 @functools.lru_cache(maxsize=1)  # a run opens its data several times
 def _load(archive: Archive, marks: tuple) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Images and labels of each split; cached until a file changes."""
     return [
-        _load_split(archive.read, part, [path for path, _, _ in files])
+        _load_split(archive.read, part, [path for path, _ in files])
         for part, files in zip(archive.splits, marks, strict=True)
     ]
 

@@ -16,6 +16,7 @@ from score_lib.data.files import MAX_BYTES
 from score_lib.data.images import decode
 from score_lib.data.pixels import Pixels
 from score_lib.data.sources import DataError, Source
+from score_lib.disk.files import file_state
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -45,8 +46,7 @@ class LmdbImages(Source):
 
     def __init__(self, folder: pathlib.Path, shape: tuple[int, int, int]):
         self._files, self.shape = Database(folder), shape
-        status = _file(folder).stat()
-        self._keys = _keys(str(folder), status.st_size, status.st_mtime_ns)
+        self._keys = _keys(str(folder), file_state(_file(folder)))
         if not len(self):
             raise DataError(f"there is no image in {folder}")
         self.images([0])  # a wrong kind of database is an error here, before training starts
@@ -77,7 +77,7 @@ class Database:
 
 
 @functools.lru_cache(maxsize=2)  # of millions of images; a run opens its data several times
-def _keys(folder: str, size: int, modified: int) -> tuple[bytes, np.ndarray]:
+def _keys(folder: str, state: tuple[int, int]) -> tuple[bytes, np.ndarray]:
     """All keys, joined, and where each starts, with the end; cached until the file changes."""
     with _transaction(pathlib.Path(folder)) as transaction:
         keys = list(map(bytes, transaction.cursor().iternext(keys=True, values=False)))

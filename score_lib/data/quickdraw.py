@@ -20,6 +20,7 @@ from score_lib.data.folders import Noun, split_tenths
 from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
 from score_lib.data.splits import natural
 from score_lib.data.strokes import draw, follow
+from score_lib.disk.files import file_state
 
 SUFFIX = ".ndjson"
 DRAWING = Noun("drawing", "drawings")
@@ -174,15 +175,14 @@ def _files(path: str, name: str) -> dict[str, Drawings]:
         raise DataError(f"data.path: there is no file CATEGORY{SUFFIX} in {str(place)!r}")
     drawings = {}
     for category in sorted(files, key=natural):
-        status = files[category].stat()
-        drawings[category] = find_lines(str(files[category]), status.st_size, status.st_mtime_ns)
+        drawings[category] = find_lines(str(files[category]), file_state(files[category]))
         if not len(drawings[category].starts):
             raise DataError(f"there is no drawing in {files[category]}")
     return drawings
 
 
 @functools.lru_cache(maxsize=1024)  # of files; a run opens its data several times
-def find_lines(path: str, size: int, modified: int) -> Drawings:
+def find_lines(path: str, state: tuple[int, int]) -> Drawings:
     """The lines of a file, in one pass; cached until the file changes.
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 
 from score_lib.data.index import cache_file
 from score_lib.data.sources import DataError, PerProcess
-from score_lib.disk.files import atomic_write
+from score_lib.disk.files import atomic_write, file_state
 from score_lib.disk.logs import progress_bar
 
 log = logging.getLogger(__name__)
@@ -193,8 +193,7 @@ def _mapped(file: pathlib.Path, columns: Sequence[str]) -> pathlib.Path:
     """An Arrow file with these columns of a file: itself, or in the cache."""
     if file.suffix.lower() != ".parquet":
         return file
-    status = file.stat()
-    place = cache_file("rows", file, ".arrow", status.st_size, status.st_mtime_ns, *columns)
+    place = cache_file("rows", file, ".arrow", *file_state(file), *columns)
     if place is None:
         raise DataError(f"{file} must be unpacked, and there is no cache: set XDG_CACHE_HOME")
     if not place.is_file():

@@ -14,7 +14,7 @@ from score_lib.data.index import index_places, packed_names, save_index, unpacke
 from score_lib.data.names import Names
 from score_lib.data.sources import MAX_CLASSES, DataError
 from score_lib.disk.arrays import load_arrays
-from score_lib.disk.files import printable
+from score_lib.disk.files import file_state, printable
 from score_lib.disk.logs import progress_bar
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def known_samples(root: pathlib.Path, files: Sequence[str]) -> Samples:
         DataError: a file is packed, damaged or cut off, or a label is no whole number; names the
             file and the byte.
     """
-    states = {name: _state(root / name) for name in files}
+    states = {name: file_state(root / name) for name in files}
     kept = _kept(root)
     found = {name: part for name, (state, part) in kept.items() if state == states.get(name)}
     new = [name for name in files if name not in found]
@@ -75,11 +75,6 @@ def known_samples(root: pathlib.Path, files: Sequence[str]) -> Samples:
         others = {name: entry for name, entry in kept.items() if (root / name).is_file()}
         _save(root, others | {name: (states[name], found[name]) for name in files})
     return samples
-
-
-def _state(file: pathlib.Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def _joined(parts: Sequence[Samples]) -> Samples:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
+from score_lib.disk.files import file_state
 
 # A record: length (uint64), masked CRC of the length (uint32), payload, masked CRC of the payload.
 _HEADER, _FOOTER = 12, 4
@@ -94,8 +95,7 @@ class RecordFiles(Sequence):
         tables = []
         for path in self.paths:
             try:
-                status = os.stat(path)
-                tables.append(_scan(path, status.st_size, status.st_mtime_ns))
+                tables.append(_scan(path, file_state(path)))
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}") from error
         self._starts = np.cumsum([0] + [len(table) for table in tables])
@@ -127,9 +127,9 @@ class RecordFiles(Sequence):
 
 
 @functools.cache
-def _scan(path: str, size: int, modified: int) -> np.ndarray:
+def _scan(path: str, state: tuple[int, int]) -> np.ndarray:
     """Offset and payload length of each record, (n, 2) int64; cached until the file changes."""
-    table, offset = [], 0
+    (size, _), table, offset = state, [], 0
     with open(path, "rb", 0) as file:
         while offset + _HEADER <= size:
             file.seek(offset)

@@ -225,6 +225,17 @@ def folder_of_results(
     return folder
 
 
+def file_state(path: str | os.PathLike) -> tuple[int, int]:
+    """Size and time of the last change, by which a file is taken for the same as before."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def text_digest(text: str) -> str:
+    """A short hash of a text."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 def file_digest(path: str | os.PathLike) -> str:
     """A short hash of a file's contents, or of a folder's names and contents."""
     path, digest = pathlib.Path(path), hashlib.blake2b(digest_size=8)

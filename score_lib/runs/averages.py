@@ -5,7 +5,6 @@ Names of averages: "", the main one; "none", the weights themselves; a rate of `
 and "posthoc_S@STEP", at an earlier step.
 """
 
-import hashlib
 import itertools
 import logging
 import pathlib
@@ -19,6 +18,7 @@ from models.ema import Averages, ExponentialMovingAverage
 from score_lib.base.decays import PowerDecay
 from score_lib.base.profiles import POSTHOC, Profile, gamma_of, profile_name, weights_of
 from score_lib.disk import snapshots
+from score_lib.disk.files import text_digest
 from score_lib.disk.fit import CheckpointError, check_average
 from score_lib.disk.snapshots import Stored
 from score_lib.losses.optimization import ema_decay, half_life
@@ -206,7 +206,7 @@ def _combine(path: pathlib.Path, state: dict, wanted: _Wanted, stored: Mapping) 
             wanted.name, wanted.step, rounded,
         )  # fmt: skip
     used = repr([(part.step, part.name) for part in parts])
-    return f"{wanted.name} {hashlib.blake2b(used.encode(), digest_size=8).hexdigest()}"
+    return f"{wanted.name} {text_digest(used)}"
 
 
 def _parts(path: pathlib.Path, step: int, wanted: _Wanted, stored: Mapping) -> list[Stored]:

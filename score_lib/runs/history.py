@@ -6,7 +6,6 @@ resumed after S steps with other options.
 Options that change no weight are left out, so that only the training decides on the file.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from score_lib.base.profiles import profile_name
-from score_lib.disk.files import printable, write_text
+from score_lib.disk.files import printable, text_digest, write_text
 from score_lib.disk.fit import CheckpointError
 from score_lib.disk.logs import step_of
 from score_lib.options import Config, complete, flatten
@@ -268,8 +267,7 @@ def changed_between(workdir: pathlib.Path, first: int, last: int) -> bool:
 
 def run_digest(config: ConfigDict) -> str:
     """A short hash of the options that decide on the weights of a run."""
-    text = json.dumps(_trained_by(config), sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return text_digest(json.dumps(_trained_by(config), sort_keys=True))
 
 
 def _history_of(workdir: pathlib.Path) -> pathlib.Path:

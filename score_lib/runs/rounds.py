@@ -6,7 +6,6 @@ figure.  They exchange rounds through the folder, which all of them must see.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import pathlib
@@ -19,7 +18,7 @@ from score_lib.base import distributed
 from score_lib.data.loading import DatasetInfo, get_streams
 from score_lib.data.sources import Source, log_once
 from score_lib.disk.arrays import load_arrays, save_arrays
-from score_lib.disk.files import file_digest, printable, write_text
+from score_lib.disk.files import file_digest, printable, text_digest, write_text
 from score_lib.options import flatten
 from score_lib.runs.examples import held_out_text
 from score_lib.runs.heldout import examples_text
@@ -147,8 +146,7 @@ class Job:
 def fingerprint(config, *checkpoints: pathlib.Path, average: str = "") -> str:
     """A short hash of everything that rounds depend on: checkpoints, the average, and options."""
     text = json.dumps(_relevant(config.to_json_best_effort()))
-    text += "".join(map(file_digest, checkpoints)) + average
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return text_digest(text + "".join(map(file_digest, checkpoints)) + average)
 
 
 def check_folder(config, folder: pathlib.Path) -> None:
