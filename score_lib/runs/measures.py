@@ -26,6 +26,7 @@ from score_lib.elbo import get_elbo_fn
 from score_lib.likelihood import LogLikelihood, get_log_likelihood_fn
 from score_lib.losses.objectives import NoisyLoss
 from score_lib.metrics.configured import recognises_classes
+from score_lib.metrics.extractors import Extractor
 from score_lib.metrics.jackknife import sampling_errors
 from score_lib.metrics.stats import Statistics, class_metrics, class_text, metrics
 from score_lib.runs.accuracy import correct_shares, levels_by_noise
@@ -369,15 +370,9 @@ def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | Non
     def report() -> dict[str, float | None]:
         shown = torch.from_numpy(samples(0)[:64]).movedim(-1, 1) / 255
         save_grid(job.folder / folder / "samples.png", shown)
-        pool_3, logits, spatial = (_joined(found, name) for name in ("pool_3", "logits", "spatial"))
-        numbers = range(options.num_samples)
-        learned = run.state["class_to_idx"]
-        labels = run.conditions.classes_of_samples(numbers, learned)
-        record = {"spatial": spatial, "classes": class_text(learned)}
-        fake = Statistics.of(extractor, pool_3, logits, "samples", labels, **record)
-        name = extractor.distance
+        fake, name = _statistics_of_samples(run, extractor, found), extractor.distance
         result = metrics(real, fake, run.device, distance=name)
-        if labels is not None:
+        if fake.labels is not None:
             result |= class_metrics(real, fake, recognises_classes(run.config), distance=name)
         if errors:
             compute = functools.partial(sampling_errors, real, fake, run.device, distance=name)
@@ -393,13 +388,21 @@ def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | Non
     return distributed.on_main(report)
 
 
-def _features(extractor, samples: np.ndarray) -> dict[str, np.ndarray]:
+def _features(extractor: Extractor, samples: np.ndarray) -> dict[str, np.ndarray]:
     found = extractor(samples)
     return {name: values.numpy() for name, values in found.items() if values is not None}
 
 
-def _joined(rounds: list[dict], name: str) -> np.ndarray | None:
-    return np.concatenate([r[name] for r in rounds]) if name in rounds[0] else None
+def _statistics_of_samples(run: Run, extractor: Extractor, rounds: list[dict]) -> Statistics:
+    """The features of all rounds, with the classes that the samples were drawn for."""
+    pool_3, logits, spatial = (
+        np.concatenate([r[name] for r in rounds]) if name in rounds[0] else None
+        for name in ("pool_3", "logits", "spatial")
+    )
+    learned = run.state["class_to_idx"]
+    labels = run.conditions.classes_of_samples(range(len(pool_3)), learned)
+    record = {"spatial": spatial, "classes": class_text(learned)}
+    return Statistics.of(extractor, pool_3, logits, "samples", labels, **record)
 
 
 # The measures, by the option of `eval` that asks for them.
