@@ -110,18 +110,11 @@ def load_start(
             what its output means.
     """
     path, model = pathlib.Path(config.model.weights), state["model"]
-    if not path.exists():
-        raise FileNotFoundError(f"there are no weights at model.weights = {str(path)!r}")
-    if path.is_dir():
-        contents = _of_folder(path, config)
-        for note in contents["notes"]:
-            logging.info("of %s: %s", path, note)
-    else:
-        contents = read_weights(path, device)
+    contents = _read_start(path, config, device)
     if not averaged:
         if "model" not in contents or contents.get("average", "none") != "none":
             raise CheckpointError(f"{path} holds an average alone: set eval.ema to ''")
-        contents = {key: value for key, value in contents.items() if key != "ema"}
+        contents.pop("ema", None)
     trained = trained_config(path, contents)
     if trained is not None:
         check_same_output(path, trained, config)
@@ -151,6 +144,18 @@ def load_start(
         state["start"]["except"] = list(config.model.weights_except)
     logging.info("starting from the weights in %s (%s)", path, state["start"]["digest"])
     return None if config.model.weights_except else trained
+
+
+def _read_start(path: pathlib.Path, config, device: torch.device) -> dict:
+    """The contents of `model.weights`: a file, or a folder of Diffusers."""
+    if not path.exists():
+        raise FileNotFoundError(f"there are no weights at model.weights = {str(path)!r}")
+    if not path.is_dir():
+        return read_weights(path, device)
+    contents = _of_folder(path, config)
+    for note in contents["notes"]:
+        logging.info("of %s: %s", path, note)
+    return contents
 
 
 def _of_folder(folder: pathlib.Path, config) -> dict:
