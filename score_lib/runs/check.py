@@ -194,15 +194,20 @@ def _samplers(run: Run) -> list[Finding]:
             steps,
             shape,
         )
-    name = config.control.method
+    return findings + _restoration(config, build, sde, len(shape))
+
+
+def _restoration(config, build: Callable, sde: SDE, dimensions: int) -> list[Finding]:
+    """The configured restoration method, by the sampler that `build` makes."""
 
     def constrain(operator, y):
-        return build_restoration(name, config, operator, y, 0.0, bounds=(-1.0, 1.0))
+        method = config.control.method
+        return build_restoration(method, config, operator, y, 0.0, bounds=(-1.0, 1.0))
 
     try:
-        return findings + restoration(build, sde, constrain, len(shape))
+        return restoration(build, sde, constrain, dimensions)
     except (ValueError, NotImplementedError) as error:
-        return [*findings, Finding("restoration", NOTE, str(error))]
+        return [Finding("restoration", NOTE, str(error))]
 
 
 def _chain(config, sde: SDE, levels: SDE, shape: tuple[int, ...], constraints=()) -> Callable:
