@@ -7,9 +7,8 @@ import json
 import pathlib
 from types import SimpleNamespace
 
-import numpy as np
-import torch
-from networks import DATA, drawn_weights, load_json, tiny_config
+from networks import drawn_weights, tiny_config
+from recordings import DATA, load_json, load_tensors
 
 from models.utils import create_model
 from score_lib.disk.safetensors_files import write_safetensors
@@ -24,10 +23,8 @@ DDPM = {"_class_name": "DDPMScheduler", "variance_type": "fixed_large"}
 @functools.cache
 def golden() -> SimpleNamespace:
     """Recorded networks, runs of VE and of chains by name; `arrays`, tensors by case/array."""
-    with np.load(DATA / "golden_diffusers.npz") as file:
-        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
     table = load_json("golden_diffusers.json")
-    return SimpleNamespace(**table, arrays=arrays)
+    return SimpleNamespace(**table, arrays=load_tensors("golden_diffusers.npz"))
 
 
 def arrays_of(case):

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import functools
-import json
-import pathlib
 import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
+from recordings import load_json, load_tensors
 from torch import nn
 
 from models.utils import get_model
-
-DATA = pathlib.Path(__file__).parent / "data"
-
-
-def load_json(name: str) -> dict:
-    """A table of `tests/data`."""
-    return json.loads((DATA / name).read_text())
 
 
 @functools.cache
@@ -30,8 +22,7 @@ def golden_networks() -> dict[str, SimpleNamespace]:
     Each has config, name (of the network), state_dict (names and shapes, in order), num_params, and
     the tensors x, labels, out, cotangent and grad_x, the gradient of (out * cotangent).sum().
     """
-    with np.load(DATA / "golden_networks.npz") as file:
-        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+    arrays = load_tensors("golden_networks.npz")
     keys = ("x", "labels", "out", "cotangent", "grad_x")
     return {
         case: SimpleNamespace(

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import functools
-import json
-import pathlib
 
-import numpy as np
 import torch
+from recordings import load_json, load_tensors
 
 import sampling
 from score_lib.base.tensors import batch_mul
 from sde_lib import VESDE, VPSDE, LinearSDE, subVPSDE
 
-DATA = pathlib.Path(__file__).parent / "data"
 MU, S0 = 0.3, 0.5
 # Seeds of the recorded figures.
 SEEDS = {"pc": 7, "ode": 8, "likelihood": 9, "loss": 10, "control": 11}
 
 
-@functools.cache
 def goldens() -> dict[str, torch.Tensor]:
     """Recorded inputs and outputs, by name."""
-    with np.load(DATA / "golden_processes.npz") as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    return load_tensors("golden_processes.npz")
 
 
 @functools.cache
 def golden_facts() -> dict:
     """Recorded numbers and settings."""
-    return json.loads((DATA / "golden_processes.json").read_text())
+    return load_json("golden_processes.json")
 
 
 def golden_sde(name: str) -> LinearSDE:

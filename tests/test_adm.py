@@ -1,13 +1,12 @@
 """ADM: recorded outputs, and the function of each option."""
 
-import functools
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from adm_helpers import POOLS, error, layout, small
-from networks import DATA, fill_weights, load_json
+from networks import fill_weights
+from recordings import load_json, load_tensors
 from torch import nn
 from torch.autograd import forward_ad
 
@@ -18,13 +17,10 @@ from models.adm_layers import GroupNorm32, timestep_embedding
 CASES = load_json("golden_adm.json")
 
 
-@functools.cache
 def golden(case):
     """The arrays of a recorded case."""
-    with np.load(DATA / "golden_adm.npz") as file:
-        named = [key.rpartition("/") for key in file.files]
-        arrays = {name: file[f"{key}/{name}"] for key, _, name in named if key == case}
-    return SimpleNamespace(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+    named = {key.rpartition("/"): array for key, array in load_tensors("golden_adm.npz").items()}
+    return SimpleNamespace(**{name: array for (of, _, name), array in named.items() if of == case})
 
 
 def network(case, **changes):

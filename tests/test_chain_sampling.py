@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import math
 
-import numpy as np
 import pytest
 import torch
-from networks import DATA, drawn_weights, tiny_config
+from networks import drawn_weights, tiny_config
 from oracles import MU, S0, GaussianOracle, exact_moments, inverse_scaler
+from recordings import load_tensors
 from small_runs import small_config
 
 import run_lib
@@ -23,10 +23,8 @@ from score_lib.sdes.chain import Chain
 from sde_lib import VESDE, VPSDE, CosineVPSDE, subVPSDE
 
 
-@functools.cache
 def goldens() -> dict[str, torch.Tensor]:
-    with np.load(DATA / "golden_chains.npz") as file:
-        return {name: torch.from_numpy(file[name]) for name in file.files}
+    return load_tensors("golden_chains.npz")
 
 
 def process(schedule, N):

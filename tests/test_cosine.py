@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
-import numpy as np
 import pytest
 import torch
-from networks import DATA
 from oracles import MU, S0, GaussianOracle, exact_moments, exact_pc
+from recordings import load_tensors
 from small_runs import small_config
 
 import checks
@@ -23,11 +21,9 @@ from score_lib.options import checked
 from sde_lib import CosineVPSDE, batch_mul, create_sde
 
 
-@functools.cache
 def golden(name):
     """A recorded table, float64."""
-    with np.load(DATA / "golden_cosine.npz") as file:
-        return torch.from_numpy(file[name])
+    return load_tensors("golden_cosine.npz")[name]
 
 
 def levels(N=1000):

@@ -6,7 +6,6 @@ import functools
 import json
 import re
 
-import numpy as np
 import pytest
 import torch
 from diffusers_helpers import (
@@ -27,7 +26,8 @@ from diffusers_helpers import (
     weights_of,
     write_json,
 )
-from networks import DATA, build, fill_weights, images, tiny_config
+from networks import build, fill_weights, images, tiny_config
+from recordings import load_tensors
 
 import run_lib
 from configs.defaults import load
@@ -211,16 +211,15 @@ def test_samples_of_chains_are_the_recorded_ones(run, tmp_path):
     weights = drawn_for(record["network"])
     a_folder(tmp_path, record["network"], weights, scheduler, "DDPMPipeline")
     model, sde, facts = load_diffusers(tmp_path, "cpu")
-    with np.load(DATA / "golden_chains.npz") as file:
-        noises = torch.from_numpy(file[f"ddpm_run/{run}/noises"])
-        expected = torch.from_numpy(file[f"ddpm_run/{run}/x_after_step"][-1])
-    z, *draws = [*noises, torch.zeros(())]
+    recorded = load_tensors("golden_chains.npz")
+    z, *draws = [*recorded[f"ddpm_run/{run}/noises"], torch.zeros(())]
     config = facts["config"]
     if record["num_inference_steps"] < N:
         config.sampling.respacing = f"leading{record['num_inference_steps']}"
     inverse_scaler = get_data_inverse_scaler(config)
     sample = get_sampling_fn(config, sde, z.shape, inverse_scaler, sde.sampling_eps)
     images, _ = sample(model, z, noise=lambda x: draws.pop(0).expand_as(x))
+    expected = recorded[f"ddpm_run/{run}/x_after_step"][-1]
     assert error(2 * images - 1, expected) < 1e-4
 
 

@@ -11,7 +11,8 @@ import random
 import pytest
 import torch
 from ml_collections import ConfigDict
-from networks import build, fill_weights, golden_networks, images, load_json, tiny_config
+from networks import build, fill_weights, golden_networks, images, tiny_config
+from recordings import load_json
 from torch import nn
 
 from models import layerspp

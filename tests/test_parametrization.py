@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import pathlib
 
 import foreign_sde
-import numpy as np
 import pytest
 import torch
+from recordings import load_tensors
 
 import losses
 import sampling
@@ -52,11 +50,9 @@ PROCESSES = {
 }
 
 
-@functools.cache
 def golden():
     """Karras et al. 2022, table 1, in float64, by name."""
-    with np.load(pathlib.Path(__file__).parent / "data" / "golden_edm.npz") as arrays:
-        return {name: torch.from_numpy(arrays[name]).double() for name in arrays.files}
+    return {name: array.double() for name, array in load_tensors("golden_edm.npz").items()}
 
 
 def denoiser(x, t):

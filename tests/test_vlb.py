@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import DATA, GaussianOracle, inverse_scaler
+from oracles import GaussianOracle, inverse_scaler
+from recordings import load_tensors
 from small_runs import small_config
 
 import run_lib
@@ -57,12 +58,11 @@ def network(labels, learned):
 @pytest.mark.parametrize("case", ("learned_range", "learned_range_respaced", "fixed_large"))
 def test_terms_are_those_of_improved_diffusion(case):
     """Of step 0 to 5e-3: the recorded code approximates the normal distribution function."""
-    with np.load(DATA / "golden_vlb.npz") as file:
-        golden = {
-            name.removeprefix(case + "/"): torch.from_numpy(file[name])
-            for name in file.files
-            if name.startswith(case + "/")
-        }
+    golden = {
+        name.removeprefix(case + "/"): array
+        for name, array in load_tensors("golden_vlb.npz").items()
+        if name.startswith(case + "/")
+    }
     sde, labels, variance = VPSDE(N=1000), torch.arange(1000), "learned"
     if case == "fixed_large":
         sde, labels, variance = VPSDE(N=100), 10 * torch.arange(100), "large"
