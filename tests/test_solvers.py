@@ -12,7 +12,9 @@ import run_lib
 import sampling
 from controllable_generation import ClassGuidance
 from score_lib.base.tensors import SampleNoise
-from score_lib.samplers import adaptive, grids
+from score_lib.samplers import adaptive
+from score_lib.sdes.coefficients import marginal_coeffs
+from score_lib.sdes.snr import log_snr, time_at
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = {"ve": VESDE(sigma_max=20), "vp": VPSDE(), "subvp": subVPSDE()}
@@ -36,7 +38,7 @@ def draw(sde, solver, steps, z, network=None, **options):
 
 def flow_of_gaussian(sde, z):
     """Where the probability flow of N(MU, S0^2 I) data takes codes."""
-    scale, std = grids.marginal_coeffs(sde, torch.tensor([sde.T, EPS], dtype=torch.float64))
+    scale, std = marginal_coeffs(sde, torch.tensor([sde.T, EPS], dtype=torch.float64))
     spread = ((scale * S0) ** 2 + std**2).sqrt()
     return scale[1] * MU + (z - scale[0] * MU) * spread[1] / spread[0]
 
@@ -67,8 +69,8 @@ def test_any_step_is_exact_for_a_single_point(sde, name):
         return sample(point, noise=noise)[0]
 
     mean, covariance = exact_moments(samples, 2)
-    (m, s) = (c[0] for c in grids.marginal_coeffs(sde, torch.tensor([0.1], dtype=torch.float64)))
-    (m_T,) = grids.marginal_coeffs(sde, torch.tensor([sde.T], dtype=torch.float64))[0]
+    (m, s) = (c[0] for c in marginal_coeffs(sde, torch.tensor([0.1], dtype=torch.float64)))
+    (m_T,) = marginal_coeffs(sde, torch.tensor([sde.T], dtype=torch.float64))[0]
     # At T the prior's mean is 0, where p_T's is m_T times the point.
     torch.testing.assert_close(mean, (0.7 * m).expand(2), rtol=0, atol=float(m_T) * 0.8 * float(s))
     torch.testing.assert_close(covariance, s**2 * torch.eye(2).double(), rtol=1e-3, atol=1e-9)
@@ -162,15 +164,15 @@ def test_grids():
     for kind in ("uniform", "log_snr", "edm", "arctan"):
         times = sampling.time_grid(sde, 10, EPS, kind)
         assert times[0] == 1 and times[-1] == EPS and (times.diff() < 0).all()
-    lambdas = grids.log_snr(sde, sampling.time_grid(sde, 10, EPS, "log_snr"))
+    lambdas = log_snr(sde, sampling.time_grid(sde, 10, EPS, "log_snr"))
     torch.testing.assert_close(lambdas.diff(), lambdas.diff()[:1].expand(10), rtol=1e-6, atol=0)
-    sigma = torch.exp(-grids.log_snr(sde, sampling.time_grid(sde, 10, EPS, "edm"))) ** (1 / 7)
+    sigma = torch.exp(-log_snr(sde, sampling.time_grid(sde, 10, EPS, "edm"))) ** (1 / 7)
     torch.testing.assert_close(sigma.diff(), sigma.diff()[:1].expand(10), rtol=1e-6, atol=0)
     t = torch.tensor([0.003, 0.4, 0.97], dtype=torch.float64)
     for each in SDES.values():
-        found = grids.time_at(each, grids.log_snr(each, t))
+        found = time_at(each, log_snr(each, t))
         torch.testing.assert_close(found, t, rtol=1e-7, atol=0)
-    lambdas = grids.log_snr(sde, sampling.time_grid(sde, 10, EPS, "arctan"))
+    lambdas = log_snr(sde, sampling.time_grid(sde, 10, EPS, "arctan"))
     angles = torch.exp(-0.75 * lambdas).atan()
     torch.testing.assert_close(angles.diff(), angles.diff()[:1].expand(10), rtol=1e-6, atol=0)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from score_lib.sdes.process import SDE
-from score_lib.sdes.snr import log_snr, marginal_coeffs, time_at  # noqa: F401  (known here)
+from score_lib.sdes.snr import log_snr, time_at
 
 # The variables in which grids are uniform, as functions of lambda, and the inverse functions.
 _GRIDS = {
