@@ -177,7 +177,7 @@ def sampler_of(
         for constraint in constraints:
             score_fn = constraint.guide(sde, score_fn)
         draw = normal_noise(noise)
-        x = _given_or_drawn(z, sde, shape, where, noise, dtype_of(model))
+        x = _start(z, sde, shape, where, noise, dtype_of(model))
         t = torch.as_tensor(first_time, dtype=x.dtype, device=where).expand(len(x))
         for constraint in constraints:
             x = constraint.start(sde, x, t, draw)
@@ -192,22 +192,18 @@ def _usual_score(sde, continuous, parametrization, model: Callable, device) -> C
     return get_score_fn(sde, model, False, continuous, parametrization=parametrization)
 
 
-def _given_or_drawn(z: Tensor | None, sde: SDE, shape: tuple[int, ...], device, *drawn) -> Tensor:
-    """The start, on the device: z or, where it is None, `draw_prior`."""
-    if z is None:
-        return draw_prior(sde, shape, device, *drawn)
-    check_floats("z", z)
-    return z.to(device)
-
-
-def draw_prior(
+def _start(
+    z: Tensor | None,
     sde: SDE,
     shape: tuple[int, ...],
     device: torch.device,
-    noise: Noise | None = None,
-    dtype: torch.dtype | None = None,
+    noise: Noise | None,
+    dtype: torch.dtype | None,
 ) -> Tensor:
-    """x_T ~ prior of the given shape, on a device."""
+    """z or, where it is None, x_T ~ prior of the given shape; on a device."""
+    if z is not None:
+        check_floats("z", z)
+        return z.to(device)
     if noise is None:
         x = sde.prior_sampling(shape)
         check_real("the prior's samples", x)
