@@ -19,7 +19,7 @@ from torch import Tensor
 from models.dequantizer import Dequantizer
 from score_lib.base.distributed import share_of_batch
 from score_lib.base.tensors import LARGEST_SHARE, check_floats, rows
-from score_lib.elbo import log_prior, log_ratio
+from score_lib.elbo import log_prior
 from score_lib.likelihood import bits_per_dim
 from score_lib.losses.objectives import Draws, get_sde_loss_fn
 from score_lib.parametrization import Parametrization
@@ -134,7 +134,8 @@ def get_dequantization_loss_fn(
         integral = (sde.T - eps) * weight * excess
         end = torch.full_like(quantile, sde.T)
         prior = log_prior(sde, data, *sde.marginal_coeffs(end))
-        log_p = prior + size * log_ratio(sde, torch.full_like(end, eps)) - integral
+        ratio, _ = sde.transition(end, torch.full_like(end, eps))
+        log_p = prior + size * ratio.double().log() - integral
         grey = inverse_scaler, dequantize.levels
         return bits_per_dim(log_p - log_q, size, *grey, shape=x.shape[1:])
 

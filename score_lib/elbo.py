@@ -94,15 +94,10 @@ def get_elbo_fn(
             terms.append(per_sample(sde.diffusion(t), t).double() ** 2 * value / p)
         integral, error = stratified_mean(torch.stack(terms))
         to_end = sde.transition(torch.full_like(start, sde.T), start)
-        end = log_prior(sde, data, *to_end) + size * log_ratio(sde, start)
+        end = log_prior(sde, data, *to_end) + size * to_end[0].double().log()
         return Elbo(end - integral, error)
 
     return elbo_fn
-
-
-def log_ratio(sde: LinearSDE, start: Tensor) -> Tensor:
-    """log r(T), the integral of the drift's rate from times (B,) on: (B,), float64."""
-    return sde.transition(torch.full_like(start, sde.T), start)[0].double().log()
 
 
 def log_prior(sde: LinearSDE, data: Tensor, r: Tensor, G: Tensor) -> Tensor:
