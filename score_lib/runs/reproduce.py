@@ -13,6 +13,7 @@ from score_lib.metrics.configured import extractor_name, find_statistics
 from score_lib.options import Config, complete, flatten
 from score_lib.runs.averages import one_average
 from score_lib.runs.evaluate import evaluate, find_checkpoints, wanted_checkpoints
+from score_lib.runs.history import CHANGES_NO_WEIGHT
 from score_lib.runs.measures import MEASURES, evaluate_bpd, evaluate_samples
 from score_lib.runs.nearest import Nearest, nearest_experiment
 from score_lib.runs.published import KINDS, ROWS, Figure, Kind, Row
@@ -25,32 +26,20 @@ _MEASURES = {
     "enable_bpd": functools.partial(evaluate_bpd, errors=True),
     "enable_sampling": functools.partial(evaluate_samples, errors=True),
 }
-# Options that do not change the figures, and beginnings of the names of others.
-_FREE = {
+# Options that do not change the figures, and sections of others.
+_FREE = CHANGES_NO_WEIGHT - {"model.weights_except", "training.n_iters"} | {
     "seed",
     "data.data_dir",
-    "data.num_workers",
     "data.path",
     "data.tfrecords_path",
     "model.checkpoint_activations",
-    "model.weights",
     "sampling.compile",
     "sampling.num_samples",
     "training.compile",
-    "training.eval_freq",
     "training.grad_accumulation",
-    "training.keep_meta_checkpoints",
-    "training.log_freq",
-    "training.n_jitted_steps",
-    "training.wandb",
+    "training.posthoc_profiles",
 }
-_FREE_SECTIONS = (
-    "control.",
-    "dequantizer.",
-    "eval.",
-    "export.",
-    *(f"training.{name}_" for name in ("metrics", "posthoc", "snapshot")),
-)
+_FREE_SECTIONS = ("control.", "dequantizer.", "eval.", "export.")
 _NOT_FREE = {"eval.bpd_steps", "eval.dequantizer", "eval.ema"}
 
 
