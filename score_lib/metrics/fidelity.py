@@ -4,9 +4,12 @@ import contextlib
 import importlib
 import logging
 import pathlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from score_lib.disk.files import printable
 
 # Operators are forgotten together with the library object that declared them.
 _LIBRARIES: list[torch.library.Library] = []
@@ -90,6 +93,24 @@ def weights_file(weights: str, url: str, name: str) -> pathlib.Path:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of {name} weights at {path}")
     return path
+
+
+@contextlib.contextmanager
+def weights_of(path: pathlib.Path, network: str, url: str) -> Iterator[None]:
+    """Context that reads a file of weights; errors in it become a ValueError that names the file.
+
+    Args:
+        network: in words, for the message.
+        url: where such files are.
+    """
+    try:
+        yield
+    except Exception as error:  # damaged files make readers raise errors of nearly any type
+        reason = printable(" ".join(str(error).split()), 120)
+        raise ValueError(
+            f"{path} does not hold the weights of {network} ({reason}): download, for example, "
+            f"{url}"
+        ) from error
 
 
 def resized(images: Tensor, side: int, extractor: str) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from score_lib.disk.files import file_digest, printable
 from score_lib.disk.records import load_verified
 from score_lib.metrics.extractors import Extractor, as_rgb, register_extractor
-from score_lib.metrics.fidelity import exact, fidelity, optional, weights_file
+from score_lib.metrics.fidelity import exact, fidelity, optional, weights_file, weights_of
 
 TFGAN_URL = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 INCEPTION_V3_URL = "https://tfhub.dev/google/imagenet/inception_v3/feature_vector/4"
@@ -69,17 +69,13 @@ class FidelityInception(Extractor):
 
 
 def _fidelity_network(path: pathlib.Path) -> torch.nn.Module:
-    network, outputs = _fidelity().FeatureExtractorInceptionV3, ["2048", "logits_unbiased"]
-    try:
+    library, outputs = _fidelity(), ["2048", "logits_unbiased"]
+    with weights_of(path, "torch-fidelity's Inception network", library.URL_INCEPTION_V3):
         # torch-fidelity unpickles the file, which can run code; a safe load refuses such files.
         load_verified(path)
-        return network("inception", outputs, feature_extractor_weights_path=str(path))
-    except Exception as error:  # damaged files make readers raise errors of nearly any type
-        reason = printable(" ".join(str(error).split()), 120)
-        raise ValueError(
-            f"{path} does not hold the weights of torch-fidelity's Inception network ({reason}): "
-            f"download them from {_fidelity().URL_INCEPTION_V3}"
-        ) from error
+        return library.FeatureExtractorInceptionV3(
+            "inception", outputs, feature_extractor_weights_path=str(path)
+        )
 
 
 def _fidelity():

@@ -4,16 +4,15 @@ Images are prepared as by torch-fidelity.  Reports call the Fréchet distance of
 "fd", since figures of "fid" are Inception's.
 """
 
-import contextlib
 import warnings
 
 import torch
 from torch import Tensor
 
-from score_lib.disk.files import file_digest, printable
+from score_lib.disk.files import file_digest
 from score_lib.disk.records import load_verified
 from score_lib.metrics.extractors import Extractor, as_rgb, register_extractor
-from score_lib.metrics.fidelity import exact, fidelity, resized, weights_file
+from score_lib.metrics.fidelity import exact, fidelity, resized, weights_file, weights_of
 from score_lib.metrics.vision_transformer import VisionTransformer
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
@@ -37,7 +36,7 @@ class DINOv2(Extractor):
     def __init__(self, weights: str = "", device: torch.device | str = "cpu"):
         path = weights_file(weights, DINOV2_URL, "DINOv2")
         self.device = torch.device(device)
-        with _refusing(path, "DINOv2", DINOV2_URL):
+        with weights_of(path, "a DINOv2 network", DINOV2_URL):
             self.network = VisionTransformer.of(load_verified(path)).to(self.device)
         self.mean, self.std = (
             torch.tensor(values, device=self.device).reshape(1, 3, 1, 1) for values in (_MEAN, _STD)
@@ -67,7 +66,7 @@ class CLIP(Extractor):
         url = library.MODEL_URLS[variant]
         path = weights_file(weights, url, "CLIP")
         self.device = torch.device(device)
-        with _refusing(path, "CLIP", url), warnings.catch_warnings():
+        with weights_of(path, "a CLIP network", url), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is deprecated
             # The name matters only for a download.
             network = library.FeatureExtractorCLIP(
@@ -82,16 +81,3 @@ class CLIP(Extractor):
     def features(self, images: Tensor) -> tuple[Tensor, None]:
         with exact():
             return self.network(as_rgb(images).movedim(-1, 1).to(self.device))[0], None
-
-
-@contextlib.contextmanager
-def _refusing(path, name: str, url: str):
-    """Errors in the context become one that names a file of weights."""
-    try:
-        yield
-    except Exception as error:  # damaged files make readers raise errors of nearly any type
-        reason = printable(" ".join(str(error).split()), 120)
-        raise ValueError(
-            f"{path} does not hold the weights of a {name} network ({reason}): download, for "
-            f"example, {url}"
-        ) from error
