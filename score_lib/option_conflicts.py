@@ -16,6 +16,7 @@ def conflicts(flat: Options) -> Iterator[str]:
         _of_classifiers,
         _of_parametrization,
         _of_conditions,
+        _of_conditioned_samples,
         _of_labels,
         _of_bounds,
         _of_samples,
@@ -221,7 +222,11 @@ def _of_conditions(flat: Options) -> Iterator[str]:
             f"training.condition_dropout = {dropout} drops a condition, and there is none: set "
             "training.condition, such as 'classes', or training.condition_dropout to 0"
         )
-    if (wanted := flat["sampling.classes"]) and "classes" not in condition:
+
+
+def _of_conditioned_samples(flat: Options) -> Iterator[str]:
+    classes = flat["data.num_classes"]
+    if (wanted := flat["sampling.classes"]) and "classes" not in flat["training.condition"]:
         yield (
             f"sampling.classes = {wanted!r} needs a network that is told classes: train with "
             "training.condition = 'classes', or guide samples by a classifier, control.task = "
@@ -232,7 +237,7 @@ def _of_conditions(flat: Options) -> Iterator[str]:
             f"sampling.classes = {wanted!r} should be classes of the network, whole numbers from 0 "
             f"to {classes - 1}"
         )
-    if (scale := flat["sampling.guidance_scale"]) != 1 and not dropout:
+    if (scale := flat["sampling.guidance_scale"]) != 1 and not flat["training.condition_dropout"]:
         yield (
             f"sampling.guidance_scale = {scale} needs a network that also knows the unconditional "
             "score: train with training.condition and with training.condition_dropout above 0, or "
