@@ -152,12 +152,7 @@ def get_streams(
     kind = kind_of(config)
     train, test = DATASETS.build(config.data.dataset, config, stored_shape(config))
     for source in (train, test):
-        source.levels = config.data.levels or source.levels
-        if not 2 <= source.levels <= 256 and source.dtype == torch.uint8:
-            raise DataError(
-                f"data.levels={source.levels} must be from 2 to 256, since grey values are bytes, "
-                f"or 0 for the data set's own number of levels"
-            )
+        _set_levels(source, config.data.levels)
     options = {
         "batch_size": config.eval.batch_size if evaluation else config.training.batch_size,
         "evaluation": evaluation,
@@ -184,3 +179,17 @@ def get_streams(
         place = f"{info.name} {config.data.path}".rstrip()
         log_once(f"{place}: classes and their labels: {named(info.class_to_idx)}")
     return train_stream, test_stream, info
+
+
+def _set_levels(source: Source, levels: int) -> None:
+    """Let a source have so many grey levels; 0: its own number.
+
+    Raises:
+        DataError: bytes cannot hold them.
+    """
+    source.levels = levels or source.levels
+    if not 2 <= source.levels <= 256 and source.dtype == torch.uint8:
+        raise DataError(
+            f"data.levels={source.levels} must be from 2 to 256, since grey values are bytes, or 0 "
+            f"for the data set's own number of levels"
+        )
