@@ -1,7 +1,8 @@
 """Tensor helpers: broadcasting over a batch, seeds, and noise that belongs to a sample."""
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -173,6 +174,14 @@ def derive_seed(*parts: int | str) -> int:
     """
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Context in which the generator of the CPU starts from a seed; then it goes on as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def bytes_of(x: Tensor) -> np.ndarray:

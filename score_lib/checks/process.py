@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import per_sample, rows
+from score_lib.base.tensors import per_sample, rows, seeded
 from score_lib.checks.finding import NOTE, OK, WRONG, Finding, graded
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn, label_at
@@ -103,8 +103,7 @@ def _relative_error(found: Tensor | tuple, expected: Tensor | tuple) -> float:
 
 
 def _prior(sde: SDE, shape: tuple[int, ...]) -> list[Finding]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         z = sde.prior_sampling((4096, *shape))
         from_noise = sde.prior_from_normal(torch.randn(4096, *shape))
     m, s = sde.scale_and_std(torch.tensor([sde.T]), len(shape))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import rows
+from score_lib.base.tensors import rows, seeded
 from score_lib.checks.exact import binary, gaussian, told_by_time
 from score_lib.checks.finding import NOTE, OK, WRONG, Finding, graded
 from score_lib.checks.process import DATA_STD
@@ -65,8 +65,7 @@ def sampler(build: Build, sde: SDE, shape: tuple[int, ...] = (1, 2, 2)) -> list[
 
 
 def _draw(build: Build, sde: SDE, shape: tuple[int, ...], score: Callable) -> tuple[Tensor, int]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         x, evaluations = build(sde, (COUNT, *shape))(score)
     return x, evaluations
 
@@ -138,8 +137,7 @@ def corrector(
         t = torch.full((COUNT,), share * sde.T)
         m, s = (float(c[0]) for c in told_by_time(sde).scale_and_std(t[:1], len(shape)))
         std = ((m * DATA_STD) ** 2 + s**2) ** 0.5
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             x = std * torch.randn(COUNT, *shape)
             x, _ = kind(sde, gaussian(sde), snr, steps).update_fn(x, t)
         offs.append(x.std().item() / std - 1)
@@ -172,8 +170,7 @@ def restoration(
 
     operator = Mask(shape, torch.tensor([1.0, 0.0]).reshape(shape))
     y = operator.apply(torch.full((COUNT, *shape), known))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         sample = build(told_by_time(sde), (COUNT, *shape), [constrain(operator, y)])
         x = rows(sample(score)[0])
     std = DATA_STD * (1 - correlation**2) ** 0.5

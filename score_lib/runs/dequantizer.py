@@ -18,7 +18,7 @@ from models.ema import ExponentialMovingAverage
 from models.precision import matmul_precision
 from score_lib.base import distributed
 from score_lib.base.preemption import Preempted, StopSignals
-from score_lib.base.tensors import derive_seed
+from score_lib.base.tensors import derive_seed, seeded
 from score_lib.data.stream import ImageStream
 from score_lib.dequantization import (
     Dequantization,
@@ -143,8 +143,7 @@ def _flow(config, run: Run) -> tuple[Dequantizer, ExponentialMovingAverage]:
     """A new flow for the run's images as a config describes it, and its average."""
     options = config.dequantizer
     sizes = {"nf": options.nf, "num_layers": options.num_layers, "num_bins": options.num_bins}
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
-        torch.manual_seed(derive_seed(run.config.seed, "dequantizer"))
+    with seeded(derive_seed(run.config.seed, "dequantizer")):  # weights are drawn on the CPU
         flow = Dequantizer(run.shape, **sizes).to(run.device)
     return flow, ExponentialMovingAverage(flow.parameters(), _EMA_RATE)
 

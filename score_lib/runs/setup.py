@@ -26,7 +26,7 @@ from models.utils import create_model
 from models.zeros import Zeros
 from score_lib.base import distributed
 from score_lib.base.devices import resolve_device
-from score_lib.base.tensors import SampleNoise, data_shape
+from score_lib.base.tensors import SampleNoise, data_shape, seeded
 from score_lib.data.kinds import check_options, is_continuous, kind_of
 from score_lib.data.loading import DatasetInfo, get_scaling
 from score_lib.data.sources import named
@@ -79,8 +79,7 @@ class Run:
     def state(self) -> dict:
         """ "model", "ema", "step" (updates made), "class_to_idx" (names of classes -> labels) and,
         of continuous data, "standardization"; built when first used."""
-        with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
-            torch.manual_seed(self.config.seed)
+        with seeded(self.config.seed):  # weights are drawn on the CPU
             model = create_model(self.config, self.device)
         ema = get_ema(self.config, model.parameters())
         state = {"model": model, "ema": ema, "step": 0, "class_to_idx": {}}
