@@ -235,3 +235,10 @@ def test_doors_open_beside_modules_of_the_same_names(tmp_path):
     environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
     assert done.returncode == 0
+
+
+def test_a_room_says_what_each_of_its_modules_is():
+    for front in (ROOT / "score_lib").glob("*/__init__.py"):
+        modules = {path.stem for path in front.parent.glob("*.py")} - {"__init__"}
+        text = front.read_text()
+        assert sorted(name for name in modules if f"`{name}`" not in text) == [], front.parent

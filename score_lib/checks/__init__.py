@@ -5,4 +5,5 @@
 - `process`: a process and its conventions
 - `sampling`: samplers, correctors, and methods of restoration
 - `likelihood`: log-likelihoods
+- `network`: the cost of a network
 """

@@ -2,7 +2,8 @@
 
 - `files`: atomic writes, one run per folder; `arrays`: .npz without pickle
 - `checkpoints`, `records`, `fit`: training states, their verification and comparison; `writer`: in
-  the background
+  the background; `snapshots`: averages beside them
+- `weights_files`: weights to start from, in any layout; `safetensors_files`: one of these
 - `logs`, `reports`, `pictures`: messages and numbers, tables, grids of images; `drawings`: pictures
-  of other samples
+  of other samples; `wandb_log`: Weights & Biases
 """

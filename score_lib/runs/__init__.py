@@ -4,7 +4,8 @@
   begin with; `conditions`, `units`: what a network is told, and the unit of its likelihoods
 - `train`, `samples`, `evaluate`, `control`, `statistics`, `check`, `reproduce`, `export`,
   `dequantizer`: one mode of `main.py` each
-- `averages`, `history`, `quality`: of training: averaged weights, changes of the config, figures
+- `averages`, `history`, `quality`: of training: averaged weights, changes of the config, figures;
+  `courses`, `examples`: checkpoints of other courses, records of the data
 - `rounds`, `measures`, `accuracy`, `comparisons`, `heldout`: an evaluation's files, figures, data;
   `published`, `nearest`: figures of the paper, and the experiment that a config is nearest to
 - `trial`, `estimates`: of a check: what steps cost, and so the whole run
