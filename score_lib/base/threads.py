@@ -66,13 +66,13 @@ def settle_threads() -> None:
     )  # fmt: skip
 
 
-def idle_cores(seconds: float = 0.1) -> float:
-    """Cores that this process is bound to and that nothing uses while it sleeps for a time.
+def idle_cores() -> float:
+    """Cores that this process is bound to and that nothing uses while it sleeps for 0.1 s.
 
     Infinity where the system does not tell.
     """
     before = _ticks()
-    time.sleep(seconds)
+    time.sleep(0.1)
     after = _ticks()
     if not before or before.keys() != after.keys():
         return math.inf

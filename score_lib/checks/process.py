@@ -45,8 +45,8 @@ def process(
     return [*findings, convention, _ends(sde, len(shape))]
 
 
-def _times(sde: SDE, count: int = 19) -> Tensor:
-    return torch.linspace(0.05, 0.95, count, dtype=torch.float64) * sde.T
+def _times(sde: SDE) -> Tensor:
+    return torch.linspace(0.05, 0.95, 19, dtype=torch.float64) * sde.T
 
 
 def _marginals(sde: SDE, shape: tuple[int, ...]) -> list[Finding]:

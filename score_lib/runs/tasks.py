@@ -176,7 +176,7 @@ def closeness(run: Run, what: str, results: Tensor, images: Tensor) -> dict[str,
     return found
 
 
-def interval_coverage(results: Tensor, images: Tensor, share: float = 0.9) -> dict[str, float]:
+def interval_coverage(results: Tensor, images: Tensor) -> dict[str, float]:
     """The share of entries inside the central interval of 90 % of their results.
 
     For samples of the posterior it is 0.9 but for the coarseness of few results.
@@ -185,10 +185,10 @@ def interval_coverage(results: Tensor, images: Tensor, share: float = 0.9) -> di
         results: (rows, results, *D).
         images: the truth, (rows, *D).
     """
-    ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=results.dtype)
+    ends = torch.tensor([(1 - 0.9) / 2, (1 + 0.9) / 2], dtype=results.dtype)
     low, high = results.quantile(ends.to(results.device), dim=1)
     inside = ((images >= low) & (images <= high)).flatten(1).double().mean(1)
-    return mean_and_error(f"inside_{share:.0%}_interval".replace("%", ""), inside.cpu().numpy())
+    return mean_and_error("inside_90_interval", inside.cpu().numpy())
 
 
 def recognised(run: Run, results: Tensor, labels: Tensor | None) -> dict[str, float]:
