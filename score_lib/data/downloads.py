@@ -2,6 +2,7 @@
 
 import gzip
 import http.client
+import itertools
 import pathlib
 import urllib.request
 
@@ -29,20 +30,14 @@ def fetch(dataset: str, folder: pathlib.Path) -> None:
     """
     package, advice = PACKAGES.get(dataset, (folder, ""))
     if not has_archive(dataset, folder):
-        for split in ARCHIVES[dataset][0].splits:
-            for name, md5 in split.md5:
-                target = folder / f"{name}.gz"
-                if not target.exists():
-                    copied = _copied(package / target.name)
-                    content = copied or _downloaded(
-                        ADDRESSES[dataset] + target.name, folder, advice
-                    )
-                    _store(target, content, md5)
+        for name, md5 in itertools.chain(*(part.md5 for part in ARCHIVES[dataset][0].splits)):
+            target = folder / f"{name}.gz"
+            if target.exists():
+                continue
+            ready, url = package / target.name, ADDRESSES[dataset] + target.name
+            content = ready.read_bytes() if ready.exists() else _downloaded(url, folder, advice)
+            _store(target, content, md5)
     open_archive(dataset, str(folder))
-
-
-def _copied(path: pathlib.Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
 
 
 def _downloaded(url: str, folder: pathlib.Path, advice: str) -> bytes:

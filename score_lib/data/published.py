@@ -48,7 +48,7 @@ class Batches:
             examples = batch["image"]
             if examples.dim() == 4:
                 batch["image"] = examples.movedim(1, -1).contiguous()
-            yield {key: _array(values) for key, values in batch.items()}
+            yield {key: values.numpy().view(Array) for key, values in batch.items()}
 
 
 class Array(np.ndarray):
@@ -59,10 +59,6 @@ class Array(np.ndarray):
         return np.asarray(self)
 
     _numpy = numpy
-
-
-def _array(values: Tensor) -> Array:
-    return values.numpy().view(Array)
 
 
 def crop_resize(image: Image, resolution: int) -> Image:

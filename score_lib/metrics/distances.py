@@ -157,7 +157,8 @@ def _kernel(products: Tensor, width: int) -> Tensor:
 
 
 def _kernel_sum(x: Tensor, y: Tensor, block: int) -> Tensor:
-    return sum(_kernel(rows @ y.T, x.shape[1]).sum() for rows in _row_blocks(x, len(y), block))
+    blocks = x.split(max(1, block // len(y)))
+    return sum(_kernel(rows @ y.T, x.shape[1]).sum() for rows in blocks)
 
 
 def inception_score(
@@ -261,11 +262,6 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 def tile_size(device: torch.device) -> int:
     """Values of a square tile of a matrix over all pairs: `BLOCK`, or on a CPU its cache's size."""
     return 1 << 16 if device.type == "cpu" else BLOCK
-
-
-def _row_blocks(x: Tensor, width: int, block: int) -> tuple[Tensor, ...]:
-    """Blocks of rows of which a matrix with `width` columns has at most `block` values."""
-    return x.split(max(1, block // width))
 
 
 def _pair(features_a: Features, features_b: Features) -> tuple[Tensor, Tensor]:

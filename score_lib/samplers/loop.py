@@ -157,7 +157,7 @@ def sampler_of(
         (B, *D) and the evaluations made; z is x at the first time, (B, *D), in place of a draw from
         the prior; see `run_steps` for the callback.
     """
-    usual = functools.partial(_usual_score, sde, continuous, get_parametrization(parametrization))
+    chosen = get_parametrization(parametrization)
 
     @(lambda fn: fn) if differentiable else torch.no_grad()
     def sample(
@@ -169,8 +169,12 @@ def sampler_of(
         callback: Callback | None = None,
     ) -> tuple[Tensor, int]:
         where = device_of(model) if device is None else resolve_device(device)
-        score_fn = (read or usual)(model, where)
-        own = {"network": score_fn} if read else {}
+        if read is None:
+            score_fn = get_score_fn(sde, model, False, continuous, parametrization=chosen)
+            own = {}
+        else:
+            score_fn = read(model, where)
+            own = {"network": score_fn}
         if differentiable:
             score_fn = functools.partial(checkpoint, score_fn, use_reentrant=False)
         counted = score_fn = CountedScore(score_fn)
@@ -185,11 +189,6 @@ def sampler_of(
         return inverse_scaler(x), counted.evaluations
 
     return sample
-
-
-def _usual_score(sde, continuous, parametrization, model: Callable, device) -> Callable:
-    """The score function of a network, whatever its device."""
-    return get_score_fn(sde, model, False, continuous, parametrization=parametrization)
 
 
 def _start(

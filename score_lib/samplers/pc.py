@@ -66,7 +66,10 @@ def get_pc_sampler(
     chain = steps in (0, sde.N) and grid in ("", "uniform")
     if not chain:
         sde = _other_steps(sde, predictor, continuous, steps, grid)
-        visited = functools.partial(_whole_run, sde, eps, grid)
+
+        def visited(number: int) -> Tensor:
+            return visited_times(sde, eps, steps=number, grid=grid)
+
         check_steps(sde, predictor, visited, steps or sde.N, probability_flow, len(shape) - 1)
         chain = not _takes_any_step(predictor)
     elif continuous:  # else the levels are those that the network knows
@@ -125,10 +128,6 @@ def _takes_any_step(predictor: Callable | None) -> bool:
     if not (isinstance(made, type) and issubclass(made, Predictor)):
         return made is None
     return made.takes_any_step()
-
-
-def _whole_run(sde: SDE, eps: float, grid: str, steps: int) -> Tensor:
-    return visited_times(sde, eps, steps=steps, grid=grid)
 
 
 def predictor_step(
