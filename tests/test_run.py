@@ -3,14 +3,12 @@
 import json
 import os
 import pathlib
-import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
 import torch
-from small_runs import SMALL, command, run, run_forked, small_config, start_forked
+from small_runs import SMALL, command, run, small_config
 from torch.nn import GroupNorm
 
 import run_lib
@@ -145,53 +143,6 @@ def test_a_finished_run_stays_as_it_is(undisturbed, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.pth")}
     run_lib.train(small_config(), undisturbed)
     assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.pth")}
-
-
-@pytest.mark.slow
-def test_killed_processes(undisturbed, tmp_path):
-    """SIGKILL at random moments after random steps, until the run gets through."""
-    rng = np.random.default_rng(0)
-    log, kills = tmp_path / "metrics.jsonl", 0
-    arguments = command(workdir=tmp_path)[2:]
-    for target in sorted(rng.integers(1, 15, size=5)):
-        with (tmp_path / "output").open("w+") as output:
-            process = start_forked(arguments, output)
-            while process.is_alive():
-                if log.exists() and len(log.read_text().splitlines()) >= target:
-                    time.sleep(0.1 * rng.random())
-                    process.kill()
-                    kills += 1
-                    break
-                time.sleep(0.001)
-            process.join()
-        assert process.exitcode in (0, -signal.SIGKILL), (tmp_path / "output").read_text()
-    code, said = run_forked(arguments)
-    assert code == 0, said
-    assert kills > 1
-    assert_same_run(tmp_path, undisturbed)
-
-
-@pytest.mark.slow
-def test_killed_while_a_checkpoint_is_written(undisturbed, tmp_path):
-    """The kill comes as soon as the temporary file of a checkpoint appears."""
-    kills = 0
-    arguments = command(workdir=tmp_path)[2:]
-    for _ in range(4):
-        with (tmp_path / "output").open("w") as output:
-            process = start_forked(arguments, output)
-            while process.is_alive():
-                if any(tmp_path.glob("checkpoints*/.checkpoint*.tmp")):
-                    process.kill()
-                    kills += 1
-                    break
-                time.sleep(0.0005)
-            process.join()
-        for leftover in tmp_path.glob("checkpoints*/.checkpoint*.tmp"):
-            leftover.unlink()
-    code, said = run_forked(arguments)
-    assert code == 0, said
-    assert kills > 0
-    assert_same_run(tmp_path, undisturbed)
 
 
 def test_sample_mode(undisturbed, tmp_path):
