@@ -54,44 +54,14 @@ class Small(NamedTuple):
 
 
 SMALL = {
-    "CIFAR10": Small("cifar10", 3, 32, 10),
-    "CIFAR100": Small("cifar100", 3, 32, 100),
-    "SVHN": Small("svhn_cropped", 3, 32, 10),
-    "MNIST": Small("mnist", 1, 28, 10),
-    "FASHION_MNIST": Small("fashion_mnist", 1, 28, 10),
+    "CIFAR10": Small("cifar10", 3, 32, 10),  # 50,000 + 10,000
+    "CIFAR100": Small("cifar100", 3, 32, 100),  # 50,000 + 10,000, by the fine classes
+    "SVHN": Small("svhn_cropped", 3, 32, 10),  # 73,257 + 26,032
+    "MNIST": Small("mnist", 1, 28, 10),  # 60,000 + 10,000
+    "FASHION_MNIST": Small("fashion_mnist", 1, 28, 10),  # 60,000 + 10,000
 }
 # Names in tensorflow-datasets of what is read from there, beside the categories of LSUN.
 FROM_TFDS = (*(known.name for known in SMALL.values()), "celeb_a")
-
-
-@register_dataset(name="CIFAR10", options=FOLDER_OR_PATH)
-def cifar10(shape: Shape, folder: str, path: str) -> tuple[Source, Source]:
-    """50,000 + 10,000 images of 32 x 32 in 10 classes; unchanged at 32 px."""
-    return _small("CIFAR10", shape, folder, path)
-
-
-@register_dataset(name="CIFAR100", options=FOLDER_OR_PATH)
-def cifar100(shape: Shape, folder: str, path: str) -> tuple[Source, Source]:
-    """50,000 + 10,000 images of 32 x 32 in 100 (fine) classes; unchanged at 32 px."""
-    return _small("CIFAR100", shape, folder, path)
-
-
-@register_dataset(name="SVHN", options=FOLDER_OR_PATH)
-def svhn(shape: Shape, folder: str, path: str) -> tuple[Source, Source]:
-    """73,257 + 26,032 house numbers of 32 x 32 in 10 classes; unchanged at 32 px."""
-    return _small("SVHN", shape, folder, path)
-
-
-@register_dataset(name="MNIST", options=FOLDER_OR_PATH)
-def mnist(shape: Shape, folder: str, path: str) -> tuple[Source, Source]:
-    """60,000 + 10,000 gray digits of 28 x 28 in 10 classes; unchanged at 28 px."""
-    return _small("MNIST", shape, folder, path)
-
-
-@register_dataset(name="FASHION_MNIST", options=FOLDER_OR_PATH)
-def fashion_mnist(shape: Shape, folder: str, path: str) -> tuple[Source, Source]:
-    """60,000 + 10,000 gray pieces of clothing of 28 x 28 in 10 classes; unchanged at 28 px."""
-    return _small("FASHION_MNIST", shape, folder, path)
 
 
 @register_dataset(name="CELEBA", options=FOLDER)
@@ -134,6 +104,11 @@ def _small(title: str, shape: Shape, folder: str, path: str) -> tuple[Source, So
     for source in (train, test):
         source.class_to_idx = {title: label for label, title in enumerate(names)}
     return Remembered(train), Remembered(test)
+
+
+for _title in SMALL:
+    _open_small = functools.partial(_small, _title)
+    register_dataset(_small, name=_title, options=FOLDER_OR_PATH, build=_open_small)
 
 
 class Prepared(View):
