@@ -4,7 +4,6 @@ import functools
 import pathlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,13 +23,6 @@ from score_lib.data.splits import (
     refuse_lonely_held_out,
 )
 from score_lib.disk.files import printable
-
-
-class Noun(NamedTuple):
-    """How messages call one example and several."""
-
-    one: str
-    many: str
 
 
 class Tree:
@@ -73,13 +65,14 @@ class Tree:
 def open_tree(
     files: Folder | Zip,
     suffixes: tuple[str, ...],
-    noun: Noun,
+    noun: str,
     split: str | None,
     decode: Callable[[str], object] | None,
 ) -> Tree:
     """The files whose names end in one of the suffixes; the others are reported.
 
     Args:
+        noun: how messages call an example, such as "image"; several of them with an s.
         split: see `find_split`.
         decode: for `data.on_error=skip`: raises a DataError for the files to leave out.  None: no
             file is left out, and a link that cannot be followed is an error.
@@ -95,16 +88,15 @@ def open_tree(
     return Tree(files, names, places, find_split(places.folders, split))
 
 
-def _find(files: Folder | Zip, suffixes: tuple[str, ...], noun: Noun, on_error: str) -> Names:
+def _find(files: Folder | Zip, suffixes: tuple[str, ...], noun: str, on_error: str) -> Names:
     wanted = functools.partial(is_named, suffixes=suffixes)
     bad = bad_links(files, wanted, on_error)
     is_example = np.array([wanted(name) and name not in bad for name in files.names], dtype=bool)
     others = [name for name in files.names.chosen(~is_example) if name not in bad]
-    report(files, others, f"are not {noun.many}")
+    report(files, others, f"are not {noun}s")
     if not is_example.any():
         raise DataError(
-            f"there is no {noun.one} in {files.path}: names of {noun.many} end in "
-            f"{', '.join(suffixes)}"
+            f"there is no {noun} in {files.path}: names of {noun}s end in {', '.join(suffixes)}"
         )
     return files.names.chosen(np.flatnonzero(is_example))
 
@@ -141,7 +133,7 @@ def readable(
     numbers: np.ndarray,
     decode: Callable[[int], object],
     name: Callable[[int], str],
-    noun: Noun,
+    noun: str,
 ) -> np.ndarray:
     """Those of the numbers whose examples can be decoded; the others are reported.
 
@@ -167,12 +159,12 @@ def readable(
         good = np.array(list(pool.map(is_readable, numbers.tolist())), dtype=bool)
     report(files, [name(number) for number in numbers[~good].tolist()], "cannot be read")
     if not good.any():
-        raise DataError(f"none of the {len(numbers)} {noun.many} in {files.path} can be read")
+        raise DataError(f"none of the {len(numbers)} {noun}s in {files.path} can be read")
     return numbers[good]
 
 
 def split_tree(
-    tree: Tree, source_of: Callable[[Tree], Source], path: str, wanted: str, noun: Noun
+    tree: Tree, source_of: Callable[[Tree], Source], path: str, wanted: str, noun: str
 ) -> tuple[Source, Source]:
     """Training and held-out part of files: by their folders, or else every tenth is held out.
 
@@ -197,18 +189,18 @@ def split_tree(
     return Subset(source, np.flatnonzero(trained_on)), Subset(source, np.flatnonzero(~trained_on))
 
 
-def _tell(tree: Tree, parts: list[str], noun: Noun) -> None:
+def _tell(tree: Tree, parts: list[str], noun: str) -> None:
     """Log how many files are trained on, held out and left out."""
     totals, split = tree.places.totals(parts), tree.split
     train, held_out = (
-        counts({name: totals[name]}, noun.many) for name in (split.train, split.held_out)
+        counts({name: totals[name]}, f"{noun}s") for name in (split.train, split.held_out)
     )
     others = {name: n for name, n in totals.items() if name not in (split.train, split.held_out)}
-    others = counts(others, noun.many) or "nothing"
+    others = counts(others, f"{noun}s") or "nothing"
     log_once(f"{tree.files.path}: trained on: {train}; held out: {held_out}; left out: {others}")
 
 
-def divided(source: Source, path: str, noun: Noun, wanted: str) -> tuple[Source, Source]:
+def divided(source: Source, path: str, noun: str, wanted: str) -> tuple[Source, Source]:
     """`split_tenths` of a source without folders, as `data.split` says.
 
     Raises:
@@ -220,16 +212,16 @@ def divided(source: Source, path: str, noun: Noun, wanted: str) -> tuple[Source,
 
 
 def split_tenths(
-    source: Source, path: str, noun: Noun, *, last: bool = False
+    source: Source, path: str, noun: str, *, last: bool = False
 ) -> tuple[Source, Source]:
     """Every tenth example is held out, or the last tenth; fewer than ten are all in both parts."""
     size = len(source)
     if size < 10:
-        log_once(f"{path}: all {size} {noun.many} are both trained on and held out: too few")
+        log_once(f"{path}: all {size} {noun}s are both trained on and held out: too few")
         return source, source
     numbers = np.arange(size)
     held_out = numbers >= size - size // 10 if last else numbers % 10 == 9
     train, test = Subset(source, numbers[~held_out]), Subset(source, numbers[held_out])
-    which = "the last tenth" if last else f"every tenth {noun.one}"
+    which = "the last tenth" if last else f"every tenth {noun}"
     log_once(f"{path}: {which} is held out: {len(train)} to train on, {len(test)} not")
     return train, test

@@ -15,7 +15,6 @@ from torch import Tensor
 from score_lib.data.arrays import open_array
 from score_lib.data.files import Folder, OneFile, Zip
 from score_lib.data.folders import (
-    Noun,
     Tree,
     divided,
     is_named,
@@ -33,7 +32,7 @@ from score_lib.disk.files import printable
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Pillow detects the format from the contents; some of its other formats run external programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-IMAGE = Noun("image", "images")
+IMAGE = "image"
 
 
 # Options of every data set of image files.

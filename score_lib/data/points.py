@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from score_lib.data.files import Folder, Zip
-from score_lib.data.folders import Noun, Tree, open_tree, split_tree
+from score_lib.data.folders import Tree, open_tree, split_tree
 from score_lib.data.pixels import Unsuited
 from score_lib.data.point_files import READERS, read_points
 from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
 from score_lib.disk.files import printable
 
-CLOUD = Noun("point file", "point files")
+CLOUD = "point file"
 
 
 @register_dataset(

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_lib.data.folders import Noun, split_tenths
+from score_lib.data.folders import split_tenths
 from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
 from score_lib.data.splits import natural
 from score_lib.data.strokes import draw, follow
 from score_lib.disk.files import file_state
 
 SUFFIX = ".ndjson"
-DRAWING = Noun("drawing", "drawings")
+DRAWING = "drawing"
 # Limits on a line in bytes, above any raw drawing, and on coordinates in pixels.
 _LONGEST, _FARTHEST = 1 << 24, 1e9
 # Bytes that are searched at once for the ends of lines.

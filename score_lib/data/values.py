@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_lib.data.folders import Noun, divided
+from score_lib.data.folders import divided
 from score_lib.data.sources import (
     DataError,
     MissingDataError,
@@ -18,7 +18,7 @@ from score_lib.data.sources import (
 )
 from score_lib.data.stored import SUFFIXES, Rows, open_rows
 
-EXAMPLE = Noun("example", "examples")
+EXAMPLE = "example"
 # NumPy's types that are read without loss, by what they become.
 _CONTINUOUS = {"f2": torch.float32, "f4": torch.float32, "f8": torch.float64}
 
