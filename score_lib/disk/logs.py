@@ -199,13 +199,7 @@ class MetricsLog:
 class SilentLog:
     """A `MetricsLog` that keeps nothing: of several processes, only the main one has a log."""
 
-    def write(
-        self,
-        step: int,
-        machine: dict[str, float] | None = None,
-        facts: dict[str, object] | None = None,
-        **values: float,
-    ) -> None:
+    def write(self, step: int, **given: object) -> None:
         """Record nothing."""
 
     def image(self, step: int, name: str, picture: Tensor) -> None:
