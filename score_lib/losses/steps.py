@@ -6,11 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.conditioning import NEVER, UNCONDITIONAL, Condition, Dropping, for_batch
+from models.conditioning import UNCONDITIONAL, Condition, for_batch
 from models.ema import averaged
 from score_lib.base.distributed import average, draw_apart, replicated
-from score_lib.losses.objectives import ContinuousLevels, Draws, get_loss_fn
-from score_lib.parametrization import Parametrization
+from score_lib.losses.objectives import Draws, get_loss_fn
 from score_lib.sdes.process import SDE
 
 
@@ -23,12 +22,8 @@ def get_step_fn(
     likelihood_weighting: bool = False,
     *,
     accumulation: int = 1,
-    objective: str = "score",
-    parametrization: Parametrization | str | None = None,
-    noise_levels: str | Callable[[SDE, float], ContinuousLevels] = "",
-    weighting: str = "",
-    dropping: Dropping = NEVER,
     prepare: Callable[[nn.Module], nn.Module] = replicated,
+    **options,
 ) -> Callable:
     """One step of training, or one evaluation with the averaged weights.
 
@@ -42,10 +37,9 @@ def get_step_fn(
         accumulation: parts into which a training batch is split, to save memory; at most as many
             as it has samples.  Noise is drawn for the whole batch, and the step that is clipped
             sees the gradient of the whole batch.
-        objective: "score", or "classifier": see `get_loss_fn`.
-        parametrization, noise_levels, weighting, dropping: see `get_sde_loss_fn`.
         prepare: returns the module to train in the network's place, which shares its parameters;
             default: averages gradients over processes.
+        options: of the loss, such as `objective` and `parametrization`: see `get_loss_fn`.
     Returns:
         `step_fn(state, batch, labels=None, condition=None)`, giving the mean loss, a scalar on the
         device; only a classifier needs labels, and a conditional network a condition, for each
@@ -55,18 +49,7 @@ def get_step_fn(
     Raises:
         ValueError: as in `get_loss_fn`, or there is no `optimize_fn` to train with.
     """
-    loss_fn = get_loss_fn(
-        sde,
-        train,
-        reduce_mean,
-        continuous,
-        likelihood_weighting,
-        objective,
-        parametrization=parametrization,
-        noise_levels=noise_levels,
-        weighting=weighting,
-        dropping=dropping,
-    )
+    loss_fn = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting, **options)
     if train and optimize_fn is None:
         raise ValueError(
             "a training step needs optimize_fn: give that of losses.optimization_manager(config)"
