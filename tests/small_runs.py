@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import multiprocessing
 import os
 import pathlib
@@ -59,6 +60,11 @@ def command(config="configs/vp/digits.py", workdir="", mode="train", **changes):
         f"--mode={mode}",
         *options,
     ]
+
+
+def logged(folder):
+    """The records of a run's log of numbers."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
 
 
 def run(arguments, **options):

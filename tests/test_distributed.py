@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from processes import together
-from small_runs import small_config
+from small_runs import logged, small_config
 
 import losses
 import run_lib
@@ -40,10 +40,6 @@ def assert_same_weights(folder, expected, **tolerance):
     torch.testing.assert_close(weights(folder), weights(expected), **tolerance)
 
 
-def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
-
-
 LONG = {
     **NO_DROPOUT,
     "training__n_iters": 50,
@@ -67,7 +63,7 @@ def test_training_gives_the_weights_and_the_log_of_one_process(world, parts, alo
     config = small_config(**LONG, training__grad_accumulation=parts)
     assert together(world, run_lib.train, config, tmp_path) == [None] * world
     assert_same_weights(tmp_path, alone, rtol=0, atol=1e-4)
-    ours, theirs = records(tmp_path), records(alone)
+    ours, theirs = logged(tmp_path), logged(alone)
     assert [r.keys() for r in ours] == [r.keys() for r in theirs]
     for one, other in zip(ours, theirs, strict=True):
         assert list(one.values()) == pytest.approx(list(other.values()), rel=1e-3)
@@ -350,7 +346,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(world, number, al
     assert checkpoint["step"] == 20 + world and checkpoint["position"] == 32 * checkpoint["step"]
     assert together(world, run_lib.train, config, tmp_path) == [None] * world
     assert_same_weights(tmp_path, alone, rtol=0, atol=1e-4 if world > 1 else 0)
-    assert [r["step"] for r in records(tmp_path)] == [r["step"] for r in records(alone)]
+    assert [r["step"] for r in logged(tmp_path)] == [r["step"] for r in logged(alone)]
 
 
 def test_a_signal_while_samples_are_drawn(alone, tmp_path, monkeypatch):

@@ -1,10 +1,9 @@
 """Every experiment, made small, trains a step and draws samples from the result."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
+from small_runs import logged
 from test_configs import OWN
 
 import run_lib
@@ -84,7 +83,7 @@ def check_run(config, folder, drawn):
     """Train, and check the results."""
     before = run_lib.setup(config).state["model"].state_dict()
     run_lib.train(config, folder)
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    records = logged(folder)
     values = {key: value for record in records for key, value in record.items()}
     assert values.keys() == {"step", "training_loss", "grad_norm", "learning_rate", "eval_loss"}
     assert np.isfinite(list(values.values())).all() and values["grad_norm"] > 0

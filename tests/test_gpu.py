@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from networks import fill_weights, golden_networks
 from oracles import GaussianOracle, apart
-from small_runs import small_config
+from small_runs import logged, small_config
 
 import run_lib
 from likelihood import get_likelihood_fn
@@ -105,7 +103,7 @@ def trained(folder, **changes):
     """Weights and averages, and the losses, of a small run."""
     run_lib.train(small_config(**changes), folder)
     checkpoint = read_checkpoint(folder / "checkpoints/checkpoint_2.pth")
-    log = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    log = logged(folder)
     tensors = [*checkpoint["model"].values(), *checkpoint["ema"]["shadow_params"]]
     return tensors, [r["training_loss"] for r in log if "training_loss" in r]
 

@@ -1,6 +1,5 @@
 """Messages of a run: each once, those of libraries from warnings up, and no nan."""
 
-import json
 import logging
 import math
 import re
@@ -8,7 +7,7 @@ import sys
 
 import pytest
 from absl import logging as absl_logging
-from small_runs import command, run_forked, small_config
+from small_runs import command, logged, run_forked, small_config
 
 import run_lib
 from score_lib.disk.logs import Rate, log_to_console, messages_to
@@ -110,7 +109,7 @@ def test_weights_and_biases_get_numbers_and_pictures(tmp_path, monkeypatch):
     assert first["project"] == "digits" and first["name"] == "a" and first["resume"] == "allow"
     assert first["id"] == second["id"] and first["config"]["training"]["n_iters"] == 2
     assert library.finished == 2
-    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").open()]
+    lines = logged(tmp_path / "a")
     losses = [(step, v["training_loss"]) for step, v in library.logged if "training_loss" in v]
     assert losses == [(r["step"], r["training_loss"]) for r in lines if "training_loss" in r]
     pictures = {step: v["samples"] for step, v in library.logged if "samples" in v}

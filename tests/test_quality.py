@@ -1,7 +1,6 @@
 """Figures while training, and the checkpoint that is best by them."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from processes import together
-from small_runs import small_config
+from small_runs import logged, small_config
 from test_any_data import config_of, numbers
 from test_classifier_runs import Brightest
 
@@ -72,7 +71,7 @@ def prepared(config):
 
 def figures(folder, name="fid"):
     """The figures in the log of a run, by step."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    records = logged(folder)
     return {r["step"]: r[name] for r in records if name in r}
 
 

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from small_runs import SMALL, command, run, small_config
+from small_runs import SMALL, command, logged, run, small_config
 from torch.nn import GroupNorm
 
 import run_lib
@@ -54,7 +54,7 @@ def test_files(undisturbed):
         "config_history.jsonl",
     } <= found
     assert any(name.startswith("tensorboard/events") for name in found)
-    records = [json.loads(line) for line in (undisturbed / "metrics.jsonl").open()]
+    records = logged(undisturbed)
     assert [r["step"] for r in records if "training_loss" in r] == list(range(1, 13))
     assert [r["step"] for r in records if "eval_loss" in r] == [4, 8, 12]
     samples = np.load(undisturbed / "samples" / "iter_12" / "sample.np")

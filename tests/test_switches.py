@@ -1,12 +1,10 @@
 """Training, sampling and evaluation with lower precision, compilation, recomputed activations."""
 
-import json
-
 import pytest
 import torch
 from oracles import apart
 from processes import together
-from small_runs import small_config
+from small_runs import logged, small_config
 
 import run_lib
 from models.precision import Compiled
@@ -23,7 +21,7 @@ CHANGES = {
 def trained(folder, **changes):
     """Weights and averages, and the log, of a small run."""
     run_lib.train(small_config(**CHANGES, **changes), folder)
-    return tensors_of(folder), [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return tensors_of(folder), logged(folder)
 
 
 def tensors_of(folder):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from mutations import MUTATIONS, ROOT
 from recorder import Recorder
-from small_runs import small_config
+from small_runs import logged, small_config
 
 import losses
 import run_lib
@@ -134,7 +134,7 @@ def test_warmup_and_cooldown_arrive(warmup, cooldown, expected, tmp_path):
     """The rate of the update after four others, the last."""
     rates = {"optim__lr": 0.5, "optim__warmup": warmup, "optim__cooldown": cooldown}
     train(tmp_path, **rates, training__n_iters=5)
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    records = logged(tmp_path)
     rates = [record["learning_rate"] for record in records if "learning_rate" in record]
     assert rates[-1] == pytest.approx(expected)
 
