@@ -87,6 +87,11 @@ def _all(check: Check, values: object) -> bool:
     return isinstance(values, list | tuple) and all(map(check.accepts, values))
 
 
+def _several(words: str, one: Check, least: int = 0) -> Check:
+    """Lists of values that a check accepts, of so many or more."""
+    return Check(words, lambda values: _all(one, values) and len(values) >= least)
+
+
 def _two_names(value: str) -> bool:
     names = value.split(":")
     return len(names) == 2 and all(names) and names[0] != names[1]
@@ -110,28 +115,16 @@ whole = Check(
 number = Check("a number", lambda v: _is_real(v) and abs(v) <= sys.float_info.max)
 nonzero = Check("a number other than 0", lambda v: number.accepts(v) and v != 0)
 text = Check("a text", lambda value: isinstance(value, str))
-numbers = Check("several numbers, such as (1, 2)", lambda values: _all(number, values))
-indices = Check(
-    "several whole numbers, such as (2, 2, 4, 4), or ()", lambda values: _all(whole, values)
-)
-factors = Check(
-    "one or more numbers, at least 0, such as (0.8, 1)",
-    lambda values: _all(at_least(0.0), values) and len(values) > 0,
-)
+numbers = _several("several numbers, such as (1, 2)", number)
+indices = _several("several whole numbers, such as (2, 2, 4, 4), or ()", whole)
+factors = _several("one or more numbers, at least 0, such as (0.8, 1)", at_least(0.0), 1)
 count = at_least(1)
-counts = Check(
-    "one or more whole numbers, at least 1, such as (1, 2)",
-    lambda values: _all(count, values) and len(values) > 0,
-)
-multiples = Check(
-    "one or more numbers above 0, such as (1, 2)",
-    lambda values: _all(above(0.0), values) and len(values) > 0,
-)
+multiples = _several("one or more numbers above 0, such as (1, 2)", above(0.0), 1)
 side = Check(
     "a whole number, at least 1, or two of them",
     lambda value: count.accepts(value) or (_all(count, value) and len(value) == 2),
 )
-shape = Check("whole numbers, at least 1, such as (3, 32), or ()", lambda v: _all(count, v))
+shape = _several("whole numbers, at least 1, such as (3, 32), or ()", count)
 ends = Check(
     "two different numbers, such as (0, 4095), or ()",
     lambda v: _all(number, v) and (not v or (len(v) == 2 and v[0] != v[1])),
@@ -140,10 +133,8 @@ classes = Check(
     "several whole numbers or names, such as ('cat', 'dog')",
     lambda v: isinstance(v, list | tuple) and all(whole.accepts(x) or text.accepts(x) for x in v),
 )
-patterns = Check(
-    "several patterns of names, such as ('label_emb.*', '*.W')",
-    lambda v: isinstance(v, list | tuple) and all(text.accepts(x) and x for x in v),
-)
+pattern = Check("a pattern of names", lambda value: text.accepts(value) and value != "")
+patterns = _several("several patterns of names, such as ('label_emb.*', '*.W')", pattern)
 split = Check(
     "'', 'tenths', 'last' or 'TRAIN:HELDOUT', two names of folders",
     lambda value: text.accepts(value) and (value in ("", "tenths", "last") or _two_names(value)),
