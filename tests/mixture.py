@@ -9,33 +9,28 @@ import numpy as np
 import scipy.integrate
 import scipy.linalg
 import torch
+from oracles import ScoreOracle
 
 from models.conditioning import Takes
 from score_lib.base.tensors import batch_mul
-from sde_lib import VESDE
 
 # The classes of a mixture in one dimension.
 MEANS, STD = torch.tensor([-1.0, 0.5, 1.2], dtype=torch.float64), 0.4
 
 
-class MixtureOracle(torch.nn.Module):
+class MixtureOracle(ScoreOracle):
     """Exact for classes ~ N(MEANS[c], STD^2 I); the class 3, the null, is their even mixture."""
 
     takes = Takes(classes=3, droppable=True)
 
     def __init__(self, sde):
-        super().__init__()
-        self.sde, self.calls = sde, []
+        super().__init__(sde)
+        self.calls = []
         self.anchor = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
 
-    def forward(self, x, labels, *, classes):
+    def score(self, x, scale, std, *, classes):
         self.calls.append(len(x))
-        explosive = isinstance(self.sde, VESDE)
-        scale, std = self.sde.marginal_coeffs(labels / 999)
-        if explosive:
-            scale, std = torch.ones_like(labels), labels
-        score = mixture_score(x, scale, std, classes)
-        return score if explosive else batch_mul(-std, score)
+        return mixture_score(x, scale, std, classes)
 
 
 def log_joint(x, scale, std):

@@ -72,28 +72,43 @@ class GaussianOracle(torch.nn.Module):
         return batch_mul(std / variance, centred)
 
 
-class GaussianDataOracle(torch.nn.Module):
+class ScoreOracle(torch.nn.Module):
+    """A network that knows a score, in the conventions of VE and of VP for all times.
+
+    A subclass defines score(x, scale, std), of x = scale x_0 + std z with scale and std (B,).
+    """
+
+    def __init__(self, sde: LinearSDE):
+        super().__init__()
+        self.sde = sde
+
+    def forward(self, x, labels, **condition):
+        explosive = isinstance(self.sde, VESDE)
+        if explosive:
+            scale, std = torch.ones_like(labels), labels
+        else:
+            scale, std = self.sde.marginal_coeffs(labels / 999)
+        score = self.score(x, scale, std, **condition)
+        return score if explosive else batch_mul(-std, score)
+
+
+class GaussianDataOracle(ScoreOracle):
     """The network that has learned data ~ N(mean, covariance) exactly.
 
     For data (B, *D), mean (n,) and covariance (n, n) are those of `x.flatten(1)`.
     """
 
     def __init__(self, sde: LinearSDE, mean: torch.Tensor, covariance: torch.Tensor):
-        super().__init__()
-        self.sde, self.mean = sde, mean
+        super().__init__(sde)
+        self.mean = mean
         spectrum, basis = torch.linalg.eigh(covariance.double())
         self.spectrum, self.basis = spectrum.to(mean), basis.to(mean)
 
-    def forward(self, x, labels):
-        if isinstance(self.sde, VESDE):
-            scale, std = torch.ones_like(labels), labels
-        else:
-            scale, std = self.sde.marginal_coeffs(labels / 999)
+    def score(self, x, scale, std):
         flat = x.flatten(1)
         centred = (flat - batch_mul(scale, self.mean.expand_as(flat))) @ self.basis
         variance = scale[:, None] ** 2 * self.spectrum + std[:, None] ** 2
-        score = (-(centred / variance) @ self.basis.T).reshape(x.shape)
-        return score if isinstance(self.sde, VESDE) else batch_mul(-std, score)
+        return (-(centred / variance) @ self.basis.T).reshape(x.shape)
 
 
 class UnitNoise:

@@ -10,6 +10,7 @@ from oracles import (
     S0,
     SEEDS,
     GaussianOracle,
+    ScoreOracle,
     assert_close_to_largest,
     golden_sde,
     goldens,
@@ -189,12 +190,8 @@ def test_where_editing_starts_is_a_function_of_seed_and_number():
 MEANS, SPREAD = torch.tensor([[-0.6, 0.2], [0.5, 0.4], [0.1, -0.7]]), 0.2
 
 
-class MixtureOracle(torch.nn.Module):
+class MixtureOracle(ScoreOracle):
     """The networks that know a mixture of three Gaussians exactly: score, and classifier."""
-
-    def __init__(self, sde):
-        super().__init__()
-        self.sde = sde
 
     def logits(self, x, scale, std):
         """log p(x_t, class) up to a constant, (B, 3), and the variance of each class, (B,)."""
@@ -211,14 +208,9 @@ class MixtureOracle(torch.nn.Module):
         square = noise_std if isinstance(self.sde, subVPSDE) else noise_std**2
         return self.logits(x, (1 - square).clamp(min=0).sqrt(), noise_std)
 
-    def forward(self, x, labels):
-        if isinstance(self.sde, VESDE):
-            scale, std = torch.ones_like(labels), labels
-        else:
-            scale, std = self.sde.marginal_coeffs(labels / 999)
+    def score(self, x, scale, std):
         share = torch.softmax(self.logits(x, scale, std), dim=1)
-        score = -batch_mul(1 / self.variance(scale, std), x - batch_mul(scale, share @ MEANS))
-        return score if isinstance(self.sde, VESDE) else batch_mul(-std, score)
+        return -batch_mul(1 / self.variance(scale, std), x - batch_mul(scale, share @ MEANS))
 
 
 def check_classes(x, labels):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from oracles import GaussianOracle
+from oracles import GaussianOracle, ScoreOracle
 
 from likelihood import (
     bits_per_dim,
@@ -14,7 +14,7 @@ from likelihood import (
     get_log_likelihood_fn,
     offsets,
 )
-from score_lib.base.tensors import SampleNoise, batch_mul
+from score_lib.base.tensors import SampleNoise
 from sde_lib import SDE, VESDE, VPSDE, subVPSDE
 
 SDES = (VESDE(sigma_min=0.01, sigma_max=50), VPSDE(), subVPSDE())
@@ -87,12 +87,11 @@ def test_inverse_scalers_that_are_not_affine_are_refused(curve):
         offsets(curve, shape=(2,))
 
 
-class Mixture(torch.nn.Module):
+class Mixture(ScoreOracle):
     """Exact score of a mixture of two Gaussians in the plane, with mean 0."""
 
     def __init__(self, sde):
-        super().__init__()
-        self.sde = sde
+        super().__init__(sde)
         self.means = torch.tensor([[0.7, 0.35], [-0.3, -0.15]], dtype=torch.float64)
         self.stds = torch.tensor([0.15, 0.3], dtype=torch.float64)
         self.weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
@@ -112,16 +111,11 @@ class Mixture(torch.nn.Module):
             self.weights.log() - square / 2 - torch.log(2 * math.pi * variance), dim=1
         )
 
-    def forward(self, x, labels):
-        if isinstance(self.sde, VESDE):
-            scale, std = torch.ones_like(labels), labels
-        else:
-            scale, std = self.sde.marginal_coeffs(labels / 999)
+    def score(self, x, scale, std):
         with torch.enable_grad():
             x = x if x.requires_grad else x.detach().requires_grad_(True)
             total = self.log_p(x, scale, std).sum()
-            (score,) = torch.autograd.grad(total, x, create_graph=True)
-        return score if isinstance(self.sde, VESDE) else batch_mul(-std, score)
+            return torch.autograd.grad(total, x, create_graph=True)[0]
 
 
 @pytest.mark.parametrize("sde", SDES, ids=repr)

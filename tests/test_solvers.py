@@ -148,15 +148,10 @@ class Mixture1d(MixtureOracle):
         distance = (x - scale[:, None] * MEANS[:, 0]).square()
         return -distance / (2 * self.variance(scale, std))[:, None]
 
-    def forward(self, x, labels):
-        if isinstance(self.sde, VESDE):
-            scale, std = torch.ones_like(labels), labels
-        else:
-            scale, std = self.sde.marginal_coeffs(labels / 999)
+    def score(self, x, scale, std):
         share = torch.softmax(self.logits(x, scale, std), dim=1)
         mean = scale[:, None] * (share @ MEANS[:, :1].to(share))
-        score = (mean - x) / self.variance(scale, std)[:, None]
-        return score if isinstance(self.sde, VESDE) else -std[:, None] * score
+        return (mean - x) / self.variance(scale, std)[:, None]
 
 
 def test_grids():
