@@ -3,6 +3,8 @@
 import collections
 import logging
 import os
+import sys
+import types
 
 # Tests run several at a time on few cores; threads of their own would only get in each other's way,
 # and forks of a process with OpenMP's threads wait for ever.  OpenMP reads it when torch loads it.
@@ -38,6 +40,25 @@ def own_log_level():
     level = logging.getLogger().level
     yield
     logging.getLogger().setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def tf():
+    """TensorFlow; tests that need it are skipped without it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    return pytest.importorskip("tensorflow")
+
+
+@pytest.fixture(scope="session")
+def tfgan(tf):
+    """TF-GAN's metrics."""
+    # TF-GAN imports a part of TensorFlow that no longer exists, but does not use it for metrics.
+    tf.estimator = types.SimpleNamespace(SessionRunHook=tf.compat.v1.train.SessionRunHook)
+    sys.modules["tensorflow_gan.python.estimator"] = types.ModuleType("estimator")
+    pytest.importorskip("tensorflow_gan")
+    from tensorflow_gan.python.eval import classifier_metrics
+
+    return classifier_metrics
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marks

@@ -1,11 +1,8 @@
 """Features, statistics and a small extractor for the tests of `evaluation`."""
 
 import math
-import sys
-import types
 
 import numpy as np
-import pytest
 
 from evaluation import Extractor, Statistics
 
@@ -37,15 +34,3 @@ class MeanColour(Extractor):
 
     def features(self, images):
         return images.float().mean(dim=(1, 2)), None
-
-
-def tfgan_metrics():
-    """TF-GAN's metrics; skips the test without TF-GAN."""
-    tf = pytest.importorskip("tensorflow")
-    # TF-GAN imports a part of TensorFlow that no longer exists, but does not use it for metrics.
-    tf.estimator = types.SimpleNamespace(SessionRunHook=tf.compat.v1.train.SessionRunHook)
-    sys.modules["tensorflow_gan.python.estimator"] = types.ModuleType("estimator")
-    pytest.importorskip("tensorflow_gan")
-    from tensorflow_gan.python.eval import classifier_metrics
-
-    return classifier_metrics

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -327,12 +326,6 @@ with tfds.testing.mock_data(num_examples=2):
     assert run.returncode == 0, run.stderr
     sizes = [f"torch.Size([3, {size}, {size}])" for _, size, _, _ in MOCKED]
     assert run.stdout.split("\n")[:-1] == ["2", "2", *sizes]
-
-
-@pytest.fixture(scope="module")
-def tf():
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    return pytest.importorskip("tensorflow")
 
 
 @pytest.mark.slow

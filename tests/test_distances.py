@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from metrics_helpers import features, tfgan_metrics
+from metrics_helpers import features
 
 import evaluation
 from score_lib.metrics import distances
@@ -26,11 +26,6 @@ def fidelity():
     for module in (metric_fid, metric_isc, metric_kid, metric_prc):
         names |= vars(module)
     return types.SimpleNamespace(**names)
-
-
-@pytest.fixture(scope="module")
-def tfgan():
-    return tfgan_metrics()
 
 
 def test_frechet_distance_of_commuting_covariances():

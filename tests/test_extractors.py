@@ -7,7 +7,7 @@ import urllib.error
 import numpy as np
 import pytest
 import torch
-from metrics_helpers import MeanColour, tfgan_metrics
+from metrics_helpers import MeanColour
 from ml_collections import ConfigDict
 
 import evaluation
@@ -32,11 +32,6 @@ def fidelity():
     from torch_fidelity import feature_extractor_inceptionv3
 
     return feature_extractor_inceptionv3
-
-
-@pytest.fixture(scope="module")
-def tfgan():
-    return tfgan_metrics()
 
 
 def as_bytes(images):

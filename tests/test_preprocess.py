@@ -1,7 +1,5 @@
 """Crops and resizing, against TensorFlow's."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -43,12 +41,6 @@ def test_fit_crops_to_the_aspect_ratio():
     assert (preprocess.fit(image, 6, 4) == 200).all()
     assert preprocess.fit(image.mT, 4, 6).shape == (1, 1, 4, 6)
     assert preprocess.fit(image, 60, 100) is image
-
-
-@pytest.fixture(scope="module")
-def tf():
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    return pytest.importorskip("tensorflow")
 
 
 @pytest.mark.slow
