@@ -115,6 +115,7 @@ whole = Check(
 number = Check("a number", lambda v: _is_real(v) and abs(v) <= sys.float_info.max)
 nonzero = Check("a number other than 0", lambda v: number.accepts(v) and v != 0)
 text = Check("a text", lambda value: isinstance(value, str))
+path = Check("a text", text.accepts)  # files and folders of a machine: others need not see them
 numbers = _several("several numbers, such as (1, 2)", number)
 indices = _several("several whole numbers, such as (2, 2, 4, 4), or ()", whole)
 factors = _several("one or more numbers, at least 0, such as (0.8, 1)", at_least(0.0), 1)

@@ -42,6 +42,7 @@ from score_lib.option_kinds import (
     one_of,
     operators,
     parametrizations,
+    path,
     patterns,
     pools,
     precision,
@@ -111,12 +112,12 @@ _DATA = {
     ),
     "uniform_dequantization": (False, flag, "spread grey levels by uniform noise"),
     "category": ("", text, 'category of LSUN, such as "bedroom"'),
-    "path": ("", text, "your own images or arrays: a folder or file; or files of a public set"),
+    "path": ("", path, "your own images or arrays: a folder or file; or files of a public set"),
     "split": ("", split, 'held-out part of `path`; "": a folder such as test/, else every tenth'),
     "range": ((), ends, "stored values of black and white; (): 0 and 255, or 0 and 1 for floats"),
     "background": ("", color, 'colour behind transparent pixels; "": they are refused'),
-    "data_dir": ("", text, 'folder of tensorflow-datasets; "": its own choice'),
-    "tfrecords_path": ("", text, "TFRecord files of FFHQ and CelebA-HQ"),
+    "data_dir": ("", path, 'folder of tensorflow-datasets; "": its own choice'),
+    "tfrecords_path": ("", path, "TFRecord files of FFHQ and CelebA-HQ"),
     "num_classes": (0, at_least(0), "classes that a classifier tells apart"),
     "levels": (0, at_least(0), "grey levels of a pixel; 0: 256, or continuous values"),
     "num_workers": (4, at_least(0), "processes that prepare batches"),
@@ -125,7 +126,7 @@ _DATA = {
 
 _MODEL = {
     "name": (NEEDED, networks, "network"),
-    "weights": ("", text, "weights to start from: a file or folder; used before a run's own"),
+    "weights": ("", path, "weights to start from: a file or folder; used before a run's own"),
     "weights_except": ((), patterns, "patterns of weights that stay as initialised"),
     "ema_rate": (NEEDED, between(0.0, 1.0), "decay of the averaged weights; 0: no average"),
     "ema_halflife": (
@@ -197,11 +198,7 @@ _MODEL = {
     "interpolation": (NETWORK, name("bilinear bicubic nearest"), "NCSN, NCSNv2: upsampling"),
     "num_heads": (1, count, "U-Nets, set_transformer: attention heads"),
     "num_head_channels": (0, at_least(0), "features of an attention head; 0: see `num_heads`"),
-    "use_new_attention_order": (
-        False,
-        flag,
-        "ADM: order of weights: query, key, value, then heads",
-    ),
+    "use_new_attention_order": (False, flag, "ADM: weights by query, key and value, then by heads"),
     "learn_sigma": (False, flag, "ADM: also predict the variances of reverse steps"),
     "rescale_timesteps": (False, flag, "ADM: steps are told as of 1000 of them"),
     "pool": ("attention", pools, "ADM, classifier: how feature maps become logits"),
@@ -318,7 +315,7 @@ _SAMPLING = {
 _CONTROL = {
     "task": ("inpaint", tasks, "what is done"),
     "name": ("", text, 'folder of the results; "": the task'),
-    "path": ("", text, 'images to start from: a file or folder; "": held-out ones'),
+    "path": ("", path, 'images to start from: a file or folder; "": held-out ones'),
     "num_images": (8, count, "images to start from"),
     "num_results": (4, count, "samples for each of them"),
     "operator": ("", any_operator, 'measurement of an image; "": as suits the task'),
@@ -328,7 +325,7 @@ _CONTROL = {
         at_least(0.0),
         "noise of a measurement: of images in [0, 1] or in the units of other data",
     ),
-    "mask": ("", text, "file of a mask, white where pixels are known"),
+    "mask": ("", path, "file of a mask, white where pixels are known"),
     "box": ((), indices, 'operator "box": (top, left, height, width); (): the centre'),
     "keep": (0.25, between(0.0, 1.0), 'operator "random_mask": share of known pixels'),
     "factor": (2, count, 'operator "super_resolution": how much smaller a side is'),
@@ -342,10 +339,10 @@ _CONTROL = {
         'method "pigdm": standard deviation of data; 0: 0.3 of pixels in [0, 1], 1 of other data',
     ),
     "iterations": (5, count, 'methods "pigdm" and "tweedie": conjugate-gradient iterations'),
-    "classifier": ("", text, 'task "class": checkpoint of a noise-conditional classifier'),
+    "classifier": ("", path, 'task "class": checkpoint of a noise-conditional classifier'),
     "classifier_config": (
         "",
-        text,
+        path,
         "its config, if its file holds none: the name of an experiment, or a config.json",
     ),
     "labels": ((), classes, 'task "class": classes to draw, by number or name; (): all'),
@@ -355,7 +352,7 @@ _CONTROL = {
     "tolerance": (1e-5, above(0.0), "of the ODE solver that encodes and decodes"),
     "num_interpolations": (9, at_least(2), 'task "interpolate": images in a row'),
     "temperatures": ((0.6, 0.8, 1.0, 1.2), factors, 'task "temperature": factors of latent noise'),
-    "other": ("", text, 'task "compare_codes": checkpoint of another network'),
+    "other": ("", path, 'task "compare_codes": checkpoint of another network'),
 }
 
 _EVAL = {
@@ -363,7 +360,7 @@ _EVAL = {
     "end_ckpt": (26, at_least(0), "number of the last checkpoint"),
     "checkpoint": (
         "",
-        text,
+        path,
         'file of a checkpoint in place of numbered ones; "best": that of `training.metrics_freq`',
     ),
     "ema": (
@@ -392,7 +389,7 @@ _EVAL = {
     ),
     "dequantizer": (
         "",
-        text,
+        path,
         'noise for bits/dim: checkpoint of a dequantizer, or "run": the run\'s own; "": uniform',
     ),
     "num_probes": (1, count, "Hutchinson probes of a divergence"),
@@ -401,9 +398,9 @@ _EVAL = {
     "enable_sampling": (False, flag, "draw samples and compare them with the data"),
     "num_samples": (50000, count, "samples to compare"),
     "extractor": ("", extractors, 'features, or your own "module:function"; "": suits the data'),
-    "extractor_weights": ("", text, 'file of its weights; "": where it keeps them'),
+    "extractor_weights": ("", path, 'file of its weights; "": where it keeps them'),
     "figures": ("", figures, '`--mode reproduce`: which figures; "": all that are published'),
-    "stats": ("", text, 'data statistics; "": in stats/ of the run, or assets/stats'),
+    "stats": ("", path, 'data statistics; "": in stats/ of the run, or assets/stats'),
     "stats_format": (
         "features",
         one_of("features", "moments"),
@@ -426,7 +423,7 @@ _DEQUANTIZER = {
 _EXPORT = {
     "format": ("safetensors", one_of("safetensors", "pth", "diffusers"), "kind of file"),
     "precision": ("float32", one_of("float32", "float16"), "of trained weights in safetensors"),
-    "folder": ("", text, 'folder to write; "": `export/` in the folder of the run'),
+    "folder": ("", path, 'folder to write; "": `export/` in the folder of the run'),
 }
 
 # Sections in the order of the docs: name, title, options.

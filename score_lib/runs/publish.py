@@ -16,6 +16,7 @@ from score_lib.disk.safetensors_files import write_safetensors
 from score_lib.exchange.diffusers import save_diffusers
 from score_lib.exchange.schedulers import spacing_of
 from score_lib.losses.optimization import get_optimizer
+from score_lib.option_kinds import path as a_path
 from score_lib.option_table import TABLE
 from score_lib.options import Config, complete
 from score_lib.runs.averages import one_average, recorded
@@ -28,24 +29,8 @@ from score_lib.runs.start import options_for_folder
 from score_lib.samplers.respacing import kept_levels
 
 RECORD = "exported.json"
-# Options that name files.
-_FILES = (
-    "control.classifier",
-    "control.classifier_config",
-    "control.mask",
-    "control.other",
-    "control.path",
-    "data.data_dir",
-    "data.path",
-    "data.tfrecords_path",
-    "eval.checkpoint",
-    "eval.dequantizer",
-    "eval.extractor_weights",
-    "eval.stats",
-    "export.folder",
-    "model.weights",
-    "model.weights_except",
-)
+# Options that name files, and what is taken of one.
+_FILES = ("model.weights_except", *(key for key, option in TABLE.items() if option.check is a_path))
 
 
 def export(config, workdir: str | os.PathLike) -> pathlib.Path:
