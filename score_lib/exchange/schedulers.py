@@ -46,11 +46,7 @@ SCHEDULERS = {"ScoreSdeVeScheduler": _VE, "DDPMScheduler": _DDPM, "DDIMScheduler
 # Options without effect here: of thresholding, which is off, and of the kind of arrays in 2022.
 _WITHOUT_EFFECT = {"dynamic_thresholding_ratio", "sample_max_value", "tensor_format"}
 # The pipeline that belongs to each.
-PIPELINES = {
-    "ScoreSdeVeScheduler": "ScoreSdeVePipeline",
-    "DDPMScheduler": "DDPMPipeline",
-    "DDIMScheduler": "DDIMPipeline",
-}
+PIPELINES = {kind: kind.replace("Scheduler", "Pipeline") for kind in SCHEDULERS}
 # The steps of a pipeline of chains where it is not told how many.
 _STEPS_BY_DEFAULT = {"DDPMPipeline": 1000, "DDIMPipeline": 50}
 # Variances of a step, and what a network predicts: their names, and ours.
