@@ -130,13 +130,16 @@ def _of_cosine(flat: Options) -> Iterator[str]:
 
 
 def _of_parametrization(flat: Options) -> Iterator[str]:
-    chosen = flat["model.parametrization"]
-    ours = ("model.parametrization", "training.noise_levels", "training.weighting")
-    for key in ours:
-        if flat[key] and flat["training.objective"] == "classifier":
-            yield f"{key} = {flat[key]!r} should be '' for a classifier, which gives no score"
-        elif flat[key] and key == "training.noise_levels" and not flat["training.continuous"]:
-            yield f"{key} = {flat[key]!r} needs training.continuous = True, else set it to ''"
+    chosen, levels = flat["model.parametrization"], flat["training.noise_levels"]
+    if flat["training.objective"] == "classifier":
+        for key in ("model.parametrization", "training.noise_levels", "training.weighting"):
+            if flat[key]:
+                yield f"{key} = {flat[key]!r} should be '' for a classifier, which gives no score"
+    elif levels and not flat["training.continuous"]:
+        yield (
+            f"training.noise_levels = {levels!r} needs training.continuous = True, else set it to "
+            "''"
+        )
     if flat["training.weighting"] and flat["training.likelihood_weighting"]:
         yield (
             f"training.weighting = {flat['training.weighting']!r} excludes "
