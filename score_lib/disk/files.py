@@ -176,21 +176,19 @@ def _umask() -> int:
     return current
 
 
-def open_folder(folder: str | os.PathLike, config) -> pathlib.Path:
+def open_folder(folder: str | os.PathLike, config) -> None:
     """Make a run's folder and write the resolved config into it, as `config.json`.
 
     Raises:
         OSError: the folder cannot be made or written.
     """
-    folder = pathlib.Path(folder)
-    text, path = _config_text(config), folder / CONFIG
+    text, path = _config_text(config), pathlib.Path(folder) / CONFIG
     try:
         if path.exists() and path.read_bytes() != text.encode():
             logging.warning("the config differs from the one in %s, which is replaced", path)
         write_text(path, text)
     except OSError as error:
         raise OSError(f"the work directory {folder} cannot be written: {error}") from error
-    return folder
 
 
 def _config_text(config) -> str:

@@ -350,14 +350,15 @@ def restored(config, workdir: str | os.PathLike) -> Run:
     return run
 
 
-def load_chosen(run: Run, workdir: str | os.PathLike, average: str = "") -> str:
+def load_chosen(run: Run, workdir: str | os.PathLike, average: str = "") -> None:
     """Load the weights of `eval.checkpoint`, else of the run's latest checkpoint, else of
     `model.weights`; see `load_trained`."""
     chosen = chosen_checkpoint(run.config, workdir)
     if not chosen and distributed.on_main(lambda: needs_start(run.config, workdir)):
-        return load_weights(run, average)
-    path = chosen or pathlib.Path(workdir) / META
-    return load_trained(run, path, latest=not chosen, average=average)
+        load_weights(run, average)
+    else:
+        path = chosen or pathlib.Path(workdir) / META
+        load_trained(run, path, latest=not chosen, average=average)
 
 
 def load_weights(run: Run, average: str = "") -> str:
