@@ -48,8 +48,8 @@ _UNREADABLE = (
 )
 
 
-# Values in the metadata of our safetensors files, as JSON.
-_IN_METADATA = ("step", "class_to_idx", "standardization")
+# Values in the metadata of our safetensors files: as they are, and as JSON.
+_TEXTS, _AS_JSON = ("config", "average"), ("step", "class_to_idx", "standardization")
 # Values of a state that a file replaces.
 _PLAIN = (int, float, str, bytes, list, tuple, dict, type(None), np.generic, torch.Tensor)
 
@@ -359,6 +359,13 @@ def read_plain(
         ) from error
 
 
+def safetensors_metadata(contents: dict) -> dict[str, str]:
+    """What a safetensors file says of a checkpoint beside its weights, see `from_safetensors`."""
+    found = {key: contents[key] for key in _TEXTS if key in contents}
+    values = {key: contents[key] for key in _AS_JSON if key in contents}
+    return found | {k: json.dumps(v, default=torch.Tensor.tolist) for k, v in values.items()}
+
+
 def from_safetensors(path: str | os.PathLike, weights: dict, metadata: dict[str, str]) -> dict:
     """Weights and metadata of a safetensors file as a checkpoint's contents.
 
@@ -366,9 +373,9 @@ def from_safetensors(path: str | os.PathLike, weights: dict, metadata: dict[str,
         CheckpointError: the metadata of ours are damaged.
     """
     contents = {"model": weights}
-    contents |= {key: metadata[key] for key in ("config", "average") if key in metadata}
+    contents |= {key: metadata[key] for key in _TEXTS if key in metadata}
     try:
-        contents |= {k: json.loads(metadata[k]) for k in _IN_METADATA if k in metadata}
+        contents |= {key: json.loads(metadata[key]) for key in _AS_JSON if key in metadata}
         if "standardization" in contents:
             contents["standardization"] |= {
                 name: torch.tensor(contents["standardization"][name], dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from score_lib.base import distributed
-from score_lib.disk.checkpoints import contents_of, write_contents
+from score_lib.disk.checkpoints import contents_of, safetensors_metadata, write_contents
 from score_lib.disk.files import whole_folder, write_text
 from score_lib.disk.safetensors_files import write_safetensors
 from score_lib.exchange.diffusers import save_diffusers
@@ -106,18 +106,10 @@ def shared_config(run: Run) -> Config:
 
 
 def _write_safetensors(run: Run, folder: pathlib.Path, average: str) -> str:
-    state, path = run.state, folder / "weights.safetensors"
-    metadata = {
-        "config": shared_config(run).to_json_best_effort(),
-        "step": str(state["step"]),
-        "class_to_idx": json.dumps(state["class_to_idx"]),
-        "average": recorded(average),
-    }
-    if run.continuous:
-        stored = run.scaler.state_dict()
-        lists = {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in stored.items()}
-        metadata["standardization"] = json.dumps(lists)
-    write_safetensors(path, _weights(state["model"], run.config.export.precision), metadata)
+    path, config = folder / "weights.safetensors", shared_config(run).to_json_best_effort()
+    contents = contents_of({**run.state, "config": config, "average": recorded(average)})
+    weights = _weights(run.state["model"], run.config.export.precision)
+    write_safetensors(path, weights, safetensors_metadata(contents))
     return _usage(run, path.name)
 
 
