@@ -204,8 +204,8 @@ MUTATIONS = [
     Mutation(
         "doors: an export does not record its average",
         "score_lib/runs/publish.py",
-        '        "average": recorded(average),\n',
-        '        "average": "",\n',
+        'contents_of({**run.state, "config": config, "average": recorded(average)})',
+        'contents_of({**run.state, "config": config, "average": ""})',
         ("tests/test_averages.py::test_a_file_of_one_average_answers_to_its_own_name_alone",),
     ),
     Mutation(
