@@ -185,7 +185,7 @@ def interval_coverage(results: Tensor, images: Tensor) -> dict[str, float]:
         results: (rows, results, *D).
         images: the truth, (rows, *D).
     """
-    ends = torch.tensor([(1 - 0.9) / 2, (1 + 0.9) / 2], dtype=results.dtype)
+    ends = torch.tensor([0.05, 0.95], dtype=results.dtype)
     low, high = results.quantile(ends.to(results.device), dim=1)
     inside = ((images >= low) & (images <= high)).flatten(1).double().mean(1)
     return mean_and_error("inside_90_interval", inside.cpu().numpy())
