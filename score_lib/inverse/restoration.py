@@ -12,6 +12,7 @@ from score_lib.base.registry import Registry
 from score_lib.base.tensors import batch_mul, check_floats, rows
 from score_lib.inverse.operators import LinearOperator
 from score_lib.samplers.loop import Constraint, Noise, Step
+from score_lib.sdes.coefficients import check_scaled_mean, marginal
 from score_lib.sdes.process import SDE
 
 # Within which standardised data lie, and an estimate of them should: far outside of most.
@@ -76,17 +77,18 @@ class DataConsistency(Measured):
         if _starts_below_T(sde, t):
             return x
         # Without scale or noise, as in the published samplers.
-        known = self._known(*sde.scale_and_std(t, x.dim() - 1))
+        known = self._known(self._missing(sde, t, marginal(sde, x, t)[1]))
         spectral = self.operator.spectral
         return x - spectral(x, known) + spectral(self.value, known)
 
     def guide(self, sde: SDE, score_fn: Callable) -> Callable:
         if self.noise_std == 0:
             return score_fn
+        check_scaled_mean(sde, self.value)
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             scale, std = sde.scale_and_std(t, x.dim() - 1)
-            missing = self._missing(scale, std)
+            missing = self._missing(sde, t, std)
 
             def weight(d: Tensor) -> Tensor:
                 """1 / (m Var(y_i / d_i | x_t)) of the coordinates that are not replaced."""
@@ -103,22 +105,26 @@ class DataConsistency(Measured):
 
         def constrained(x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
             x, x_mean = step(x, t, s)
-            scale, std = sde.scale_and_std(t, x.dim() - 1)
-            missing, known = self._missing(scale, std), self._known(scale, std)
-            mean = spectral(batch_mul(scale, self.value), known)
+            value, std = marginal(sde, self.value.expand_as(x), t)
+            missing = self._missing(sde, t, std)
+            known = self._known(missing)
+            mean = spectral(value, known)
             noisy = mean + self.spread(noise(x), lambda d: missing(d).clamp(min=0).sqrt())
             # Subtracted and added, so that the unmeasured part stays bit for bit.
             return x - spectral(x, known) + noisy, x_mean - spectral(x_mean, known) + mean
 
         return constrained
 
-    def _missing(self, scale: Tensor, std: Tensor) -> Callable[[Tensor], Tensor]:
+    def _missing(self, sde: SDE, t: Tensor, std: Tensor) -> Callable[[Tensor], Tensor]:
         """Variance of V^T x_t beyond that of m A^+ y: function of d (1, R), giving (B, R)."""
+        if self.noise_std == 0:  # whatever m is
+            return lambda d: (std[:, None] ** 2).expand(-1, d.shape[1])
+        scale = sde.scale_and_std(t, len(self.operator.shape))[0]
         return lambda d: std[:, None] ** 2 - (scale[:, None] * self.noise_std / d) ** 2
 
-    def _known(self, scale: Tensor, std: Tensor) -> Callable[[Tensor], Tensor]:
+    @staticmethod
+    def _known(missing: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """1 where A^+ y takes the place of x, else 0: function of d (1, R), giving (B, R)."""
-        missing = self._missing(scale, std)
         return lambda d: (missing(d) >= 0).to(d)
 
     def spread(self, z: Tensor, std: Callable[[Tensor], Tensor]) -> Tensor:
@@ -186,6 +192,8 @@ class PosteriorGuidance(Measured):
         self.bounds = bounds
 
     def guide(self, sde: SDE, score_fn: Callable) -> Callable:
+        check_scaled_mean(sde, self.measurement.new_empty(1, *self.operator.shape))
+
         def guided(x: Tensor, t: Tensor) -> Tensor:
             score, denoised, pull_back = _denoise(sde, score_fn, x, t)
             residual = self.measurement - self.operator.apply(denoised)

@@ -9,6 +9,7 @@ from score_lib.base.ode import integrate
 from score_lib.base.tensors import batch_mul, rows
 from score_lib.parametrization import Parametrization
 from score_lib.samplers.loop import Callback, Constraint, sampler_of, without_wraps
+from score_lib.sdes.coefficients import has_scaled_mean
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
@@ -63,11 +64,19 @@ def get_ode_sampler(
         x = x.to(dtype)
         if denoise:
             t = torch.full((x.shape[0],), eps, dtype=dtype, device=x.device)
-            x = sde.denoised(x, t, score_fn(x, t))
+            x = _denoised(sde, score_fn, x, t)
         return x
 
     shared = continuous, device, constraints, differentiable, parametrization
     return sampler_of(sde, shape, inverse_scaler, follow, start_time, *shared)
+
+
+def _denoised(sde: SDE, score_fn: Callable, x: Tensor, t: Tensor) -> Tensor:
+    """E[x_0 | x_t]; as published, the mean of a step of the chain where Tweedie's formula is not
+    that of the process."""
+    if has_scaled_mean(sde, x):
+        return sde.denoised(x, t, score_fn(x, t))
+    return x - sde.reverse(score_fn).discretize(x, t)[0]
 
 
 def flow_drift(sde: SDE, score_fn: Callable, dtype: torch.dtype) -> Callable:
@@ -122,7 +131,7 @@ def get_adaptive_sampler(
     def follow(x, score_fn, noise, *, progress, callback):
         _without_callback(callback)
         x, t = _integrate(x, sde.reverse(score_fn).sde, noise, start_time, eps, **steps)
-        return sde.denoised(x, t, score_fn(x, t)) if denoise else x
+        return _denoised(sde, score_fn, x, t) if denoise else x
 
     steps = {"rtol": rtol, "atol": atol, "first_step": first_step * sde.T}
     shared = continuous, device, constraints, differentiable, parametrization

@@ -29,7 +29,7 @@ from score_lib.samplers.loop import (
     times_beside,
     without_wraps,
 )
-from score_lib.sdes.coefficients import marginal_coeffs
+from score_lib.sdes.coefficients import check_scaled_mean, marginal_coeffs
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 from score_lib.sdes.snr import log_snr, time_at
@@ -245,6 +245,7 @@ def get_solver_sampler(
     shown = along(sde, torch.cat([times, times.new_zeros(1)]))
 
     def follow(x, score_fn, noise, **watch):
+        check_scaled_mean(sde, x)
         visited = times_beside(x, times)
         run = solver(sde, score_fn, visited, noise, **settings)
         x, _ = run_steps(x, visited, [run.step], **watch)

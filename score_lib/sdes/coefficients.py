@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import per_sample
+from score_lib.base.tensors import per_sample, rows
 
 # Of data: channels, time and three sides.
 _HIGHEST_RANK = 5
@@ -56,6 +56,32 @@ def marginal(sde, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = sde.marginal_prob(x, t)
     _check_like(x, mean, "marginal_prob(x, t)", sde)
     return mean, per_sample(std, t)
+
+
+def has_scaled_mean(sde, x: Tensor) -> bool:
+    """Whether the mean of x_t given x_0 is m(t) x_0 for data like x (B, *D).
+
+    A user's process may add to it, as those that revert to a mean do, or mix entries.
+    """
+    sides = x.shape[1:]
+    like = {"dtype": torch.promote_types(x.dtype, torch.float32), "device": x.device}
+    t = torch.tensor([0.3, 0.6], **like) * sde.T
+    probe = torch.linspace(-1, 2, sides.numel(), **like).expand(2, -1).reshape(2, *sides)
+    of_ones, of_probe = (rows(sde.marginal_prob(v, t)[0]) for v in (torch.ones_like(probe), probe))
+    return torch.allclose(of_probe, of_ones[:, :1] * rows(probe), rtol=1e-3, atol=1e-4)
+
+
+def check_scaled_mean(sde, x: Tensor) -> None:
+    """Refuse a process without `has_scaled_mean`.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if not has_scaled_mean(sde, x):
+        raise ValueError(
+            f"the mean of x_t that marginal_prob(x, t) of {sde!r} gives is not m(t) x, as this "
+            "method needs: use get_pc_sampler or get_ode_sampler, which take any process"
+        )
 
 
 def check_shape(sde, x: Tensor) -> None:

@@ -237,7 +237,8 @@ class SDE(abc.ABC):
         if not shape:
             return
         coefficients.check_shape(self, torch.empty(0, *shape[1:]))
-        _, std = self.scale_and_std(torch.tensor([float(eps)]), len(shape) - 1)
+        t = torch.tensor([float(eps)])
+        std = per_sample(self.marginal_prob(t.new_ones(1, *(1,) * (len(shape) - 1)), t)[1], t)
         if not float(std) > 0:
             raise ValueError(
                 f"there is no noise at eps = {eps:g}, so that the score is infinite: stop at "
