@@ -1,5 +1,6 @@
 """Samplers return the distribution whose score they are given."""
 
+import inspect
 import itertools
 import math
 
@@ -240,6 +241,11 @@ def test_shared_update_functions():
 def test_unknown_names_list_the_known_ones(get):
     with pytest.raises(ValueError, match="none"):
         get("langevine")
+
+
+@pytest.mark.parametrize("register", (sampling.register_predictor, sampling.register_corrector))
+def test_registries_take_the_published_arguments(register):
+    assert list(inspect.signature(register).parameters)[:2] == ["cls", "name"]
 
 
 def test_ancestral_sampling_has_no_flow():

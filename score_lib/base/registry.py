@@ -37,7 +37,7 @@ class Registry:
 
     def register(
         self,
-        value: Any = None,
+        cls: Any = None,
         *,
         name: str | None = None,
         options: Mapping[str, str] | None = None,
@@ -46,7 +46,8 @@ class Registry:
         """Decorator, with or without arguments.
 
         Args:
-            name: default: the class's own name.
+            cls: a class or a function.
+            name: default: its own name.
             options: see `Registry`.
             build: what a config builds with; default: the class or function itself.
         Raises:
@@ -67,7 +68,7 @@ class Registry:
             self._entries[key] = Entry(value, build or value, feeds)
             return value
 
-        return add if value is None else add(value)
+        return add if cls is None else add(cls)
 
     def get(self, name: str) -> Any:
         """The class or function of a name, as written or, failing that, in any case.
