@@ -206,6 +206,30 @@ def test_samples_of_any_rank_have_the_dtype_of_the_network(method, shape, dtype)
     assert x.shape == shape and x.dtype == dtype and x.isfinite().all()
 
 
+@pytest.mark.parametrize("name", SDES)
+def test_a_default_dtype_of_half_precision_changes_no_value(name):
+    """Tables, times and priors in bfloat16 would be those of other noise levels."""
+    x = torch.linspace(-2, 2, 12, dtype=torch.float32).reshape(4, 3)
+
+    def values():
+        sde, network = SDES[name](N=50), lambda x, label: -x / (1 + label[:, None] ** 2)
+        torch.manual_seed(0)
+        sampler = exact_pc(
+            sde, x.shape, sampling.ReverseDiffusionPredictor, sampling.LangevinCorrector
+        )
+        loss = losses.get_sde_loss_fn(sde, train=False)(network, x)
+        noise = sampling.SampleNoise(0, range(4))
+        return sampler(network)[0], sampler(network, noise=noise)[0], loss, noise(x)
+
+    expected = values()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = values()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("data", (torch.float32, torch.float64))
 @pytest.mark.parametrize("weights", (torch.float32, torch.float64))
 def test_networks_are_called_in_their_own_dtype(weights, data):

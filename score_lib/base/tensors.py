@@ -54,6 +54,12 @@ def _check_coefficients(a: Tensor, count: int) -> None:
         )
 
 
+def wide_dtype() -> torch.dtype:
+    """PyTorch's default dtype, but never half of float32: tables and times would be those of other
+    noise levels."""
+    return torch.promote_types(torch.get_default_dtype(), torch.float32)
+
+
 def rows(x: Tensor) -> Tensor:
     """x (B, *D) as (B, D), also for scalars, (B,)."""
     return x.flatten(1) if x.dim() > 1 else x.reshape(-1, 1)
@@ -241,5 +247,6 @@ class SampleNoise:
 
     def _refill(self, row: torch.Size) -> None:
         draws = max(1, min(self.MOST_DRAWS, self.MOST_NUMBERS // max(1, row.numel())))
-        rows = [torch.randn(draws, *row, generator=g, device=self.device) for g in self._streams]
+        like = {"dtype": wide_dtype(), "device": self.device}
+        rows = [torch.randn(draws, *row, generator=g, **like) for g in self._streams]
         self._block, self._used = torch.stack(rows, dim=1), 0

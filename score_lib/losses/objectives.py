@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.conditioning import NEVER, Condition, Dropping, Given
 from score_lib.base.distributed import share_of_batch
-from score_lib.base.tensors import batch_mul, check_batch, normal_noise, rows
+from score_lib.base.tensors import batch_mul, check_batch, normal_noise, rows, wide_dtype
 from score_lib.losses.weightings import weighting_of
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import classifier_label, get_model_fn, get_score_fn, reading_of_level
@@ -54,7 +54,7 @@ class ContinuousLevels(NoiseLevels):
         self.sde, self.eps = as_process(sde), eps
 
     def draw(self, count, device):
-        return self.at(torch.rand(count, device=device))
+        return self.at(torch.rand(count, dtype=wide_dtype(), device=device))
 
     def at(self, quantile):
         return quantile * (self.sde.T - self.eps) + self.eps

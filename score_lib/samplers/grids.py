@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from score_lib.base.tensors import wide_dtype
 from score_lib.sdes.process import SDE
 from score_lib.sdes.snr import log_snr, time_at
 
@@ -86,10 +87,10 @@ def visited_times(
     """
     steps = steps or sde.N
     if grid in ("", "uniform"):  # as published, in float32
-        times = torch.linspace(sde.T, eps, steps)
+        times = torch.linspace(sde.T, eps, steps, dtype=wide_dtype())
     else:
         times = time_grid(sde, max(steps - 1, 1), eps, grid)[:steps].float()
-    times = torch.cat([times, torch.zeros(1)])
+    times = torch.cat([times, times.new_zeros(1)])
     first = 0 if start_time is None else _first_at_or_below(times, start_time)
     stop = steps if stop_time is None else _first_at_or_below(times, stop_time)
     if first >= stop:

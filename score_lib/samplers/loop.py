@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from score_lib.base.devices import device_of, resolve_device
-from score_lib.base.tensors import check_floats, check_real, normal_noise
+from score_lib.base.tensors import check_floats, check_real, normal_noise, wide_dtype
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import dtype_of, get_score_fn
 from score_lib.sdes.process import SDE
@@ -207,7 +207,7 @@ def _start(
         x = sde.prior_sampling(shape)
         check_real("the prior's samples", x)
         return x.to(device, dtype or torch.float32)
-    like = torch.empty(shape, dtype=dtype, device=device)
+    like = torch.empty(shape, dtype=dtype or wide_dtype(), device=device)
     return sde.prior_from_normal(normal_noise(noise)(like))
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from score_lib.base.inheritance import AsIn, derive, place
 from score_lib.base.registry import Registry
-from score_lib.base.tensors import batch_mul, per_sample, rows
+from score_lib.base.tensors import batch_mul, per_sample, rows, wide_dtype
 from score_lib.sdes import coefficients
 
 SDES = Registry("SDE", options={"N": "model.num_scales"})
@@ -365,7 +365,7 @@ class LinearSDE(SDE):
     def prior_sampling(self, shape: tuple[int, ...]) -> Tensor:
         """Samples from N(0, prior_std^2 I), on the CPU."""
         # A subclass may make noise into a fresh draw of its own, which may call this method.
-        return AsIn(self, LinearSDE).prior_from_normal(torch.randn(*shape))
+        return AsIn(self, LinearSDE).prior_from_normal(torch.randn(*shape, dtype=wide_dtype()))
 
     def prior_from_normal(self, z: Tensor) -> Tensor:
         """prior_std z."""

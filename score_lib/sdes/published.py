@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul
+from score_lib.base.tensors import batch_mul, wide_dtype
 from score_lib.sdes.process import SDE, SDES, LinearSDE, checked_steps, register_sde
 from score_lib.sdes.tables import Table, made_values, own_tables
 
@@ -97,7 +97,7 @@ def linear_betas(sde: SDE) -> Tensor:
     """beta_i = T / N beta(t_i) at equal distances from t = 0 to T, for beta(t) linear, (N,)."""
     # beta(0) and beta(T), so that T = 1 has the published table to the last bit.
     ends = sde.beta_0, (1 - sde.T) * sde.beta_0 + sde.T * sde.beta_1
-    return torch.linspace(*(beta * sde.T / sde.N for beta in ends), sde.N)
+    return torch.linspace(*(beta * sde.T / sde.N for beta in ends), sde.N, dtype=wide_dtype())
 
 
 class _LinearBeta(_BetaSDE):
@@ -341,7 +341,7 @@ class VESDE(_Chain):
     def discrete_sigmas(self) -> Tensor:
         """sigma_i, ascending, (N,)."""
         ends = math.log(self.sigma_min), math.log(self.sigma_max)
-        return torch.exp(torch.linspace(*ends, self.N))
+        return torch.exp(torch.linspace(*ends, self.N, dtype=wide_dtype()))
 
     @property
     def prior_std(self) -> float:
