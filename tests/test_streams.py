@@ -62,6 +62,18 @@ def test_iterating_does_not_change_the_global_generator():
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_the_default_device_changes_no_batch(evaluation):
+    """On the device "meta" a tensor holds no values."""
+    options = {"evaluation": evaluation, "random_flip": True, "dequantize": True}
+    stream = ImageStream(numbered_source(20), 6, **options)
+    expected = take(stream, 3)
+    stream.seek(0)
+    with torch.device("meta"):
+        found = take(stream, 3)
+    assert_same(found, expected)
+
+
 def test_evaluation_is_one_ordered_pass_over_all_examples():
     source = numbered_source(10)
     stream = ImageStream(source, 4, evaluation=True)

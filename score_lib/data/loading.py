@@ -24,7 +24,7 @@ from score_lib.data import (  # noqa: F401  (they register)
 from score_lib.data.kinds import is_continuous, kind_of, stored_shape
 from score_lib.data.sources import DATASETS, DataError, Source, log_once, named
 from score_lib.data.standardization import Standardization
-from score_lib.data.stream import ImageStream
+from score_lib.data.stream import ON_CPU, ImageStream
 from score_lib.options import complete
 
 
@@ -150,7 +150,8 @@ def get_streams(
     """
     config = complete(config)
     kind = kind_of(config)
-    train, test = DATASETS.build(config.data.dataset, config, stored_shape(config))
+    with ON_CPU:
+        train, test = DATASETS.build(config.data.dataset, config, stored_shape(config))
     for source in (train, test):
         _set_levels(source, config.data.levels)
     options = {

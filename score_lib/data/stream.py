@@ -19,6 +19,9 @@ from score_lib.base.tensors import LARGEST_SHARE, derive_seed
 from score_lib.data.augment import augment
 from score_lib.data.sources import DataError, Source, check_finite
 
+# Where data are read and draws made, whatever `torch.set_default_device` says.
+ON_CPU = torch.device("cpu")
+
 
 class ImageStream:
     """Batches {"image": (B, *D), "label": (B,) int64} from a source.
@@ -138,7 +141,9 @@ class ImageStream:
                 raise example
             if not self.evaluation:
                 self.position = span[1]
-            yield self._finish(*example, span)
+            with ON_CPU:
+                batch = self._finish(*example, span)
+            yield batch
 
     def _spans(self, start: int) -> Iterator[tuple[int, int]]:
         """Positions [first, last) of each batch of which this rank has a share."""
@@ -228,7 +233,7 @@ def shuffled(size: int, seed: int) -> Callable[[int, int], np.ndarray]:
     @functools.lru_cache(maxsize=2)
     def permutation(epoch: int) -> np.ndarray:
         generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
-        return torch.randperm(size, generator=generator).numpy()
+        return torch.randperm(size, generator=generator, device="cpu").numpy()
 
     def numbers(first: int, last: int) -> np.ndarray:
         parts = []
@@ -247,7 +252,8 @@ def _of_workers(loader: DataLoader) -> Iterator:
     Raises:
         DataError: a worker has ended, as the system ends it for want of memory.
     """
-    examples = iter(loader)
+    with ON_CPU:  # it draws a number with the CPU's generator
+        examples = iter(loader)
     if workers := getattr(examples, "_workers", []):
         known = _ended_at_exit(os.getpid())
         known[:] = [worker for worker in known if worker.is_alive()] + workers
@@ -293,9 +299,10 @@ class _Reader(Dataset):
 
     def __getitem__(self, numbers: np.ndarray) -> tuple[Tensor, Tensor] | DataError:
         try:
-            images, labels = self.source.read(numbers)
-            self._check(images, numbers)
-            labels = self._checked(labels, len(numbers))
+            with ON_CPU:
+                images, labels = self.source.read(numbers)
+                self._check(images, numbers)
+                labels = self._checked(labels, len(numbers))
         except DataError as error:
             return error  # raised in a worker, it would be wrapped in a long traceback
         return images.contiguous(), labels
