@@ -180,11 +180,122 @@ class RefineBlock(ncsnv2.RefineBlock):
         return super().forward(xs, None)
 
 
+class CondCRPBlock(ncsnv2.ChainedPooling):
+    """Chained pooling of NCSN: `block(x, y)`; others: see `CondRCUBlock`."""
+
+    def __init__(
+        self,
+        features: int,
+        n_stages: int,
+        num_classes: int,
+        normalizer: Callable[..., nn.Module],
+        act: nn.Module = nn.ReLU(),  # noqa: B008  (without a state)
+    ):
+        _check_stages(n_stages)
+        norm = partial(normalizer, num_classes=num_classes)
+        super().__init__(act, norm, features, _pool(nn.AvgPool2d))
+
+
+class CRPBlock(ncsnv2.ChainedPooling):
+    """Chained pooling of NCSNv2: `block(x)`; others: see `RefineBlock` and `CondRCUBlock`."""
+
+    def __init__(
+        self,
+        features: int,
+        n_stages: int,
+        act: nn.Module = nn.ReLU(),  # noqa: B008  (without a state)
+        maxpool: bool = True,
+    ):
+        _check_stages(n_stages)
+        pool = _pool(nn.MaxPool2d if maxpool else nn.AvgPool2d)
+        super().__init__(act, ncsnv2.NoNorm, features, pool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return super().forward(x, None)
+
+
+class CondRCUBlock(ncsnv2.ResidualConvUnits):
+    """A row of residual blocks of NCSN: `block(x, y)`.
+
+    Args:
+        n_stages: convolutions of each of them, 2; others: see `CondRefineBlock`.
+    Raises:
+        ValueError: another number of them.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        n_blocks: int,
+        n_stages: int,
+        num_classes: int,
+        normalizer: Callable[..., nn.Module],
+        act: nn.Module = nn.ReLU(),  # noqa: B008  (without a state)
+    ):
+        _check_stages(n_stages)
+        super().__init__(act, partial(normalizer, num_classes=num_classes), features, n_blocks)
+
+
+class RCUBlock(ncsnv2.ResidualConvUnits):
+    """A row of residual blocks of NCSNv2: `block(x)`; others: see `CondRCUBlock`."""
+
+    def __init__(
+        self,
+        features: int,
+        n_blocks: int,
+        n_stages: int,
+        act: nn.Module = nn.ReLU(),  # noqa: B008  (without a state)
+    ):
+        _check_stages(n_stages)
+        super().__init__(act, ncsnv2.NoNorm, features, n_blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return super().forward(x, None)
+
+
+class CondMSFBlock(ncsnv2.MultiScaleFusion):
+    """Fusion of several scales of NCSN: `block(xs, y, shape)`; others: see `CondRefineBlock`."""
+
+    def __init__(
+        self,
+        in_planes: Sequence[int],
+        features: int,
+        num_classes: int,
+        normalizer: Callable[..., nn.Module],
+    ):
+        norm = partial(normalizer, num_classes=num_classes)
+        super().__init__(norm, in_planes, features, _resize)
+
+    def forward(self, xs: Sequence[Tensor], y: Tensor, shape: Sequence[int]) -> Tensor:
+        """xs [(B, C, H, W), coarser ...], y (B,) noise indices -> (B, C', *shape)."""
+        _check_shape(xs, shape)
+        return super().forward(xs, y)
+
+
+class MSFBlock(ncsnv2.MultiScaleFusion):
+    """Fusion of several scales of NCSNv2: `block(xs, shape)`; others: see `CondRefineBlock`."""
+
+    def __init__(self, in_planes: Sequence[int], features: int):
+        super().__init__(ncsnv2.NoNorm, in_planes, features, _resize)
+
+    def forward(self, xs: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+        """xs [(B, C, H, W), coarser ...] -> (B, C', *shape)."""
+        _check_shape(xs, shape)
+        return super().forward(xs, None)
+
+
 def _pool(kind: Callable[..., nn.Module]) -> nn.Module:
     return kind(5, stride=1, padding=2)
 
 
 _resize = partial(F.interpolate, mode="bilinear", align_corners=True)
+
+
+def _check_stages(n_stages: int) -> None:
+    if n_stages != 2:
+        raise ValueError(f"n_stages = {n_stages} should be 2, as in the networks")
 
 
 def _check_start(in_planes: Sequence[int], start: bool) -> None:

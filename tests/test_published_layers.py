@@ -13,9 +13,15 @@ import sde_lib
 from models import layers, ncsnv2, normalization
 from models.layers import (
     AttnBlock,
+    CondCRPBlock,
     ConditionalResidualBlock,
+    CondMSFBlock,
+    CondRCUBlock,
     CondRefineBlock,
+    CRPBlock,
     Downsample,
+    MSFBlock,
+    RCUBlock,
     RefineBlock,
     ResidualBlock,
     ResnetBlockDDPM,
@@ -80,6 +86,16 @@ def test_refinement_blocks(name):
     xs, y = [torch.randn(2, 16, 8, 8), torch.randn(2, 16, 4, 4)], torch.tensor([1, 7])
     first, middle, last = network.refine1, network.refine2, network.refine4
     fine = [torch.randn(2, 8, 8, 8), torch.randn(2, 8, 4, 4)]
+    parts, x, shape = (middle.adapt_convs[0], middle.crp), xs[0], xs[0].shape[2:]
+    if name == "ncsn":
+        told = 10, normalization.ConditionalInstanceNorm2dPlus
+        check(CondRCUBlock(16, 2, 2, *told, network.act), parts[0], x, y)
+        check(CondCRPBlock(16, 2, *told, network.act), parts[1], x, y)
+        check(CondMSFBlock([16, 16], 16, *told), middle.msf, xs, y, shape, hidden=(xs, y))
+    else:
+        check(RCUBlock(16, 2, 2, network.act), parts[0], x, hidden=(x, None))
+        check(CRPBlock(16, 2, network.act), parts[1], x, hidden=(x, None))
+        check(MSFBlock([16, 16], 16), middle.msf, xs, shape, hidden=(xs, None))
     for given, ours, shape, ends in (
         (xs[:1], first, ([16], 16), {"start": True}),
         (xs, middle, ([16, 16], 16), {}),
@@ -101,9 +117,10 @@ def test_blocks_that_no_network_has_are_refused():
         lambda: ResidualBlock(8, 8, "up"),
         lambda: ConditionalResidualBlock(8, 8, 10, adjust_padding=True),
         lambda: RefineBlock([8, 8], 8, start=True),
+        lambda: CRPBlock(8, 3),
         lambda: RefineBlock([8], 8, start=True)([torch.rand(1, 8, 4, 4)], (8, 8)),
     ):
-        with pytest.raises(ValueError, match=r"down|start = True|output_shape"):
+        with pytest.raises(ValueError, match=r"down|start = True|n_stages|output_shape"):
             wrong()
     with pytest.raises(AttributeError, match="no attribute 'Missing'"):
         layers.Missing  # noqa: B018
