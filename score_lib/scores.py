@@ -241,7 +241,7 @@ def get_classifier_grad_fn(sde, classifier: Callable, continuous: bool = True) -
     def grad_fn(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         keep = torch.is_grad_enabled()
         with recording(x, t, labels) as (x, t, labels):
-            noise_std = per_sample(sde.marginal_prob(torch.zeros_like(t), t)[1], t)
+            noise_std = per_sample(sde.marginal_prob(torch.zeros_like(x), t)[1], t)
             told = classifier_label(classifier, sde.noise_label(t, continuous), noise_std)
             at = x if x.requires_grad else x.detach().requires_grad_(True)
             log_p = torch.log_softmax(logit_fn(at, told), dim=1)

@@ -784,7 +784,7 @@ MUTATIONS = [
     Mutation(
         "the last step does not end at the data",
         "score_lib/samplers/grids.py",
-        "torch.cat([times, torch.zeros(1)])",
+        "torch.cat([times, times.new_zeros(1)])",
         "torch.cat([times, times[-1:] / 2])",
         STEPS,
     ),
@@ -826,7 +826,7 @@ MUTATIONS = [
     Mutation(
         "the ODE ends without Tweedie's formula",
         "score_lib/samplers/adaptive.py",
-        "x = sde.denoised(x, t, score_fn(x, t))\n        return x",
+        "x = _denoised(sde, score_fn, x, t)\n        return x",
         "x = x + 0\n        return x",
         FIELD,
     ),

@@ -309,49 +309,55 @@ def test_a_prior_has_one_density_for_each_sample(form, batch):
 # --- A mean that is no multiple of x_0 ------------------------------------------------------------
 
 
+# Another one for each datum and entry, as where a process reverts to a given picture.
+CENTRES = torch.linspace(1, 3, 8).reshape(SHAPE)
+
+
 class Reverting(Ornstein):
-    """The same around 2, dx = (2 - x) dt + sqrt(2) dw: all as there, but shifted."""
+    """The same around centres c, dx = (c - x) dt + sqrt(2) dw: all as there, but shifted."""
 
     def sde(self, x, t):
-        return super().sde(x - 2, t)
+        return super().sde(x - CENTRES, t)
 
     def marginal_prob(self, x, t):
-        mean, std = super().marginal_prob(x - 2, t)
-        return mean + 2, std
+        mean, std = super().marginal_prob(x - CENTRES, t)
+        return mean + CENTRES, std
 
     def prior_sampling(self, shape):
-        return super().prior_sampling(shape) + 2
+        return super().prior_sampling(shape) + CENTRES
 
 
-def around_2(x, labels):
-    return model(x - 2, labels)
+def around_centres(x, labels):
+    return model(x - CENTRES, labels)
 
 
 def test_known_parts_have_the_mean_of_the_process():
     results = []
-    for sde, network, data in ((Ornstein(), model, X), (Reverting(), around_2, X + 2)):
+    for sde, network, data in ((Ornstein(), model, X), (Reverting(), around_centres, X + CENTRES)):
         torch.manual_seed(0)
         inpaint = control.get_pc_inpainter(
             sde, sampling.EulerMaruyamaPredictor, None, lambda x: x, 0.1, continuous=True, eps=0.5
         )
         results.append(inpaint(network, data, torch.tensor([1.0, 0.0])))
-    torch.testing.assert_close(results[0] + 2, results[1])
+    torch.testing.assert_close(results[0] + CENTRES, results[1])
 
 
 def test_denoising_takes_a_step_of_the_chain_where_the_formula_is_another():
     sde = Reverting()
     raw, denoised = (
-        sampling.get_ode_sampler(sde, SHAPE, lambda x: x, denoise, eps=0.5)(around_2, X)[0]
+        sampling.get_ode_sampler(sde, SHAPE, lambda x: x, denoise, eps=0.5)(around_centres, X)[0]
         for denoise in (False, True)
     )
-    # f = (2 - x) T / N, G^2 = 2 T / N and the score is 2 - x.
-    torch.testing.assert_close(denoised, raw + (raw - 2 + 2 * (2 - raw)) * sde.T / sde.N)
+    # f = (c - x) T / N, G^2 = 2 T / N and the score is c - x.
+    torch.testing.assert_close(denoised, raw + (CENTRES - raw) * sde.T / sde.N)
 
 
 @pytest.mark.parametrize("method", ("dps", "pigdm", "projection", "solver"))
 def test_methods_that_need_a_multiple_refuse_another_mean(method):
-    with pytest.raises(ValueError, match=r"gives is not m\(t\) x.*get_pc_sampler"):
+    with pytest.raises(ValueError, match=r"marginal_prob.* (not m\(t\) x|the shape of x)"):
         if method == "solver":
-            sampling.get_solver_sampler(Reverting(), SHAPE, sampling.DDIM, lambda x: x, 5)(around_2)
+            sampling.get_solver_sampler(Reverting(), SHAPE, sampling.DDIM, lambda x: x, 5)(
+                around_centres
+            )
         else:
             restored(method)(Reverting())

@@ -192,7 +192,8 @@ class PosteriorGuidance(Measured):
         self.bounds = bounds
 
     def guide(self, sde: SDE, score_fn: Callable) -> Callable:
-        check_scaled_mean(sde, self.measurement.new_empty(1, *self.operator.shape))
+        shape = len(self.measurement), *self.operator.shape
+        check_scaled_mean(sde, self.measurement.new_empty(shape))
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             score, denoised, pull_back = _denoise(sde, score_fn, x, t)

@@ -63,10 +63,9 @@ def has_scaled_mean(sde, x: Tensor) -> bool:
 
     A user's process may add to it, as those that revert to a mean do, or mix entries.
     """
-    sides = x.shape[1:]
     like = {"dtype": torch.promote_types(x.dtype, torch.float32), "device": x.device}
-    t = torch.tensor([0.3, 0.6], **like) * sde.T
-    probe = torch.linspace(-1, 2, sides.numel(), **like).expand(2, -1).reshape(2, *sides)
+    t = torch.linspace(0.3, 0.6, len(x), **like) * sde.T
+    probe = torch.linspace(-1, 2, x.shape[1:].numel(), **like).expand(len(x), -1).reshape(x.shape)
     of_ones, of_probe = (rows(sde.marginal_prob(v, t)[0]) for v in (torch.ones_like(probe), probe))
     return torch.allclose(of_probe, of_ones[:, :1] * rows(probe), rtol=1e-3, atol=1e-4)
 

@@ -152,7 +152,11 @@ class SDE(abc.ABC):
 
     def to_score(self, output: Tensor, t: Tensor, continuous: bool) -> Tensor:
         """The score (B, *D) from a network's output at time t."""
-        return self.score_from_output(output, self.noise_std(t, continuous))
+        if type(self).noise_std is SDE.noise_std:  # of data of its shape, as published
+            std = per_sample(self.marginal_prob(torch.zeros_like(output), t)[1], t)
+        else:
+            std = self.noise_std(t, continuous)
+        return self.score_from_output(output, std)
 
     def discrete_coeffs(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """Mean scale and standard deviation (B,) of x given x_0 at a noise index (B,), int64."""
