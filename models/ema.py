@@ -59,12 +59,12 @@ class ExponentialMovingAverage:
         torch._foreach_copy_(self._match(parameters), self.shadow_params)
 
     def store(self, parameters: Iterable[Parameter]) -> None:
-        """Keep a copy of the parameters, for `restore` after `copy_to`."""
+        """Keep a copy of the parameters, for every `restore` after a `copy_to`."""
         self.collected_params = [p.detach().clone() for p in _trainable(parameters)]
 
     @torch.no_grad()
     def restore(self, parameters: Iterable[Parameter]) -> None:
-        """Bring back the parameters that `store` kept.
+        """Bring back the parameters that the last `store` kept.
 
         Raises:
             RuntimeError: nothing was stored.
@@ -72,7 +72,6 @@ class ExponentialMovingAverage:
         if not self.collected_params:
             raise RuntimeError("there is nothing to restore: call store() first")
         torch._foreach_copy_(self._match(parameters), self.collected_params)
-        self.collected_params = []
 
     @contextlib.contextmanager
     def applied(self, parameters: Iterable[Parameter]) -> Iterator[None]:

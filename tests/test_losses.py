@@ -280,6 +280,19 @@ def test_evaluation_by_a_users_own_average():
     assert torch.equal(model.weight, own)
 
 
+def test_stored_parameters_can_be_restored_again():
+    """As published: stored once, for several evaluations."""
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    ema = ExponentialMovingAverage([parameter], decay=0.5)
+    parameter.data += 1
+    ema.store([parameter])
+    for _ in range(2):
+        ema.copy_to([parameter])
+        assert not parameter.any()
+        ema.restore([parameter])
+        assert parameter.eq(1).all()
+
+
 def test_average_refuses_what_does_not_fit():
     ema = ExponentialMovingAverage([torch.nn.Parameter(torch.zeros(2))], decay=0.5)
     with pytest.raises(ValueError, match="0 trainable"):
