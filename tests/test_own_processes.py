@@ -361,3 +361,12 @@ def test_methods_that_need_a_multiple_refuse_another_mean(method):
             )
         else:
             restored(method)(Reverting())
+
+
+def test_a_linear_process_that_adds_a_picture_is_told_where_it_belongs():
+    class Shifted(Linear):
+        def marginal_prob(self, x, t):
+            return x + CENTRES[:1], t
+
+    with pytest.raises(ValueError, match=r"adds a picture .* subclasses sde_lib\.SDE"):
+        pc(sampling.EulerMaruyamaPredictor, None)(Shifted())

@@ -27,6 +27,18 @@ def marginal_coeffs(sde, t: Tensor) -> tuple[Tensor, Tensor]:
     return _of_any_rank(sde, "marginal_prob", t, 1.0)
 
 
+def scale_and_std(sde, t: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
+    """The same for data with so many dimensions.
+
+    Raises:
+        ValueError: the mean has another shape than data of one entry.
+    """
+    mean, std = sde.marginal_prob(t.new_ones(len(t), *(1,) * dimensions), t)
+    if mean.numel() != len(t):
+        raise _another_shape(sde, "marginal_prob")
+    return mean.reshape(len(t)), per_sample(std, t)
+
+
 def drift_rate(sde, t: Tensor) -> Tensor:
     """a, (B,), at times t (B,), by the drift of `sde`.
 
@@ -152,7 +164,12 @@ def _of_any_rank(sde, name: str, t: Tensor, value: float) -> tuple[Tensor, Tenso
             continue
         if mapped.numel() == len(t):
             return mapped.reshape(len(t)), per_sample(coefficient, t)
-    raise ValueError(
+    raise _another_shape(sde, name) from failure
+
+
+def _another_shape(sde, name: str) -> ValueError:
+    return ValueError(
         f"{name}(x, t) of {sde!r} should give a {_NAMES[name]} of the shape of x, (B, *D), for "
-        "t (B,)"
-    ) from failure
+        "t (B,), also of one entry; a process that adds a picture to it subclasses sde_lib.SDE, "
+        "whose predictor-corrector and ODE samplers take it"
+    )

@@ -192,8 +192,7 @@ class SDE(abc.ABC):
         Calls `marginal_prob` with x of as many dimensions as the data, since a user's own may
         broadcast for one shape only.
         """
-        mean, std = self.marginal_prob(t.new_ones(len(t), *(1,) * dimensions), t)
-        return mean.reshape(len(t)), per_sample(std, t)
+        return coefficients.scale_and_std(self, t, dimensions)
 
     def denoised(self, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
         """E[x_0 | x_t = x], (B, *D), by Tweedie's formula: (x + s^2 score) / m.
