@@ -91,7 +91,8 @@ def create_model(config, device: torch.device | str | None = None) -> nn.Module:
 
 
 def _check_takes(model: nn.Module, config) -> None:
-    """Refuse a network whose `forward` does not take the conditions of the config."""
+    """Refuse a network whose `forward` does not take the conditions of the config, or gives no
+    variances where the config asks for them."""
     taken = inspect.signature(model.forward).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
         return
@@ -100,6 +101,11 @@ def _check_takes(model: nn.Module, config) -> None:
             f"training.condition = {config.training.condition!r}, but the network "
             f"{config.model.name!r} does not take {', '.join(missing)}: choose ncsnpp, ddpm or "
             "adm, or add a keyword of that name to its forward"
+        )
+    if config.model.learn_sigma and "variances" not in taken:
+        raise ValueError(
+            f"model.learn_sigma = True, but the network {config.model.name!r} predicts no "
+            "variances: set it to False, or choose adm"
         )
 
 

@@ -8,6 +8,8 @@ Options = Mapping[str, object]  # by their dotted names, such as "model.nf"
 _WITH_FOURIER = ("ncsnpp", "mlp", "set_transformer")
 # Networks that are told the noise level by an embedding, and may divide by it.
 _EMBEDDED = (*_WITH_FOURIER, "ddpm")
+# Processes of ours whose networks are told no sigma.
+_OTHER_PROCESSES = ("vpsde", "subvpsde", "cosine_vpsde")
 
 
 def conflicts(flat: Options) -> Iterator[str]:
@@ -32,7 +34,12 @@ def conflicts(flat: Options) -> Iterator[str]:
 
 
 def _of_classifiers(flat: Options) -> Iterator[str]:
-    if flat["training.objective"] != "classifier":
+    if (objective := flat["training.objective"]) != "classifier":
+        if flat["eval.enable_accuracy"]:
+            yield (
+                f"eval.enable_accuracy = True needs training.objective = 'classifier', not "
+                f"{objective!r}"
+            )
         return
     if (classes := flat["data.num_classes"]) < 2:
         yield f"data.num_classes = {classes} should be at least 2 for a classifier"
@@ -173,7 +180,14 @@ def _of_labels(flat: Options) -> Iterator[str]:
     """A VE network is told sigma in continuous time, and otherwise the index of its level."""
     network, continuous = flat["model.name"].lower(), flat["training.continuous"]
     told_by_process = flat["model.parametrization"].lower() in ("", "score")
-    if flat["training.sde"].lower() != "vesde" or not told_by_process:
+    process = flat["training.sde"].lower()
+    divides = flat.get("model.scale_by_sigma") and flat["training.objective"] == "score"
+    if divides and told_by_process and process in _OTHER_PROCESSES:
+        yield (
+            f"model.scale_by_sigma = True divides by a noise level of the VE process: set it to "
+            f"False with training.sde = {process!r}"
+        )
+    if process != "vesde" or not told_by_process:
         return
     if continuous and network.startswith("ncsn") and network != "ncsnpp":
         yield (

@@ -128,13 +128,6 @@ def test_a_classifier_draws_no_samples(runs):
         run_lib.sample(classifier_config(runs), runs.folder / "classifier")
 
 
-def test_a_score_network_has_no_accuracy(runs, tmp_path):
-    checkpoint = runs.checkpoint("gaussian")
-    config = runs.config("gaussian", eval__enable_accuracy=True, eval__checkpoint=checkpoint)
-    with pytest.raises(ValueError, match=r"enable_accuracy = True.*'classifier'"):
-        run_lib.evaluate(config, tmp_path)
-
-
 def test_digits_classifiers_fit_their_score_networks():
     for process in ("ve", "vp", "subvp"):
         score, classifier = load(f"{process}/digits"), load(f"{process}/digits_classifier")

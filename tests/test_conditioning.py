@@ -439,3 +439,6 @@ def test_a_network_without_the_keyword_is_refused():
     config.training.condition, config.data.num_classes = "classes", 5
     with pytest.raises(ValueError, match="'ncsnv2_64' does not take classes: choose ncsnpp"):
         create_model(config)
+    config.training.condition, config.model.learn_sigma = "", True
+    with pytest.raises(ValueError, match="'ncsnv2_64' predicts no variances"):
+        create_model(config)

@@ -324,6 +324,8 @@ FEW_STEPS = {"model__num_scales": 20, "sampling__num_steps": 0}
     ("changes", "words"),
     [
         ({"training__objective": "classifier"}, "num_classes.*snapshot_sampling"),
+        ({"model__scale_by_sigma": True}, "noise level of the VE process.*'vpsde'"),
+        ({"eval__enable_accuracy": True}, "needs training.objective = 'classifier', not 'score'"),
         ({"training__grad_accumulation": 200}, "at most training.batch_size"),
         ({"training__n_jitted_steps": 3}, "log_freq.*multiple of"),
         ({"sampling__method": "ode", "sampling__time_grid": "edm"}, "time_grid = 'edm'"),

@@ -87,14 +87,9 @@ def evaluate_accuracy(job: Job) -> dict[str, float]:
     also in `ckpt_{k}_accuracy.md`; the result is the accuracy at the least noise.
 
     Raises:
-        ValueError: the network is no classifier, or there is no label for it.
+        ValueError: there is no label for it.
     """
     run, options = job.run, job.run.config.eval
-    if run.objective != "classifier":
-        raise ValueError(
-            f"eval.enable_accuracy = True needs training.objective = 'classifier', not "
-            f"{run.objective!r}"
-        )
     job.check_data("test")
     loss_fn = run.loss_fn(train=False)
     rows = []
