@@ -205,6 +205,18 @@ def test_guidance_evaluates_both_and_its_scale_and_interval_arrive(monkeypatch):
     assert interval == pytest.approx((0.2 * 999, 0.7 * 999))
 
 
+@pytest.mark.parametrize(("given", "same"), (((-0.5, 0.6), (0, 0.6)), ((0.2, 9.0), (0.2, 1))))
+def test_an_interval_beyond_the_process_ends_where_that_does(given, same):
+    """There the label of "edm" is no number: the log of a negative m or variance."""
+    options = {**DROPPING, "training__sde": "cosine_vpsde", "model__parametrization": "edm"}
+    intervals = []
+    for ends in (given, same):
+        guidance = {"sampling__guidance_scale": 2.0, "sampling__guidance_interval": ends}
+        run = run_lib.setup(recording(**options, **guidance))
+        intervals.append(run.conditioned(run.state["model"], {"classes": 3}).interval)
+    assert intervals[0] == intervals[1]
+
+
 def test_guided_samples_follow_the_formula():
     """A network that gives its class as noise: guided with w it gives null + w (class - null)."""
     run = run_lib.setup(recording(**DROPPING, sampling__guidance_scale=3.0))

@@ -171,9 +171,9 @@ class Run:
                     f"sampling.guidance_interval = {options.guidance_interval} holds no time of "
                     f"the process, from 0 to T = {self.sde.T:g}: set it to () for all times"
                 )
-            times = torch.tensor(options.guidance_interval, device=self.device)
-            size = len(self.shape)
-            ends = label_at(self.sde, times, **self.reading, dimensions=size).tolist()
+            # At other times a label may be no number.
+            times = torch.tensor(options.guidance_interval, device=self.device).clamp(0, self.sde.T)
+            ends = label_at(self.sde, times, **self.reading, dimensions=len(self.shape)).tolist()
             interval = min(ends), max(ends)
         null, scale = taken_by(self.config).null, options.guidance_scale
         return Guided(network, condition, null, scale, interval=interval)
