@@ -24,6 +24,7 @@ def conflicts(flat: Options) -> Iterator[str]:
         _of_samples,
         _of_batches,
         _of_frequencies,
+        _of_steps,
         _of_grids,
         _of_chain,
         _of_cosine,
@@ -95,6 +96,16 @@ def _of_frequencies(flat: Options) -> Iterator[str]:
                 f"training.{name} = {frequency} should be a multiple of "
                 f"training.n_jitted_steps = {at_once}"
             )
+
+
+def _of_steps(flat: Options) -> Iterator[str]:
+    """Samples that no step leads to are noise.  Configs with a solver name no predictor."""
+    steps = [flat[f"sampling.{name}"].lower() for name in ("method", "predictor", "corrector")]
+    if steps == ["pc", "none", "none"] and flat["training.objective"] == "score":
+        yield (
+            "sampling.method = 'pc' with sampling.predictor = 'none' and sampling.corrector = "
+            "'none' would leave the noise as it is: set a predictor, such as 'euler_maruyama'"
+        )
 
 
 def _of_grids(flat: Options) -> Iterator[str]:

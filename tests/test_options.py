@@ -324,6 +324,7 @@ FEW_STEPS = {"model__num_scales": 20, "sampling__num_steps": 0}
     ("changes", "words"),
     [
         ({"training__objective": "classifier"}, "num_classes.*snapshot_sampling"),
+        ({"sampling__predictor": "none"}, "'pc' with .* leave the noise as it is"),
         ({"model__scale_by_sigma": True}, "noise level of the VE process.*'vpsde'"),
         ({"eval__enable_accuracy": True}, "needs training.objective = 'classifier', not 'score'"),
         ({"training__grad_accumulation": 200}, "at most training.batch_size"),
