@@ -22,7 +22,15 @@ from score_lib.checks import sampling as checks_of_samplers
 from score_lib.checks.process import few_entries
 from score_lib.options import complete
 from score_lib.runs import trial
-from score_lib.runs.check import Data, _names, _process, _samplers, _start, data_of
+from score_lib.runs.check import (
+    Data,
+    _names,
+    _process,
+    _samplers,
+    _start,
+    cost_of,
+    data_of,
+)
 from score_lib.samplers.steps import Corrector
 from sde_lib import SDE, VESDE, VPSDE, batch_mul, subVPSDE
 
@@ -474,6 +482,13 @@ def test_what_training_begins_with_is_told_and_stays(tmp_path):
         [missing] = start(workdir, model__weights="nowhere.pth")
         assert missing.state == "wrong" and "no weights at model.weights" in missing.text
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_steps_that_were_tried_out_are_none_of_the_run(tmp_path):
+    run = run_lib.setup(small_config("vp/vectors", training__snapshot_sampling=False))
+    trial.try_out(run, cost_of(run), None)
+    [found] = _start(run, Data([]), tmp_path / "new")
+    assert (found.state, found.text) == ("ok", "training starts from scratch")
 
 
 def test_classes_that_a_resumed_network_has_not_learned_are_found(tmp_path):

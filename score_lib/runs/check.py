@@ -300,7 +300,6 @@ def _start(run: Run, data: Data, workdir: str | os.PathLike) -> list[Finding]:
     """
     config, state, changed, resumed = run.config, run.state, {}, Resumed()
     run.add_optimizer()
-    state["step"] = 0  # those that were timed count for nothing
     try:
         with kept_messages() as messages:
             if workdir:

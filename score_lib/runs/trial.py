@@ -63,7 +63,7 @@ def try_out(run: Run, cost: Cost, stream: ImageStream | None) -> Trial:
     """Make steps of as many data as the budget and the memory of the machine allow.
 
     Args:
-        run: gets an optimiser; its weights change.
+        run: gets an optimiser; its weights change, and its step count does not.
         cost: of the network for one datum.
         stream: of the training data; None: they are not on this machine.
     """
@@ -114,12 +114,13 @@ def _product_rate(device: torch.device) -> float:
 def _step(run: Run, count: int, stream: ImageStream | None) -> tuple[float, int]:
     """Seconds of a training step of the whole batch, and how many steps were made for it."""
     config, (train_step, _) = run.config, run.step_fns()
+    state = dict(run.state)  # these steps are none of the run's
     whole = count == config.training.batch_size
     batches = iter(stream) if whole and stream is not None else itertools.repeat(_zeros(run, count))
 
     def step() -> float:
-        torch.manual_seed(derive_seed(config.seed, "train", run.state["step"]))
-        return float(train_step(run.state, *run.arguments(next(batches))))
+        torch.manual_seed(derive_seed(config.seed, "train", state["step"]))
+        return float(train_step(state, *run.arguments(next(batches))))
 
     with matmul_precision(config.training.precision):
         taken, number = _median(step, PATIENCE / 2)
