@@ -153,10 +153,11 @@ def run_mode() -> None:
         "export": lambda: run_lib.export(FLAGS.config, FLAGS.workdir),
         "train_dequantizer": lambda: run_lib.train_dequantizer(FLAGS.config, FLAGS.workdir),
     }
-    if resolve_device(complete(FLAGS.config).device).type == "cpu":
+    device = resolve_device(complete(FLAGS.config).device)
+    if device.type == "cpu":
         keep_freed_memory()
         settle_threads()
-    with distributed.joined():
+    with distributed.joined(device):
         actions[FLAGS.mode]()
 
 

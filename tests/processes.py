@@ -48,7 +48,7 @@ def _process(sender, rank, world, port, function, arguments):
     }
     torch.set_num_threads(1)
     try:
-        with distributed.joined():
+        with distributed.joined(torch.device("cpu")):
             outcome = function(*arguments)
             distributed.barrier()  # or the first to end would leave before the last has arrived
     except Exception as error:

@@ -67,6 +67,18 @@ def test_names_and_devices_can_be_set(device):
     assert config.device == str(device)
 
 
+def test_more_processes_than_gpus_are_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for device in ("auto", "cuda"):
+        with pytest.raises(ValueError, match=r"2 processes on a machine of 1 GPUs.*=cpu"):
+            resolve_device(device)
+    with pytest.raises(ValueError, match="'cuda:1' does not exist"):
+        resolve_device("cuda:1")
+
+
 def test_configs_merge():
     config, other = base(), base()
     other.update(device="meta", seed=3)

@@ -1,10 +1,12 @@
 """Several processes give the results of one."""
 
+import atexit
 import json
 import os
 import pathlib
 import signal
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -276,6 +278,28 @@ def lose_a_process():
     if distributed.rank() == 1:
         os._exit(3)
     distributed.barrier()
+
+
+def test_groups_are_freed_at_exit_after_the_networks_in_them(monkeypatch):
+    """Left to the interpreter, their threads aborted two in five programs at their end."""
+    at_exit = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+
+    def leave():
+        network = distributed.replicated(torch.nn.Linear(2, 2))
+        network.itself, alive = [network], weakref.ref(network)
+        del network
+        for function in at_exit:
+            function()
+        return alive() is None and not distributed._groups
+
+    assert together(2, leave) == [True, True]
+
+
+def test_processes_that_share_a_cpu_need_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert together(2, distributed.world) == [2, 2]
 
 
 def test_who_loses_another_process_says_so_in_a_sentence():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from score_lib.base.distributed import local_rank
+from score_lib.base.distributed import local_rank, local_world
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -14,13 +14,14 @@ def resolve_device(device: torch.device | str) -> torch.device:
     The GPU of "auto" and "cuda" is this process's: the first, or one per process under torchrun.
 
     Raises:
-        ValueError: the GPU does not exist, or the name means nothing.
+        ValueError: the GPU does not exist, torchrun started more processes than there are GPUs, or
+            the name means nothing.
     """
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-        if chosen.type == "cuda" and chosen.index is None and local_rank():
+        if own := chosen.type == "cuda" and chosen.index is None and local_rank() > 0:
             chosen = torch.device("cuda", local_rank())
     except RuntimeError as error:
         raise ValueError(
@@ -28,10 +29,15 @@ def resolve_device(device: torch.device | str) -> torch.device:
         ) from error
     if chosen.type == "cpu":
         return torch.device("cpu")  # files do not know a CPU of a number
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+    if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
+        if own and count:
+            raise ValueError(
+                f"torchrun started {local_world()} processes on a machine of {count} GPUs: choose "
+                "--nproc_per_node accordingly, or --config.device=cpu"
+            )
         raise ValueError(
-            f"device {str(device)!r} does not exist: this machine shows "
-            f"{torch.cuda.device_count()} CUDA devices. Try 'auto' or 'cpu'"
+            f"device {str(device)!r} does not exist: this machine shows {count} CUDA devices. Try "
+            "'auto' or 'cpu'"
         )
     if chosen.type != "cuda":
         _check_computes(chosen)

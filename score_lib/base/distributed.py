@@ -5,8 +5,10 @@ part; independent pieces of work, such as the rounds of an evaluation, are dealt
 the main process, of rank 0, writes what is there once.
 """
 
+import atexit
 import contextlib
 import datetime
+import gc
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -30,28 +32,32 @@ PATIENCE = datetime.timedelta(hours=12)
 _groups: list[dist.ProcessGroup] = []
 
 
+def _free_groups() -> None:
+    """Free the groups at exit, after the networks in them: left to the end of the interpreter,
+    their threads can abort a program that has done all its work."""
+    gc.collect()
+    _groups.clear()
+
+
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def joined(device: torch.device) -> Iterator[None]:
     """Context in which this process works with the others that `torchrun` started, if any.
 
+    Args:
+        device: the run's, in this process.
     Raises:
-        ValueError: more processes than GPUs on this machine.
         OSError: the others cannot be reached, or one of them is lost on the way.
     """
     if dist.is_initialized() or "RANK" not in os.environ or not dist.is_available():
         yield
         return
     backend = "gloo"  # also beside NCCL, for tensors on the host
-    if torch.cuda.is_available():
-        if local_rank() >= torch.cuda.device_count():
-            raise ValueError(
-                f"torchrun started {local_world()} processes on a machine of "
-                f"{torch.cuda.device_count()} GPUs: choose --nproc_per_node accordingly"
-            )
+    if device.type == "cuda":
         torch.cuda.set_device(local_rank())
         backend = "cpu:gloo,cuda:nccl"
     _meet(backend)
     _groups.append(dist.group.WORLD)
+    atexit.register(_free_groups)
     try:
         yield
     except RuntimeError as error:
