@@ -102,7 +102,7 @@ _DATA = {
         one_of("channel", "entry", "all", "none"),
         "continuous values: what has one mean and one deviation, by which data are standardised",
     ),
-    "key": ("", text, 'array in an .npz or .h5; "": the only one, or "data"'),
+    "key": ("", text, 'array in an .npz or .h5; "": the only one, or "data" or another usual name'),
     "centered": (NEEDED, flag, "pixels from -1 to 1 inside the network, else from 0 to 1"),
     "random_flip": (True, flag, "mirror half of the training images"),
     "augment": (

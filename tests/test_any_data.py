@@ -233,7 +233,9 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path, what, message)
 @pytest.mark.parametrize("rows, message", [
     ((8,), r"channel axis is missing, save array\[:, None\] and set data.shape=1,8; else .*=8$"),
     ((2, 8), r"but the config's data have \(1, 64\): set data.shape=2,8$"),
+    ((8, 2), r"counts channels, save np.moveaxis\(array, -1, 1\) and .*=2,8; else .*=8,2$"),
 ])  # fmt: skip
+@pytest.mark.quick_cases(3)
 def test_a_missing_channel_axis_is_told(tmp_path, rows, message):
     """With data.shape=8 alone, the network of the config would be refused next."""
     np.save(tmp_path / "a.npy", numbers(20, rows))
@@ -244,7 +246,8 @@ def test_a_missing_channel_axis_is_told(tmp_path, rows, message):
 @pytest.mark.parametrize("what, message", [
     ("ambiguous", "holds one, two: name the array of data with data.key"),
     ("missing", "data.key = 'three' is not in .*which holds one, two"),
-    ("labels", "labels must be one integer"),
+    ("labels", "labels must be one integer .* not int64 of shape"),
+    ("names", "labels must be one integer .* not <U3 of shape .* np.unique"),
     ("damaged", "damaged or not an .npz"),
     ("text", "not a readable HDF5 file"),
     ("suffix", "should be an array: .npy, .npz, .h5"),
@@ -256,8 +259,8 @@ def test_files_that_do_not_say_what_they_hold(tmp_path, what, message):
     if what in ("ambiguous", "missing"):
         np.savez(path, one=numbers(20, (3,)), two=numbers(20, (3,)))
         changes = {"data__key": "three"} if what == "missing" else {}
-    elif what == "labels":
-        np.savez(path, data=numbers(20, (3,)), labels=np.full(20, -1))
+    elif what in ("labels", "names"):
+        np.savez(path, data=numbers(20, (3,)), labels=np.full(20, {"labels": -1}.get(what, "cat")))
     elif what == "damaged":
         path.write_bytes(b"PK\3\4 and nothing more")
     elif what in ("text", "suffix"):
@@ -271,6 +274,18 @@ def test_files_that_do_not_say_what_they_hold(tmp_path, what, message):
 
 
 # --- Kinds ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dataset", ["ARRAYS", "IMAGES"])
+def test_arrays_that_are_not_read_are_told(tmp_path, dataset, caplog):
+    """Examples saved one by one, as by np.savez(path, *examples), are not one array."""
+    np.savez(tmp_path / "a.npz", *np.zeros((3, 20, 8, 8), np.uint8), labels=np.arange(20) % 2)
+    changes = {"data__dataset": dataset, "data__levels": 256, "data__shape": (8, 8)}
+    if dataset == "IMAGES":
+        changes |= {"data__shape": (), "data__image_size": 8, "data__num_channels": 1}
+    with caplog.at_level("INFO"):
+        get_streams(config_of("vectors", tmp_path / "a.npz", **changes))
+    assert "the data are the array 'arr_0'; not read: arr_1, arr_2" in caplog.text
 
 
 def test_kinds_follow_shapes_and_names(tmp_path):

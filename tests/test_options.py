@@ -217,6 +217,14 @@ def test_names_that_resemble_no_other_are_returned():
     assert unknown == ["mine.snr2", "model.sigma_begin", "note"]
 
 
+def test_only_options_that_nothing_reads_are_told(monkeypatch, caplog):
+    """An option of one's own that feeds a process, a solver or another entry is read."""
+    monkeypatch.setattr(Registry, "fed_by", set())
+    Registry("process").register(int, name="mine", options={"end": "model.sigma_end"})
+    run_lib.setup(digits(model__sigma_end=1, model__sigma_begin=1))
+    assert [r.getMessage().split()[-1] for r in caplog.records] == ["model.sigma_begin"]
+
+
 @pytest.mark.parametrize("key", [key for key, option in TABLE.items() if option.default is NEEDED])
 def test_needed_options_are_missed(key):
     config = digits()

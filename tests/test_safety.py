@@ -324,6 +324,14 @@ def test_a_failed_write_after_damage_keeps_the_last_good_state(keep, tmp_path, m
     assert steps_of(path)["checkpoint.pth"] == 12 and None not in steps_of(path).values()
 
 
+def test_texts_are_in_utf8_whatever_the_locale(tmp_path):
+    program = "from score_lib.disk.files import write_text; write_text('a', '\\xb1')"
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = os.environ | ascii_only | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "a").read_bytes() == "±".encode()
+
+
 def test_a_folder_that_is_set_aside_keeps_its_whole_name(tmp_path):
     (tmp_path / "step_2_0.999").mkdir()
     set_aside(tmp_path / "step_2_0.999", "other_options")

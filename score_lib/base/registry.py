@@ -29,7 +29,11 @@ class Registry:
         kind: what an entry is called in messages.
         options: keyword of the builder -> dotted name of the option that feeds it, for entries
             that name none of their own.
+    Attributes:
+        fed_by: dotted names of the options that feed any entry of any registry.
     """
+
+    fed_by: set[str] = set()
 
     def __init__(self, kind: str, options: Mapping[str, str] | None = None):
         self.kind, self.options = kind, options or {}
@@ -66,6 +70,7 @@ class Registry:
                 )
             feeds = self.options if options is None else options
             self._entries[key] = Entry(value, build or value, feeds)
+            self.fed_by.update(feeds.values())
             return value
 
         return add if cls is None else add(cls)

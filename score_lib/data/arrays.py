@@ -11,7 +11,14 @@ from torch import Tensor
 
 from score_lib.data.pixels import Pixels, need_range
 from score_lib.data.preprocess import MAX_PIXELS, fit
-from score_lib.data.sources import DataError, PerProcess, Source, checked_labels, log_once
+from score_lib.data.sources import (
+    DataError,
+    PerProcess,
+    Source,
+    checked_labels,
+    log_once,
+    log_unread,
+)
 from score_lib.data.stored import load_npz
 
 CHANNELS = (1, 3, 4)
@@ -118,7 +125,9 @@ def _array_of_images(path: pathlib.Path, names: list[str]) -> str:
     known = [name for name in ("images", "samples", "arr_0") if name in others]
     if not known and len(others) != 1:
         raise DataError(f"{path} holds {names}: name the array of images 'images'")
-    return (known or others)[0]
+    images = (known or others)[0]
+    log_unread(path, images, names)
+    return images
 
 
 def _channels_last(path: pathlib.Path, stored: tuple[int, ...], shape: tuple) -> bool:

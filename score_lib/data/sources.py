@@ -43,6 +43,13 @@ def log_once(message: str) -> None:
     logging.info("%s", message)
 
 
+def log_unread(path: pathlib.Path, chosen: str, names: Sequence[str]) -> None:
+    """Log which array of a file serves as the data, where others are left out."""
+    if left := [printable(name) for name in names if name not in (chosen, "labels")]:
+        shown = ", ".join(left[:20]) + (", ..." if len(left) > 20 else "")
+        log_once(f"{path}: the data are the array {printable(chosen)!r}; not read: {shown}")
+
+
 def named(class_to_idx: Mapping[str, int]) -> str:
     """Classes and their labels for a message: cat = 0, dog = 1."""
     shown = [f"{printable(name)} = {label}" for name, label in [*class_to_idx.items()][:100]]
@@ -128,7 +135,9 @@ def checked_labels(
     one_integer_each = labels.shape == (count,) and labels.dtype.kind in "iu"
     if not one_integer_each or labels.min() < 0 or labels.max() >= MAX_CLASSES:
         raise DataError(
-            f"{path}: labels must be one integer from 0 to {MAX_CLASSES - 1} for each {noun}"
+            f"{path}: labels must be one integer from 0 to {MAX_CLASSES - 1} for each {noun}, not "
+            f"{labels.dtype} of shape {labels.shape}: np.unique(labels, return_inverse=True)[1] "
+            "numbers names and other values"
         )
     return torch.from_numpy(labels.astype(np.int64))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from score_lib.base.memory import total_memory
-from score_lib.data.sources import DataError, PerProcess
+from score_lib.data.sources import DataError, PerProcess, log_unread
 from score_lib.disk.arrays import array_sizes, load_arrays, read_header
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
@@ -203,7 +203,9 @@ def _chosen(path: pathlib.Path, names: list[str], key: str) -> str:
         raise DataError(
             f"{path} holds {', '.join(names) or 'no array'}: name the array of data with data.key"
         )
-    return key or (usual or others)[0]
+    chosen = key or (usual or others)[0]
+    log_unread(path, chosen, names)
+    return chosen
 
 
 def _names_of_h5(path: pathlib.Path) -> list[str]:

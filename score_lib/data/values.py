@@ -127,23 +127,29 @@ def open_array_source(
     if rows.shape[1:] != tuple(shape):
         raise DataError(
             f"{path} holds {rows.shape[0]} rows of shape {rows.shape[1:]}, but the config's data "
-            f"have {tuple(shape)}: {_fitting(rows.shape[1:], len(shape))}"
+            f"have {tuple(shape)}: {_fitting(rows.shape[1:], tuple(shape))}"
         )
     if 0 in rows.shape:
         raise DataError(f"{path} holds no numbers: its shape is {rows.shape}")
     return ArraySource(rows, checked_labels(path, labels, len(rows), "row"), levels)
 
 
-def _fitting(stored: tuple[int, ...], dimensions: int) -> str:
-    """How to let rows of a shape fit a config whose data have so many dimensions."""
+def _fitting(stored: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """How to let rows of a shape fit a config whose data have another one."""
     option = f"set data.shape={','.join(map(str, stored)) or '()'}"
     if not stored:
         return f"{option}, after saving each number as a row of one"
-    if len(stored) + 1 == dimensions:
+    if len(stored) + 1 == len(shape):
         with_channel = ",".join(map(str, (1, *stored)))
         return (
             f"if their channel axis is missing, save array[:, None] and set "
             f"data.shape={with_channel}; else {option}"
+        )
+    if len(stored) == len(shape) > 1 and shape[0] <= shape[-1] and stored[0] > stored[-1]:
+        channels_first = ",".join(map(str, (stored[-1], *stored[:-1])))
+        return (
+            f"if their last axis counts channels, save np.moveaxis(array, -1, 1) and set "
+            f"data.shape={channels_first}; else {option}"
         )
     return option
 

@@ -30,7 +30,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", keep: int = 0) -> It
 
     Args:
         path: the final name.
-        mode: "wb" or "w".
+        mode: "wb", or "w" for text in UTF-8.
         keep: how many earlier files of the name stay, see `with_earlier`.
     Raises:
         OSError: the folder or file cannot be written.
@@ -39,7 +39,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", keep: int = 0) -> It
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, mode) as file:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

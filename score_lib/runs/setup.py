@@ -26,6 +26,7 @@ from models.utils import create_model
 from models.zeros import Zeros
 from score_lib.base import distributed
 from score_lib.base.devices import resolve_device
+from score_lib.base.registry import Registry
 from score_lib.base.tensors import SampleNoise, data_shape, seeded
 from score_lib.data.kinds import check_options, is_continuous, kind_of
 from score_lib.data.loading import DatasetInfo, get_scaling
@@ -323,12 +324,11 @@ def setup(config) -> Run:
     """Check a config, build everything but the network, and dry-run it with a zero network.
 
     Raises:
-        ValueError: an unknown name, a misspelt option, a value out of range, or options that do
-            not go together.
+        ValueError: an unknown name, a misspelt option, or values that are wrong, alone or together.
         NotImplementedError: the process cannot do what the config asks for.
     """
     config, unknown = checked(config)
-    for key in unknown:
+    for key in sorted({*unknown} - Registry.fed_by):
         logging.warning("no code is known to read the option %s", key)
     check_options(config)
     device = resolve_device(config.device)
