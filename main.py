@@ -106,6 +106,7 @@ def main(_: list[str]) -> None:
     from score_lib.base.preemption import Preempted, StopSignals
     from score_lib.disk.logs import log_to_console
 
+    _open_streams()
     log_to_console(int(os.environ.get("RANK", 0)))
     try:
         # Training handles signals itself, to save a checkpoint first; other modes stop at once.
@@ -131,6 +132,14 @@ def main(_: list[str]) -> None:
         reason = str(error).partition("\n")[0] or type(error).__name__
         logging.error("memory is not enough: try %s (%s)", advice, reason)
         sys.exit(1)
+
+
+def _open_streams() -> None:
+    """Standard streams that the program was started without lead nowhere: they are written to, and
+    files of the run would take their numbers."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (kept)
 
 
 def run_mode() -> None:

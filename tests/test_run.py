@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -143,6 +144,17 @@ def test_a_finished_run_stays_as_it_is(undisturbed, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.pth")}
     run_lib.train(small_config(), undisturbed)
     assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*.pth")}
+
+
+def test_a_program_without_streams_trains(tmp_path):
+    """As of a job that was started with its output closed."""
+
+    def close():
+        sys.stdout = sys.stderr = None
+
+    few = command(workdir=tmp_path, training__n_iters=1, training__snapshot_sampling=False)
+    code, output = run_forked(few[2:], prepare=close)
+    assert code == 0 and (tmp_path / "checkpoints/checkpoint_0.pth").exists(), output
 
 
 def test_sample_mode(undisturbed, tmp_path):
