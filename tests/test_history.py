@@ -172,6 +172,20 @@ def test_options_that_the_state_was_made_for_are_refused(changes, workdir):
     assert after == before
 
 
+def test_data_of_another_shape_are_told(tmp_path, caplog):
+    """A set transformer takes sets of any number of points, and reads them as if nothing were."""
+    run = run_lib.setup(small_config("vp/points"))
+    units = {"mean": torch.zeros(1, 1), "std": torch.ones(1, 1), "dtype": "float32"}
+    run.scaler.load_state_dict(units)
+    run.add_optimizer()
+    config = {"config": run.config.to_json_best_effort()}
+    save_checkpoint(tmp_path / META, run.state | config)
+    run_lib.restored(run.config, tmp_path)
+    assert "another shape" not in caplog.text
+    run_lib.restored(small_config("vp/points", data__shape=(32, 3)), tmp_path)
+    assert "another shape: data.shape = [32, 3] instead of [64, 3]" in caplog.text
+
+
 def test_the_same_data_are_split_and_scaled_as_in_training(tmp_path):
     """Where they were not, held-out examples would be of the training; other data are free."""
     for name in ("mine", "others"):

@@ -58,6 +58,7 @@ _OF_THE_STATE = _OF_THE_OUTPUT | {"data.category", "data.dataset", "data.key", "
 _OF_THE_DATA = ("dataset", "category", "key")
 _PLACES_OF_DATA = ("path", "data_dir", "tfrecords_path")
 _OF_THE_EXAMPLES = {"data.background", "data.levels", "data.range", "data.split"}
+_OF_THE_SHAPE = {"data.image_size", "data.image_width", "data.shape"}
 _FREE = {
     "model.checkpoint_activations",
     "model.dropout",
@@ -135,7 +136,7 @@ def check_same_profiles(path: pathlib.Path, contents: dict, new: ConfigDict) -> 
 
 def check_same_output(path: str | os.PathLike, old: ConfigDict, new: ConfigDict) -> None:
     """Refuse to sample or evaluate where the network's output would be read wrongly, or where the
-    data that it was trained on would be split or scaled in another way.
+    data that it was trained on would be split or scaled in another way; warn of another shape.
 
     Raises:
         CheckpointError: names the options.
@@ -145,6 +146,9 @@ def check_same_output(path: str | os.PathLike, old: ConfigDict, new: ConfigDict)
             f"{path} was trained with other options, and its output or its data would be read "
             f"wrongly with {found}: use the config that it was trained with"
         )
+    of_shape = {key: change for key, change in changes(old, new).items() if key in _OF_THE_SHAPE}
+    if of_shape:  # which networks of any size, or of sets of any number of points, take
+        logging.warning("%s was trained on data of another shape: %s", path, told(of_shape))
 
 
 def different_output(old: ConfigDict, new: ConfigDict) -> Changes:
