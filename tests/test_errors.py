@@ -452,7 +452,7 @@ def test_weights_of_the_last_step_that_are_not_finite(train, workdir):
 EVALUATIONS = {
     "--config.eval.end_ckpt=4": ("checkpoint_3.pth", "checkpoint_4.pth", "eval.end_ckpt"),
     "--config.eval.begin_ckpt=3": ("eval.begin_ckpt = 3", "eval.end_ckpt = 2"),
-    "--config.eval.checkpoint=none.pth": ("none.pth", "eval.checkpoint"),
+    "--config.eval.checkpoint=none.pth": ("none.pth", "eval.checkpoint", os.getcwd()),
     "--config.seed=7": ("another seed", "--eval_folder"),
     "--config.eval.batch_size=0": ("eval.batch_size = 0", "at least 1"),
 }

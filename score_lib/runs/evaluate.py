@@ -130,9 +130,13 @@ def find_checkpoints(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     deadline = time.monotonic() + 60 * options.wait_minutes
     while missing := [str(path) for path in wanted.values() if not path.exists()]:
         if time.monotonic() >= deadline:
+            advice = (
+                "eval.begin_ckpt and eval.end_ckpt to those that exist, eval.checkpoint to a file"
+            )
+            if options.checkpoint:
+                advice = f"eval.checkpoint to a file, by its path from {os.getcwd()}"
             raise FileNotFoundError(
-                f"there are no checkpoints {', '.join(missing)}: set eval.begin_ckpt and "
-                "eval.end_ckpt to those that exist, eval.checkpoint to a file, or "
+                f"there are no checkpoints {', '.join(missing)}: set {advice}, or "
                 "eval.wait_minutes to wait for them"
             )
         logging.info("waiting for %s", missing[0])
