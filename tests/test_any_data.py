@@ -206,7 +206,7 @@ def damaged(path, what):
 
 
 @pytest.mark.parametrize("what, message", [
-    ("objects", "Python objects"),
+    ("objects", "Python objects, as of rows of unequal shapes.*'POINTS'"),
     ("cut", r"cut short.*row 11 \(from 0\)"),
     ("header", "not a readable array"),
     ("huge", "cut short"),
@@ -252,7 +252,7 @@ def test_a_missing_channel_axis_is_told(tmp_path, rows, message):
     ("text", "not a readable HDF5 file"),
     ("suffix", "should be an array: .npy, .npz, .h5"),
     ("nothing", "there is no file"),
-    ("part", r"should hold one file train .*there is none"),
+    ("part", r"should hold one file train .*there is none\..*in a file each.*'POINTS'"),
 ])  # fmt: skip
 def test_files_that_do_not_say_what_they_hold(tmp_path, what, message):
     path, changes = tmp_path / "a.npz", {}

@@ -58,7 +58,10 @@ class NpyRows(Rows):
         except Exception as error:  # damaged files make NumPy raise errors of nearly any type
             raise DataError(f"{path} is not a readable array: {error}") from error
         if self.dtype.hasobject:
-            raise DataError(f"{path} holds Python objects: save an array of numbers")
+            raise DataError(
+                f"{path} holds Python objects, as of rows of unequal shapes: save one array of "
+                "numbers, or sets of points in a file each, for data.dataset='POINTS'"
+            )
         if not self.shape:
             raise DataError(f"{path} holds a single number: examples are the rows of an array")
         self._row = math.prod(self.shape[1:]) * self.dtype.itemsize
