@@ -160,6 +160,21 @@ def test_shape_options(options, shape):
     assert info.shape == shape and next(iter(train))["image"].shape == (4, *shape)
 
 
+@pytest.mark.parametrize("dtype, said", [(torch.float32, False), (torch.uint8, True)])
+def test_values_are_what_their_data_set_says(dtype, said):
+    """Floats in the user's units would be scaled as grey levels, and come out black and white."""
+
+    def values(shape):
+        return (MemorySource(torch.zeros(9, *shape, dtype=dtype)),) * 2
+
+    values.continuous = said
+    register_dataset(values, name=f"VALUES_{said}")
+    with pytest.raises(DataError, match=f"`continuous = {not said}`"):
+        datasets.get_streams(make_config(f"VALUES_{said}", image_size=4))
+    values.continuous = not said
+    datasets.get_streams(make_config(f"VALUES_{said}", image_size=4))
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_random_flip_option(flip):
     @register_dataset(name="NUMBERED")

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from small_runs import SMALL, command, logged, run, small_config
+from small_runs import SMALL, command, logged, run, run_forked, small_config
 from torch.nn import GroupNorm
 
 import run_lib

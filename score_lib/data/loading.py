@@ -125,6 +125,24 @@ def check_levels(config, info: DatasetInfo) -> None:
         )
 
 
+def _check_kind_of_values(config, source: Source) -> None:
+    """Refuse values that the opener of a data set calls other than they are: all that is done with
+    them follows from it.
+
+    Raises:
+        DataError: names the attribute to set.
+    """
+    continuous = source.dtype.is_floating_point
+    if continuous != is_continuous(config):
+        kind = str(source.dtype).removeprefix("torch.")
+        raise DataError(
+            f"data.dataset = {config.data.dataset!r} gives {kind}, which is for "
+            f"{'continuous values' if continuous else 'grey levels'}: set the attribute "
+            f"`continuous = {continuous}` of the function that was registered, or the dtype of its "
+            "sources"
+        )
+
+
 def get_streams(
     config,
     uniform_dequantization: bool = False,
@@ -153,6 +171,7 @@ def get_streams(
     with ON_CPU:
         train, test = DATASETS.build(config.data.dataset, config, stored_shape(config))
     for source in (train, test):
+        _check_kind_of_values(config, source)
         _set_levels(source, config.data.levels)
     options = {
         "batch_size": config.eval.batch_size if evaluation else config.training.batch_size,
