@@ -5,13 +5,14 @@
 
 import difflib
 import logging
+import os
 from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import RequiredValueError
 
 from score_lib.option_conflicts import Options, conflicts
-from score_lib.option_kinds import plain
+from score_lib.option_kinds import plain, text
 from score_lib.option_table import NEEDED, SECTIONS, TABLE, NoDefault
 
 
@@ -79,8 +80,8 @@ def _device(name: str) -> Device:
 def complete(config: object) -> Config:
     """A copy of a config in which every option that it lacks has its default.
 
-    Its own values stay, known names as the table spells them, which are taken in any case.  A
-    locked config gives a locked copy.
+    Its own values stay, known names as the table spells them, which are taken in any case, and
+    paths from ~ as whole ones.  A locked config gives a locked copy.
 
     Args:
         config: a ConfigDict, a dict, an argparse.Namespace or any object with attributes; whole
@@ -97,6 +98,10 @@ def complete(config: object) -> Config:
         options = full[section] if section else full
         if name in options:
             options[name] = _as_known(options[name], option.check.names)
+            # Shells leave the ~ of `--config.eval.stats=~/a.npz` to the program.  Places of data
+            # stay as given, since runs record them; their readers know it.
+            if option.check is text and section != "data" and isinstance(options[name], str):
+                options[name] = os.path.expanduser(options[name])
         elif not isinstance(option.default, NoDefault):
             options[name] = option.default
     locked = isinstance(config, ConfigDict) and config.is_locked

@@ -155,6 +155,13 @@ def test_names_in_any_case_are_the_known_ones():
     assert extractor_name(full) == "digits" and follows_flow(digits(**others))
 
 
+def test_files_may_lie_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = complete(digits(eval__stats="~/a.npz", model__weights="~/b.pth", eval__ema="none"))
+    assert (config.eval.stats, config.model.weights) == ("/home/me/a.npz", "/home/me/b.pth")
+    assert (config.eval.ema, config.export.folder) == ("none", "")
+
+
 def test_names_that_differ_only_in_case_are_refused():
     known = Registry("solver")
     known.register(dict, name="mine")
