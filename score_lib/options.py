@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import RequiredValueError
 
 from score_lib.option_conflicts import Options, conflicts
-from score_lib.option_kinds import plain, text
+from score_lib.option_kinds import path, plain
 from score_lib.option_table import NEEDED, SECTIONS, TABLE, NoDefault
 
 
@@ -100,7 +100,7 @@ def complete(config: object) -> Config:
             options[name] = _as_known(options[name], option.check.names)
             # Shells leave the ~ of `--config.eval.stats=~/a.npz` to the program.  Places of data
             # stay as given, since runs record them; their readers know it.
-            if option.check is text and section != "data" and isinstance(options[name], str):
+            if option.check is path and section != "data" and isinstance(options[name], str):
                 options[name] = os.path.expanduser(options[name])
         elif not isinstance(option.default, NoDefault):
             options[name] = option.default

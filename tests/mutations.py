@@ -252,7 +252,7 @@ MUTATIONS = [
     Mutation(
         "doors: a check tells no changed options",
         "score_lib/runs/check.py",
-        "changed = {} if old is None else changes(old, config)",
+        "changed = {} if resumed.config is None else changes(resumed.config, config)",
         "changed = {}",
         ("tests/test_checks.py::test_what_training_begins_with_is_told_and_stays",),
     ),

@@ -111,7 +111,7 @@ OPTIONS = {
     "data.dataset=IMAGES": ("data.path", "a folder"),
     "device=gpu": ("'gpu'", "'cpu'"),
     # Mistakes that take several options.
-    "training.sde=vesde sampling.predictor=none model.sigma_min=9.": (
+    "training.sde=vesde sampling.predictor=euler_maruyama model.sigma_min=9.": (
         "sigma_min = 9",
         "sigma_max = 5",
     ),

@@ -31,6 +31,11 @@ class Names(Sequence[str]):
         ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes, with the text that is shared between a sequence and those chosen."""
+        return self.text.nbytes + self.ends.nbytes + self._starts.nbytes
+
     def chosen(self, numbers: np.ndarray) -> "Names":
         """The names of these numbers; the text is shared."""
         return Names(self.text, self.ends[numbers], self._starts[numbers])
