@@ -11,6 +11,7 @@ from score_lib.runs.export import write_averages
 from score_lib.runs.publish import export
 from score_lib.runs.reproduce import reproduce
 from score_lib.runs.samples import sample
-from score_lib.runs.setup import Run, from_checkpoint, restored, setup
+from score_lib.runs.setup import Run, setup
 from score_lib.runs.statistics import fid_stats
 from score_lib.runs.train import train
+from score_lib.runs.trained import from_checkpoint, restored

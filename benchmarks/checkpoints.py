@@ -29,7 +29,7 @@ from run_lib import Run
 from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.checkpoints import restore_latest, save_checkpoint
 from score_lib.disk.writer import CheckpointWriter
-from score_lib.runs.setup import META
+from score_lib.runs.start import META
 
 
 class Round(NamedTuple):

@@ -32,7 +32,8 @@ from score_lib.disk.pictures import to_uint8
 from score_lib.disk.reports import mean_and_error
 from score_lib.metrics.configured import recognises_classes
 from score_lib.metrics.stats import class_metrics
-from score_lib.runs.setup import META, from_checkpoint
+from score_lib.runs.start import META
+from score_lib.runs.trained import from_checkpoint
 
 SCALES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 

@@ -25,7 +25,8 @@ from score_lib.data.loading import get_streams
 from score_lib.disk.reports import mean_and_error
 from score_lib.losses.objectives import levels_of
 from score_lib.parametrization import Score
-from score_lib.runs.setup import META, from_checkpoint
+from score_lib.runs.start import META
+from score_lib.runs.trained import from_checkpoint
 from score_lib.sdes.process import LinearSDE
 from sde_lib import VESDE, VPSDE, subVPSDE
 

@@ -235,7 +235,7 @@ MUTATIONS = [
     ),
     Mutation(
         "doors: none is the average of the weights to start from",
-        "score_lib/runs/setup.py",
+        "score_lib/runs/trained.py",
         'averaged=average != "none"',
         "averaged=True",
         ("tests/test_start.py::test_none_is_the_weights_themselves_and_no_average",),
@@ -902,7 +902,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a checkpoint is read by any options",
-        SETUP,
+        "score_lib/runs/trained.py",
         "        check_same_output(path, run.trained, run.config)\n",
         "        pass\n",
         ("tests/test_errors.py",),
@@ -1019,7 +1019,7 @@ MUTATIONS = [
     ),
     Mutation(
         "samples ignore their average",
-        SETUP,
+        "score_lib/runs/trained.py",
         "latest=not chosen, average=average)",
         "latest=not chosen)",
         AVERAGES,

@@ -27,8 +27,10 @@ from score_lib.runs.evaluate import evaluate
 from score_lib.runs.image_tasks import _view, restore
 from score_lib.runs.measures import likelihood_terms
 from score_lib.runs.samples import save_samples
-from score_lib.runs.setup import META, load_trained, restored, setup
+from score_lib.runs.setup import setup
+from score_lib.runs.start import META
 from score_lib.runs.train import standardize, train, training_streams
+from score_lib.runs.trained import load_trained, restored
 
 SHAPES = {
     "vectors": (3,),

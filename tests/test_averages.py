@@ -19,7 +19,7 @@ from score_lib.base.profiles import Profile, gamma_of, weights_of
 from score_lib.disk import snapshots
 from score_lib.disk.checkpoints import CheckpointError, read_checkpoint, save_checkpoint
 from score_lib.options import checked
-from score_lib.runs.setup import META
+from score_lib.runs.start import META
 
 pytestmark = pytest.mark.slow  # whole runs
 

@@ -20,7 +20,7 @@ from score_lib.base.tensors import derive_seed
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.runs.dequantizer import DEQUANTIZER, get_dequantization
 from score_lib.runs.heldout import HeldOut
-from score_lib.runs.setup import META
+from score_lib.runs.start import META
 
 SIZES = {"dequantizer.nf": 4, "dequantizer.num_layers": 2, "dequantizer.num_bins": 3}
 TRAINING = {

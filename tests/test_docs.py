@@ -33,7 +33,7 @@ from score_lib.disk import snapshots
 from score_lib.options import flatten
 from score_lib.runs import reproduce
 from score_lib.runs.dequantizer import DEQUANTIZER
-from score_lib.runs.setup import META
+from score_lib.runs.start import META
 from sde_lib import VPSDE, CosineVPSDE, get_sde
 from utils import save_checkpoint
 

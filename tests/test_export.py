@@ -18,7 +18,7 @@ from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.disk.safetensors_files import read_safetensors
 from score_lib.options import flatten
 from score_lib.runs import publish
-from score_lib.runs.setup import META
+from score_lib.runs.start import META
 
 pytestmark = pytest.mark.slow  # whole runs
 

@@ -13,7 +13,7 @@ import run_lib
 from score_lib.disk.checkpoints import CheckpointError, read_checkpoint, save_checkpoint
 from score_lib.options import complete
 from score_lib.runs.history import run_digest
-from score_lib.runs.setup import META
+from score_lib.runs.start import META
 from score_lib.runs.train import snapshot_name
 
 pytestmark = pytest.mark.slow  # whole runs

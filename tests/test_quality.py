@@ -25,8 +25,7 @@ from score_lib.runs.comparisons import HeldOutExamples, compare_with_data
 from score_lib.runs.measures import evaluate_accuracy
 from score_lib.runs.quality import Quality, evaluations_of, fast_sampling, get_quality
 from score_lib.runs.rounds import Job
-from score_lib.runs.setup import META
-from score_lib.runs.start import BEST
+from score_lib.runs.start import BEST, META
 from score_lib.runs.train import standardize, training_streams
 from score_lib.samplers.configured import sampler_text
 

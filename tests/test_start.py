@@ -9,7 +9,7 @@ from small_runs import small_config
 import run_lib
 from score_lib.disk.checkpoints import CheckpointError, read_checkpoint
 from score_lib.disk.safetensors_files import write_safetensors
-from score_lib.runs.setup import META
+from score_lib.runs.start import META
 
 pytestmark = pytest.mark.slow  # whole runs
 

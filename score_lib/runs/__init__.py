@@ -1,7 +1,8 @@
 """Runs: a config in a folder.  The door is `run_lib`.
 
-- `setup`: the objects that a config describes, and the one way to draw samples; `start`: weights to
-  begin with; `conditions`, `units`: what a network is told, and the unit of its likelihoods
+- `setup`: the objects that a config describes, and the one way to draw samples; `trained`: with
+  trained weights; `start`: weights to begin with
+- `conditions`, `units`: what a network is told, and the unit of its likelihoods
 - `train`, `samples`, `evaluate`, `control`, `statistics`, `check`, `reproduce`, `export`,
   `dequantizer`: one mode of `main.py` each
 - `averages`, `history`, `quality`: of training: averaged weights, changes of the config, figures;

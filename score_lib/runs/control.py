@@ -15,8 +15,9 @@ from score_lib.disk.pictures import is_picture, save_grid
 from score_lib.disk.reports import write_report
 from score_lib.runs import image_tasks, latent_tasks  # noqa: F401  (they register)
 from score_lib.runs.samples import draw_samples
-from score_lib.runs.setup import Run, restored
+from score_lib.runs.setup import Run
 from score_lib.runs.tasks import get_task
+from score_lib.runs.trained import restored
 
 
 def control(config, workdir: str | os.PathLike) -> pathlib.Path:

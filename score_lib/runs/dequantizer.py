@@ -37,8 +37,9 @@ from score_lib.losses.optimization import (
     set_optimizer,
 )
 from score_lib.runs.history import trained_config
-from score_lib.runs.setup import Run, restored
+from score_lib.runs.setup import Run
 from score_lib.runs.train import every, training_streams
+from score_lib.runs.trained import restored
 
 # The checkpoint of a run's dequantizer, in the folder of the run.
 DEQUANTIZER = pathlib.Path("dequantizer", "checkpoint.pth")

@@ -19,8 +19,9 @@ from score_lib.runs.dequantizer import dequantizer_file
 from score_lib.runs.history import changes
 from score_lib.runs.measures import MEASURES
 from score_lib.runs.rounds import Job, check_folder, fingerprint, has_rounds
-from score_lib.runs.setup import Run, load_trained, load_weights, setup
+from score_lib.runs.setup import Run, setup
 from score_lib.runs.start import chosen_checkpoint, needs_start
+from score_lib.runs.trained import load_trained, load_weights
 
 
 def evaluate(

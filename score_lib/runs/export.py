@@ -11,7 +11,8 @@ from score_lib.base import distributed
 from score_lib.disk.checkpoints import save_checkpoint
 from score_lib.runs.averages import names_of_averages, recorded
 from score_lib.runs.history import training_options
-from score_lib.runs.setup import Run, load_chosen, setup
+from score_lib.runs.setup import Run, setup
+from score_lib.runs.trained import load_chosen
 
 
 def write_averages(config, workdir: str | os.PathLike) -> list[pathlib.Path]:

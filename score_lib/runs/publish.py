@@ -24,8 +24,9 @@ from score_lib.runs.cards import figures_of, model_card
 from score_lib.runs.export import as_trained
 from score_lib.runs.history import run_digest
 from score_lib.runs.nearest import nearest_experiment
-from score_lib.runs.setup import Run, restored
+from score_lib.runs.setup import Run
 from score_lib.runs.start import options_for_folder
+from score_lib.runs.trained import restored
 from score_lib.samplers.respacing import kept_levels
 
 RECORD = "exported.json"

@@ -17,7 +17,8 @@ from score_lib.disk.pictures import (
     read_picture,
     save_grid,
 )
-from score_lib.runs.setup import Run, restored
+from score_lib.runs.setup import Run
+from score_lib.runs.trained import restored
 
 
 def sample(config, workdir: str | os.PathLike) -> pathlib.Path:

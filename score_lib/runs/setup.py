@@ -9,8 +9,6 @@ import dataclasses
 import functools
 import logging
 import math
-import os
-import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
@@ -31,24 +29,14 @@ from score_lib.base.tensors import SampleNoise, data_shape, seeded
 from score_lib.data.kinds import check_options, is_continuous, kind_of
 from score_lib.data.loading import DatasetInfo, get_scaling
 from score_lib.data.sources import named
-from score_lib.disk import checkpoints
 from score_lib.disk.pictures import to_uint8
 from score_lib.losses.objectives import NoisyLoss, get_loss_fn, levels_of
 from score_lib.losses.optimization import get_optimizer, optimization_manager
 from score_lib.losses.steps import get_step_fn
-from score_lib.options import checked, complete
+from score_lib.options import checked
 from score_lib.parametrization import parametrization_of
-from score_lib.runs.averages import choose_average, get_averages, get_ema, one_average
+from score_lib.runs.averages import get_averages, get_ema
 from score_lib.runs.conditions import Conditions
-from score_lib.runs.history import check_guidance, check_same_output, trained_config
-from score_lib.runs.start import (
-    META,
-    check_units,
-    chosen_checkpoint,
-    expect_units,
-    load_start,
-    needs_start,
-)
 from score_lib.runs.units import BitsPerDim, Nats
 from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
 from score_lib.scores import label_at
@@ -335,102 +323,6 @@ def setup(config) -> Run:
     scaler, inverse_scaler = get_scaling(config, device)
     run = Run(config, device, create_sde(config), scaler, inverse_scaler, data_shape(config))
     _dry_run(run)
-    return run
-
-
-def restored(config, workdir: str | os.PathLike) -> Run:
-    """The run of a config, with the weights that `load_chosen` finds, averaged as `eval.ema` says.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: the config or the checkpoint does not fit.
-    """
-    run = setup(config)
-    load_chosen(run, workdir, one_average(run.config.eval.ema))
-    return run
-
-
-def load_chosen(run: Run, workdir: str | os.PathLike, average: str = "") -> None:
-    """Load the weights of `eval.checkpoint`, else of the run's latest checkpoint, else of
-    `model.weights`; see `load_trained`."""
-    chosen = chosen_checkpoint(run.config, workdir)
-    if not chosen and distributed.on_main(lambda: needs_start(run.config, workdir)):
-        load_weights(run, average)
-    else:
-        path = chosen or pathlib.Path(workdir) / META
-        load_trained(run, path, latest=not chosen, average=average)
-
-
-def load_weights(run: Run, average: str = "") -> str:
-    """Load `model.weights`, see `load_start`; returns "", as there is one average only.
-
-    Raises:
-        ValueError: another average is asked for, or the file does not fit.
-    """
-    if average not in ("", "none"):
-        raise ValueError(
-            f"eval.ema = {average!r} is an average of a checkpoint: give it as eval.checkpoint"
-        )
-    expect_units(run.state)
-    run.trained = load_start(run.config, run.state, run.device, averaged=average != "none")
-    check_units(run.config.model.weights, run.config, run.state)
-    check_guidance(run.config.model.weights, run.trained, run.config)
-    return ""
-
-
-def load_trained(
-    run: Run, path: str | os.PathLike, *, latest: bool = False, average: str = ""
-) -> str:
-    """Load trained weights: of a file, or of the latest undamaged one among its predecessors.
-
-    Args:
-        average: the average to load, see `choose_average`.
-    Returns:
-        a text that tells averages of the same file apart, see `choose_average`.
-    Raises:
-        FileNotFoundError: there is no such checkpoint.
-        CheckpointError: it does not fit the network, or was trained with other options that decide
-            what its output means.
-        ValueError: it has no such average.
-    """
-    run.state |= {"config": "", "averages": {}, "average": "", "start": {}, "examples": []}
-    expect_units(run.state)
-    restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
-    restore(path, run.state, run.device, must_exist=True)
-    check_units(path, run.config, run.state)
-    run.trained = trained_config(path, {"config": run.state.pop("config")})
-    if run.trained is not None:
-        check_same_output(path, run.trained, run.config)
-    check_guidance(path, run.trained, run.config)
-    if not (isinstance(start := run.state["start"], dict) and "digest" in start):
-        del run.state["start"]
-    return choose_average(pathlib.Path(path), run.state, average, run.state.pop("averages"))
-
-
-def from_checkpoint(
-    path: str | os.PathLike, device: torch.device | str, config: ConfigDict | None = None
-) -> Run:
-    """The run of the config inside a checkpoint, with the checkpoint's weights.
-
-    Args:
-        config: for a file that holds none.
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it is not a checkpoint, or holds no config, as published ones do not.
-    """
-    contents = checkpoints.read_checkpoint(path, device)
-    own = trained_config(path, contents) or config
-    if own is None:
-        raise checkpoints.CheckpointError(
-            f"{path} holds no config, so that its network is unknown: use a checkpoint that was "
-            "trained here, or set control.classifier_config for a classifier"
-        )
-    own = complete(own)
-    own.device = str(device)
-    run = setup(own)
-    expect_units(run.state)
-    checkpoints.restore_contents(path, contents, run.state)
-    check_units(path, own, run.state)
     return run
 
 

@@ -21,7 +21,8 @@ from score_lib.disk.reports import mean_and_error
 from score_lib.metrics.configured import get_extractor, recognises_classes
 from score_lib.runs.conditions import as_known, check_classes, class_numbers
 from score_lib.runs.nearest import named_config
-from score_lib.runs.setup import Run, from_checkpoint, in_batches
+from score_lib.runs.setup import Run, in_batches
+from score_lib.runs.trained import from_checkpoint
 from score_lib.samplers.loop import Constraint
 
 TASKS = Registry("control task")

@@ -48,8 +48,8 @@ from score_lib.runs.examples import present_examples, record_examples
 from score_lib.runs.history import record_config
 from score_lib.runs.quality import Quality, get_quality, is_best_file
 from score_lib.runs.samples import save_samples
-from score_lib.runs.setup import META, Run, setup
-from score_lib.runs.start import BEST, Resumed, load_latest
+from score_lib.runs.setup import Run, setup
+from score_lib.runs.start import BEST, META, Resumed, load_latest
 
 Streams = tuple[ImageStream, ImageStream]
 
