@@ -1,6 +1,7 @@
 """Runs that start from other weights: `model.weights`."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from small_runs import small_config
 import run_lib
 from score_lib.disk.checkpoints import CheckpointError, read_checkpoint
 from score_lib.disk.safetensors_files import write_safetensors
-from score_lib.runs.start import META
+from score_lib.runs.start import META, is_own
 
 pytestmark = pytest.mark.slow  # whole runs
 
@@ -118,6 +119,16 @@ def test_weights_are_evaluated_where_a_run_has_none(source, tmp_path):
     (given,) = run_lib.evaluate(config(source / META, **options), tmp_path)
     assert given.pop("checkpoint") == "checkpoint" and own.pop("checkpoint") == "0"
     assert given == own and given["step"] == 3
+
+
+def test_weights_do_not_pass_for_a_run_that_has_numbered_checkpoints(source, tmp_path):
+    """Where that at which training resumes was removed, to save space, or was not copied."""
+    options = config(source / META, training__n_iters=1)
+    run_lib.train(options, tmp_path)
+    shutil.rmtree((tmp_path / META).parent)
+    with pytest.raises(FileNotFoundError, match=r"set eval.checkpoint to a file"):
+        run_lib.sample(options, tmp_path)
+    assert not is_own(config(source / META), tmp_path / "none") and is_own(options, tmp_path)
 
 
 @pytest.mark.parametrize(

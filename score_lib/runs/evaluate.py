@@ -20,7 +20,7 @@ from score_lib.runs.history import changes
 from score_lib.runs.measures import MEASURES
 from score_lib.runs.rounds import Job, check_folder, fingerprint, has_rounds
 from score_lib.runs.setup import Run, setup
-from score_lib.runs.start import chosen_checkpoint, needs_start
+from score_lib.runs.start import chosen_checkpoint, weights_serve
 from score_lib.runs.trained import load_trained, load_weights
 
 
@@ -148,9 +148,8 @@ def find_checkpoints(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
 def wanted_checkpoints(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]:
     """See `find_checkpoints`; the files need not be there."""
     options, folder = config.eval, workdir / "checkpoints"
-    numbered = any(folder.glob("checkpoint_*.pth"))
     path = chosen_checkpoint(config, workdir)
-    if not (path or numbered or options.wait_minutes) and needs_start(config, workdir):
+    if not (path or options.wait_minutes) and weights_serve(config, workdir):
         path = pathlib.Path(config.model.weights)
     if path:
         return {path.stem.removeprefix("checkpoint_"): path}

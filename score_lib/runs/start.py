@@ -50,11 +50,18 @@ def is_own(config, workdir: str | os.PathLike) -> bool:
     """Whether the weights of a mode other than training are of a checkpoint in the run's folder."""
     if chosen := chosen_checkpoint(config, workdir):
         return chosen.resolve().is_relative_to(pathlib.Path(workdir).resolve())
-    return not needs_start(config, workdir)
+    return not weights_serve(config, workdir)
+
+
+def weights_serve(config, workdir: str | os.PathLike) -> bool:
+    """Whether a mode other than training uses `model.weights`: the run has no checkpoint, and no
+    numbered one, either, which stay where that at which training resumes is gone."""
+    numbered = pathlib.Path(workdir, BEST.parent).glob("*.pth")
+    return needs_start(config, workdir) and not any(numbered)
 
 
 def needs_start(config, workdir: str | os.PathLike) -> bool:
-    """Whether `model.weights` counts: it is set, and the run has no checkpoint of its own."""
+    """Whether training begins with `model.weights`: it is set, and there is nothing to resume."""
     if not config.model.weights:
         return False
     own = with_earlier(pathlib.Path(workdir) / META)

@@ -18,7 +18,7 @@ from score_lib.runs.start import (
     chosen_checkpoint,
     expect_units,
     load_start,
-    needs_start,
+    weights_serve,
 )
 
 
@@ -38,7 +38,7 @@ def load_chosen(run: Run, workdir: str | os.PathLike, average: str = "") -> None
     """Load the weights of `eval.checkpoint`, else of the run's latest checkpoint, else of
     `model.weights`; see `load_trained`."""
     chosen = chosen_checkpoint(run.config, workdir)
-    if not chosen and distributed.on_main(lambda: needs_start(run.config, workdir)):
+    if not chosen and distributed.on_main(lambda: weights_serve(run.config, workdir)):
         load_weights(run, average)
     else:
         path = chosen or pathlib.Path(workdir) / META
