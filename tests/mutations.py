@@ -118,7 +118,7 @@ MUTATIONS = [
     Mutation(
         "files: checkpoints of an abandoned course stay",
         "score_lib/runs/courses.py",
-        "if later and not _comes_again(workdir, path, contents, config, state):",
+        "if later and not _comes_again(workdir, path, contents, config, state, present):",
         "if False:",
         HISTORY,
     ),

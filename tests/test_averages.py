@@ -6,6 +6,7 @@ A network of one weight, which records its calls, gives the weights after each s
 import json
 import logging
 import re
+import shutil
 
 import pytest
 import torch
@@ -141,12 +142,17 @@ def test_a_killed_run_ends_with_the_same_averages_and_snapshots(
         assert (tmp_path / snapshots.FOLDER / path.name).read_bytes() == path.read_bytes()
 
 
-def test_snapshots_of_later_steps_are_made_again(tmp_path):
+@pytest.mark.parametrize("change, stays", (({"optim__lr": 0.1}, False), ({}, True)))
+def test_snapshots_of_an_abandoned_course_are_set_aside(change, stays, tmp_path):
+    """They were removed, also where a run began anew, since its last checkpoint was gone."""
     train(tmp_path, **AVERAGES)
-    stale = snapshots.path_of(tmp_path, 400, ["posthoc_0.05"])
-    stale.write_bytes(b"of a run that was abandoned")
-    train(tmp_path, **AVERAGES, training__n_iters=13)
-    assert not stale.exists() and len(snapshots.find(tmp_path)) == 6
+    last = snapshots.path_of(tmp_path, 12, ["posthoc_0.05", "posthoc_0.1"])
+    content = last.read_bytes()
+    shutil.rmtree((tmp_path / META).parent)
+    train(tmp_path, **AVERAGES, **change, training__n_iters=5)
+    aside = last.parent / "set_aside" / f"{last.stem}_abandoned.pth"
+    assert last.exists() == stays and aside.exists() != stays
+    assert (last if stays else aside).read_bytes() == content
 
 
 def test_two_processes_write_each_snapshot_once(trained, tmp_path):

@@ -28,7 +28,7 @@ CHANGED = {
 
 
 def train(folder, until, **changes):
-    run_lib.train(small_config(**QUIET, training__n_iters=until, **changes), folder)
+    run_lib.train(small_config(**(QUIET | changes), training__n_iters=until), folder)
     return read_checkpoint(folder / META)
 
 
@@ -296,6 +296,34 @@ def test_checkpoints_of_an_abandoned_course_are_set_aside(tmp_path, caplog):
     moved = tmp_path / "checkpoints/set_aside/checkpoint_3_step_9.pth"
     assert moved.read_bytes() == third and f"it is now {moved}" in caplog.text
     assert str(moved) in (tmp_path / "stdout.txt").read_text()
+
+
+def test_samples_and_metrics_of_an_abandoned_course_are_set_aside(tmp_path):
+    options = FEW | {"training__snapshot_sampling": True, "sampling__num_samples": 1}
+    train(tmp_path, 6, **options)
+    metrics = (tmp_path / "metrics.jsonl").read_bytes()
+    go_back_to(tmp_path, 1)
+    train(tmp_path, 4, **options)
+    assert not list(tmp_path.rglob("set_aside"))  # it comes to them again
+    go_back_to(tmp_path, 1)
+    train(tmp_path, 4, **options, optim__lr=0.1)
+    assert {p.name for p in (tmp_path / "samples").iterdir()} == {"iter_3", "iter_4", "set_aside"}
+    assert (tmp_path / "samples/set_aside/iter_6_abandoned/sample.np").exists()
+    kept = (tmp_path / "set_aside/metrics_abandoned.jsonl").read_bytes()
+    assert metrics.startswith(kept) and b'"step": 4' in kept
+
+
+def test_a_course_on_other_examples_is_another_one(tmp_path):
+    """Images were added since, and the last checkpoint removed, so that training begins anew."""
+    rows = np.random.default_rng(0).normal(size=(30, 2))
+    options = {"name": "vp/vectors", "data__path": str(tmp_path / "rows.npy"), "data__shape": (2,)}
+    options |= {"model__nf": 4, "training__snapshot_freq": 3}
+    np.save(tmp_path / "rows.npy", rows)
+    train(tmp_path / "run", 6, **options)
+    np.save(tmp_path / "rows.npy", rows[:25])
+    shutil.rmtree((tmp_path / "run" / META).parent)
+    train(tmp_path / "run", 2, **options)
+    assert checkpoints_in(tmp_path / "run") == [{"0": 2}, {"1_step_3": 3, "2_step_6": 6}]
 
 
 @pytest.mark.parametrize("until", (11, 12))

@@ -18,6 +18,8 @@ from torch import Tensor
 from score_lib.base.distributed import is_main
 from score_lib.disk.files import naming, write_text
 
+# The file of a run's numbers.
+METRICS = "metrics.jsonl"
 _FORMAT = "%(asctime)s %(levelname).1s {process}%(message)s"
 
 
@@ -137,7 +139,7 @@ class MetricsLog:
         due: str | None = None,
     ):
         workdir = pathlib.Path(workdir)
-        self.path, self._events = workdir / "metrics.jsonl", workdir / "tensorboard"
+        self.path, self._events = workdir / METRICS, workdir / "tensorboard"
         self._keep_until(step, due)
         self._file = self.path.open("a", encoding="utf-8")
         self._writers = [_summary_writer(self._events, step), *others]

@@ -77,12 +77,6 @@ def find(workdir: str | os.PathLike) -> list[Stored]:
     return sorted(found)
 
 
-def remove_later(workdir: str | os.PathLike, step: int) -> None:
-    """Remove snapshots of later steps, which a run that continues from a step makes again."""
-    for path in {stored.path for stored in find(workdir) if stored.step > step}:
-        path.unlink()
-
-
 def add_to(total: list[Tensor], path: pathlib.Path, weights: Mapping[str, float], ema) -> None:
     """Add the averages in a file, times their weights, to a sum.
 

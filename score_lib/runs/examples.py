@@ -47,7 +47,7 @@ def record_examples(run: Run, present: Examples, old: ConfigDict | None) -> None
     def together() -> list[Examples]:
         if old is None or not _comparable(old, run.config):
             return [present]
-        earlier = _records(run.state["examples"])
+        earlier = records_of(run.state["examples"])
         for part in _differing(earlier[-1:], present):
             logging.warning(
                 "the %s part of %s has %s, where before step %d it had %s: some may have moved "
@@ -67,7 +67,7 @@ def held_out_text(run: Run, test: Source) -> str:
         run: with a checkpoint loaded.
         test: the held-out part of the data as it is now.
     """
-    earlier = _records(run.state.get("examples"))
+    earlier = records_of(run.state.get("examples"))
     if not earlier or run.trained is None or not _comparable(run.trained, run.config):
         return ""
 
@@ -96,7 +96,7 @@ def _differing(earlier: list[Examples], present: Examples) -> list[str]:
     return [p for p in present if any(record.get(p) != present[p] for record in earlier)]
 
 
-def _records(found: object) -> list[Examples]:
+def records_of(found: object) -> list[Examples]:
     """The records in a file; those that are none are left out."""
     found = found if isinstance(found, list) else []
     return [record for record in found if isinstance(record, dict)]

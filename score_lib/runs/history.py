@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pathlib
+import sys
 
 from ml_collections import ConfigDict
 
@@ -267,6 +268,16 @@ def record_config(
 def changed_between(workdir: pathlib.Path, first: int, last: int) -> bool:
     """Whether options changed after a step, and before another one."""
     return any(record["step"] > first for record in _earlier(_history_of(workdir), last)[1:])
+
+
+def began_alike(workdir: pathlib.Path, config: ConfigDict, start: dict | None) -> bool:
+    """Whether the recorded run in a folder began as one of a config and of such a start would."""
+    first, *_ = _earlier(_history_of(workdir), sys.maxsize) or [{"step": None}]
+    return (
+        first["step"] == 0
+        and (first.get("start") or {}) == (start or {})
+        and not _changes(flatten(ConfigDict(first["config"])), _flat(config))
+    )
 
 
 def run_digest(config: ConfigDict) -> str:

@@ -44,7 +44,7 @@ from score_lib.runs.courses import (
     set_abandoned_aside,
     set_other_step_aside,
 )
-from score_lib.runs.examples import present_examples, record_examples
+from score_lib.runs.examples import Examples, present_examples, record_examples
 from score_lib.runs.history import record_config
 from score_lib.runs.quality import Quality, get_quality, is_best_file
 from score_lib.runs.samples import save_samples
@@ -89,7 +89,7 @@ def train(config, workdir: str | os.PathLike) -> None:
         if distributed.is_main():
             open_folder(workdir, run.config)
             stack.enter_context(messages_to(workdir / "stdout.txt", said))
-            set_useless_aside(run, workdir, resumed)
+            set_useless_aside(run, workdir, resumed, present)
             start = run.state.get("start")
             record_config(workdir, run.state["step"], run.config, resumed.config, applied, start)
             project = run.config.training.wandb
@@ -149,7 +149,7 @@ def _check_share(training) -> None:
 
 
 def resume(run: Run, workdir: pathlib.Path) -> Resumed:
-    """Load what the run begins with, see `load_latest`, and remove leftovers and later snapshots.
+    """Load what the run begins with, see `load_latest`, and remove leftovers.
 
     Raises:
         ValueError: it does not fit, see `load_latest`; or a classifier was trained with other
@@ -163,15 +163,14 @@ def resume(run: Run, workdir: pathlib.Path) -> Resumed:
         checkpoints = workdir / META.parent, workdir / "checkpoints"
         folders = *checkpoints, workdir / snapshots.FOLDER
         remove_leftovers(workdir, *folders, *workdir.glob("samples/iter_*"))
-        snapshots.remove_later(workdir, run.state["step"])
     return resumed
 
 
-def set_useless_aside(run: Run, workdir: pathlib.Path, resumed: Resumed) -> None:
-    """Set damaged checkpoints aside, and those of a course that the run has left."""
+def set_useless_aside(run: Run, workdir: pathlib.Path, resumed: Resumed, present: Examples) -> None:
+    """Set damaged checkpoints aside, and files of a course that the run has left."""
     if resumed.path is not None:
         set_damaged_aside(workdir / META, resumed.path)
-    set_abandoned_aside(workdir, run.config, run.state)
+    set_abandoned_aside(workdir, run.config, run.state, resumed, present)
 
 
 def known_best(quality: Quality, workdir: pathlib.Path, state: dict) -> dict:
