@@ -236,6 +236,16 @@ def test_mistakes_are_named_and_nothing_is_written(runs, case):
     assert not (runs.folder / "gaussian" / "control" / "mistake").exists()
 
 
+def test_results_by_other_options_make_way(runs):
+    *_, folder = runs.control("inpaint", name="again")
+    before = (folder / "arrays.npz").read_bytes()
+    runs.control("inpaint", name="again")
+    aside = folder.parent / "set_aside" / "again_other_options"
+    assert not aside.exists()
+    runs.control("inpaint", name="again", method="projection")
+    assert (aside / "arrays.npz").read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ("..", "../../gaussian"))
 def test_results_do_not_replace_files_of_the_run(runs, name):
     runs.checkpoint("gaussian")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import time
 
 import numpy as np
@@ -15,13 +16,21 @@ from evaluation import load_statistics
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.disk.reports import mean_and_error
-from score_lib.runs import rounds, statistics
+from score_lib.runs import evaluate, rounds, statistics
 from score_lib.runs.evaluate import find_checkpoints
 from score_lib.runs.examples import present_examples
 from score_lib.runs.heldout import examples_text
+from score_lib.runs.setup import META
 from score_lib.runs.statistics import sampled_pixels
 
 pytestmark = pytest.mark.slow  # whole runs
+
+
+def killed(job):
+    raise KeyboardInterrupt
+
+
+KILLED = {"enable_loss": killed}
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +180,39 @@ def test_one_file_anywhere(workdir, options, tmp_path):
 def test_rounds_of_another_evaluation_are_not_reused(workdir, options):
     with pytest.raises(ValueError, match="holds an evaluation with another seed: choose"):
         run_lib.evaluate(small_config(**options, seed=7), workdir)
+
+
+def test_a_report_does_not_stay_beside_options_of_another(workdir, options, tmp_path):
+    """Its rounds were removed, and the next evaluation is killed before its first figure."""
+    only_loss = {"eval__enable_sampling": False, "eval__enable_bpd": False, "eval__end_ckpt": 1}
+    quick = {**options, **only_loss, "eval__checkpoint": str(workdir / META)}
+    run_lib.evaluate(small_config(**quick), tmp_path)
+    found = (tmp_path / "eval/report.json").read_bytes()
+    for path in (tmp_path / "eval").glob("*.npz"):
+        path.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run_lib.evaluate(small_config(**quick, seed=7), tmp_path, measures=KILLED)
+    assert not (tmp_path / "eval/report.json").exists()
+    aside = tmp_path / "eval/set_aside/report_other_options.json"
+    assert aside.read_bytes() == found
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_refused(
+    workdir, options, tmp_path, monkeypatch
+):
+    """By a training run: its rounds would count as those of the weights before."""
+    loaded = evaluate.load_trained
+
+    def load(run, path, **given):
+        choice = loaded(run, path, **given)
+        save_checkpoint(path, read_checkpoint(path) | {"step": 99})
+        return choice
+
+    monkeypatch.setattr(evaluate, "load_trained", load)
+    shutil.copy(workdir / META, tmp_path)
+    chosen = {**options, "eval__checkpoint": str(tmp_path / META.name)}
+    with pytest.raises(OSError, match=r"checkpoint\.pth was replaced while it was read"):
+        run_lib.evaluate(small_config(**chosen), tmp_path, measures={})
 
 
 def test_options_of_other_modes_leave_an_evaluation_as_it_is(workdir, options):

@@ -195,13 +195,19 @@ def _config_text(config) -> str:
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
 
 
-def make_way(folder: str | os.PathLike, config) -> None:
-    """Set a folder of results aside, see `set_aside`, unless they are by the same options."""
+def make_way(folder: str | os.PathLike, config, *names: str) -> None:
+    """Set a folder of results aside, see `set_aside`, unless they are by the same options.
+
+    Args:
+        names: of files in it, which make way instead of the folder.
+    """
     folder = pathlib.Path(folder)
     record = folder / CONFIG
-    same = record.is_file() and record.read_bytes() == _config_text(config).encode()
-    if folder.exists() and not same:
-        set_aside(folder, "other_options")
+    if record.is_file() and record.read_bytes() == _config_text(config).encode():
+        return
+    for path in [folder / name for name in names] or [folder]:
+        if path.exists():
+            set_aside(path, "other_options")
 
 
 def folder_of_results(

@@ -10,6 +10,9 @@ import numpy as np
 
 from score_lib.disk.files import atomic_write, write_text
 
+# Of a folder of results.
+REPORTS = "report.json", "report.md"
+
 
 def write_report(folder: str | os.PathLike, records: list[dict]) -> None:
     """Write `report.json` and `report.md`, and show the table on the console.
@@ -22,10 +25,10 @@ def write_report(folder: str | os.PathLike, records: list[dict]) -> None:
     """
     folder = pathlib.Path(folder)
     text = json.dumps(_plain(records), indent=2, allow_nan=False)
-    write_text(folder / "report.json", text + "\n")
+    write_text(folder / REPORTS[0], text + "\n")
     table = markdown_table(records)
-    write_text(folder / "report.md", table)
-    logging.info("report in %s\n%s", folder / "report.md", table)
+    write_text(folder / REPORTS[1], table)
+    logging.info("report in %s\n%s", folder / REPORTS[1], table)
 
 
 def _plain(value: object) -> object:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from score_lib.base import distributed
 from score_lib.disk.arrays import save_arrays
-from score_lib.disk.files import folder_of_results, open_folder
+from score_lib.disk.files import folder_of_results, make_way, open_folder
 from score_lib.disk.logs import messages_to
 from score_lib.disk.pictures import is_picture, save_grid
 from score_lib.disk.reports import write_report
@@ -25,6 +25,7 @@ def control(config, workdir: str | os.PathLike) -> pathlib.Path:
 
     Files, in `control/{control.name or the task}/`: `grid.png`, the columns side by side;
     `arrays.npz`, the same and more in floats; `report.{md,json}`, `config.json` and `stdout.txt`.
+    Results by other options that are there are moved to `control/set_aside/`.
 
     Returns:
         the folder with the files.
@@ -40,6 +41,7 @@ def control(config, workdir: str | os.PathLike) -> pathlib.Path:
     name = pathlib.PurePath("control", options.name or options.task)
     folder = folder_of_results(workdir, name, f"control.name = {options.name!r}")
     outcome = get_task(options.task)(run)
+    make_way(folder, run.config)
     open_folder(folder, run.config)
     with messages_to(folder / "stdout.txt"):
         arrays = {**outcome.columns, **outcome.arrays}

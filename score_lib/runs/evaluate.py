@@ -11,9 +11,16 @@ from collections.abc import Callable, Mapping
 from models.precision import matmul_precision
 from score_lib.base import distributed
 from score_lib.base.weights import weights_digest
-from score_lib.disk.files import folder_of_results, locked, open_folder, remove_leftovers
+from score_lib.disk.files import (
+    file_state,
+    folder_of_results,
+    locked,
+    make_way,
+    open_folder,
+    remove_leftovers,
+)
 from score_lib.disk.logs import messages_to
-from score_lib.disk.reports import write_report
+from score_lib.disk.reports import REPORTS, write_report
 from score_lib.runs.averages import names_of_averages
 from score_lib.runs.dequantizer import dequantizer_file
 from score_lib.runs.history import changes
@@ -55,6 +62,7 @@ def evaluate(
         distributed.on_main(lambda: _enter(folder, stack))
         if distributed.is_main():
             if not has_rounds(folder):
+                make_way(folder, run.config, *REPORTS)
                 open_folder(folder, run.config)
             stack.enter_context(messages_to(folder / "stdout.txt"))
         records, compared = [], set()
@@ -83,7 +91,13 @@ def _job(
     average: str,
     compared: set[str],
 ) -> Job:
-    """The evaluation of one average of a checkpoint, which is loaded into the run."""
+    """The evaluation of one average of a checkpoint, which is loaded into the run.
+
+    Raises:
+        OSError: the file was replaced meanwhile, as a training run may do: rounds of one file would
+            count as those of another.
+    """
+    before = file_state(path)
     run.state["class_to_idx"] = {}  # a file that records none is not of the classes of another
     given = path == pathlib.Path(run.config.model.weights) and not run.config.eval.checkpoint
     choice = load_weights(run, average) if given else load_trained(run, path, average=average)
@@ -91,6 +105,10 @@ def _job(
     files = (path,) if dequantizer is None else (path, dequantizer)
     name = f"{label}_{average}" if average else label
     known = fingerprint(run.config, *files, average=choice)
+    if file_state(path) != before:
+        raise OSError(
+            f"{path} was replaced while it was read: evaluate it again, or a numbered checkpoint"
+        )
     return Job(run, folder, name, known, workdir, compared)
 
 
