@@ -15,6 +15,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from score_lib.base.mistakes import MISTAKES, is_out_of_memory
+from score_lib.base.preemption import Preempted, StopSignals
 from score_lib.base.threads import choose_waiting, settle_threads
 from score_lib.options import add_missing
 
@@ -103,15 +104,12 @@ def _has_folder(values: dict) -> bool:
 
 def main(_: list[str]) -> None:
     """Run the chosen mode; a mistake in the input ends it with one message and exit code 1."""
-    from score_lib.base.preemption import Preempted, StopSignals
     from score_lib.disk.logs import log_to_console
 
     _open_streams()
     log_to_console(int(os.environ.get("RANK", 0)))
     try:
-        # Training handles signals itself, to save a checkpoint first; other modes stop at once.
-        with StopSignals() as stop, stop.at_once():
-            run_mode()
+        run_mode()
     except Preempted:
         logging.warning("stopped by a signal: start the same command again to resume")
         raise
@@ -199,6 +197,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    choose_waiting()  # before a config, or a mode, imports PyTorch
-    flags.mark_flags_as_required(["config", "mode"])
-    app.run(main, flags_parser=parse_flags)
+    # From the start: imports take a while.  Training handles signals itself, to save a checkpoint
+    # first; other modes stop at once.
+    with StopSignals() as stop, stop.at_once():
+        choose_waiting()  # before a config, or a mode, imports PyTorch
+        flags.mark_flags_as_required(["config", "mode"])
+        app.run(main, flags_parser=parse_flags)

@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import time
+import warnings
 import weakref
 
 import numpy as np
@@ -278,6 +279,20 @@ def lose_a_process():
     if distributed.rank() == 1:
         os._exit(3)
     distributed.barrier()
+
+
+def warnings_of_a_step():
+    """Of a convolution of grey images with channels last, whose gradient has strides of its own."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        network = distributed.replicated(torch.nn.Conv2d(1, 8, 3))
+        images = torch.ones(2, 1, 8, 8)
+        network(images.to(memory_format=torch.channels_last)).mean().backward()
+    return [str(warning.message) for warning in told]
+
+
+def test_several_processes_do_not_warn_of_the_strides_of_one_channel():
+    assert together(2, warnings_of_a_step) == [[], []]
 
 
 def test_groups_are_freed_at_exit_after_the_networks_in_them(monkeypatch):

@@ -467,11 +467,13 @@ next(batches)
 @pytest.mark.parametrize(
     ("end", "code"), (("", 0), ("raise Preempted", EXIT_CODE), ("raise ValueError", 1))
 )
-def test_a_program_with_data_workers_ends(end, code):
+def test_a_program_with_data_workers_ends(end, code, tmp_path):
     """In the midst of a pass through the data: they ignore the SIGTERM that Python sends them."""
     command = [sys.executable, "-c", UNFINISHED_PASS.format(end=end)]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    options = {"cwd": ROOT, "env": os.environ | {"TMPDIR": str(tmp_path)}, "timeout": 60}
+    found = subprocess.run(command, capture_output=True, text=True, **options)
     assert (found.returncode, "Traceback" in found.stderr) == (code, code == 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -488,6 +490,16 @@ def test_a_stopped_command_ends_with_its_own_code(tmp_path):
     assert process.wait() == EXIT_CODE == 75
     assert "start the same command again" in rest and "Traceback" not in rest
     assert read_checkpoint(tmp_path / "checkpoints-meta/checkpoint.pth")["step"] > 0
+
+
+def test_a_command_that_is_stopped_while_it_starts_ends_with_its_own_code(tmp_path):
+    """As it would later: the loop that starts it again goes on."""
+    config = tmp_path / "config.py"
+    config.write_text("import os, signal\n\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    command = [sys.executable, ROOT / "main.py", f"--config={config}", "--mode=check"]
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (EXIT_CODE, "")
 
 
 def test_an_interrupted_command_says_how_to_go_on(monkeypatch, caplog):

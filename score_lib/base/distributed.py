@@ -11,6 +11,7 @@ import datetime
 import gc
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -211,6 +212,8 @@ def replicated(model: nn.Module) -> nn.Module:
     idle = any(getattr(module, "has_idle_parameters", False) for module in model.modules())
     on_gpu = next(model.parameters()).device.type == "cuda"
     devices = [local_rank()] if on_gpu else None
+    # Where a side is 1, as the channels of grey images, several strides mean the same.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     options = {"gradient_as_bucket_view": True, "find_unused_parameters": idle, sync: False}
     return parallel(model, device_ids=devices, **options)
 

@@ -3,7 +3,7 @@
 import atexit
 import functools
 import math
-import multiprocessing
+import multiprocessing.util
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -252,6 +252,10 @@ def _of_workers(loader: DataLoader) -> Iterator:
     Raises:
         DataError: a worker has ended, as the system ends it for want of memory.
     """
+    if loader.num_workers:
+        # For their sockets.  Made here it is removed with this process; workers that are killed
+        # would each leave one behind.
+        multiprocessing.util.get_temp_dir()
     with ON_CPU:  # it draws a number with the CPU's generator
         examples = iter(loader)
     if workers := getattr(examples, "_workers", []):
