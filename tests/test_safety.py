@@ -22,6 +22,7 @@ import main
 import run_lib
 from datasets import ImageStream, MemorySource
 from score_lib.base.preemption import EXIT_CODE, Preempted, StopSignals
+from score_lib.data.stream import _ended_at_exit
 from score_lib.disk.checkpoints import (
     CheckpointError,
     read_checkpoint,
@@ -448,6 +449,25 @@ def test_data_workers_ignore_signals_to_the_process_group(start_method):
         os.kill(worker.pid, signal.SIGUSR1)
     assert len([next(batches) for _ in range(20)]) == 20
     assert len(workers) == 1 and workers[0].is_alive()
+
+
+def test_workers_at_whose_start_a_signal_came_in_between_end_with_the_program(monkeypatch):
+    """They ignore SIGTERM, and Python waited for them for ever."""
+    start = multiprocessing.Process.start
+
+    def interrupted(worker):
+        start(worker)
+        raise Preempted
+
+    source = MemorySource(torch.zeros(64, 1, 2, 2, dtype=torch.uint8))
+    source.start_method = "fork"
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", interrupted)
+    with pytest.raises(Preempted):
+        next(iter(ImageStream(source, 4, num_workers=1)))
+    (worker,) = multiprocessing.active_children()
+    assert worker in _ended_at_exit(os.getpid())
+    worker.kill()
+    worker.join()
 
 
 UNFINISHED_PASS = """

@@ -1,6 +1,7 @@
 """Streams: batches of a source, whose order and random draws are functions of the position."""
 
 import atexit
+import contextlib
 import functools
 import math
 import multiprocessing.util
@@ -252,15 +253,8 @@ def _of_workers(loader: DataLoader) -> Iterator:
     Raises:
         DataError: a worker has ended, as the system ends it for want of memory.
     """
-    if loader.num_workers:
-        # For their sockets.  Made here it is removed with this process; workers that are killed
-        # would each leave one behind.
-        multiprocessing.util.get_temp_dir()
-    with ON_CPU:  # it draws a number with the CPU's generator
-        examples = iter(loader)
-    if workers := getattr(examples, "_workers", []):
-        known = _ended_at_exit(os.getpid())
-        known[:] = [worker for worker in known if worker.is_alive()] + workers
+    with ON_CPU, _known_at_exit() if loader.num_workers else contextlib.nullcontext():
+        examples = iter(loader)  # it draws a number with the CPU's generator
     try:
         yield from examples
     except RuntimeError as error:
@@ -271,6 +265,21 @@ def _of_workers(loader: DataLoader) -> Iterator:
             f"a process that reads the data has ended: try a smaller data.num_workers, or 0 to "
             f"read without such processes ({reason})"
         ) from error
+
+
+@contextlib.contextmanager
+def _known_at_exit() -> Iterator[None]:
+    """Context in which workers are started that end with this process: also those at whose start a
+    signal or Ctrl-C came in between, of which the loader knows nothing yet."""
+    # The folder of their sockets.  Made here it is removed with this process; workers that are
+    # killed would each leave one behind.
+    multiprocessing.util.get_temp_dir()
+    known, others = _ended_at_exit(os.getpid()), set(multiprocessing.active_children())
+    try:
+        yield
+    finally:
+        started = (child for child in multiprocessing.active_children() if child not in others)
+        known[:] = [*filter(multiprocessing.Process.is_alive, known), *started]
 
 
 @functools.cache
