@@ -451,23 +451,48 @@ def test_data_workers_ignore_signals_to_the_process_group(start_method):
     assert len(workers) == 1 and workers[0].is_alive()
 
 
-def test_workers_at_whose_start_a_signal_came_in_between_end_with_the_program(monkeypatch):
+def test_workers_end_with_the_program_where_the_start_of_others_fails(monkeypatch):
     """They ignore SIGTERM, and Python waited for them for ever."""
     start = multiprocessing.Process.start
 
-    def interrupted(worker):
+    def failing(worker):
         start(worker)
-        raise Preempted
+        raise BlockingIOError("too many processes")
 
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", failing)
+    with pytest.raises(BlockingIOError):
+        next(iter(ImageStream(forked_source(), 4, num_workers=1)))
+    assert_ended_at_exit(multiprocessing.active_children(), 1)
+
+
+def forked_source():
     source = MemorySource(torch.zeros(64, 1, 2, 2, dtype=torch.uint8))
     source.start_method = "fork"
-    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", interrupted)
-    with pytest.raises(Preempted):
-        next(iter(ImageStream(source, 4, num_workers=1)))
-    (worker,) = multiprocessing.active_children()
-    assert worker in _ended_at_exit(os.getpid())
-    worker.kill()
-    worker.join()
+    return source
+
+
+def assert_ended_at_exit(workers, count):
+    assert len(workers) == count and set(workers) <= set(_ended_at_exit(os.getpid()))
+    for worker in workers:
+        worker.kill()
+        worker.join()
+
+
+def test_a_signal_while_workers_start_is_obeyed_once_they_have(monkeypatch):
+    """In the midst of a fork Python ignores what a handler raises: the request was lost."""
+    start, workers = multiprocessing.Process.start, []
+
+    def signalled(worker):
+        signal.raise_signal(signal.SIGTERM)
+        start(worker)
+        workers.append(worker)
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", signalled)
+    with StopSignals() as stop, pytest.raises(Preempted), stop.at_once():
+        next(iter(ImageStream(forked_source(), 4, num_workers=1)))
+    assert stop.requested
+    assert_ended_at_exit(workers, 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 UNFINISHED_PASS = """

@@ -65,6 +65,30 @@ class StopSignals:
             raise Preempted
 
 
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Context in which signals to stop, and Ctrl-C, wait for its end: for the start of processes.
+
+    What a handler raises in the midst of a fork is ignored by Python: the request would be lost.
+    Processes that are forked here ignore these signals until they handle them themselves.
+    """
+    numbers = (*SIGNALS, signal.SIGINT)
+    arrived = []
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    if None in handlers.values() or threading.current_thread() is not threading.main_thread():
+        yield  # they are not Python's, or not this thread's, to listen to
+        return
+    for number in numbers:
+        signal.signal(number, lambda number, frame: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(arrived):
+            signal.raise_signal(number)
+
+
 def leave_signals_to_parent(_: int = 0) -> None:
     """For worker processes: live on through signals to the whole process group.
 

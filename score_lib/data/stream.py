@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from score_lib.base.distributed import local_world
-from score_lib.base.preemption import leave_signals_to_parent
+from score_lib.base.preemption import held, leave_signals_to_parent
 from score_lib.base.tensors import LARGEST_SHARE, derive_seed
 from score_lib.data.augment import augment
 from score_lib.data.sources import DataError, Source, check_finite
@@ -269,14 +269,15 @@ def _of_workers(loader: DataLoader) -> Iterator:
 
 @contextlib.contextmanager
 def _known_at_exit() -> Iterator[None]:
-    """Context in which workers are started that end with this process: also those at whose start a
-    signal or Ctrl-C came in between, of which the loader knows nothing yet."""
+    """Context in which workers are started that end with this process: also those of which the
+    loader knows nothing yet when the start of another one fails."""
     # The folder of their sockets.  Made here it is removed with this process; workers that are
     # killed would each leave one behind.
     multiprocessing.util.get_temp_dir()
     known, others = _ended_at_exit(os.getpid()), set(multiprocessing.active_children())
     try:
-        yield
+        with held():
+            yield
     finally:
         started = (child for child in multiprocessing.active_children() if child not in others)
         known[:] = [*filter(multiprocessing.Process.is_alive, known), *started]
