@@ -29,6 +29,7 @@ from score_lib.runs.measures import likelihood_terms
 from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import setup
 from score_lib.runs.start import META
+from score_lib.runs.tasks import interval_coverage
 from score_lib.runs.train import standardize, train, training_streams
 from score_lib.runs.trained import load_trained, restored
 
@@ -688,3 +689,45 @@ def test_a_measurement_is_one_of_the_users_units(tmp_path, operator, row):
     (figures,) = outcome.figures
     assert figures["rmse"] > figures["rmse_of_mean"] > 0
     assert 0 <= figures["inside_90_interval"] <= 1
+
+
+@pytest.mark.parametrize("count", [2, 4, 20, 100])
+def test_coverage_of_the_posterior_is_its_name_whatever_the_number_of_results(count):
+    """Every place of the truth among the results is as likely: each of them once."""
+    results = torch.arange(count).expand(count + 1, count)[..., None].float()
+    truth = torch.arange(count + 1)[:, None] - 0.5
+    figures = interval_coverage(results, truth, torch.tensor([False]))
+    assert figures["inside_90_interval"] == pytest.approx(0.9)
+    wide = interval_coverage(results, torch.full_like(truth, count / 2 - 0.25), torch.zeros(1) > 0)
+    assert wide["inside_90_interval"] == (1 if count > 2 else pytest.approx(1))
+    far = interval_coverage(results, torch.full_like(truth, 1e3), torch.zeros(1) > 0)
+    assert far["inside_90_interval"] == pytest.approx(max(0, 1 - 0.05 * (count + 1)))
+
+
+def test_coverage_is_that_of_the_open_entries():
+    """Equal results are neither inside nor outside, and known entries have no posterior."""
+    results, truth = torch.zeros(3, 5, 2), torch.zeros(3, 2)
+    results[:, :, 1] += torch.arange(5)
+    truth[:, 0], truth[:, 1] = 1e-7, 2.5
+    figures = interval_coverage(results, truth, torch.tensor([True, False]))
+    assert figures["inside_90_interval"] == 1
+    assert interval_coverage(results, truth, torch.tensor([True, True])) == {}
+    assert interval_coverage(results[:, :1], truth, torch.tensor([True, False])) == {}
+    alike = interval_coverage(results * 0, truth * 0, torch.tensor([False, False]))
+    assert alike["inside_90_interval"] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("noise_std", "open_entries"), [(0.0, 1), (3.0, 2)])
+def test_figures_of_a_mask_are_of_the_entries_that_they_concern(tmp_path, noise_std, open_entries):
+    """The residual is of measured entries, and the coverage of those that are not known."""
+    truth = np.array([[52.0, -2.9], [31.0, -3.2], [41.0, -3.0]], dtype="f4")
+    np.save(tmp_path / "truth.npy", truth)
+    changes = {"control__path": str(tmp_path / "truth.npy"), "control__noise_std": noise_std}
+    run, _, _ = gaussian_run(control__method="tweedie", sampling__method="heun", **changes)
+    outcome = restore(run, operator="half")
+    (figures,), results = outcome.figures, outcome.columns["result"]
+    residual = results[..., 0] - outcome.arrays["y"][:, None, 0]
+    assert figures["residual"] == pytest.approx(residual.square().mean().sqrt().item(), abs=1e-4)
+    known = torch.arange(2) >= open_entries
+    inside = interval_coverage(results, outcome.columns["input"], known.flip(0))
+    assert inside.items() <= figures.items()

@@ -99,11 +99,13 @@ def restore(run: Run, operator: str = "super_resolution") -> Outcome:
     shown = run.inverse_scaler(view.operator.picture(y, fill=view.middle))
     measured = view.operator.apply(run.scaler(results.flatten(0, 1)))
     residual = measured - y.repeat_interleave(results.shape[1], dim=0)
+    # A mask measures some entries of y, and the noise is theirs.
+    entries = view.operator.observed(torch.ones_like(residual)).sum().clamp(min=1)
     figures = {
         "operator": type(operator).__name__,
         "method": options.method,
         "noise_std": float(options.noise_std),
-        "residual": residual.square().mean().sqrt().item() / view.unit,
+        "residual": (residual.square().sum() / entries).sqrt().item() / view.unit,
         **closeness(run, "measurement", shown[:, None], images),
         **_psnr_of_bicubic(run, y, images),
         **closeness(run, "", results, images),
@@ -112,9 +114,16 @@ def restore(run: Run, operator: str = "super_resolution") -> Outcome:
     }
     if run.continuous:
         y = y + operator.apply(run.inverse_scaler(torch.zeros_like(images[:1]))).to(y)
-        figures |= interval_coverage(results, images)
+        figures |= interval_coverage(results, images, _known(operator, options.noise_std))
     arrays = {"y": y, "labels": labels}
     return Outcome({"input": images, "measurement": shown, "result": results}, [figures], arrays)
+
+
+def _known(operator: LinearOperator, noise_std: float) -> Tensor:
+    """Which entries of D a measurement leaves no doubt of, (*D) bool."""
+    if isinstance(operator, Mask) and noise_std == 0:
+        return operator.mask[0]
+    return torch.zeros(operator.shape, dtype=torch.bool)
 
 
 class View(NamedTuple):

@@ -177,19 +177,27 @@ def closeness(run: Run, what: str, results: Tensor, images: Tensor) -> dict[str,
     return found
 
 
-def interval_coverage(results: Tensor, images: Tensor) -> dict[str, float]:
+def interval_coverage(results: Tensor, images: Tensor, known: Tensor) -> dict[str, float]:
     """The share of entries inside the central interval of 90 % of their results.
 
-    For samples of the posterior it is 0.9 but for the coarseness of few results.
+    For samples of the posterior, of which each gap between neighbouring results is as likely to
+    hold the truth, it is 0.9 on average whatever the number of results: an end of the interval that
+    lies within a gap counts it in part.
 
     Args:
-        results: (rows, results, *D).
+        results: (rows, results, *D), two or more for each row; else there is no figure.
         images: the truth, (rows, *D).
+        known: entries without a posterior of their own, which are left out, (*D) bool.
     """
-    ends = torch.tensor([0.05, 0.95], dtype=results.dtype)
-    low, high = results.quantile(ends.to(results.device), dim=1)
-    inside = ((images >= low) & (images <= high)).flatten(1).double().mean(1)
-    return mean_and_error("inside_90_interval", inside.cpu().numpy())
+    count = results.shape[1]
+    if count < 2 or known.all():
+        return {}
+    below, above = (side(results, images[:, None]).sum(1).cpu() for side in (torch.lt, torch.gt))
+    # The truth is taken as uniform between the two places that it has in the order of the results.
+    first, last = below.double(), count + 1 - above.double()
+    ends = 0.05 * (count + 1), 0.95 * (count + 1)
+    inside = (last.clamp(*ends) - first.clamp(*ends)) / (last - first)
+    return mean_and_error("inside_90_interval", inside[:, ~known.cpu()].mean(1).numpy())
 
 
 def recognised(run: Run, results: Tensor, labels: Tensor | None) -> dict[str, float]:
