@@ -12,6 +12,7 @@ from controllable_generation import (
     GaussianBlur,
     LinearOperator,
     Mask,
+    MatrixOperator,
     RandomProjection,
     SuperResolution,
     get_pc_restorer,
@@ -354,6 +355,26 @@ def test_own_operators_are_enough_for_guidance():
     assert operator.picture(operator.apply(TRUTH)).shape == TRUTH.shape
     with pytest.raises(NotImplementedError, match="Differences does not know its singular values"):
         DataConsistency(operator, operator.apply(TRUTH))
+
+
+@pytest.mark.parametrize("method", ("pigdm", "tweedie"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_rows_that_repeat_others_change_nothing(method, dtype):
+    """A A^T is singular then, and its null space holds only rounding, of which some is amplified
+    without an end in more iterations than are needed."""
+    rows = torch.tensor([[1.0, -0.3, 0.7, 0.2], [0.4, 1.1, -0.6, 0.9]], dtype=torch.float64)
+    mixed = torch.tensor([[0.3, 1.2], [1.7, -0.4], [0.6, 0.6], [-0.1, 2.3]], dtype=torch.float64)
+    sde, found = SDES["vp"](100), []
+    network = GaussianDataOracle(sde, MEAN.to(dtype), COVARIANCE)
+    generator = torch.Generator().manual_seed(0)
+    x, t = TRUTH.to(dtype).expand(64, D), torch.full((64,), 1e-3, dtype=dtype)
+    noisy = x + 0.01 * torch.randn(x.shape, generator=generator, dtype=dtype)
+    for matrix in (rows, torch.cat([rows, mixed @ rows])):
+        operator = MatrixOperator((D,), matrix)
+        guidance = get_restoration(method)(operator, operator.apply(x), iterations=40)
+        guided = guidance.guide(sde, get_score_fn(sde, network, continuous=True))
+        found.append(guided(noisy, t).detach())
+    torch.testing.assert_close(*found, rtol=0.01, atol=0.01 * float(found[0].abs().max()))
 
 
 @pytest.mark.slow

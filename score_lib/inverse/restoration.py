@@ -18,6 +18,8 @@ from score_lib.sdes.process import SDE
 # Within which standardised data lie, and an estimate of them should: far outside of most.
 STANDARDIZED = (-10.0, 10.0)
 
+# A direction is one of a null space where an eigenvalue is this many roundings of the largest one.
+SINGULAR = 8
 # Builders take (operator, measurement, noise_std) and `bounds`, the range of the data, or None.
 RESTORATIONS = Registry("restoration method")
 register_restoration = RESTORATIONS.register
@@ -216,6 +218,11 @@ class PosteriorGuidance(Measured):
             t: time, (B,).
         """
 
+    def rounding(self) -> Tensor:
+        """Of y, (B,): a residual of that size tells nothing, least of all where A is singular."""
+        y = self.measurement
+        return SINGULAR * torch.finfo(y.dtype).eps * torch.linalg.vector_norm(rows(y), dim=1)
+
 
 def _denoise(sde: SDE, score_fn: Callable, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Callable]:
     """The score, xhat_0, and v -> J^T v with J = d xhat_0 / d x_t; each (B, *D)."""
@@ -284,7 +291,7 @@ class PseudoInverseGuidance(PosteriorGuidance):
         def covariance(u: Tensor) -> Tensor:
             return self.noise_std**2 * u + batch_mul(variance, self.operator.gram(u))
 
-        return solve(covariance, residual, self.iterations)
+        return solve(covariance, residual, self.iterations, floor=self.rounding())
 
 
 @register_restoration(name="tweedie", options={"iterations": "control.iterations"})
@@ -311,7 +318,7 @@ class TweedieGuidance(PosteriorGuidance):
             back = self.operator.apply(pull_back(self.operator.adjoint(u)))
             return self.noise_std**2 * u + batch_mul(variance, back)
 
-        return solve(covariance, residual, self.iterations)
+        return solve(covariance, residual, self.iterations, floor=self.rounding())
 
 
 def _checked_iterations(iterations: int) -> int:
@@ -346,34 +353,46 @@ register_restoration(
 
 
 def solve(
-    apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int, *, tolerance: float | None = None
+    apply: Callable[[Tensor], Tensor],
+    b: Tensor,
+    iterations: int,
+    *,
+    tolerance: float | None = None,
+    floor: Tensor | float = 0.0,
 ) -> Tensor:
     """Solve S u = b for each sample by conjugate gradients, starting at 0.
 
     [Hestenes and Stiefel, *Methods of conjugate gradients for solving linear systems*, 1952]
 
     The number of iterations is fixed, so that the host never waits for the device; a sample that
-    is solved stays as it is.
+    is solved stays as it is.  So does one whose next direction is mapped to no more than rounding,
+    as it may be where S is singular: u would grow there without an end.
 
     Args:
         apply: u (B, *M) -> S u, where S may differ between samples and is symmetric and positive
-            definite for each.
+            semidefinite for each.
         b: right sides, (B, *M).
         iterations: as many as S has distinct eigenvalues give the solution; fewer are enough where
             its condition number is small.
         tolerance: residual, relative to b in the 2-norm, at which a sample is solved; default: the
             rounding of the dtype of b.
+        floor: the same as a number of its own, (B,), for b that is a small difference of numbers
+            with more rounding.
     Returns:
         u, (B, *M).
     """
     tolerance = torch.finfo(b.dtype).eps if tolerance is None else tolerance
     u, residual, direction = torch.zeros_like(b), b, b
     size = _dot(b, b)
-    solved_at = tolerance**2 * size
+    solved_at = tolerance**2 * size + floor**2
+    least = torch.zeros_like(size)
     for _ in range(iterations):
         image = apply(direction)
-        curvature = _dot(direction, image)
-        active = (size > solved_at) & (curvature > 0)
+        curvature, length = _dot(direction, image), _dot(direction, direction)
+        # S in this direction, as a number, and what is rounding beside the largest one so far.
+        eigenvalue = _ratio(curvature, length, length > 0)
+        least = torch.maximum(least, SINGULAR * torch.finfo(b.dtype).eps * eigenvalue)
+        active = (size > solved_at) & (eigenvalue > least)
         step = _ratio(size, curvature, active)
         u = u + batch_mul(step, direction)
         residual = residual - batch_mul(step, image)
