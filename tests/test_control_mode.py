@@ -10,7 +10,7 @@ from PIL import Image
 from small_runs import small_config
 
 import run_lib
-from score_lib.runs import image_tasks
+from score_lib.runs import image_tasks, tasks
 from score_lib.runs.tasks import psnr
 
 
@@ -187,6 +187,17 @@ def test_hardly_edited_images_keep_their_classes(runs):
     arrays, (figures,), _ = runs.control("edit", start_time=0.001, num_images=10)
     assert figures["recognised"] > 0.8 and figures["psnr"] > 25
     assert len(np.unique(arrays["labels"])) > 5
+
+
+@pytest.mark.parametrize(("of_images", "error"), [(True, 1 / 12**0.5), (False, (0.25 / 19) ** 0.5)])
+def test_results_of_an_image_are_no_more_than_one_of_recognition(monkeypatch, of_images, error):
+    """Of four rows of five results each, all of two rows are recognised, and none of the others."""
+    said = torch.eye(2)[torch.tensor([0, 0, 1, 1]).repeat_interleave(5)]
+    monkeypatch.setattr(tasks, "get_extractor", lambda *_: lambda pixels: {"logits": said})
+    run = run_lib.setup(small_config("vp/digits"))
+    labels = torch.zeros(4, dtype=torch.int64)
+    found = tasks.recognised(run, torch.zeros(4, 5, 1, 8, 8), labels, of_images=of_images)
+    assert found == pytest.approx({"recognised": 0.5, "recognised_standard_error": error})
 
 
 # --- Mistakes -------------------------------------------------------------------------------------

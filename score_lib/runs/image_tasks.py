@@ -110,7 +110,7 @@ def restore(run: Run, operator: str = "super_resolution") -> Outcome:
         **_psnr_of_bicubic(run, y, images),
         **closeness(run, "", results, images),
         **closeness(run, "of_mean", results.mean(1, keepdim=True), images),
-        **recognised(run, results, labels),
+        **recognised(run, results, labels, of_images=True),
     }
     if run.continuous:
         y = y + operator.apply(run.inverse_scaler(torch.zeros_like(images[:1]))).to(y)
@@ -213,7 +213,8 @@ def conditional(run: Run) -> Outcome:
             return [ClassGuidance(network, labels[rows], scale, **settings)]
 
         results = draw(run, len(labels), condition, guidance)
-    figures = {"guidance_scale": float(scale), **recognised(run, results, labels)}
+    found = recognised(run, results, labels, of_images=False)
+    figures = {"guidance_scale": float(scale), **found}
     return Outcome({"result": results}, [figures], {"labels": labels})
 
 
@@ -222,7 +223,8 @@ def _by_condition(run: Run) -> Outcome:
     labels = given_labels(run, run)
     results = draw(run, len(labels), _of_classes(run, labels))
     scale = run.config.sampling.guidance_scale
-    figures = {"guidance_scale": float(scale), **recognised(run, results, labels)}
+    found = recognised(run, results, labels, of_images=False)
+    figures = {"guidance_scale": float(scale), **found}
     return Outcome({"result": results}, [figures], {"labels": labels})
 
 
@@ -307,7 +309,7 @@ def edit(run: Run) -> Outcome:
     noise = SampleNoise(derive_seed(run.config.seed, "shown"), range(len(x)), run.device)
     noisy = StartFrom(x).start(first.sde, x, first.t.expand(len(x)), noise)
     figures = {"start_time": float(start_time), **closeness(run, "", results, images)}
-    figures |= recognised(run, results, labels)
+    figures |= recognised(run, results, labels, of_images=True)
     columns = {"input": images, "noisy": run.inverse_scaler(noisy), "result": results}
     return Outcome(columns, [figures], {"labels": labels})
 

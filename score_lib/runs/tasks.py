@@ -200,15 +200,22 @@ def interval_coverage(results: Tensor, images: Tensor, known: Tensor) -> dict[st
     return mean_and_error("inside_90_interval", inside[:, ~known.cpu()].mean(1).numpy())
 
 
-def recognised(run: Run, results: Tensor, labels: Tensor | None) -> dict[str, float]:
+def recognised(
+    run: Run, results: Tensor, labels: Tensor | None, *, of_images: bool
+) -> dict[str, float]:
     """The share of results (rows, results, *D) that the evaluation's classifier, if the data set
-    has one, assigns to their row's class."""
+    has one, assigns to their row's class.
+
+    Args:
+        of_images: whether a row is of one image, whose results are alike: the standard error is
+            then over images.  The results of a given class are independent draws.
+    """
     if labels is None or not recognises_classes(run.config):
         return {}
     pixels = run.to_bytes(results.flatten(0, 1))
     said = get_extractor(run.config, run.device)(pixels)["logits"].argmax(1)
-    right = said == labels.cpu().repeat_interleave(results.shape[1])
-    return mean_and_error("recognised", right.double().numpy())
+    right = (said.reshape(results.shape[:2]) == labels.cpu()[:, None]).double()
+    return mean_and_error("recognised", (right.mean(1) if of_images else right.flatten()).numpy())
 
 
 def other_run(run: Run, path: str, config: str = "") -> Run:
