@@ -1026,9 +1026,9 @@ MUTATIONS = [
     ),
     Mutation(
         "snapshots of an abandoned run stay",
-        "score_lib/disk/snapshots.py",
-        "        path.unlink()\n",
-        "        pass\n",
+        "score_lib/runs/courses.py",
+        "for path, other in _later(workdir, step):",
+        "for path, other in ():",
         AVERAGES,
     ),
     Mutation(

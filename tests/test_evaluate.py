@@ -20,7 +20,7 @@ from score_lib.runs import evaluate, rounds, statistics
 from score_lib.runs.evaluate import find_checkpoints
 from score_lib.runs.examples import present_examples
 from score_lib.runs.heldout import examples_text
-from score_lib.runs.setup import META
+from score_lib.runs.start import META
 from score_lib.runs.statistics import sampled_pixels
 
 pytestmark = pytest.mark.slow  # whole runs
