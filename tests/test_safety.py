@@ -438,7 +438,15 @@ def test_training_works_outside_the_main_thread():
 
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("start_method", ("fork", "spawn"))
-def test_data_workers_ignore_signals_to_the_process_group(start_method):
+def test_data_workers_ignore_signals_to_the_process_group(start_method, monkeypatch):
+    """From their birth on: one that died while it imported ended training with exit code 1."""
+    start = multiprocessing.Process.start
+
+    def signalled(worker):
+        start(worker)
+        os.kill(worker.pid, signal.SIGTERM)
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", signalled)
     source = MemorySource(torch.zeros(64, 1, 2, 2, dtype=torch.uint8))
     source.start_method = start_method
     batches = iter(ImageStream(source, 4, num_workers=1))

@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -87,6 +88,20 @@ def held() -> Iterator[None]:
             signal.signal(number, handler)
         for number in dict.fromkeys(arrived):
             signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def born_deaf() -> Iterator[None]:
+    """Context in whose spawned processes signals to stop are blocked, also while they import."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would end the blocking
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_signals_to_parent(_: int = 0) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from score_lib.base.distributed import local_world
-from score_lib.base.preemption import held, leave_signals_to_parent
+from score_lib.base.preemption import born_deaf, held, leave_signals_to_parent
 from score_lib.base.tensors import LARGEST_SHARE, derive_seed
 from score_lib.data.augment import augment
 from score_lib.data.sources import DataError, Source, check_finite
@@ -253,7 +253,7 @@ def _of_workers(loader: DataLoader) -> Iterator:
     Raises:
         DataError: a worker has ended, as the system ends it for want of memory.
     """
-    with ON_CPU, _known_at_exit() if loader.num_workers else contextlib.nullcontext():
+    with ON_CPU, _known_at_exit(loader) if loader.num_workers else contextlib.nullcontext():
         examples = iter(loader)  # it draws a number with the CPU's generator
     try:
         yield from examples
@@ -268,15 +268,17 @@ def _of_workers(loader: DataLoader) -> Iterator:
 
 
 @contextlib.contextmanager
-def _known_at_exit() -> Iterator[None]:
+def _known_at_exit(loader: DataLoader) -> Iterator[None]:
     """Context in which workers are started that end with this process: also those of which the
     loader knows nothing yet when the start of another one fails."""
     # The folder of their sockets.  Made here it is removed with this process; workers that are
     # killed would each leave one behind.
     multiprocessing.util.get_temp_dir()
+    by_fork = (loader.multiprocessing_context or multiprocessing).get_start_method() == "fork"
+    leaves = loader.worker_init_fn is leave_signals_to_parent
     known, others = _ended_at_exit(os.getpid()), set(multiprocessing.active_children())
     try:
-        with held():
+        with held(), contextlib.nullcontext() if by_fork or not leaves else born_deaf():
             yield
     finally:
         started = (child for child in multiprocessing.active_children() if child not in others)
