@@ -17,12 +17,14 @@ import pytest
 import torch
 from faults import bad_checkpoints
 from small_runs import ROOT, small_config
+from torch._subclasses import FakeTensorMode
 
 import main
 import run_lib
 from datasets import ImageStream, MemorySource
 from score_lib.base.preemption import EXIT_CODE, Preempted, StopSignals
 from score_lib.data.stream import _ended_at_exit
+from score_lib.disk import writer as writer_room
 from score_lib.disk.checkpoints import (
     CheckpointError,
     read_checkpoint,
@@ -166,6 +168,25 @@ def test_a_file_holds_the_state_at_the_time_of_the_call(state, tmp_path):
             go_on.set()
             writer.wait()
             assert_same(tmp_path / f"{name}.pth", tmp_path / f"{name}_now.pth")
+
+
+def test_copies_from_a_gpu_are_waited_for_on_that_gpu(monkeypatch, tmp_path):
+    """Which need not be the current one; with tensors that have a device and no numbers."""
+    waited = []
+
+    def stream_of(gpu):
+        event = types.SimpleNamespace(synchronize=lambda: waited.append(str(gpu)))
+        return types.SimpleNamespace(record_event=lambda: event)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", stream_of)
+    monkeypatch.setattr(writer_room, "_copied", lambda value, old: {})
+    with FakeTensorMode():
+        contents = {"step": 1, "model": {"w": torch.empty(2, device="cuda:1")}, "ema": []}
+        contents["ema"] += [torch.empty(2, device="cuda:1"), torch.empty(2)]
+    with CheckpointWriter(lambda *_: waited.append("written")) as writer:
+        writer.save_contents(tmp_path / "c.pth", contents)
+        writer.save_contents(tmp_path / "c.pth", {"w": torch.zeros(2)})
+    assert waited == ["cuda:1", "written", "written"]
 
 
 def test_the_next_file_waits_for_the_previous(state, tmp_path):

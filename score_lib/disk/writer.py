@@ -62,18 +62,16 @@ class CheckpointWriter:
         """
         self.wait()
         copy = self._copies[kind] = _copied(contents, self._copies.get(kind))
-        copied = torch.cuda.Event() if torch.cuda.is_initialized() else None
-        if copied is not None:
-            copied.record()
+        copied = [torch.cuda.current_stream(gpu).record_event() for gpu in _gpus(contents)]
         self._writing = self._thread.submit(
             self._run, {path: keep, **dict.fromkeys(also, 0)}, copy, copied
         )
 
     def _run(
-        self, files: dict[str | os.PathLike, int], copy: dict, copied: torch.cuda.Event | None
+        self, files: dict[str | os.PathLike, int], copy: dict, copied: list[torch.cuda.Event]
     ) -> None:
-        if copied is not None:
-            copied.synchronize()
+        for event in copied:
+            event.synchronize()
         for path, keep in files.items():
             self._write(path, copy, keep)
 
@@ -115,7 +113,8 @@ def _copied(value: Any, old: Any) -> Any:
     if isinstance(value, Tensor):
         if not isinstance(old, Tensor) or (old.shape, old.dtype) != (value.shape, value.dtype):
             old = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-        return old.copy_(value.detach(), non_blocking=True)
+        # Of no other device is the end of a copy waited for before the file is written.
+        return old.copy_(value.detach(), non_blocking=value.is_cuda)
     if isinstance(value, dict):
         olds = old if isinstance(old, dict) else {}
         return {key: _copied(part, olds.get(key)) for key, part in value.items()}
@@ -123,3 +122,11 @@ def _copied(value: Any, old: Any) -> Any:
         olds = old if isinstance(old, list) and len(old) == len(value) else [None] * len(value)
         return [_copied(part, older) for part, older in zip(value, olds, strict=True)]
     return value
+
+
+def _gpus(value: Any) -> set[torch.device]:
+    """The GPUs of nested values, which need not be the current one."""
+    if isinstance(value, Tensor):
+        return {value.device} if value.is_cuda else set()
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return set().union(*map(_gpus, parts))
