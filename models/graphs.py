@@ -87,8 +87,9 @@ class _Recording:
     def __init__(self, module: nn.Module, x: Tensor, labels: Tensor, condition: dict[str, Tensor]):
         _allow_other_streams()
         places = tuple(tensor.clone() for tensor in (x, labels, *condition.values()))
-        # Calls for practice draw the random numbers of dropout: none of them count.
-        with torch.random.fork_rng(devices=[x.device]):
+        # Calls for practice draw the random numbers of dropout: none of them count.  A graph is
+        # recorded on the current GPU: it would be empty, and replays would change nothing.
+        with torch.random.fork_rng(devices=[x.device]), torch.cuda.device(x.device):
             self._replay: Callable[..., Tensor] = torch.cuda.make_graphed_callables(
                 _Positional(module, tuple(condition)), places, allow_unused_input=True
             )

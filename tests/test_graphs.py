@@ -59,6 +59,7 @@ def recorders(monkeypatch):
         return found[-1]
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
     monkeypatch.setattr(Replayed, "PLATFORM", "cpu")
@@ -75,6 +76,27 @@ def test_outputs_are_kept_when_the_next_call_overwrites_them(recorders):
         outputs = [network(*batch(value=value)) for value in (1.0, 2.0, 3.0)]
     assert [float(output[0, 0]) for output in outputs] == [2.0, 4.0, 6.0]
     assert [recorder.replays for recorder in recorders] == [3]
+
+
+def test_the_gpu_of_the_image_is_the_current_one_while_recording(recorders, monkeypatch):
+    """A recording on another one is empty, and its replays change nothing."""
+    current, record = ["another"], torch.cuda.make_graphed_callables
+
+    @contextlib.contextmanager
+    def device(chosen):
+        current.append(chosen)
+        yield
+        current.pop()
+
+    def recording(*arguments, **options):
+        assert current == ["another", torch.device("cpu")]
+        return record(*arguments, **options)
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", recording)
+    with torch.no_grad():
+        Replayed(Network().eval())(*batch())
+    assert current == ["another"] and len(recorders) == 1
 
 
 def test_every_shape_has_a_graph_up_to_a_number(recorders):
