@@ -382,6 +382,7 @@ NEVER = Dropping()
 
 def replaced(value: Tensor, null: Tensor | float, where: Tensor) -> Tensor:
     """A condition, (B, ...), with the null in place of samples, where (B,) holds."""
-    null = torch.as_tensor(null, dtype=value.dtype, device=value.device)
+    # A number is filled in on the device: to copy it there would wait for the device in each step.
+    null = null.to(value) if isinstance(null, Tensor) else value.new_full((), null)
     where = where.reshape(-1, *[1] * (value.dim() - 1))
     return torch.where(where, null, value)

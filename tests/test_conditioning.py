@@ -12,6 +12,8 @@ from mixture import (
 )
 from networks import fill_weights, tiny_config
 from oracles import exact_pc
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import likelihood
 import losses
@@ -215,6 +217,31 @@ def test_image_and_features_are_conditions_of_any_sampler_and_of_the_likelihood(
 
 
 # --- Losses ---------------------------------------------------------------------------------------
+
+
+class Copies(TorchDispatchMode):
+    """Counts the copies from one device to another."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if func._opname == "_to_copy" and made.device != args[0].device:
+            self.count += 1
+        return made
+
+
+def test_dropping_copies_nothing_to_a_gpu():
+    """Each step of training would wait there; with tensors that have a device and no numbers."""
+    with FakeTensorMode(), Copies() as copies:
+        given = {"classes": torch.zeros(3, dtype=torch.int64, device="cuda")}
+        given["image"] = torch.zeros(3, 1, 8, 8, device="cuda")
+        dropped = Dropping(0.5, {"classes": 10, "image": 0.5}).apply(
+            given, torch.zeros(3, dtype=torch.bool, device="cuda")
+        )
+    assert copies.count == 0
+    for kind, value in dropped.items():
+        assert (value.device, value.dtype) == (given[kind].device, given[kind].dtype)
 
 
 def test_a_dropped_condition_is_the_null_and_costs_no_other_draw():
