@@ -317,6 +317,21 @@ def test_processes_that_share_a_cpu_need_no_gpu(monkeypatch):
     assert together(2, distributed.world) == [2, 2]
 
 
+@pytest.mark.parametrize("device, number", [("cuda", 0), ("cuda:1", 1)])
+def test_the_gpu_of_a_process_is_its_current_one(monkeypatch, device, number):
+    """Whatever its rank: NCCL works on the current one."""
+    chosen = []
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(distributed, "_meet", lambda backend: chosen.append(backend))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed, "_groups", [])
+    monkeypatch.setattr(atexit, "register", lambda function: None)
+    with distributed.joined(torch.device(device)):
+        assert chosen == [number, "cpu:gloo,cuda:nccl"]
+
+
 def test_who_loses_another_process_says_so_in_a_sentence():
     error, code = together(2, lose_a_process)
     assert isinstance(error, OSError) and code == 3

@@ -54,7 +54,7 @@ def joined(device: torch.device) -> Iterator[None]:
         return
     backend = "gloo"  # also beside NCCL, for tensors on the host
     if device.type == "cuda":
-        torch.cuda.set_device(local_rank())
+        torch.cuda.set_device(device.index or 0)
         backend = "cpu:gloo,cuda:nccl"
     _meet(backend)
     _groups.append(dist.group.WORLD)
@@ -210,8 +210,8 @@ def replicated(model: nn.Module) -> nn.Module:
     sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     # Looking for parameters without a gradient costs a walk through each step's graph.
     idle = any(getattr(module, "has_idle_parameters", False) for module in model.modules())
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    devices = [local_rank()] if on_gpu else None
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else None
     # Where a side is 1, as the channels of grey images, several strides mean the same.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     options = {"gradient_as_bucket_view": True, "find_unused_parameters": idle, sync: False}
