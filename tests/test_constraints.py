@@ -12,7 +12,9 @@ from controllable_generation import (
     DataConsistency,
     GrayScale,
     Mask,
+    PseudoInverseGuidance,
     StartFrom,
+    TweedieGuidance,
     get_pc_editor,
     get_pc_restorer,
 )
@@ -78,6 +80,19 @@ def test_a_known_measurement_leaves_the_start_of_a_second_part(constraint, noise
     torch.manual_seed(0)
     middle = part(torch.ones(shape), stop_time=0.1)
     torch.testing.assert_close(part(middle, start_time=0.1), whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "constraint", (DataConsistency, PublishedGray, PseudoInverseGuidance, TweedieGuidance)
+)
+def test_a_measurement_comes_to_the_device_of_the_samples(constraint):
+    """Such as one of a CPU to a network on a GPU; the start of a second part computes nothing."""
+    operator = GrayScale((3, 2, 2))
+    made = constraint(operator, torch.full((2, 1, 2, 2), 0.7), 0.1)
+    x, t = torch.zeros(2, 3, 2, 2, device="meta"), torch.tensor([0.5, 0.5])
+    assert made.start(VPSDE(), x, t, torch.randn_like).device == x.device
+    held = [value for value in vars(made).values() if isinstance(value, torch.Tensor)]
+    assert held and all(value.device == x.device for value in held)
 
 
 def test_visited_times_are_those_of_the_whole_run():

@@ -56,6 +56,14 @@ class Measured(Constraint):
         if not self.measurement.isfinite().all():
             raise ValueError("the measurement holds values that are not finite numbers")
 
+    def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        self.to(x.device)
+        return x
+
+    def to(self, device: torch.device) -> None:
+        """Keep the measurement on a device: that of the samples, from their start on."""
+        self.measurement = self.measurement.to(device)
+
 
 class DataConsistency(Measured):
     """After every step the measured part of x is that of a sample of x_t given y.
@@ -75,7 +83,12 @@ class DataConsistency(Measured):
         super().__init__(operator, measurement, noise_std)
         self.value = operator.pinv(self.measurement)
 
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.value = self.value.to(device)
+
     def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        x = super().start(sde, x, t, noise)
         if _starts_below_T(sde, t):
             return x
         # Without scale or noise, as in the published samplers.
@@ -138,6 +151,7 @@ class PublishedGray(DataConsistency):
     """The mean over channels is known, with noise in the order of the published colorizer."""
 
     def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        x = Measured.start(self, sde, x, t, noise)
         # Without noise in the first channel.
         if not _starts_below_T(sde, t):
             x = torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:]], dim=1) + self.value
