@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from score_lib.base.ode import integrate
 
@@ -12,6 +13,26 @@ from score_lib.base.ode import integrate
 def oscillator(t, y):
     """y'' = -(1 + t) y, one a sample."""
     return torch.stack([y[:, 1], -(1 + t) * y[:, 0]], dim=1)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that the host reads one by one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func._opname == "_local_scalar_dense"
+        return func(*args, **(kwargs or {}))
+
+
+def test_steps_read_no_number_by_itself():
+    """A GPU would be waited for at each of them; whether to go on is read with what stops it."""
+    counts = []
+    for tolerance in (1e-2, 1e-6):
+        with Reads() as reads:
+            integrate(oscillator, torch.ones(2, 2), 0.0, 3.0, rtol=tolerance, atol=tolerance)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] <= 1
 
 
 @pytest.mark.parametrize(("t0", "t1"), ((0.0, 3.0), (2.0, -1.0)))

@@ -57,7 +57,8 @@ def integrate(
 ) -> tuple[Tensor, int]:
     """Solve dy/dt = fn(t, y) from t0 to t1, forwards or backwards.
 
-    The host reads one number a step, whether it is accepted; everything else stays on the device.
+    The host reads the device once a step, whether to go on, and more for a gradient; everything
+    else stays there.
 
     Where y or what fn returns carries a gradient, so does the solution (RK45 only): accepted steps
     keep what their backward pass needs, and what fn computed in a rejected one is let go.
@@ -157,10 +158,14 @@ class _RK45:
         h = self._first_step(t, y.detach(), slope.detach(), sign).detach()
         rejected = torch.zeros_like(t, dtype=torch.bool)
         left = sign * (self.t1 - t)
-        while bool((left > 0).any()):
+        while True:
             h = torch.minimum(h, left)
             rounding = 10 * (torch.nextafter(t, torch.full_like(t, torch.inf)) - t)
-            if bool((~(h >= rounding) & (left > 0)).any()):  # a step that is no number, too
+            stuck = ~(h >= rounding) & (left > 0)  # also by a step that is no number
+            goes_on, some_stuck = torch.stack([(left > 0).any(), stuck.any()]).tolist()
+            if not goes_on:
+                return y.reshape(self.shape), self.nfev
+            if some_stuck:
                 raise FloatingPointError(
                     f"the ODE cannot be integrated beyond t = {t.min():.3g} to {t.max():.3g}: the "
                     "step has become smaller than rounding; is the score finite there?"
@@ -175,7 +180,6 @@ class _RK45:
             h = h * self._factor(error, accepted, rejected)
             rejected = ~accepted
             left = sign * (self.t1 - t)
-        return y.reshape(self.shape), self.nfev
 
     def _evaluate(self, t: Tensor, y: Tensor) -> Tensor:
         self.nfev += 1
