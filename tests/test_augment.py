@@ -257,3 +257,14 @@ def test_the_unconditional_score_is_of_unchanged_images_too():
         run.loss_fn(train=True)(run.state["model"], *run.arguments(batch))
     assert torch.equal(told[0]["features"], batch["features"]) and batch["features"].any()
     assert 60 < int((told[0]["classes"] == 10).sum()) < 150
+
+
+def test_no_list_becomes_a_tensor_in_a_change(monkeypatch):
+    """On a GPU each step of training would wait there for the list to be copied."""
+
+    def refuse(*_, **__):
+        raise AssertionError
+
+    for owner, name in ((torch, "tensor"), (torch, "as_tensor"), (torch.Tensor, "new_tensor")):
+        monkeypatch.setattr(owner, name, refuse)
+    changed(torch.zeros(2, 1, 8, 6), torch.zeros(2, 8))

@@ -102,7 +102,8 @@ def _sources(changes: Tensor, height: int, width: int) -> Tensor:
     along = _turn(direction) @ torch.diag_embed(torch.stack([1 / scale, scale], 1))
     back = _turn(-angle) @ along @ _turn(-direction) / 2 ** (_SCALE * zoom[:, None, None])
     # From pixels about the centre to coordinates of which a side has 2.
-    half = changes.new_tensor([width / 2, height / 2])
+    # Filled in on the device: a list that is copied there would wait for it at each batch.
+    half = torch.stack([changes.new_full((), side / 2) for side in (width, height)])
     back = back * half / half[:, None]
     shift = 2 * _SHIFT * torch.stack([right, down], 1)
     return torch.cat([back, -back @ shift[:, :, None]], 2)
