@@ -142,6 +142,19 @@ def test_a_killed_run_ends_with_the_same_averages_and_snapshots(
         assert (tmp_path / snapshots.FOLDER / path.name).read_bytes() == path.read_bytes()
 
 
+def test_an_average_displaces_none_of_other_weights(tmp_path):
+    """Those of another checkpoint of the same step."""
+    for name, rate in (("a", 0.05), ("b", 0.1)):
+        train(tmp_path / name, training__n_iters=2, optim__lr=rate)
+    (path,) = run_lib.write_averages(options(), tmp_path / "a")
+    first = path.read_bytes()
+    run_lib.write_averages(options(), tmp_path / "a")
+    other = options(eval__checkpoint=str(tmp_path / "b" / META))
+    assert not (path.parent / "set_aside").exists()
+    assert run_lib.write_averages(other, tmp_path / "a") == [path]
+    assert (path.parent / "set_aside/step_2_ema_other_weights.pth").read_bytes() == first
+
+
 @pytest.mark.parametrize("change, stays", (({"optim__lr": 0.1}, False), ({}, True)))
 def test_snapshots_of_an_abandoned_course_are_set_aside(change, stays, tmp_path):
     """They were removed, also where a run began anew, since its last checkpoint was gone."""

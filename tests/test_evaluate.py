@@ -190,6 +190,9 @@ def test_a_report_does_not_stay_beside_options_of_another(workdir, options, tmp_
     found = (tmp_path / "eval/report.json").read_bytes()
     for path in (tmp_path / "eval").glob("*.npz"):
         path.unlink()
+    with pytest.raises(ValueError, match="is no average of"):
+        run_lib.evaluate(small_config(**quick, eval__ema="0.5"), tmp_path)
+    assert (tmp_path / "eval/report.json").read_bytes() == found
     with pytest.raises(KeyboardInterrupt):
         run_lib.evaluate(small_config(**quick, seed=7), tmp_path, measures=KILLED)
     assert not (tmp_path / "eval/report.json").exists()

@@ -61,14 +61,12 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         distributed.on_main(lambda: _enter(folder, stack))
         if distributed.is_main():
-            if not has_rounds(folder):
-                make_way(folder, run.config, *REPORTS)
-                open_folder(folder, run.config)
             stack.enter_context(messages_to(folder / "stdout.txt"))
         records, compared = [], set()
         averages = names_of_averages(run.config.eval.ema)
         for (label, path), average in itertools.product(checkpoints.items(), averages):
             job = _job(run, path, folder, label, workdir, average, compared)
+            distributed.on_main(lambda: _begin(folder, run.config))
             records.append(_evaluate_one(job, label, average, measures))
             distributed.on_main(lambda: write_report(folder, records))
         # Now that the rounds that were there have turned out to be of these checkpoints.
@@ -80,6 +78,13 @@ def _enter(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
     """Lock the folder of an evaluation, and remove leftovers before any process writes there."""
     stack.enter_context(locked(folder))
     remove_leftovers(folder, *folder.glob("ckpt_*/"))
+
+
+def _begin(folder: pathlib.Path, config) -> None:
+    """Record the options before the first round; a report of other ones makes way."""
+    if not has_rounds(folder):
+        make_way(folder, config, *REPORTS)
+        open_folder(folder, config)
 
 
 def _job(

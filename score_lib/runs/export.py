@@ -6,9 +6,12 @@ import os
 import pathlib
 
 import torch
+from torch import nn
 
 from score_lib.base import distributed
-from score_lib.disk.checkpoints import save_checkpoint
+from score_lib.disk.checkpoints import contents_of, read_checkpoint, save_checkpoint
+from score_lib.disk.files import set_aside
+from score_lib.disk.fit import CheckpointError
 from score_lib.runs.averages import names_of_averages, recorded
 from score_lib.runs.history import training_options
 from score_lib.runs.setup import Run, setup
@@ -19,7 +22,8 @@ def write_averages(config, workdir: str | os.PathLike) -> list[pathlib.Path]:
     """Write each average in `eval.ema` as a checkpoint, `ema/step_{step}_{average}.pth`.
 
     Its "model" and its "ema" are the average, and it has no optimiser: it is to evaluate, to sample
-    from and to share.  For the source see `load_chosen`, for its config `as_trained`.
+    from and to share.  A file of other weights that is there is moved to `ema/set_aside/`.  For the
+    source see `load_chosen`, for its config `as_trained`.
 
     Returns:
         the files.
@@ -56,5 +60,19 @@ def as_trained(run: Run) -> Run:
 def _write(run: Run, path: pathlib.Path, average: str) -> None:
     run.state["ema"].copy_to(run.state["model"].parameters())
     contents = {"config": run.config.to_json_best_effort(), "average": recorded(average)}
+    if path.exists() and not _are_in(path, run.state["model"]):
+        set_aside(path, "other_weights")
     save_checkpoint(path, {**run.state, **contents})
     logging.info("averaged weights are in %s", path)
+
+
+def _are_in(path: pathlib.Path, model: nn.Module) -> bool:
+    """Whether a file holds just the weights of a network."""
+    try:
+        stored = read_checkpoint(path)["model"]
+    except CheckpointError:
+        return False
+    ours = contents_of({"model": model})["model"]
+    return stored.keys() == ours.keys() and all(
+        torch.equal(stored[name], value.cpu()) for name, value in ours.items()
+    )
