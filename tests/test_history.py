@@ -326,6 +326,21 @@ def test_a_course_on_other_examples_is_another_one(tmp_path):
     assert checkpoints_in(tmp_path / "run") == [{"0": 2}, {"1_step_3": 3, "2_step_6": 6}]
 
 
+def test_a_figure_on_other_examples_is_not_the_best(tmp_path):
+    """As many rows, of other values: their distances cannot be compared."""
+    options = {"name": "vp/vectors", "data__path": str(tmp_path / "rows.npy"), "data__shape": (2,)}
+    options |= {"model__nf": 4, "training__metrics_freq": 1, "training__metrics_samples": 4}
+    rows = np.random.default_rng(0).normal(size=(80, 2))
+    np.save(tmp_path / "rows.npy", rows)
+    run = tmp_path / "run"
+    trained = train(run, 2, **options)
+    save_checkpoint(run / META, trained | {"best": trained["best"] | {"value": 0.0}})
+    shutil.copy(run / META, run / "checkpoints/best.pth")
+    assert train(run, 3, **options)["best"]["value"] == 0
+    np.save(tmp_path / "rows.npy", 2 * rows)
+    assert train(run, 4, **options)["best"]["step"] == 4
+
+
 @pytest.mark.parametrize("until", (11, 12))
 def test_what_a_run_comes_to_again_stays(until, tmp_path):
     train(tmp_path, 12, **FEW)

@@ -58,7 +58,7 @@ def _resumes_alike(
     if resumed.path is None:
         return began_alike(workdir, config, state.get("start"))
     alike = resumed.config is not None and not changes(resumed.config, config)
-    return alike and _same_examples(state, present)
+    return alike and same_examples(state, present)
 
 
 def _later(workdir: pathlib.Path, step: int) -> Iterator[tuple[pathlib.Path, int]]:
@@ -103,10 +103,10 @@ def _comes_again(
     if (contents.get("start") or {}) != (state.get("start") or {}):
         return False
     between = changed_between(workdir, state["step"], contents["step"])
-    return not between and not changes(trained, config) and _same_examples(contents, present)
+    return not between and not changes(trained, config) and same_examples(contents, present)
 
 
-def _same_examples(contents: dict, present: Examples) -> bool:
+def same_examples(contents: dict, present: Examples) -> bool:
     """Whether a state was trained last on the present examples; True if it does not tell."""
     return all(record == present for record in records_of(contents.get("examples"))[-1:])
 

@@ -41,6 +41,7 @@ from score_lib.runs.courses import (
     LAST,
     is_in_best,
     kept_best,
+    same_examples,
     set_abandoned_aside,
     set_other_step_aside,
 )
@@ -97,7 +98,7 @@ def train(config, workdir: str | os.PathLike) -> None:
             due = quality.name if quality is not None and run.state["metrics_due"] else None
             log = stack.enter_context(MetricsLog(workdir, run.state["step"], others, due))
         if quality is not None:
-            run.state["best"] = known_best(quality, workdir, run.state)
+            run.state["best"] = known_best(quality, workdir, run.state, present)
         record_examples(run, present, resumed.config)
         writer = stack.enter_context(CheckpointWriter())
         stack.enter_context(matmul_precision(run.config.training.precision))
@@ -173,9 +174,17 @@ def set_useless_aside(run: Run, workdir: pathlib.Path, resumed: Resumed, present
     set_abandoned_aside(workdir, run.config, run.state, resumed, present)
 
 
-def known_best(quality: Quality, workdir: pathlib.Path, state: dict) -> dict:
-    """The best measurement in a restored state, if it counts: see `Quality.known`, `kept_best`."""
+def known_best(quality: Quality, workdir: pathlib.Path, state: dict, present: Examples) -> dict:
+    """The best measurement in a restored state, if it counts: see `Quality.known`, `kept_best`.
+
+    One on other examples of the data than the present ones does not.
+    """
     best = quality.known(state["best"])
+    if best and not same_examples(state, present):
+        logging.warning(
+            "the data have changed: the search for the best %s begins anew", quality.name
+        )
+        best = {}
     return distributed.on_main(lambda: kept_best(workdir, state["step"], best))
 
 
