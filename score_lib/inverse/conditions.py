@@ -19,7 +19,8 @@ class ClassGuidance(Constraint):
         classifier: network, or function, of x_t (B, *D) and a label (B,) that gives logits (B, K).
             The label is s(t), or a time step if its class says so: see `classifier_label`.
         labels: (B,) whole numbers in [0, K).
-        scale: of the gradient; above 1, samples are more typical of their class.
+        scale: of the gradient; above 1, samples are more typical of their class, but are not those
+            of p(x) p(label | x)^scale, which has another score at t > 0 than the product at t.
         until: the last time at which the classifier is used; None is T.  With more noise it may be
             no better than chance.
         continuous: whether a classifier that is told time steps was trained on all times, or on
