@@ -377,6 +377,20 @@ def test_rows_that_repeat_others_change_nothing(method, dtype):
     torch.testing.assert_close(*found, rtol=0.01, atol=0.01 * float(found[0].abs().max()))
 
 
+@pytest.mark.parametrize("noise_std", (1e-4, 1e-2))
+def test_a_row_measured_four_times_has_half_the_noise(noise_std):
+    """Little noise is no rounding, in float32 either."""
+    sde, row, found = SDES["vp"](100), torch.tensor([[0.4, 0.1, -0.3, 0.2]]), []
+    score_fn = get_score_fn(sde, GaussianDataOracle(sde, MEAN, COVARIANCE), continuous=True)
+    y = TRUTH @ row.mT + noise_std * torch.tensor([[0.3, -1.0, 1.6, 0.5]])
+    x, t = TRUTH + 0.01 * torch.tensor([[1.0, -0.4, 0.3, 0.9]]), torch.tensor([1e-3])
+    for count, mean, std in ((4, y, noise_std), (1, y.mean(1, keepdim=True), noise_std / 2)):
+        operator = MatrixOperator((D,), row.expand(count, D))
+        guidance = get_restoration("tweedie")(operator, mean, std, iterations=12)
+        found.append(guidance.guide(sde, score_fn)(x, t).detach())
+    torch.testing.assert_close(*found, rtol=0.01, atol=0.01 * float(found[0].abs().max()))
+
+
 @pytest.mark.slow
 def test_guidance_can_be_differentiated():
     """By the measurement: the posterior's mean moves by the gain of y."""

@@ -18,8 +18,9 @@ from score_lib.sdes.process import SDE
 # Within which standardised data lie, and an estimate of them should: far outside of most.
 STANDARDIZED = (-10.0, 10.0)
 
-# A direction is one of a null space where an eigenvalue is this many roundings of the largest one.
-SINGULAR = 8
+# So many roundings of y or of A^T u tell nothing.
+ROUNDINGS = 8
+
 # Builders take (operator, measurement, noise_std) and `bounds`, the range of the data, or None.
 RESTORATIONS = Registry("restoration method")
 register_restoration = RESTORATIONS.register
@@ -235,7 +236,7 @@ class PosteriorGuidance(Measured):
     def rounding(self) -> Tensor:
         """Of y, (B,): a residual of that size tells nothing, least of all where A is singular."""
         y = self.measurement
-        return SINGULAR * torch.finfo(y.dtype).eps * torch.linalg.vector_norm(rows(y), dim=1)
+        return ROUNDINGS * torch.finfo(y.dtype).eps * torch.linalg.vector_norm(rows(y), dim=1)
 
 
 def _denoise(sde: SDE, score_fn: Callable, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Callable]:
@@ -403,9 +404,9 @@ def solve(
     for _ in range(iterations):
         image = apply(direction)
         curvature, length = _dot(direction, image), _dot(direction, direction)
-        # S in this direction, as a number, and what is rounding beside the largest one so far.
+        # S in this direction.  For S = A C A^T both ends of a null direction are rounding of A^T u.
         eigenvalue = _ratio(curvature, length, length > 0)
-        least = torch.maximum(least, SINGULAR * torch.finfo(b.dtype).eps * eigenvalue)
+        least = torch.maximum(least, (ROUNDINGS * torch.finfo(b.dtype).eps) ** 2 * eigenvalue)
         active = (size > solved_at) & (eigenvalue > least)
         step = _ratio(size, curvature, active)
         u = u + batch_mul(step, direction)
