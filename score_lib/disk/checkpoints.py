@@ -360,7 +360,7 @@ def read_plain(
 
 
 def safetensors_metadata(contents: dict) -> dict[str, str]:
-    """What a safetensors file says of a checkpoint beside its weights, see `from_safetensors`."""
+    """The metadata of a checkpoint in a safetensors file, see `from_safetensors`."""
     found = {key: contents[key] for key in _TEXTS if key in contents}
     values = {key: contents[key] for key in _AS_JSON if key in contents}
     return found | {k: json.dumps(v, default=torch.Tensor.tolist) for k, v in values.items()}
