@@ -152,7 +152,7 @@ class PublishedGray(DataConsistency):
     """The mean over channels is known, with noise in the order of the published colorizer."""
 
     def start(self, sde: SDE, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
-        x = Measured.start(self, sde, x, t, noise)
+        self.to(x.device)
         # Without noise in the first channel.
         if not _starts_below_T(sde, t):
             x = torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:]], dim=1) + self.value
