@@ -3,15 +3,17 @@
 Behind this door: `score_lib.losses`.
 """
 
-from score_lib.losses.objectives import (
-    ClassifierLoss,
+from score_lib.losses.levels import (
     ContinuousLevels,
-    DenoisingLoss,
     DiscreteLevels,
-    Draws,
     LikelihoodLevels,
     LogNormalLevels,
     NoiseLevels,
+)
+from score_lib.losses.objectives import (
+    ClassifierLoss,
+    DenoisingLoss,
+    Draws,
     NoisyLoss,
     get_classifier_loss_fn,
     get_ddpm_loss_fn,

@@ -23,7 +23,7 @@ from score_lib.base.mistakes import brief_mistakes
 from score_lib.base.tensors import batch_mul
 from score_lib.data.loading import get_streams
 from score_lib.disk.reports import mean_and_error
-from score_lib.losses.objectives import levels_of
+from score_lib.losses.levels import levels_of
 from score_lib.parametrization import Score
 from score_lib.runs.start import META
 from score_lib.runs.trained import from_checkpoint

@@ -19,7 +19,8 @@ from score_lib.base.tensors import SampleNoise, batch_mul
 from score_lib.parametrization import EDM
 from score_lib.scores import label_at
 from score_lib.sdes.foreign import as_process
-from score_lib.sdes.snr import time_at
+from score_lib.sdes.snr import log_snr, time_at
+from score_lib.sdes.times import NoiseTimes
 from sde_lib import VESDE, VPSDE, LinearSDE, create_sde, subVPSDE
 
 NAMES = ("score", "noise", "x0", "v", "edm")
@@ -278,6 +279,14 @@ def test_lognormal_levels_are_lognormal_between_the_ends_of_time(process):
     m, s = sde.scale_and_std(t[2:5], 3)
     z = torch.tensor([-0.6744897501960817, 0.0, 0.6744897501960817]).double()
     torch.testing.assert_close((s / m).log(), -1.2 + 1.2 * z, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_times_from_a_table_have_the_noise_levels_to_the_rounding_of_a_float(process):
+    sde = as_process(PROCESSES[process])
+    t = torch.logspace(-4.9, math.log10(sde.T), 999, dtype=torch.float64)
+    found = NoiseTimes(sde, 1e-5).at(log_snr(sde, t))
+    torch.testing.assert_close(found, t, rtol=1e-7, atol=0)
 
 
 def test_lognormal_draws_of_a_sample_follow_its_own_noise():

@@ -30,7 +30,8 @@ from score_lib.data.kinds import check_options, is_continuous, kind_of
 from score_lib.data.loading import DatasetInfo, get_scaling
 from score_lib.data.sources import named
 from score_lib.disk.pictures import to_uint8
-from score_lib.losses.objectives import NoisyLoss, get_loss_fn, levels_of
+from score_lib.losses.levels import levels_of
+from score_lib.losses.objectives import NoisyLoss, get_loss_fn
 from score_lib.losses.optimization import get_optimizer, optimization_manager
 from score_lib.losses.steps import get_step_fn
 from score_lib.options import checked
