@@ -4,9 +4,10 @@
     python -m benchmarks.kernels --config vp/fashion_mnist_conditional --batch_size 128
 
 On a GPU filtered resampling at the sizes of a network's levels, and the fused activation at its
-first one; on a CPU SiLU of group normalisation, and the sum that ends a block, at all levels, with
-channels last.  Reading and writing the images once takes a minimum of time: the last columns give
-bytes moved per second, also as a share of a large copy's.
+first one; on a CPU, with channels last, SiLU of group normalisation and the sum that ends a block
+at all levels, and the convolution of an enlarged image between two.  Reading and writing the images
+once takes a minimum of time: the last columns give bytes moved per second, also as a share of a
+large copy's.
 """
 
 import argparse
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from benchmarks.measure import in_turns, show
 from configs.defaults import load
-from models.layers import channels_last
+from models.layers import channels_last, repeated_conv3x3
 from models.normalization import activated, group_norm
 from op import build, fused_leaky_relu, host, rescaled_sum, upfirdn2d
+from op.repeated_conv import repeated
 from score_lib.base.memory import keep_freed_memory
 from score_lib.base.mistakes import brief_mistakes
 
@@ -93,8 +95,22 @@ def on_gpu(features: list[Tensor]) -> Iterator[Operation]:
 
 
 def on_cpu(features: list[Tensor]) -> Iterator[Operation]:
-    """Operations of a block, at each level."""
-    return itertools.chain.from_iterable(map(of_block, features))
+    """Operations of a block, at each level, and of one between two."""
+    return itertools.chain(
+        itertools.chain.from_iterable(map(of_block, features)), map(enlargement, features[1:])
+    )
+
+
+def enlargement(x: Tensor) -> Operation:
+    """The convolution of an image with repeated pixels, with the backward pass."""
+    x, layer = channels_last(x), repeated_conv3x3(x.shape[1], x.shape[1]).to(x.dtype)
+    grad = torch.ones_like(repeated(x))
+
+    def both_passes():
+        layer(x.detach().requires_grad_()).backward(grad)
+
+    # Forwards x is read and the result written, backwards x and a gradient read, another written.
+    return Operation("repeated conv", x, both_passes, 3 * x.nbytes + 2 * grad.nbytes)
 
 
 def of_block(x: Tensor) -> Iterator[Operation]:

@@ -10,6 +10,7 @@ import platform
 import re
 import statistics
 import time
+import unittest.mock
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -131,12 +132,14 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
 
 
 def operations(work: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and convolutions of a call."""
+    """Floating-point operations of the matrix products and convolutions of a call, by PyTorch's
+    functions: those that a kernel of `op/` saves are counted as done."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     # The counter knows the products of plain attention, but not all fused kernels.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    plain = unittest.mock.patch.dict(os.environ, OP_BACKEND="plain")
+    with plain, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 

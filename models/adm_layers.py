@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from op.dispatch import is_transformed
 
 from .attention import attention, heads_of
-from .layers import choose
+from .layers import RepeatedConv2d, choose
 
 GROUPS = 32
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -42,13 +42,17 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000) -
     return F.pad(embedding, (0, 1)) if dim % 2 else embedding
 
 
-def conv(dims: int, in_ch: int, out_ch: int, kernel: int = 3, stride=1) -> nn.Module:
+def conv(
+    dims: int, in_ch: int, out_ch: int, kernel: int = 3, stride=1, repeated: bool = False
+) -> nn.Module:
     """Convolution over `dims` sides, which it keeps but for the stride.
 
+    Args:
+        repeated: of an image, whose pixels are repeated along both sides.
     Raises:
         ValueError: dims is not 1, 2 or 3.
     """
-    layer = choose("dims", dims, _CONVOLUTIONS)
+    layer = RepeatedConv2d if repeated else choose("dims", dims, _CONVOLUTIONS)
     return layer(in_ch, out_ch, kernel, stride, padding=kernel // 2)
 
 
@@ -151,12 +155,16 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, dims: int, with_conv: bool):
         super().__init__()
-        self.factors = tuple(map(float, _factors(dims)))
-        self.conv = conv(dims, channels, channels) if with_conv else nn.Identity()
+        repeated = with_conv and dims == 2  # in the convolution
+        factors = tuple(map(float, _factors(dims)))
+        self.repeat = nn.Identity() if repeated else nn.Upsample(scale_factor=factors)
+        self.conv = (
+            conv(dims, channels, channels, repeated=repeated) if with_conv else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) -> (B, C, *2S); a sequence of images keeps its length."""
-        return self.conv(F.interpolate(x, scale_factor=self.factors, mode="nearest"))
+        return self.conv(self.repeat(x))
 
 
 # New tensors are changed in place where no derivative needs them: memory is what takes the time.
@@ -195,14 +203,18 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         self.scale_shift = scale_shift
-        self.resample = resample or nn.Identity()
-        self.in_layers = nn.Sequential(GroupNorm32(in_ch), nn.SiLU(), conv(dims, in_ch, out_ch))
+        repeated = dims == 2 and isinstance(resample, Upsample)  # in the convolutions
+        self.resample = nn.Identity() if repeated or resample is None else resample
+        first = conv(dims, in_ch, out_ch, repeated=repeated)
+        self.in_layers = nn.Sequential(GroupNorm32(in_ch), nn.SiLU(), first)
         of_time = nn.Linear(temb_dim, 2 * out_ch if scale_shift else out_ch)
         self.emb_layers = nn.Sequential(nn.SiLU(), of_time)
         last = zeroed(conv(dims, out_ch, out_ch))
         self.out_layers = nn.Sequential(GroupNorm32(out_ch), nn.SiLU(), nn.Dropout(dropout), last)
-        same = in_ch == out_ch
-        self.skip_connection = nn.Identity() if same else conv(dims, in_ch, out_ch, kernel=1)
+        if in_ch != out_ch:
+            self.skip_connection = conv(dims, in_ch, out_ch, kernel=1, repeated=repeated)
+        else:
+            self.skip_connection = resample if repeated else nn.Identity()
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         """x (B, in_ch, *S), temb (B, temb_dim) -> (B, out_ch, *S'), resampled."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from op import repeated_conv
 from score_lib.base.tensors import batch_mul
 
 T = TypeVar("T")
@@ -122,8 +123,18 @@ def _scale(layer: nn.Conv2d, init_scale: float) -> nn.Conv2d:
     return layer
 
 
+class RepeatedConv2d(nn.Conv2d):
+    """Convolution of an image whose pixels are repeated, with zeros that keep its sides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', 2H, 2W)."""
+        return repeated_conv(x, self.weight, self.bias)
+
+
 def _conv_factory(
-    kernel: int, initialize: Callable[[nn.Conv2d, float], nn.Conv2d]
+    kernel: int,
+    initialize: Callable[[nn.Conv2d, float], nn.Conv2d],
+    kind: type[nn.Conv2d] = nn.Conv2d,
 ) -> Callable[..., nn.Conv2d]:
     def conv(
         in_planes: int,
@@ -134,7 +145,7 @@ def _conv_factory(
         init_scale: float = 1.0,
         padding: int = kernel // 2,
     ) -> nn.Conv2d:
-        layer = nn.Conv2d(in_planes, out_planes, kernel, stride, padding, dilation, bias=bias)
+        layer = kind(in_planes, out_planes, kernel, stride, padding, dilation, bias=bias)
         return initialize(layer, init_scale)
 
     return conv
@@ -142,6 +153,8 @@ def _conv_factory(
 
 # Convolutions with the initial weights of the U-Nets, and with PyTorch's times `init_scale`.
 ddpm_conv3x3 = _conv_factory(3, _initialize)
+repeated_conv1x1 = _conv_factory(1, _initialize, RepeatedConv2d)
+repeated_conv3x3 = _conv_factory(3, _initialize, RepeatedConv2d)
 ncsn_conv1x1 = _conv_factory(1, _scale)
 ncsn_conv3x3 = _conv_factory(3, _scale)
 

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from op import rescaled_sum
 
 from .attention import attention, heads_of
-from .layers import NIN, choose, ddpm_conv1x1, ddpm_conv3x3, dense, get_timestep_embedding
+from .layers import (
+    NIN,
+    choose,
+    ddpm_conv1x1,
+    ddpm_conv3x3,
+    dense,
+    get_timestep_embedding,
+    repeated_conv1x1,
+    repeated_conv3x3,
+)
 from .normalization import activated, group_norm
 from .up_or_down_sampling import Conv2d, Taps, resampler
 
@@ -184,7 +193,7 @@ class _Resample(nn.Sequential):
             conv = Conv2d(in_ch, out_ch, 3, up=up, down=not up, resample_kernel=fir_kernel)
             layers = {"Conv2d_0": conv}
         elif up:
-            layers = {"resample": resampler(up=True, k=None), "Conv_0": ddpm_conv3x3(in_ch, out_ch)}
+            layers = {"Conv_0": repeated_conv3x3(in_ch, out_ch)}
         else:
             pad = (1, 1, 1, 1) if symmetric else (0, 1, 0, 1)
             conv = ddpm_conv3x3(in_ch, out_ch, stride=2, padding=0)
@@ -218,13 +227,24 @@ class _ResnetBlock(nn.Module):
 
     shortcut: str | None = None
 
-    def __init__(self, act, in_ch, out_ch, temb_dim, dropout, skip_rescale, init_scale, norm):
+    def __init__(
+        self,
+        act,
+        in_ch,
+        out_ch,
+        temb_dim,
+        dropout,
+        skip_rescale,
+        init_scale,
+        norm,
+        conv=ddpm_conv3x3,
+    ):
         super().__init__()
         self.act = act
         self.skip_rescale = skip_rescale
         self.resample = nn.Identity()
         self.GroupNorm_0 = norm(in_ch)
-        self.Conv_0 = ddpm_conv3x3(in_ch, out_ch)
+        self.Conv_0 = conv(in_ch, out_ch)
         self.Dense_0 = None if temb_dim is None else dense(temb_dim, out_ch)
         self.GroupNorm_1 = norm(out_ch)
         self.Dropout_0 = nn.Dropout(dropout)
@@ -310,8 +330,12 @@ class ResnetBlockBigGANpp(_ResnetBlock):
         if up and down:
             raise ValueError("a block goes up or down, not both")
         out_ch = out_ch or in_ch
-        super().__init__(act, in_ch, out_ch, temb_dim, dropout, skip_rescale, init_scale, norm)
-        if up or down:
+        repeats = up and not fir  # in the convolutions
+        conv = repeated_conv3x3 if repeats else ddpm_conv3x3
+        shared = act, in_ch, out_ch, temb_dim, dropout, skip_rescale, init_scale, norm
+        super().__init__(*shared, conv)
+        if (up or down) and not repeats:
             self.resample = resampler(up=up, k=fir_kernel if fir else None)
         if in_ch != out_ch or up or down:
-            self.shortcut, self.Conv_2 = "Conv_2", ddpm_conv1x1(in_ch, out_ch)
+            conv = repeated_conv1x1 if repeats else ddpm_conv1x1
+            self.shortcut, self.Conv_2 = "Conv_2", conv(in_ch, out_ch)

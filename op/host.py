@@ -36,20 +36,25 @@ _one_at_a_time = threading.Lock()
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Whether the kernels take features like x, as OP_BACKEND=cpu asks: of one of `DTYPES` on a
-    CPU, not traced by a compiler, without forward mode and transforms of `torch.func`.
+    """Whether the kernels take features like x, as OP_BACKEND=cpu asks: of one of `DTYPES`, without
+    forward mode and transforms of `torch.func`; otherwise as `is_chosen`."""
+    return (
+        is_chosen(x)
+        and x.dtype in DTYPES
+        and not dispatch.is_transformed()
+        and kernels() is not None
+    )
+
+
+def is_chosen(x: Tensor) -> bool:
+    """Whether OP_BACKEND=cpu asks for other ways than the default for x, which is on a CPU, and not
+    traced by a compiler: it fuses PyTorch's functions itself.
 
     Raises:
         ValueError: an unknown OP_BACKEND.
     """
-    return (
-        not torch.compiler.is_compiling()  # which fuses PyTorch's functions itself
-        and x.device.type == "cpu"
-        and x.dtype in DTYPES
-        and not dispatch.is_transformed()
-        and dispatch.backend() == "cpu"
-        and kernels() is not None
-    )
+    on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return on_cpu and dispatch.backend() == "cpu"
 
 
 def launch(name: str, x: Tensor, *arguments: Tensor | int | float) -> None:

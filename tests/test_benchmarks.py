@@ -34,6 +34,7 @@ from benchmarks import (
 )
 from benchmarks.measure import growth, in_turns, matrix_product, nbytes, operations
 from benchmarks.variants import PLAIN, Comparison, Variant, Work
+from models.layers import RepeatedConv2d
 from run_lib import setup
 from run_lib import train as train_run
 
@@ -160,8 +161,8 @@ def test_kernels_are_compared_on_a_cpu(capsys, monkeypatch):
     monkeypatch.setattr(kernels, "rescaled_sum", noted)
     kernels.main(["--config", "vp/digits", "--batch_size", "2"])
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
-    names = ["group norm, SiLU", "with backward", "rescaled sum"]
-    assert [row["operation"] for row in rows] == names * (len(rows) // 3)
+    names = 2 * ["group norm, SiLU", "with backward", "rescaled sum"] + ["repeated conv"]
+    assert [row["operation"] for row in rows] == 2 * names
     assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
     for row in rows:
         assert row["of a copy's"] == pytest.approx(row["GB/s"] / 2)
@@ -226,8 +227,12 @@ def test_training_in_bfloat16_and_with_checkpoints_takes_less_memory(capsys):
         assert row["images/s"] == pytest.approx(4e3 / row["ms"])
 
 
-def test_operations_are_those_of_the_plain_step(capsys):
-    """Splitting the batch or recomputing activations does not count."""
+def test_operations_are_those_of_the_plain_step(capsys, monkeypatch):
+    """Splitting the batch, recomputing activations or sharing products does not count."""
+    layer, x = RepeatedConv2d(3, 3, 3, padding=1), torch.randn(1, 3, 4, 4)
+    monkeypatch.setenv("OP_BACKEND", "cpu")
+    assert operations(lambda: layer(x)) == 2 * 8 * 8 * 3 * 3 * 9
+    monkeypatch.undo()
     counts = []
     for changes in ("seed=1", "training.grad_accumulation=2", "model.checkpoint_activations=True"):
         train.main([*SMALL, "--rounds", "1", "--set", changes, "--variants"])

@@ -10,14 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from configs.defaults import load
+from models import adm_layers
 from models.layers import channels_last
-from models.layerspp import ResnetBlockBigGANpp, ResnetBlockDDPMpp, residual_sum
+from models.layerspp import ResnetBlockBigGANpp, ResnetBlockDDPMpp, Upsample, residual_sum
 from models.normalization import GroupNorm, activated
 from models.precision import accelerated
 from models.utils import create_model
-from op import build, dispatch, group_norm_silu, host, rescaled_sum
+from op import build, dispatch, group_norm_silu, host, repeated_conv, rescaled_sum
 from score_lib.options import complete
 
 fused = importlib.import_module("op.group_norm_silu")
@@ -405,6 +407,73 @@ def test_hooks_of_the_layers_are_called(launched, register, layer):
     handle.remove()
     activated(layers["act"], layers["norm"], x, shift)
     assert calls == [1] and launched == ["group_norm_silu"]
+
+
+def repeated_arguments(taps, shape=(2, 3, 4, 3)):
+    generator = torch.Generator().manual_seed(0)
+    sizes = shape, (6, shape[1], taps, taps), (6,)
+    return [torch.randn(s, generator=generator).double().requires_grad_() for s in sizes]
+
+
+@pytest.mark.parametrize("backend", ("cpu", "plain"))
+@pytest.mark.parametrize("taps", (3, 1, 5))
+def test_a_convolution_of_repeated_pixels(taps, backend, monkeypatch):
+    monkeypatch.setenv("OP_BACKEND", backend)
+    x, weight, bias = given = repeated_arguments(taps)
+    large = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    expected = F.conv2d(large, weight, bias, padding=taps // 2)
+    torch.testing.assert_close(repeated_conv(*given), expected)
+    assert torch.autograd.gradcheck(repeated_conv, given, fast_mode=True)
+    assert torch.autograd.gradgradcheck(repeated_conv, given, fast_mode=True)
+
+
+def operations_of(call):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        y = call()
+    return counter.get_total_flops(), y
+
+
+@pytest.mark.parametrize("taps, left", ((3, 4 / 9), (1, 1 / 4), (5, 9 / 25)))
+def test_repeated_pixels_share_products(taps, left, monkeypatch):
+    given, counts = repeated_arguments(taps, (4, 3, 30, 30)), {}
+    for backend in ("plain", "cpu"):
+        monkeypatch.setenv("OP_BACKEND", backend)
+        counts[backend] = operations_of(lambda: repeated_conv(*given))[0]
+    assert counts["plain"] == 2 * 4 * 60 * 60 * 6 * 3 * taps**2
+    assert counts["cpu"] == pytest.approx(left * counts["plain"], rel=0.01)
+
+
+ENLARGING = {
+    "layer": lambda: Upsample(32, 32, with_conv=True),
+    "block": lambda: ResnetBlockBigGANpp(torch.nn.SiLU(), 32, 48, up=True),
+    "ADM's layer": lambda: adm_layers.Upsample(32, dims=2, with_conv=True),
+    "ADM's block": lambda: adm_layers.ResBlock(
+        *(32, 32, 8),
+        **{"dropout": 0.0, "dims": 2, "scale_shift": True},
+        resample=adm_layers.Upsample(32, dims=2, with_conv=False),
+    ),
+    "ADM's block, other channels": lambda: adm_layers.ResBlock(
+        *(32, 64, 8),
+        **{"dropout": 0.0, "dims": 2, "scale_shift": False},
+        resample=adm_layers.Upsample(32, dims=2, with_conv=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ENLARGING)
+def test_layers_that_repeat_pixels_share_products(kind, launched, monkeypatch):
+    torch.manual_seed(0)
+    layer, found = ENLARGING[kind]().eval(), {}
+    for weight in layer.parameters():  # some of a new one are 0
+        torch.nn.init.normal_(weight, std=0.2)
+    x, temb = torch.randn(2, 32, 16, 20), torch.randn(2, 8)
+    given = (x, temb) if isinstance(layer, adm_layers.ResBlock) else (x,)
+    for backend in ("plain", "cpu"):
+        monkeypatch.setenv("OP_BACKEND", backend)
+        found[backend] = operations_of(lambda: layer(*given))
+    (plain, expected), (shared, y) = found["plain"], found["cpu"]
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    assert shared < 0.8 * plain
 
 
 @needs_compiler
