@@ -146,9 +146,7 @@ def cost_of(run: Run) -> Cost:
     t = torch.full((1,), 0.5 * run.sde.T)
     label = label_at(run.sde, t, **run.reading, dimensions=len(run.shape))
     build = functools.partial(get_model(run.config.model.name), run.config)
-    images = torch.zeros(1, *run.shape, device=run.device)
-    labels = torch.zeros(1, dtype=torch.int64, device=run.device)
-    return cost(build, run.shape, label, run.conditions.of_data(images, labels))
+    return cost(build, run.shape, label, run.arguments(run.zeros(1))[2])
 
 
 def _process(run: Run) -> list[Finding]:

@@ -196,8 +196,21 @@ def _operator(run: Run, default: str) -> LinearOperator:
 @register_task(name="class")
 def conditional(run: Run) -> Outcome:
     """Samples of given classes: `control.labels`, or of each class a row."""
-    if "classes" in run.conditions.kinds and not run.config.control.classifier:
-        return _by_condition(run)
+    by_condition = "classes" in run.conditions.kinds and not run.config.control.classifier
+    labels, results, scale = (_by_condition if by_condition else _by_classifier)(run)
+    figures = {"guidance_scale": float(scale), **recognised(run, results, labels, of_images=False)}
+    return Outcome({"result": results}, [figures], {"labels": labels})
+
+
+def _by_condition(run: Run) -> tuple[Tensor, Tensor, float]:
+    """Classes, samples of them by a network that is told these, and the scale of guidance."""
+    labels = given_labels(run, run)
+    results = draw(run, len(labels), _of_classes(run, labels))
+    return labels, results, run.config.sampling.guidance_scale
+
+
+def _by_classifier(run: Run) -> tuple[Tensor, Tensor, float]:
+    """The same of samples that a classifier guides."""
     options = run.config.control
     classifier = _classifier(run, options.classifier)
     labels = given_labels(run, classifier)
@@ -212,20 +225,7 @@ def conditional(run: Run) -> Outcome:
         def guidance(rows: Tensor) -> list[Constraint]:
             return [ClassGuidance(network, labels[rows], scale, **settings)]
 
-        results = draw(run, len(labels), condition, guidance)
-    found = recognised(run, results, labels, of_images=False)
-    figures = {"guidance_scale": float(scale), **found}
-    return Outcome({"result": results}, [figures], {"labels": labels})
-
-
-def _by_condition(run: Run) -> Outcome:
-    """Samples of given classes by a network that is conditional on them."""
-    labels = given_labels(run, run)
-    results = draw(run, len(labels), _of_classes(run, labels))
-    scale = run.config.sampling.guidance_scale
-    found = recognised(run, results, labels, of_images=False)
-    figures = {"guidance_scale": float(scale), **found}
-    return Outcome({"result": results}, [figures], {"labels": labels})
+        return labels, draw(run, len(labels), condition, guidance), scale
 
 
 def _told_beside(run: Run, labels: Tensor) -> Condition | None:
@@ -248,8 +248,7 @@ def _told_beside(run: Run, labels: Tensor) -> Condition | None:
 
 
 def _of_classes(run: Run, labels: Tensor) -> Condition:
-    images = torch.zeros(len(labels), *run.shape, device=run.device)
-    return run.conditions.of_data(images, labels)
+    return run.arguments({**run.zeros(len(labels)), "label": labels})[2]
 
 
 def _classifier(run: Run, path: str) -> Run:

@@ -134,6 +134,12 @@ class Run:
         """The conditions of the network, by data and by the numbers of samples."""
         return Conditions(self.config, self.shape, self.scaler, self.device)
 
+    def zeros(self, count: int) -> dict[str, Tensor]:
+        """A batch as of a stream, which needs no data: black images in [0, 1], or zeros."""
+        images = torch.zeros(count, *self.shape, device=self.device)
+        labels = torch.zeros(count, dtype=torch.int64, device=self.device)
+        return {"image": images, "label": labels}
+
     def arguments(
         self, batch: dict[str, Tensor], dequantized: bool | None = None
     ) -> tuple[Tensor, Tensor, Condition]:
@@ -333,11 +339,9 @@ def _dry_run(run: Run) -> None:
     if run.objective != "score":
         return
     network = Zeros().to(run.device)
-    images = torch.zeros(1, *run.shape, device=run.device)
     ema = ExponentialMovingAverage(network.parameters(), decay=0.0)
-    labels = torch.zeros(1, dtype=torch.int64, device=run.device)
-    condition = run.conditions.of_data(images, labels)
-    eval_step({"model": network, "ema": ema}, images, condition=condition)
+    images, labels, condition = run.arguments(run.zeros(1))
+    eval_step({"model": network, "ema": ema}, images, labels, condition)
     eps = run.sde.sampling_eps
     sampler = get_short_sampling_fn(run.config, run.sde, images.shape, run.inverse_scaler, eps)
     sampler(run.conditioned(network, condition), noise=torch.zeros_like)

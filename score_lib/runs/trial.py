@@ -116,7 +116,7 @@ def _step(run: Run, count: int, stream: ImageStream | None) -> tuple[float, int]
     config, (train_step, _) = run.config, run.step_fns()
     state = dict(run.state)  # these steps are none of the run's
     whole = count == config.training.batch_size
-    batches = iter(stream) if whole and stream is not None else itertools.repeat(_zeros(run, count))
+    batches = iter(stream) if whole and stream is not None else itertools.repeat(run.zeros(count))
 
     def step() -> float:
         torch.manual_seed(derive_seed(config.seed, "train", state["step"]))
@@ -155,7 +155,7 @@ def _reading(run: Run, stream: ImageStream | None) -> float:
 def _forward(run: Run, count: int) -> float:
     """Seconds of an evaluation of the network for a datum, in the loss of an evaluation."""
     _, eval_step = run.step_fns()
-    x, labels, condition = run.arguments(_zeros(run, count))
+    x, labels, condition = run.arguments(run.zeros(count))
     with matmul_precision("float32"):
         work = functools.partial(eval_step, run.state, x, labels, condition)
         return _median(lambda: float(work()), PATIENCE / 8)[0] / count
@@ -169,7 +169,7 @@ def _sampling(run: Run, count: int) -> float:
     shape, eps = (count, *run.shape), run.sde.sampling_eps
     sampler = get_short_sampling_fn(run.config, run.sde, shape, run.inverse_scaler, eps)
     noise = SampleNoise(run.config.seed, range(count), run.device)
-    condition = run.arguments(_zeros(run, count))[2]
+    condition = run.arguments(run.zeros(count))[2]
 
     def sample() -> int:
         with run.sampling_network() as network:
@@ -187,7 +187,7 @@ def _likelihood(run: Run, count: int, forward: float) -> float:
     number = math.prod(run.shape) if exact else config.eval.num_probes
     # A backward pass takes twice the time of a forward pass.
     count = max(1, min(count, int(BUDGET / 16 / (forward * (1 + 2 * number)))))
-    x, _, condition = run.arguments(_zeros(run, count))
+    x, _, condition = run.arguments(run.zeros(count))
     t, probes = torch.full((count,), run.sde.T, device=run.device), torch.ones(number, *x.shape)
     score_fn = get_score_fn(run.sde, run.network(condition), **run.reading)
     with matmul_precision("float32"):
@@ -222,12 +222,6 @@ def _tensors(value: object) -> Iterator[Tensor]:
     elif isinstance(value, dict | list | tuple):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _tensors(part)
-
-
-def _zeros(run: Run, count: int) -> dict[str, Tensor]:
-    """A batch of black images in [0, 1], or of zeros."""
-    images = torch.zeros(count, *run.shape, device=run.device)
-    return {"image": images, "label": torch.zeros(count, dtype=torch.int64, device=run.device)}
 
 
 def _median(work: Callable[[], object], budget: float) -> tuple[float, int]:
