@@ -5,7 +5,7 @@ import pathlib
 import re
 
 from score_lib.data.public import may_prepare
-from score_lib.data.sources import DataError, MissingDataError
+from score_lib.data.sources import DataError, MissingDataError, needed
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,11 @@ def downloaded(path: str) -> pathlib.Path:
     """
     owner_and_name, folders = path.split("/")[:2], path.split("/")[2:]
     name, missing = "/".join(owner_and_name), f"data.path: there is no file or folder {path!r}"
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise DataError(
-            f"{missing}, and to look for it on the Hugging Face Hub needs the package "
-            f"huggingface_hub: pip install {PACKAGE}"
-        ) from error
+    huggingface_hub = needed(
+        "huggingface_hub",
+        f"{missing}, and to look for it on the Hugging Face Hub needs the package "
+        f"huggingface_hub: pip install {PACKAGE}",
+    )
     if may_prepare():
         log.info("%s is looked for on the Hugging Face Hub, and downloaded unless it is here", name)
     pattern = "/".join([*folders, "*.parquet"])

@@ -15,7 +15,7 @@ from score_lib.data import preprocess
 from score_lib.data.files import MAX_BYTES
 from score_lib.data.images import decode
 from score_lib.data.pixels import Pixels
-from score_lib.data.sources import DataError, Source
+from score_lib.data.sources import DataError, Source, needed
 from score_lib.disk.files import file_state
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -91,10 +91,7 @@ def _transaction(folder: pathlib.Path) -> Iterator:
     The library opens a database once in a process and counts those of the process that it was
     forked from, so none stays open.  Opening takes a hundredth of the time to decode an image.
     """
-    try:
-        import lmdb
-    except ImportError as error:
-        raise DataError(f"{folder} needs lmdb, which is missing: pip install lmdb") from error
+    lmdb = needed("lmdb", f"{folder} needs lmdb, which is missing: pip install lmdb")
     file = _file(folder)
     with _ONE_AT_A_TIME:
         try:

@@ -31,6 +31,7 @@ from score_lib.data.sources import (
     Source,
     View,
     log_once,
+    needed,
     register_dataset,
 )
 from score_lib.data.tfrecords import RecordFiles
@@ -210,12 +211,10 @@ def builder_of(name: str, folder: str, **options):
     Raises:
         DataError: the package is missing, or has no such data set.
     """
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise DataError(
-            f"{name} needs tensorflow-datasets, which is missing: pip install tensorflow-datasets"
-        ) from error
+    tfds = needed(
+        "tensorflow_datasets",
+        f"{name} needs tensorflow-datasets, which is missing: pip install tensorflow-datasets",
+    )
     try:
         return tfds.builder(name, data_dir=os.path.expanduser(folder) or None, **options)
     except (ValueError, AssertionError) as error:  # the latter for an unknown version

@@ -2,6 +2,7 @@
 
 import abc
 import functools
+import importlib
 import logging
 import os
 import pathlib
@@ -54,6 +55,18 @@ def named(class_to_idx: Mapping[str, int]) -> str:
     """Classes and their labels for a message: cat = 0, dog = 1."""
     shown = [f"{printable(name)} = {label}" for name, label in [*class_to_idx.items()][:100]]
     return ", ".join(shown) + (", ..." if len(class_to_idx) > 100 else "")
+
+
+def needed(module: str, message: str) -> types.ModuleType:
+    """A module of a package that is not always there.
+
+    Raises:
+        DataError: the message, if it is missing.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(message) from error
 
 
 class MissingDataError(DataError):

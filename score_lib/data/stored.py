@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from score_lib.base.memory import total_memory
-from score_lib.data.sources import DataError, PerProcess, log_unread
+from score_lib.data.sources import DataError, PerProcess, log_unread, needed
 from score_lib.disk.arrays import array_sizes, load_arrays, read_header
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
@@ -232,13 +232,7 @@ def _open_h5(path: pathlib.Path, name: str):
 
 
 def _h5py():
-    try:
-        import h5py
-    except ImportError as error:
-        raise DataError(
-            ".h5 files need the package h5py: pip install h5py==3.14.0, or save .npy"
-        ) from error
-    return h5py
+    return needed("h5py", ".h5 files need the package h5py: pip install h5py==3.14.0, or save .npy")
 
 
 def _runs(numbers: np.ndarray) -> Iterator[tuple[int, int]]:

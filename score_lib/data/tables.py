@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from score_lib.data.index import cache_file
-from score_lib.data.sources import DataError, PerProcess
+from score_lib.data.sources import DataError, PerProcess, needed
 from score_lib.disk.files import atomic_write, file_state
 from score_lib.disk.logs import progress_bar
 
@@ -45,15 +45,10 @@ def arrow():
     Raises:
         DataError: it is missing.
     """
-    try:
-        import pyarrow
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(
-            f"Arrow and Parquet files need the package pyarrow: pip install {PACKAGE}"
-        ) from error
-    return pyarrow
+    missing = f"Arrow and Parquet files need the package pyarrow: pip install {PACKAGE}"
+    for part in ("pyarrow.ipc", "pyarrow.parquet"):
+        needed(part, missing)
+    return needed("pyarrow", missing)
 
 
 def columns_of(file: pathlib.Path) -> list[Column]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
+from score_lib.data.sources import DataError, MissingDataError, Source, needed, register_dataset
 from score_lib.disk.files import file_state
 
 # A record: length (uint64), masked CRC of the length (uint32), payload, masked CRC of the payload.
@@ -244,10 +244,5 @@ def masked_crc32c(data: bytes) -> int:
 @functools.cache
 def crc32c() -> Callable[[bytes], int]:
     """The function for CRC-32C of the package google-crc32c."""
-    try:
-        from google_crc32c import value
-    except ImportError as error:
-        raise DataError(
-            "TFRecord files need google-crc32c, which is missing: pip install google-crc32c"
-        ) from error
-    return value
+    missing = "TFRecord files need google-crc32c, which is missing: pip install google-crc32c"
+    return needed("google_crc32c", missing).value

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 
-from score_lib.data.sources import DataError
+from score_lib.data.sources import DataError, needed
 from score_lib.data.splits import Parts
 from score_lib.disk.files import printable
 
@@ -137,12 +137,9 @@ def _solution(place: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 def _ids(place: pathlib.Path) -> dict[str, str]:
     """Number of a class in the development kit -> its WordNet id, from its MATLAB file."""
+    scipy_io = needed("scipy.io", f"{place} needs scipy, which is missing: pip install scipy")
     try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise DataError(f"{place} needs scipy, which is missing: pip install scipy") from error
-    try:
-        synsets = loadmat(place, squeeze_me=True, variable_names=["synsets"])["synsets"]
+        synsets = scipy_io.loadmat(place, squeeze_me=True, variable_names=["synsets"])["synsets"]
         numbers, ids = synsets["ILSVRC2012_ID"], synsets["WNID"]
         return {str(int(n)): str(wnid) for n, wnid in zip(numbers, ids, strict=True)}
     except Exception as error:  # damaged files make it raise errors of nearly any type
