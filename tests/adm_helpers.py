@@ -14,13 +14,3 @@ def small(kind=UNetModel, **options):
     if kind is EncoderUNetModel:
         options.setdefault("num_head_channels", 16)
     return fill_weights(kind(**{**SMALL, **options})).eval()
-
-
-def layout(model):
-    """Names and shapes of the state dict, in order."""
-    return [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
-
-
-def error(value, expected):
-    """Relative to the largest value."""
-    return ((value - expected).abs().max() / expected.abs().max()).item()

@@ -77,11 +77,6 @@ def recorded_folder(folder, case, scheduler=None, **options):
     return a_folder(folder, arguments, weights_of(case), scheduler, pipeline, **options)
 
 
-def error(value, expected):
-    """Relative to the largest value."""
-    return ((value - expected).abs().max() / expected.abs().max()).item()
-
-
 # --- Networks of ours --------------------------------------------------------------------------
 
 

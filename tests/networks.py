@@ -105,6 +105,25 @@ def build(config) -> nn.Module:
     return get_model(config.model.name)(config)
 
 
+def layout(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the state dict, in order."""
+    return [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
+
+
+def out_and_gradient(function, x, *others, cotangent=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output for x, and the gradient of (out * cotangent).sum(), or of out.square().sum()."""
+    x = x.clone().requires_grad_()
+    out = function(x, *others)
+    value = out.square() if cotangent is None else out * cotangent
+    return out.detach(), torch.autograd.grad(value.sum(), x)[0]
+
+
+def error(value, expected) -> float:
+    """Largest difference, relative to the largest value."""
+    expected = expected.to(value.device)
+    return ((value - expected).abs().max() / expected.abs().max()).item()
+
+
 def images(config, *, seed: int = 0) -> torch.Tensor:
     """Two images of the configured shape."""
     size = config.data.image_size

@@ -1,11 +1,12 @@
 """ADM: recorded outputs, and the function of each option."""
 
+import functools
 from types import SimpleNamespace
 
 import pytest
 import torch
-from adm_helpers import POOLS, error, layout, small
-from networks import fill_weights
+from adm_helpers import POOLS, small
+from networks import error, fill_weights, layout, out_and_gradient
 from recordings import load_json, load_tensors
 from torch import nn
 from torch.autograd import forward_ad
@@ -37,12 +38,6 @@ def call(model, case, x=None):
     return model(arrays["x"] if x is None else x, arrays["timesteps"], **others)
 
 
-def output_and_grad(model, case):
-    x = golden(case).x.clone().requires_grad_()
-    out = call(model, case, x)
-    return out.detach(), torch.autograd.grad((out * golden(case).cotangent).sum(), x)[0]
-
-
 # --- Recorded networks ---------------------------------------------------------------------------
 
 
@@ -52,7 +47,8 @@ def test_recorded_networks(case):
     assert layout(model) == [(name, tuple(shape)) for name, shape in CASES[case]["state_dict"]]
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in layout(model)]
     assert sum(p.numel() for p in model.parameters()) == CASES[case]["parameters"]
-    out, grad = output_and_grad(model, case)
+    recorded, cotangent = functools.partial(call, model, case), golden(case).cotangent
+    out, grad = out_and_gradient(recorded, golden(case).x, cotangent=cotangent)
     assert out.dtype == torch.float32 and out.shape == golden(case).out.shape
     assert error(out, golden(case).out) < 2e-5 and error(grad, golden(case).grad_x) < 2e-5
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from adm_helpers import POOLS, error, small
+from adm_helpers import POOLS, small
 from control_runs import read, save
-from networks import build, fill_weights, tiny_config
+from networks import build, error, fill_weights, tiny_config
 from small_runs import small_config
 
 import run_lib

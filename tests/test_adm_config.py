@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from adm_helpers import error, layout
-from networks import build, fill_weights, tiny_config
+from networks import build, error, fill_weights, layout, out_and_gradient, tiny_config
 from small_runs import small_config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -156,11 +155,7 @@ def test_attention_that_is_recomputed_compiles():
     block, x = fill_weights(AttentionBlock(32, 1, False)), torch.randn(2, 32, 8, 8)
     torch._dynamo.reset()
     fast = torch.compile(lambda x: checkpoint(block, x, use_reentrant=False))
-    found = []
-    for function in (block, fast):
-        given = x.clone().requires_grad_()
-        out = function(given)
-        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), given)])
+    found = [out_and_gradient(function, x) for function in (block, fast)]
     assert all(error(*pair) < 1e-5 for pair in zip(*found, strict=True))
 
 
@@ -170,11 +165,7 @@ def test_the_network_is_one_graph_forward_and_backward():
     torch._dynamo.reset()
     fast = Compiled(model, backend="aot_eager", fullgraph=True)
     x, labels = torch.rand(2, 3, 8, 8), torch.tensor([3.0, 500.0])
-    found = []
-    for network in (model, fast):
-        given = x.clone().requires_grad_()
-        out = network(given, labels)
-        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), given)])
+    found = [out_and_gradient(network, x, labels) for network in (model, fast)]
     assert fast.works and all(error(*pair) < 1e-5 for pair in zip(*found, strict=True))
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from adm_helpers import POOLS, layout, small
-from networks import build
+from adm_helpers import POOLS, small
+from networks import build, layout
 
 from configs.defaults import load
 from models.adm_layers import AttentionBlock

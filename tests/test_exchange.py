@@ -18,7 +18,6 @@ from diffusers_helpers import (
     as_trained,
     ddpm_config,
     drawn_for,
-    error,
     golden,
     google,
     ncsnpp_config,
@@ -26,7 +25,7 @@ from diffusers_helpers import (
     weights_of,
     write_json,
 )
-from networks import build, fill_weights, images, tiny_config
+from networks import build, error, fill_weights, images, out_and_gradient, tiny_config
 from recordings import load_tensors
 
 import run_lib
@@ -45,10 +44,8 @@ EXPRESSIBLE = ["ncsnpp_a", "ncsnpp_b", "ncsnpp_files", "ddpm_a", "ddpm_b", "defa
 def outputs(model, case):
     """Output and gradient of a network on the arguments of a case."""
     arrays = arrays_of(case)
-    x = arrays["x"].clone().requires_grad_()
-    out = model(x, arrays["timesteps"])
-    (gradient,) = torch.autograd.grad((out * arrays["cotangent"]).sum(), x)
-    return out.detach(), gradient
+    given = arrays["x"], arrays["timesteps"]
+    return out_and_gradient(model, *given, cotangent=arrays["cotangent"])
 
 
 def assert_same_weights(model, other):

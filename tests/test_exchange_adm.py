@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from adm_helpers import error, layout
-from networks import build, fill_weights, tiny_config
+from networks import build, error, fill_weights, layout, tiny_config
 from small_runs import small_config
 from test_adm import golden, network
 

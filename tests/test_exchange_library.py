@@ -11,8 +11,8 @@ import sys
 
 import pytest
 import torch
-from diffusers_helpers import DDPM, OURS, PIPELINES, arrays_of, error, recorded_folder
-from networks import build, fill_weights, images
+from diffusers_helpers import DDPM, OURS, PIPELINES, arrays_of, recorded_folder
+from networks import build, error, fill_weights, images
 from small_runs import ROOT
 
 from datasets import get_data_inverse_scaler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import fill_weights, golden_networks
+from networks import error, fill_weights, golden_networks, out_and_gradient
 from oracles import GaussianOracle, apart
 from small_runs import logged, small_config
 
@@ -27,12 +27,6 @@ NEAR = 2e-3
 SMOOTH = [case for case, golden in GOLDENS.items() if not golden.name.startswith("ncsnv2")]
 
 
-def error(value, expected):
-    """Largest difference, relative to the largest value."""
-    expected = expected.to(value)
-    return float((value - expected).abs().max() / expected.abs().max())
-
-
 def on_gpu(case):
     """A recorded case on the GPU: network, images, labels, weights of the outputs' sum."""
     golden = GOLDENS[case]
@@ -40,28 +34,22 @@ def on_gpu(case):
     return model, golden.x.cuda(), golden.labels.cuda(), golden.cotangent.cuda()
 
 
-def out_and_gradient(model, x, labels, cotangent):
-    x = x.clone().requires_grad_()
-    out = model(x, labels)
-    (grad,) = torch.autograd.grad((out * cotangent).sum(), x)
-    return out.detach(), grad
-
-
 @pytest.mark.parametrize("backend", ["plain", "cuda"])
 @pytest.mark.parametrize("case", SMOOTH)
 def test_recorded_networks(monkeypatch, case, backend):
     monkeypatch.setenv("OP_BACKEND", backend)
     with matmul_precision("float32"):
-        out, grad = out_and_gradient(*on_gpu(case))
+        *given, cotangent = on_gpu(case)
+        out, grad = out_and_gradient(*given, cotangent=cotangent)
     assert error(out, GOLDENS[case].out) < 2e-5 and error(grad, GOLDENS[case].grad_x) < 2e-5
 
 
 @pytest.mark.parametrize("precision, most", [("tf32", 2e-2), ("bfloat16", 1e-1)])
 @pytest.mark.parametrize("case", SMOOTH)
 def test_recorded_networks_in_lower_precision(case, precision, most):
-    model, *rest = on_gpu(case)
+    model, *given, _ = on_gpu(case)
     with matmul_precision(precision):
-        out, _ = out_and_gradient(accelerated(model, precision), *rest)
+        out, _ = out_and_gradient(accelerated(model, precision), *given)
     assert 0 < error(out, GOLDENS[case].out) < most
 
 
@@ -74,7 +62,7 @@ def test_compiled_networks(mode):
     compiled = accelerated(model, mode=mode)
     with matmul_precision("float32"):
         for _ in range(4):
-            out, grad = out_and_gradient(compiled, x, labels, cotangent)
+            out, grad = out_and_gradient(compiled, x, labels, cotangent=cotangent)
             assert error(out, GOLDENS[case].out) < 5e-5
             assert error(grad, GOLDENS[case].grad_x) < 5e-5
         with torch.no_grad():

@@ -11,7 +11,15 @@ import random
 import pytest
 import torch
 from ml_collections import ConfigDict
-from networks import build, fill_weights, golden_networks, images, tiny_config
+from networks import (
+    build,
+    fill_weights,
+    golden_networks,
+    images,
+    layout,
+    out_and_gradient,
+    tiny_config,
+)
 from recordings import load_json
 from torch import nn
 
@@ -113,8 +121,7 @@ def test_recorded_networks(case):
     """Layout of the state dict, output, and gradient with respect to the image."""
     golden = GOLDENS[case]
     model = fill_weights(get_model(golden.name)(golden.config)).eval()
-    layout = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
-    assert layout == golden.state_dict
+    assert layout(model) == golden.state_dict
     assert sum(p.numel() for p in model.parameters()) == golden.num_params
 
     def error(value, expected):
@@ -122,10 +129,7 @@ def test_recorded_networks(case):
         return (value - expected).abs().flatten(1).amax(dim=1) / expected.abs().max()
 
     def run(x):
-        x = x.clone().requires_grad_()
-        out = model(x, golden.labels)
-        (grad,) = torch.autograd.grad((out * golden.cotangent).sum(), x)
-        return out.detach(), grad
+        return out_and_gradient(model, x, golden.labels, cotangent=golden.cotangent)
 
     out, grad = run(golden.x)
     assert out.dtype == torch.float32
@@ -153,11 +157,11 @@ def test_layout_of_the_published_checkpoints(name):
         return
     entries = MANIFESTS["manifests"][MANIFESTS["by_config"][name]]["entries"]
     trainable = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
-    layout = [
+    found = [
         [key, list(value.shape), str(value.dtype).removeprefix("torch."), key in trainable]
         for key, value in model.state_dict().items()
     ]
-    assert layout == entries
+    assert found == entries
     # Averaged weights are saved as a bare list in this order.
     assert trainable == [key for key, _, _, is_trainable in entries if is_trainable]
 

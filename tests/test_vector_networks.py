@@ -1,11 +1,11 @@
 """Networks of vectors, of point sets, and of signals with one or three sides."""
 
+import functools
 import math
 
 import pytest
 import torch
-from adm_helpers import error
-from networks import build, fill_weights, tiny_config
+from networks import build, error, fill_weights, out_and_gradient, tiny_config
 from small_runs import small_config
 from test_docs import example
 from torch import nn
@@ -228,11 +228,9 @@ def test_the_network_is_one_graph_forward_and_backward(case, wrap):
     model, (x, labels) = wrap(network(case, "classes")), inputs(case)
     torch._dynamo.reset()
     fast = Compiled(model, backend="aot_eager", fullgraph=True)
-    found = []
-    for function in (model, fast):
-        given = x.clone().requires_grad_()
-        out = function(given, labels, classes=torch.arange(3))
-        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), given)])
+    given, classes = (x, labels), torch.arange(3)
+    told = [functools.partial(function, classes=classes) for function in (model, fast)]
+    found = [out_and_gradient(function, *given) for function in told]
     assert fast.works and all(error(*pair) < 1e-5 for pair in zip(*found, strict=True))
 
 
