@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
+import re
+from types import ModuleType
 
 import torch
 
@@ -26,3 +29,17 @@ def some_resamplings(count: int) -> list[tuple]:
         if all(n * up + s >= k for n, s, k in zip(shape[2:], sides, taps, strict=True)):
             found.append((shape, taps, up, down, pad))
     return found
+
+
+def check_types(library: ModuleType) -> None:
+    """ctypes does not see C's declarations, and passes what is too much as 32-bit numbers."""
+    interface = library.SOURCE.read_text().partition('extern "C"')[2]
+    found = re.findall(r"^(?:void|const char\*) (\w+)\(([^)]*)\) {$", interface, re.M)
+    assert dict(found).keys() == library._FUNCTIONS.keys()
+    types = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
+    for name, parameters in found:
+        expected = [
+            ctypes.c_void_p if "*" in parameter else types[parameter.split()[0]]
+            for parameter in parameters.split(",")
+        ]
+        assert library._FUNCTIONS[name] == expected, name

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
 from absl import flags
 
 from configs.defaults import load
+from datasets import get_streams
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -46,6 +48,23 @@ def small_config(name="vp/digits", **changes):
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     config.update_from_flattened_dict(small | dotted)
     return config
+
+
+def few_digits(folder, **changes):
+    """Options of the data 400 digits, 40 of them held out, as a user's own images, and of their
+    evaluation."""
+    _, _, info = get_streams(small_config(), evaluation=True)
+    np.save(folder / "digits.npy", info.sources["train"].read(np.arange(400))[0].numpy())
+    return {
+        "data__dataset": "IMAGES",
+        "data__path": str(folder / "digits.npy"),
+        "eval__stats": str(folder / "stats.npz"),
+        "eval__extractor": "digits",
+        "eval__begin_ckpt": 1,
+        "eval__end_ckpt": 1,
+        "eval__enable_sampling": True,
+        **changes,
+    }
 
 
 def command(config="configs/vp/digits.py", workdir="", mode="train", **changes):

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 from processes import together
-from small_runs import logged, small_config
+from small_runs import few_digits, logged, small_config
 
 import losses
 import run_lib
-from datasets import get_streams
 from evaluation import load_statistics
 from losses import get_sde_loss_fn, get_step_fn, optimization_manager
 from models.ema import ExponentialMovingAverage
@@ -205,23 +204,14 @@ def test_a_mistake_found_by_the_main_process_ends_all():
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    """Evaluation data: 40 digits held out of 400, as a user's own images, in batches of 16."""
-    folder = tmp_path_factory.mktemp("data")
-    _, _, info = get_streams(small_config(), evaluation=True)
-    np.save(folder / "digits.npy", info.sources["train"].read(np.arange(400))[0].numpy())
-    return {
-        "optim__lr": 1e-3,
-        "data__dataset": "IMAGES",
-        "data__path": str(folder / "digits.npy"),
-        "eval__stats": str(folder / "stats.npz"),
-        "eval__extractor": "digits",
-        "eval__begin_ckpt": 1,
-        "eval__end_ckpt": 1,
-        "eval__batch_size": 16,
-        "eval__num_samples": 40,
-        "eval__bpd_num_repeats": 1,
-        "eval__enable_sampling": True,
-    }
+    """Evaluation data, in batches of 16."""
+    return few_digits(
+        tmp_path_factory.mktemp("data"),
+        optim__lr=1e-3,
+        eval__batch_size=16,
+        eval__num_samples=40,
+        eval__bpd_num_repeats=1,
+    )
 
 
 @pytest.fixture(scope="module")

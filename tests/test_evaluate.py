@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from small_runs import small_config
+from small_runs import few_digits, small_config
 
 import run_lib
-from datasets import MemorySource, get_streams
+from datasets import MemorySource
 from evaluation import load_statistics
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
@@ -35,26 +35,17 @@ KILLED = {"enable_loss": killed}
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    """Evaluation data: 400 digits, 40 of them held out, as a user's own images."""
-    folder = tmp_path_factory.mktemp("data")
-    _, _, info = get_streams(small_config(), evaluation=True)
-    np.save(folder / "digits.npy", info.sources["train"].read(np.arange(400))[0].numpy())
-    options = {
-        # A small network that is still near its start is easy to integrate.
-        "optim__lr": 1e-5,
-        "model__ch_mult": (1,),
-        "model__attn_resolutions": (),
-        "data__dataset": "IMAGES",
-        "data__path": str(folder / "digits.npy"),
-        "eval__stats": str(folder / "stats.npz"),
-        "eval__extractor": "digits",
-        "eval__begin_ckpt": 1,
-        "eval__end_ckpt": 2,
-        "eval__batch_size": 20,
-        "eval__num_samples": 32,
-        "eval__bpd_num_repeats": 2,
-        "eval__enable_sampling": True,
-    }
+    """Evaluation data, and a small network, which is easy to integrate while near its start."""
+    options = few_digits(
+        tmp_path_factory.mktemp("data"),
+        optim__lr=1e-5,
+        model__ch_mult=(1,),
+        model__attn_resolutions=(),
+        eval__end_ckpt=2,
+        eval__batch_size=20,
+        eval__num_samples=32,
+        eval__bpd_num_repeats=2,
+    )
     run_lib.fid_stats(small_config(**options))
     return options
 

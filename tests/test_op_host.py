@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from op_cases import check_types
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -499,18 +500,7 @@ def test_by_default_nothing_is_compiled(monkeypatch):
 
 
 def test_functions_are_called_with_the_types_that_they_declare():
-    """ctypes does not see C's declarations, and passes what is too much as 32-bit numbers."""
-    source = host.SOURCE.read_text()
-    interface = source[source.index('extern "C"') :]
-    declared = dict(re.findall(r"^void (\w+)\(([^)]*)\) {$", interface, re.M))
-    types = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
-    assert declared.keys() == host._FUNCTIONS.keys()
-    for name, given in host._FUNCTIONS.items():
-        words = [words.split() for words in declared[name].split(",")]
-        expected = [
-            ctypes.c_void_p if any("*" in word for word in w) else types[w[0]] for w in words
-        ]
-        assert given == expected, name
+    check_types(host)
 
 
 @pytest.fixture

@@ -7,17 +7,15 @@ everything but the launch itself runs here.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import itertools
 import os
-import re
 import shutil
 import subprocess
 
 import pytest
 import torch
-from op_cases import random_tensor, some_resamplings
+from op_cases import check_types, random_tensor, some_resamplings
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -60,15 +58,7 @@ class Host(dispatch.Gpu):
 
 
 def test_functions_are_called_with_the_types_that_they_declare():
-    """ctypes does not see C's declarations, and passes what is too much as 32-bit numbers."""
-    source = build.SOURCE.read_text()
-    declared = dict(re.findall(r"^const char\* (\w+)\(([^)]*)\) {$", source, re.M))
-    types = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
-    assert declared.keys() >= build._FUNCTIONS.keys()
-    for name, arguments in build._FUNCTIONS.items():
-        words = [words.split() for words in declared[name].split(",")]
-        expected = [ctypes.c_void_p if "void*" in w else types[w[0]] for w in words]
-        assert arguments == expected, name
+    check_types(build)
 
 
 @pytest.fixture(scope="module")

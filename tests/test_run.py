@@ -27,6 +27,12 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
+def assert_same_weights(*folders):
+    """Bitwise the same weights at the end."""
+    one, other = (read_checkpoint(f / "checkpoints/checkpoint_2.pth")["model"] for f in folders)
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def assert_same_run(folder, expected):
     """Bitwise the same weights, averages, optimiser and log."""
     for name in ("checkpoints-meta/checkpoint.pth", "checkpoints/checkpoint_2.pth"):
@@ -106,21 +112,13 @@ def test_stop_and_resume_equals_no_stop(stop, undisturbed, tmp_path, monkeypatch
 def test_what_is_logged_changes_nothing(undisturbed, tmp_path):
     """Evaluating and sampling at other steps leaves the weights as they are."""
     run_lib.train(small_config(training__eval_freq=5, training__snapshot_sampling=False), tmp_path)
-    one, other = (
-        read_checkpoint(folder / "checkpoints" / "checkpoint_2.pth")
-        for folder in (tmp_path, undisturbed)
-    )
-    torch.testing.assert_close(one["model"], other["model"], rtol=0, atol=0)
+    assert_same_weights(tmp_path, undisturbed)
 
 
 def test_several_steps_a_call(undisturbed, tmp_path):
     run_lib.train(small_config(training__n_jitted_steps=2, training__log_freq=2,
                                training__snapshot_freq_for_preemption=6), tmp_path)  # fmt: skip
-    one, other = (
-        read_checkpoint(folder / "checkpoints" / "checkpoint_2.pth")
-        for folder in (tmp_path, undisturbed)
-    )
-    torch.testing.assert_close(one["model"], other["model"], rtol=0, atol=0)
+    assert_same_weights(tmp_path, undisturbed)
 
 
 @pytest.mark.slow

@@ -158,18 +158,22 @@ def test_grad_clip_arrives(tmp_path):
     ),
 )
 def test_options_of_the_loss_arrive(experiment, changes, loss):
-    """The configured loss is the published factory's with that keyword, and no other."""
-
-    def value(loss_fn):
-        torch.manual_seed(0)
-        return loss_fn(run.state["model"], torch.rand(8, 1, 8, 8))
-
-    run = run_lib.setup(recording(experiment, **changes))
     usual = {
         "reduce_mean": not experiment.startswith("ve"),
         "continuous": True,
         "likelihood_weighting": False,
     }
+    check_loss(recording(experiment, **changes), usual, loss)
+
+
+def check_loss(config, usual, loss, count=8):
+    """The configured loss is the published factory's with these keywords, which change it."""
+
+    def value(loss_fn):
+        torch.manual_seed(0)
+        return loss_fn(run.state["model"], torch.rand(count, 1, 8, 8))
+
+    run = run_lib.setup(config)
     expected = losses.get_sde_loss_fn(run.sde, False, **(usual | loss))
     without = losses.get_sde_loss_fn(run.sde, False, **usual)
     torch.testing.assert_close(value(run.loss_fn(False)), value(expected), rtol=0, atol=0)
@@ -203,17 +207,8 @@ def test_options_of_the_loss_arrive(experiment, changes, loss):
 )
 def test_parametrization_levels_and_weighting_arrive(changes, loss):
     """Each of them changes the loss of EDM's network as the factory's keyword does."""
-
-    def value(loss_fn):
-        torch.manual_seed(0)
-        return loss_fn(run.state["model"], torch.rand(64, 1, 8, 8))
-
-    run = run_lib.setup(recording(**edm(**changes)))
     usual = {"likelihood_weighting": False, "parametrization": "edm"}
-    expected = losses.get_sde_loss_fn(run.sde, False, **(usual | loss))
-    without = losses.get_sde_loss_fn(run.sde, False, **usual)
-    torch.testing.assert_close(value(run.loss_fn(False)), value(expected), rtol=0, atol=0)
-    assert value(run.loss_fn(False)) != value(without)
+    check_loss(recording(**edm(**changes)), usual, loss, count=64)
 
 
 def edm(**changes):
