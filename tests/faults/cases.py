@@ -68,7 +68,7 @@ def flips_and_cuts(
     """A file with single bits flipped and a file cut short, at places that look random."""
     for number in range(flips + cuts):
         is_flip, draws = number < flips, random.Random(f"{kind} {number}")
-        damage = _flipped if is_flip else _cut
+        damage = flip if is_flip else cut
         yield Case(
             f"{kind}: {'bit flips' if is_flip else 'truncations'}",
             str(number),
@@ -79,14 +79,16 @@ def flips_and_cuts(
         )
 
 
-def _flipped(path: pathlib.Path, draws: random.Random) -> pathlib.Path:
+def flip(path: pathlib.Path, draws: random.Random) -> pathlib.Path:
+    """Flip a random bit of a file."""
     data = bytearray(path.read_bytes())
     data[draws.randrange(len(data))] ^= 1 << draws.randrange(8)
     path.write_bytes(data)
     return path
 
 
-def _cut(path: pathlib.Path, draws: random.Random) -> pathlib.Path:
+def cut(path: pathlib.Path, draws: random.Random) -> pathlib.Path:
+    """Cut a file short at a random place."""
     data = path.read_bytes()
     path.write_bytes(data[: draws.randrange(len(data) - 1)])
     return path

@@ -12,23 +12,11 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 
+from .cases import cut, flip
 from .outcomes import META, kept_step, predecessors, reached_step
 from .runs import Bench, Result
 
 Damage = Callable[[pathlib.Path, random.Random], object]
-
-
-def cut(path: pathlib.Path, draws: random.Random) -> None:
-    """Cut a file short at a random place."""
-    data = path.read_bytes()
-    path.write_bytes(data[: draws.randrange(len(data) - 1)])
-
-
-def flip(path: pathlib.Path, draws: random.Random) -> None:
-    """Flip a random bit of a file."""
-    data = bytearray(path.read_bytes())
-    data[draws.randrange(len(data))] ^= 1 << draws.randrange(8)
-    path.write_bytes(data)
 
 
 def flip_data(path: pathlib.Path, draws: random.Random) -> None:
