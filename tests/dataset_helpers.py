@@ -53,10 +53,10 @@ def open_images(path, **options):
     return datasets.get_streams(config, evaluation=True)
 
 
-def numbered_source(size: int, *, levels: int = 256, side: int = 4) -> MemorySource:
+def numbered_source(size: int, *, levels: int = 256) -> MemorySource:
     """Images of random values, with their numbers as labels."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, levels, (size, 3, side, side), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, levels, (size, 3, 4, 4), generator=generator, dtype=torch.uint8)
     return MemorySource(images, torch.arange(size), levels=levels)
 
 

@@ -404,8 +404,8 @@ def test_a_process_of_the_published_code_is_checked():
         assert "wrong" not in states(findings).values(), findings
 
 
-def images_of(folder, names, side=8):
-    images = random_images(len(names), side, side, 3)
+def images_of(folder, names):
+    images = random_images(len(names), 8, 8, 3)
     for name, image in zip(names, images, strict=True):
         save_image(folder / name, "image.png", image)
     return folder

@@ -7,10 +7,10 @@ from operator_cases import OPERATORS, WAITS, Operations, dense, rand, some_pairs
 from score_lib.inverse.restoration import solve
 
 
-def systems(batch=4, n=6, dtype=torch.float64):
-    """Symmetric positive definite matrices (B, n, n), and a function that applies them."""
-    root = rand(batch, n, n, dtype=dtype)
-    S = root @ root.mT + torch.eye(n, dtype=dtype)
+def systems(dtype=torch.float64):
+    """Symmetric positive definite matrices (4, 6, 6), and a function that applies them."""
+    root = rand(4, 6, 6, dtype=dtype)
+    S = root @ root.mT + torch.eye(6, dtype=dtype)
     return S, lambda u: torch.einsum("bij,bj->bi", S, u.flatten(1)).reshape(u.shape)
 
 

@@ -28,8 +28,8 @@ MOCKED = [
 ]
 
 
-def mocked(num_examples=6):
-    return pytest.importorskip("tensorflow_datasets").testing.mock_data(num_examples=num_examples)
+def mocked():
+    return pytest.importorskip("tensorflow_datasets").testing.mock_data(num_examples=6)
 
 
 @pytest.mark.parametrize("name, size, data, classes", MOCKED)

@@ -327,13 +327,13 @@ def test_guard_sees_weights_that_no_loss_has_seen():
 # --- Importance sampling of times -----------------------------------------------------------------
 
 
-def likelihood_losses(sde, noise_levels, count=40_000):
+def likelihood_losses(sde, noise_levels):
     """Losses of samples at one point, weighted by g^2, of a network that is 10 % off everywhere."""
     loss_fn = losses.get_sde_loss_fn(
         sde, train=False, likelihood_weighting=True, noise_levels=noise_levels
     )
     torch.manual_seed(0)
-    data = torch.zeros(count, 16)
+    data = torch.zeros(40_000, 16)
     oracle = GaussianOracle(sde, mu=0.0, s0=0.0)
     draws = loss_fn.draw(data)
     return loss_fn.per_sample(lambda x, t: 1.1 * oracle(x, t), data, draws).double()

@@ -104,10 +104,10 @@ def walk():
     return steps.cumsum(0) / STEPS**0.5 + torch.linspace(0, 3, STEPS, dtype=torch.float64)[:, None]
 
 
-def tracked(schedule, at=(STEPS,), limit=1.0):
+def tracked(schedule, at=(STEPS,)):
     """The average of the walk after some updates."""
     parameter = torch.nn.Parameter(torch.full((3,), 7.0, dtype=torch.float64))
-    average = ExponentialMovingAverage([parameter], limit, schedule=schedule)
+    average = ExponentialMovingAverage([parameter], 1.0, schedule=schedule)
     found = {}
     for number, weights in enumerate(walk(), start=1):
         parameter.data.copy_(weights)

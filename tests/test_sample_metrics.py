@@ -40,10 +40,10 @@ def repeated(measure, dimension, shift, scale=1.0, sizes=(60, 80), repeats=200):
     return torch.tensor(found, dtype=torch.float64).unbind(1)
 
 
-def assert_within(estimate, truth, errors=4.0, smallest=0.05):
+def assert_within(estimate, truth, smallest=0.05):
     """A check against the truth that is worth something: the error is small, and it covers."""
     assert estimate[1] < smallest * abs(truth)
-    assert abs(estimate[0] - truth) < errors * estimate[1]
+    assert abs(estimate[0] - truth) < 4 * estimate[1]
 
 
 # --- sliced Wasserstein ---

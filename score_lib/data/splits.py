@@ -121,7 +121,7 @@ def usual(names: Collection[str], strict: bool, kind: str = "folder") -> tuple[s
     return min(train), min(held_out)
 
 
-def refuse_lonely_held_out(folders: Sequence[Parts], place: str, shared: Parts = ()) -> None:
+def refuse_lonely_held_out(folders: Sequence[Parts], place: str, shared: Parts) -> None:
     """Refuse to train on a folder whose name says that it is held out.
 
     Args:

@@ -237,7 +237,7 @@ def record_config(
     config: ConfigDict,
     old: ConfigDict | None,
     applied: Changes,
-    start: dict | None = None,
+    start: dict | None,
 ) -> None:
     """Write the history of a run that starts or resumes, and log the options that changed.
 

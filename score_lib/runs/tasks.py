@@ -66,7 +66,7 @@ def read_images(run: Run, least: int = 1) -> Inputs:
     return Inputs(images, labels, condition_of(run, run, stored, labels))
 
 
-def read_stored(run: Run, least: int = 1) -> tuple[Tensor, Tensor | None]:
+def read_stored(run: Run, least: int) -> tuple[Tensor, Tensor | None]:
     """The images of `control.path`, or held-out ones, as they are stored, and their labels.
 
     Raises:

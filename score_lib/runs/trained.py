@@ -34,7 +34,7 @@ def restored(config, workdir: str | os.PathLike) -> Run:
     return run
 
 
-def load_chosen(run: Run, workdir: str | os.PathLike, average: str = "") -> None:
+def load_chosen(run: Run, workdir: str | os.PathLike, average: str) -> None:
     """Load the weights of `eval.checkpoint`, else of the run's latest checkpoint, else of
     `model.weights`; see `load_trained`."""
     chosen = chosen_checkpoint(run.config, workdir)
@@ -45,7 +45,7 @@ def load_chosen(run: Run, workdir: str | os.PathLike, average: str = "") -> None
         load_trained(run, path, latest=not chosen, average=average)
 
 
-def load_weights(run: Run, average: str = "") -> str:
+def load_weights(run: Run, average: str) -> str:
     """Load `model.weights`, see `load_start`; returns "", as there is one average only.
 
     Raises:

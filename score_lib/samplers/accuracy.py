@@ -73,8 +73,8 @@ def check_steps(
     predictor: type[Predictor] | None,
     visited: Callable[[int], Tensor],
     steps: int,
-    probability_flow: bool = False,
-    dimensions: int = 1,
+    probability_flow: bool,
+    dimensions: int,
 ) -> None:
     """Refuse a number of steps in which a predictor does not get near the data.
 
@@ -104,8 +104,8 @@ def warn_of_chain(
     sde: SDE,
     predictor: type[Predictor] | None,
     times: Tensor,
-    probability_flow: bool = False,
-    dimensions: int = 1,
+    probability_flow: bool,
+    dimensions: int,
 ) -> None:
     """Tell where a process is built with so few steps that its published chain misses the data.
 
