@@ -337,8 +337,8 @@ class EncoderUNetModel(_Trunk):
         pools = {
             "adaptive": (False, self._adaptive_pool),
             "attention": (False, self._attention_pool),
-            "spatial": (True, self._spatial_pool),
-            "spatial_v2": (True, self._spatial_pool_v2),
+            "spatial": (True, lambda: self._spatial_pool(nn.ReLU())),
+            "spatial_v2": (True, lambda: self._spatial_pool(GroupNorm32(2048), nn.SiLU())),
         }
         self.of_all_levels, make = choose("pool", pool, pools)
         self.out = make()
@@ -362,16 +362,10 @@ class EncoderUNetModel(_Trunk):
         pool = AttentionPool(sides, ch, heads, self.out_channels)
         return nn.Sequential(GroupNorm32(ch), nn.SiLU(), pool)
 
-    def _spatial_pool(self) -> nn.Sequential:
-        features = sum(self.skip_channels) + self.skip_channels[-1]
-        return nn.Sequential(
-            nn.Linear(features, 2048), nn.ReLU(), nn.Linear(2048, self.out_channels)
-        )
-
-    def _spatial_pool_v2(self) -> nn.Sequential:
+    def _spatial_pool(self, *between: nn.Module) -> nn.Sequential:
         features = sum(self.skip_channels) + self.skip_channels[-1]
         first, last = nn.Linear(features, 2048), nn.Linear(2048, self.out_channels)
-        return nn.Sequential(first, GroupNorm32(2048), nn.SiLU(), last)
+        return nn.Sequential(first, *between, last)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Logits of the classes.

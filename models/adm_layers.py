@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from op.dispatch import is_transformed
 
 from .attention import attention, heads_of
-from .layers import RepeatedConv2d, choose
+from .layers import RepeatedConv2d, choose, get_timestep_embedding
 
 GROUPS = 32
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -34,12 +34,9 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000) -
     Returns:
         (B, dim), at least float32.
     """
-    timesteps = timesteps.to(torch.promote_types(timesteps.dtype, torch.float32))
-    half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    angles = timesteps[:, None] * torch.exp(steps * (-math.log(max_period) / max(half, 1)))
-    embedding = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
-    return F.pad(embedding, (0, 1)) if dim % 2 else embedding
+    embedding = get_timestep_embedding(timesteps, dim, max_period, shift=0)
+    sines, cosines, rest = embedding.split((dim // 2, dim // 2, dim % 2), dim=1)
+    return torch.cat([cosines, sines, rest], dim=1)
 
 
 def conv(

@@ -8,6 +8,7 @@ splines of [0, 1], which depend on the data and on the other half.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from score_lib.base.tensors import rows
 
+from .adm_layers import conv, zeroed
+
 # Least width and height of a bin, as a share of its mean, and least slope at a knot.
 _LEAST = 1e-2
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class Splines(NamedTuple):
@@ -90,9 +92,9 @@ class Dequantizer(nn.Module):
     ):
         super().__init__()
         self.shape, self.numbers = tuple(shape), 3 * num_bins + 1
-        spatial = len(shape) - 1 in _CONVOLUTIONS
+        spatial = len(shape) in (2, 3, 4)
         self.seen = self.shape if spatial else (math.prod(shape),)
-        layer = _convolution(len(shape) - 1) if spatial else nn.Linear
+        layer = partial(conv, len(shape) - 1) if spatial else nn.Linear
         channels = self.seen[0]
         self.context = nn.Sequential(
             layer(channels, nf), _Residual(layer, nf), _Residual(layer, nf), nn.SiLU()
@@ -103,7 +105,7 @@ class Dequantizer(nn.Module):
                 nn.SiLU(),
                 layer(nf, nf),
                 nn.SiLU(),
-                _zeroed(layer(nf, channels * self.numbers)),
+                zeroed(layer(nf, channels * self.numbers)),
             )
             for _ in range(num_layers)
         )
@@ -150,16 +152,6 @@ class Dequantizer(nn.Module):
         raw = self.couplings[number](torch.cat([context, (2 * u - 1) * mask, mask], dim=1))
         raw = raw.reshape(len(u), self.seen[0], self.numbers, *self.seen[1:]).movedim(2, -1)
         return kept, Splines.of(raw)
-
-
-def _convolution(dims: int) -> Callable[[int, int], nn.Module]:
-    return lambda into, out: _CONVOLUTIONS[dims](into, out, 3, padding=1)
-
-
-def _zeroed(layer: nn.Module) -> nn.Module:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 class _Residual(nn.Module):

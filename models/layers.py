@@ -184,7 +184,7 @@ class NIN(nn.Module):
 
 
 def get_timestep_embedding(
-    timesteps: Tensor, embedding_dim: int, max_positions: int = 10000, *, shift: float = 1
+    timesteps: Tensor, embedding_dim: int, max_positions: float = 10000, *, shift: float = 1
 ) -> Tensor:
     """Sines and cosines of t at frequencies from 1 down to 1 / max_positions.  [Ho et al. 2020]
 

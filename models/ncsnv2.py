@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_lib.base.tensors import batch_mul, image_shape
+from score_lib.base.tensors import image_shape
 from score_lib.options import complete
 
 from .layers import (
     autocast_dtype,
     check_input,
     choose,
+    divided_by_sigma,
     get_act,
     in_full_precision,
     ncsn_conv1x1,
@@ -125,7 +126,7 @@ class RefineNet(Network):
         scales = self._encode(x if self.centered else 2 * x - 1, labels)
         h = self._refine(scales, labels)
         h = in_full_precision(lambda h: self._to_image(h, labels), h).to(x.dtype)
-        return batch_mul((1 / self.sigmas[labels]).to(h.dtype), h) if self.scale_by_sigma else h
+        return divided_by_sigma(h, labels, self.sigmas) if self.scale_by_sigma else h
 
     def _encode(self, x: Tensor, labels: Tensor) -> list[Tensor]:
         """Images -> features at each scale, finest first."""
