@@ -166,71 +166,55 @@ def test_the_last_tenth_of_images(tmp_path, place):
     assert len(sources["train"]) == 18
 
 
-def damaged(path, what):
-    """A config for data that cannot be used."""
-    data, changes = numbers(20, (3,)), {}
-    if what == "objects":
-        np.save(path, np.array([{}] * 20, dtype=object), allow_pickle=True)
-    elif what == "cut":
-        np.save(path, data)
-        path.write_bytes(path.read_bytes()[:-100])
-    elif what == "header":
-        np.save(path, data)
-        path.write_bytes(path.read_bytes().replace(b"(20, 3)", b"(20,-3)"))
-    elif what == "huge":
-        np.save(path, data)
-        path.write_bytes(path.read_bytes().replace(b"(20, 3), }", b"(2" + b"0" * 6 + b", 3), }"))
-    elif what == "empty":
-        path.write_bytes(b"")
-    elif what == "complex":
-        np.save(path, data + 1j)
-    elif what == "integers":
-        np.save(path, data.astype(int))
-    elif what == "floats":
-        np.save(path, data)
-        changes = {"data__levels": 17}
-    elif what == "levels":
-        np.save(path, np.full((20, 3), 17))
-        changes = {"data__levels": 17}
-    elif what == "shape":
-        np.save(path, data[:, :2])
-    elif what == "scalars":
-        np.save(path, data[:, 0])
-    elif what == "nan":
-        data[13, 1] = np.nan
-        np.save(path, data)
-    elif what == "folders":
-        np.save(path, data)
-        changes = {"data__split": "a:b"}
-    elif what == "key":
-        np.save(path, data)
-        changes = {"data__key": "weather"}
-    return config_of("vectors", path, **changes)
+DATA = numbers(20, (3,))
+SEVENTEEN = {"data__levels": 17}
+UNUSABLE = {
+    "objects": (
+        np.array([{}] * 20, dtype=object), {},
+        "Python objects, as of rows of unequal shapes.*'POINTS'",
+    ),
+    "complex": (DATA + 1j, {}, "complex numbers.*np.stack"),
+    "integers": (DATA.astype(int), {}, "whole numbers have no density.*data.levels"),
+    "floats": (DATA, SEVENTEEN, "data.levels=0 for continuous"),
+    "levels": (
+        np.full((20, 3), 17), SEVENTEEN,
+        r"row 0 \(from 0\) .* holds 17, but data.levels=17 allows 0 to 16",
+    ),
+    "shape": (DATA[:, :2], {}, r"rows of shape \(2,\).*set data.shape=2"),
+    "scalars": (DATA[:, 0], {}, r"rows of shape \(\).*saving each number as a row"),
+    "nan": (
+        np.where(np.arange(60).reshape(20, 3) == 40, np.nan, DATA), {},
+        r"a.npy: row 13 \(from 0\) holds nan at entry \(1,\)",
+    ),
+    "folders": (DATA, {"data__split": "a:b"}, "data.split='a:b' names folders"),
+    "key": (DATA, {"data__key": "weather"}, "data.key = 'weather' names an array in an .npz"),
+}  # fmt: skip
+DAMAGED = {
+    "cut": (lambda content: content[:-100], r"cut short.*row 11 \(from 0\)"),
+    "header": (lambda content: content.replace(b"(20, 3)", b"(20,-3)"), "not a readable array"),
+    "huge": (lambda content: content.replace(b"(20, 3), }", b"(2000000, 3), }"), "cut short"),
+    "empty": (lambda content: b"", "not a readable array"),
+}
 
 
-@pytest.mark.parametrize("what, message", [
-    ("objects", "Python objects, as of rows of unequal shapes.*'POINTS'"),
-    ("cut", r"cut short.*row 11 \(from 0\)"),
-    ("header", "not a readable array"),
-    ("huge", "cut short"),
-    ("empty", "not a readable array"),
-    ("complex", "complex numbers.*np.stack"),
-    ("integers", "whole numbers have no density.*data.levels"),
-    ("floats", "data.levels=0 for continuous"),
-    ("levels", r"row 0 \(from 0\) .* holds 17, but data.levels=17 allows 0 to 16"),
-    ("shape", r"rows of shape \(2,\).*set data.shape=2"),
-    ("scalars", r"rows of shape \(\).*saving each number as a row"),
-    ("nan", r"a.npy: row 13 \(from 0\) holds nan at entry \(1,\)"),
-    ("folders", "data.split='a:b' names folders"),
-    ("key", "data.key = 'weather' names an array in an .npz"),
-])  # fmt: skip
-def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path, what, message):
+def assert_refused(path, message, **changes):
     with pytest.raises(DataError, match=message) as caught:
-        config = damaged(tmp_path / "a.npy", what)
-        streams = get_streams(config, evaluation=True)[:2]
-        for stream in streams:
+        for stream in get_streams(config_of("vectors", path, **changes), evaluation=True)[:2]:
             list(stream)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("array, changes, message", UNUSABLE.values(), ids=UNUSABLE)
+def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path, array, changes, message):
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    assert_refused(tmp_path / "a.npy", message, **changes)
+
+
+@pytest.mark.parametrize("damage, message", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_files_are_refused_in_one_sentence(tmp_path, damage, message):
+    np.save(path := tmp_path / "a.npy", DATA)
+    path.write_bytes(damage(path.read_bytes()))
+    assert_refused(path, message)
 
 
 @pytest.mark.parametrize("rows, message", [
@@ -488,8 +472,7 @@ def test_every_kind_trains_resumes_and_is_evaluated(folder, kind, monkeypatch):
     first.training.update(n_iters=2, snapshot_freq=2)
     train(first, parts := folder / f"{kind}_parts")
     train(config, parts)
-    ends = [torch.load(w / "checkpoints/checkpoint_1.pth") for w in (whole,)]
-    ends.append(torch.load(parts / "checkpoints/checkpoint_1.pth"))
+    ends = [torch.load(w / "checkpoints/checkpoint_1.pth") for w in (whole, parts)]
     for name, value in ends[0]["model"].items():
         assert torch.equal(value, ends[1]["model"][name]), name
     assert torch.equal(ends[0]["standardization"]["std"], ends[1]["standardization"]["std"])
