@@ -301,3 +301,24 @@ def test_distances_of_other_features_have_another_name(own_images, tmp_path, mon
     assert found["fd"] > 0 and "fid" not in found
     with np.load(tmp_path / "run" / "report_1.npz") as file:
         assert file["fd"] == found["fd"] and "fid" not in file
+
+
+def test_statistics_of_another_extractor_or_other_images_make_way(own_images, tmp_path):
+    """Only the same ones made again, or perhaps the same on another machine, are written over."""
+    aside = tmp_path / "set_aside"
+
+    def kept(extractor="corners", **options):
+        """How many files are set aside once statistics are written, and the last one's bytes."""
+        before = (tmp_path / "stats.npz").read_bytes() if (tmp_path / "stats.npz").exists() else b""
+        run_lib.fid_stats(own_images(extractor, **options))
+        return len([*aside.glob("*")]), before in [file.read_bytes() for file in aside.glob("*")]
+
+    assert kept() == kept() == (0, False)
+    assert kept("digits") == (1, True)
+    assert kept("digits", eval__stats_format="moments") == (2, True)
+    images = np.load(tmp_path / "mine.npy")
+    images[0, 0, 0] ^= 1
+    np.save(tmp_path / "mine.npy", images)
+    assert kept("digits", eval__stats_format="moments") == (3, True)
+    (tmp_path / "stats.npz").write_bytes(b"of the user's own")
+    assert kept("digits") == (4, True) and kept("digits") == (4, False)

@@ -13,7 +13,7 @@ from score_lib.base import distributed
 from score_lib.data.loading import check_levels, get_streams
 from score_lib.data.public import only_prepared
 from score_lib.data.sources import DataError, Source
-from score_lib.disk.files import naming
+from score_lib.disk.files import naming, set_aside
 from score_lib.metrics.configured import (
     ADVICE,
     find_statistics,
@@ -31,6 +31,7 @@ from score_lib.metrics.stats import (
     check_comparable,
     class_text,
     compute_statistics,
+    load_statistics,
     save_statistics,
 )
 from score_lib.runs.heldout import DataBytes, spaced_numbers
@@ -43,7 +44,8 @@ TOLERANCE = 0.25
 def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
     """Write the statistics of the configured data set's training part.
 
-    Images are uint8, without flips or dequantisation, and none is left out.  With
+    Images are uint8, without flips or dequantisation, and none is left out.  A file of other images
+    or of another extractor that is there is moved to `set_aside/` beside it.  With
     `eval.suggest_noise_scales`, also log which `model.sigma_max` and `model.num_scales` fit.
 
     Returns:
@@ -81,7 +83,7 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
         record = {"shape": shape_text(*source.shape), "classes": class_text(info.class_to_idx)}
         record |= sampled_pixels(source)
         found = dataclasses.replace(stats, place=place, **record)
-        save_statistics(path, found.as_moments() if moments else found)
+        _save(path, found.as_moments() if moments else found)
 
     distributed.on_main(save)
     logging.info("statistics of %d images are in %s", stats.count, path)
@@ -98,6 +100,33 @@ def _check_place(path: pathlib.Path) -> None:
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
+
+
+def _save(path: pathlib.Path, stats: Statistics) -> None:
+    """Write statistics; another file than the same ones made before makes way."""
+    if path.exists() and _outline_of(path) != _outline(stats):
+        set_aside(path, "earlier")
+    save_statistics(path, stats)
+
+
+def _outline_of(path: pathlib.Path) -> dict | None:
+    """The `_outline` of a file of statistics; None for another one."""
+    try:
+        return _outline(load_statistics(path))
+    except (ValueError, OSError):
+        return None
+
+
+def _outline(stats: Statistics) -> dict[str, object]:
+    """Everything in statistics but floats, of which their shape: the same images give others on
+    another machine."""
+    return {name: _exact(value) for name, value in vars(stats).items()}
+
+
+def _exact(value: object) -> object:
+    if not isinstance(value, np.ndarray):
+        return value
+    return value.shape if value.dtype.kind == "f" else value.tolist()
 
 
 def sampled_pixels(source: Source) -> dict[str, np.ndarray | str]:
