@@ -95,5 +95,6 @@ def _moved(run):
     model, ema = run.state["model"], run.state["ema"]
     for parameter in model.parameters():
         parameter += 0.02 * torch.randn_like(parameter)
+    run.state["step"] = 7
     ema.shadow_params = [p.detach().clone() for p in model.parameters() if p.requires_grad]
     return run

@@ -10,6 +10,7 @@ from PIL import Image
 from small_runs import small_config
 
 import run_lib
+from score_lib.base.weights import weights_digest
 from score_lib.runs import image_tasks, tasks
 from score_lib.runs.tasks import psnr
 
@@ -255,6 +256,24 @@ def test_results_by_other_options_make_way(runs):
     assert not aside.exists()
     runs.control("inpaint", name="again", method="projection")
     assert (aside / "arrays.npz").read_bytes() == before
+
+
+def test_reports_say_which_weights_they_are_of(runs):
+    """As those of evaluations do, also of a further network."""
+    _, rows, _ = runs.control(
+        "temperature", num_images=2, temperatures=(0.5, 1.0), eval__ema="none"
+    )
+    model = run_lib.from_checkpoint(runs.checkpoint("gaussian"), "cpu").state["model"]
+    weights = {"digest": weights_digest(model)}
+    of = {"checkpoint": "checkpoint", "step": 7, "ema": "none", "trained_with": {}}
+    for row in rows:
+        assert row.items() >= {**of, "weights": weights}.items() and row["temperature"]
+    other = runs.checkpoint("classifier")
+    options = {"classifier": other, "labels": (1,), "num_results": 1}
+    _, (row,), folder = runs.control("class", "unet", **options)
+    digest = weights_digest(run_lib.from_checkpoint(other, "cpu").state["model"])
+    assert row["classifier"]["weights"] == {"digest": digest} != row["weights"]
+    assert (folder / "report.md").read_text().startswith("| checkpoint | step |")
 
 
 @pytest.mark.parametrize("name", ("..", "../../gaussian"))

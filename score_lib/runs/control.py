@@ -14,10 +14,11 @@ from score_lib.disk.logs import messages_to
 from score_lib.disk.pictures import is_picture, save_grid
 from score_lib.disk.reports import write_report
 from score_lib.runs import image_tasks, latent_tasks  # noqa: F401  (they register)
+from score_lib.runs.averages import one_average
 from score_lib.runs.samples import draw_samples
 from score_lib.runs.setup import Run
 from score_lib.runs.tasks import get_task
-from score_lib.runs.trained import restored
+from score_lib.runs.trained import restored, weights_record
 
 
 def control(config, workdir: str | os.PathLike) -> pathlib.Path:
@@ -40,6 +41,7 @@ def control(config, workdir: str | os.PathLike) -> pathlib.Path:
     options = run.config.control
     name = pathlib.PurePath("control", options.name or options.task)
     folder = folder_of_results(workdir, name, f"control.name = {options.name!r}")
+    of = weights_record(run, one_average(run.config.eval.ema))
     outcome = get_task(options.task)(run)
     make_way(folder, run.config)
     open_folder(folder, run.config)
@@ -48,7 +50,7 @@ def control(config, workdir: str | os.PathLike) -> pathlib.Path:
         known = {name: v.cpu().numpy() for name, v in arrays.items() if v is not None}
         save_arrays(folder / "arrays.npz", **known)
         _save_picture(folder / "grid.png", outcome.columns, run)
-        write_report(folder, outcome.figures)
+        write_report(folder, [of | figures for figures in outcome.figures])
     return folder
 
 

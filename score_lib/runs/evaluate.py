@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 
 from models.precision import matmul_precision
 from score_lib.base import distributed
-from score_lib.base.weights import weights_digest
 from score_lib.disk.files import (
     file_state,
     folder_of_results,
@@ -23,12 +22,11 @@ from score_lib.disk.logs import messages_to
 from score_lib.disk.reports import REPORTS, write_report
 from score_lib.runs.averages import names_of_averages
 from score_lib.runs.dequantizer import dequantizer_file
-from score_lib.runs.history import changes
 from score_lib.runs.measures import MEASURES
 from score_lib.runs.rounds import Job, check_folder, fingerprint, has_rounds
 from score_lib.runs.setup import Run, setup
-from score_lib.runs.start import chosen_checkpoint, weights_serve
-from score_lib.runs.trained import load_trained, load_weights
+from score_lib.runs.start import chosen_checkpoint, name_of, weights_serve
+from score_lib.runs.trained import load_trained, load_weights, weights_record
 
 
 def evaluate(
@@ -67,7 +65,7 @@ def evaluate(
         for (label, path), average in itertools.product(checkpoints.items(), averages):
             job = _job(run, path, folder, label, workdir, average, compared)
             distributed.on_main(lambda: _begin(folder, run.config))
-            records.append(_evaluate_one(job, label, average, measures))
+            records.append(_evaluate_one(job, average, measures))
             distributed.on_main(lambda: write_report(folder, records))
         # Now that the rounds that were there have turned out to be of these checkpoints.
         distributed.on_main(lambda: open_folder(folder, run.config))
@@ -117,21 +115,11 @@ def _job(
     return Job(run, folder, name, known, workdir, compared)
 
 
-def _evaluate_one(
-    job: Job, label: str, average: str, measures: Mapping[str, Callable[[Job], dict]]
-) -> dict:
+def _evaluate_one(job: Job, average: str, measures: Mapping[str, Callable[[Job], dict]]) -> dict:
     run = job.run
-    record = {"checkpoint": label, "step": run.state["step"]}
-    if run.config.eval.ema:
-        record["ema"] = average
-    if run.state["class_to_idx"]:
-        record["class_to_idx"] = run.state["class_to_idx"]
-    if run.trained is not None:
-        changed = changes(run.trained, run.config)
-        record["trained_with"] = {key: old for key, (old, _) in changed.items()}
+    record = weights_record(run, average)
     weights = run.state["ema"].applied(run.state["model"].parameters())
     with weights, matmul_precision("float32"):
-        record["weights"] = {"digest": weights_digest(run.state["model"])}
         for option, measure in measures.items():
             if run.config.eval[option]:
                 record |= measure(job)
@@ -175,7 +163,7 @@ def wanted_checkpoints(config, workdir: pathlib.Path) -> dict[str, pathlib.Path]
     if not (path or options.wait_minutes) and weights_serve(config, workdir):
         path = pathlib.Path(config.model.weights)
     if path:
-        return {path.stem.removeprefix("checkpoint_"): path}
+        return {name_of(path): path}
     numbers = range(options.begin_ckpt, options.end_ckpt + 1)
     if not numbers:
         raise ValueError(

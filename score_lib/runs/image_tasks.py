@@ -29,6 +29,7 @@ from score_lib.runs.tasks import (
     recognised,
     register_task,
 )
+from score_lib.runs.trained import weights_record
 from score_lib.samplers.configured import follows_flow, get_sampling_fn
 from score_lib.samplers.loop import Constraint, Noise
 from score_lib.sdes.process import SDE
@@ -197,19 +198,19 @@ def _operator(run: Run, default: str) -> LinearOperator:
 def conditional(run: Run) -> Outcome:
     """Samples of given classes: `control.labels`, or of each class a row."""
     by_condition = "classes" in run.conditions.kinds and not run.config.control.classifier
-    labels, results, scale = (_by_condition if by_condition else _by_classifier)(run)
-    figures = {"guidance_scale": float(scale), **recognised(run, results, labels, of_images=False)}
+    labels, results, figures = (_by_condition if by_condition else _by_classifier)(run)
+    figures |= recognised(run, results, labels, of_images=False)
     return Outcome({"result": results}, [figures], {"labels": labels})
 
 
-def _by_condition(run: Run) -> tuple[Tensor, Tensor, float]:
-    """Classes, samples of them by a network that is told these, and the scale of guidance."""
+def _by_condition(run: Run) -> tuple[Tensor, Tensor, dict]:
+    """Classes, samples of them by a network that is told these, and how they are guided."""
     labels = given_labels(run, run)
     results = draw(run, len(labels), _of_classes(run, labels))
-    return labels, results, run.config.sampling.guidance_scale
+    return labels, results, {"guidance_scale": float(run.config.sampling.guidance_scale)}
 
 
-def _by_classifier(run: Run) -> tuple[Tensor, Tensor, float]:
+def _by_classifier(run: Run) -> tuple[Tensor, Tensor, dict]:
     """The same of samples that a classifier guides."""
     options = run.config.control
     classifier = _classifier(run, options.classifier)
@@ -225,7 +226,9 @@ def _by_classifier(run: Run) -> tuple[Tensor, Tensor, float]:
         def guidance(rows: Tensor) -> list[Constraint]:
             return [ClassGuidance(network, labels[rows], scale, **settings)]
 
-        return labels, draw(run, len(labels), condition, guidance), scale
+        results = draw(run, len(labels), condition, guidance)
+    figures = {"guidance_scale": float(scale), "classifier": weights_record(classifier)}
+    return labels, results, figures
 
 
 def _told_beside(run: Run, labels: Tensor) -> Condition | None:

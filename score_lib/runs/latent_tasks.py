@@ -18,6 +18,7 @@ from score_lib.runs.tasks import (
     read_stored,
     register_task,
 )
+from score_lib.runs.trained import weights_record
 
 
 @register_task(name="reconstruct")
@@ -113,6 +114,7 @@ def compare_codes(run: Run) -> Outcome:
         "correlation_other_images": found.other.item(),
         "correlation_other_images_standard_error": found.other_error.item(),
         "relative_distance": found.distance.item(),
+        "other": weights_record(other),
     }
     columns = {
         "input": images,

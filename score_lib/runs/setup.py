@@ -55,6 +55,7 @@ class Run:
             [0, 1]; the scaler of continuous values is a `Standardization`.
         shape: of one example, such as (C, H, W).
         trained: the config that loaded weights were trained with, if it is known.
+        checkpoint: the name of their file, see `name_of`; "" for initial weights.
     """
 
     config: ConfigDict
@@ -64,6 +65,7 @@ class Run:
     inverse_scaler: Callable[[Tensor], Tensor]
     shape: tuple[int, ...]
     trained: ConfigDict | None = None
+    checkpoint: str = ""
 
     @functools.cached_property
     def state(self) -> dict:

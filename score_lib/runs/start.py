@@ -46,6 +46,11 @@ def chosen_checkpoint(config, workdir: str | os.PathLike) -> pathlib.Path | None
     return pathlib.Path(chosen) if chosen else None
 
 
+def name_of(path: pathlib.Path) -> str:
+    """The name of a checkpoint in reports, the number of a numbered one."""
+    return path.stem.removeprefix("checkpoint_")
+
+
 def is_own(config, workdir: str | os.PathLike) -> bool:
     """Whether the weights of a mode other than training are of a checkpoint in the run's folder."""
     if chosen := chosen_checkpoint(config, workdir):

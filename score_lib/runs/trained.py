@@ -7,10 +7,11 @@ import torch
 from ml_collections import ConfigDict
 
 from score_lib.base import distributed
+from score_lib.base.weights import weights_digest
 from score_lib.disk import checkpoints
 from score_lib.options import complete
 from score_lib.runs.averages import choose_average, one_average
-from score_lib.runs.history import check_guidance, check_same_output, trained_config
+from score_lib.runs.history import changes, check_guidance, check_same_output, trained_config
 from score_lib.runs.setup import Run, setup
 from score_lib.runs.start import (
     META,
@@ -18,6 +19,7 @@ from score_lib.runs.start import (
     chosen_checkpoint,
     expect_units,
     load_start,
+    name_of,
     weights_serve,
 )
 
@@ -56,6 +58,7 @@ def load_weights(run: Run, average: str) -> str:
             f"eval.ema = {average!r} is an average of a checkpoint: give it as eval.checkpoint"
         )
     expect_units(run.state)
+    run.checkpoint = name_of(pathlib.Path(run.config.model.weights))
     run.trained = load_start(run.config, run.state, run.device, averaged=average != "none")
     check_units(run.config.model.weights, run.config, run.state)
     check_guidance(run.config.model.weights, run.trained, run.config)
@@ -77,6 +80,7 @@ def load_trained(
             what its output means.
         ValueError: it has no such average.
     """
+    run.checkpoint = name_of(pathlib.Path(path))
     run.state |= {"config": "", "averages": {}, "average": "", "start": {}, "examples": []}
     expect_units(run.state)
     restore = checkpoints.restore_latest if latest else checkpoints.restore_checkpoint
@@ -89,6 +93,26 @@ def load_trained(
     if not (isinstance(start := run.state["start"], dict) and "digest" in start):
         del run.state["start"]
     return choose_average(pathlib.Path(path), run.state, average, run.state.pop("averages"))
+
+
+def weights_record(run: Run, average: str = "") -> dict[str, object]:
+    """Which weights results are of, for a report: "checkpoint", "step", the average, and a digest
+    of the averaged weights; where they are known, classes and the options of training that differ.
+
+    Args:
+        average: that was loaded, of those that `eval.ema` names.
+    """
+    record = {"checkpoint": run.checkpoint, "step": run.state["step"]}
+    if run.config.eval.ema:
+        record["ema"] = average
+    if run.state["class_to_idx"]:
+        record["class_to_idx"] = run.state["class_to_idx"]
+    if run.trained is not None:
+        changed = changes(run.trained, run.config)
+        record["trained_with"] = {key: old for key, (old, _) in changed.items()}
+    model = run.state["model"]
+    with run.state["ema"].applied(model.parameters()):
+        return record | {"weights": {"digest": weights_digest(model)}}
 
 
 def from_checkpoint(
@@ -112,6 +136,7 @@ def from_checkpoint(
     own = complete(own)
     own.device = str(device)
     run = setup(own)
+    run.checkpoint = name_of(pathlib.Path(path))
     expect_units(run.state)
     checkpoints.restore_contents(path, contents, run.state)
     check_units(path, own, run.state)
