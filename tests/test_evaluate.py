@@ -20,6 +20,7 @@ from score_lib.runs import evaluate, rounds, statistics
 from score_lib.runs.evaluate import find_checkpoints
 from score_lib.runs.examples import present_examples
 from score_lib.runs.heldout import examples_text
+from score_lib.runs.rounds import Job
 from score_lib.runs.start import META
 from score_lib.runs.statistics import sampled_pixels
 
@@ -207,6 +208,38 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_refused(
     chosen = {**options, "eval__checkpoint": str(tmp_path / META.name)}
     with pytest.raises(OSError, match=r"checkpoint\.pth was replaced while it was read"):
         run_lib.evaluate(small_config(**chosen), tmp_path, measures={})
+
+
+@pytest.mark.parametrize(
+    ("changed", "refusal"),
+    [
+        ({"eval__stats": "none.npz"}, "there are no statistics of IMAGES at none.npz"),
+        ({"eval__bpd_num_images": 41}, "41 examples are asked for, and the test part of .* has 40"),
+        ({"eval__ema": ",none,0.5"}, r"eval\.ema = '0\.5' is no average of .*checkpoint_1\.pth"),
+    ],
+)
+def test_an_evaluation_is_refused_before_its_work(
+    workdir, options, tmp_path, monkeypatch, changed, refusal
+):
+    """Of the last measure, and of the last average, before the first round; no file is left."""
+    monkeypatch.setattr(Job, "round", lambda *_: pytest.fail("a round was made"))
+    monkeypatch.setattr(Job, "joint_round", lambda *_: pytest.fail("a round was made"))
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises((OSError, ValueError), match=refusal):
+        run_lib.evaluate(small_config(**{**options, **changed}), tmp_path)
+    assert not {"config.json", "report.json"} & {p.name for p in (tmp_path / "eval").iterdir()}
+
+
+def test_a_checkpoint_of_another_network_is_refused_before_the_first_is_measured(
+    workdir, options, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Job, "joint_round", lambda *_: pytest.fail("a round was made"))
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    contents = read_checkpoint(tmp_path / "checkpoints/checkpoint_2.pth")
+    del contents["model"][next(iter(contents["model"]))]
+    save_checkpoint(tmp_path / "checkpoints/checkpoint_2.pth", contents)
+    with pytest.raises(ValueError, match=r"checkpoint_2\.pth"):
+        run_lib.evaluate(small_config(**options), tmp_path)
 
 
 def test_options_of_other_modes_leave_an_evaluation_as_it_is(workdir, options):

@@ -36,8 +36,7 @@ def compare_with_data(job: Job) -> dict[str, float]:
         ValueError: too few samples or held-out examples, before any sample is drawn.
     """
     run, options = job.run, job.run.config.eval
-    held_out = HeldOutExamples(run, options.num_samples)
-    _check_enough(run, options.num_samples, held_out)
+    held_out = enough_held_out(job)
     tell_shares(run, options.num_samples, held_out)
     folder = f"ckpt_{job.label}"
     parts = in_batches(range(options.num_samples), options.batch_size)
@@ -64,6 +63,18 @@ def compare_with_data(job: Job) -> dict[str, float]:
         return {**found, "num_samples": len(samples), "num_data": len(data)}
 
     return distributed.on_main(report)
+
+
+def enough_held_out(job: Job) -> "HeldOutExamples":
+    """The examples that samples are compared with.
+
+    Raises:
+        ValueError: too few samples or held-out examples.
+    """
+    count = job.run.config.eval.num_samples
+    held_out = HeldOutExamples(job.run, count)
+    _check_enough(job.run, count, held_out)
+    return held_out
 
 
 def _check_enough(run: Run, samples: int, held_out: "HeldOutExamples") -> None:

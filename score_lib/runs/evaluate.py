@@ -23,6 +23,7 @@ from score_lib.disk.reports import REPORTS, write_report
 from score_lib.runs.averages import names_of_averages
 from score_lib.runs.dequantizer import dequantizer_file
 from score_lib.runs.measures import MEASURES
+from score_lib.runs.refusals import CHECKS
 from score_lib.runs.rounds import Job, check_folder, fingerprint, has_rounds
 from score_lib.runs.setup import Run, setup
 from score_lib.runs.start import chosen_checkpoint, name_of, weights_serve
@@ -62,8 +63,15 @@ def evaluate(
             stack.enter_context(messages_to(folder / "stdout.txt"))
         records, compared = [], set()
         averages = names_of_averages(run.config.eval.ema)
-        for (label, path), average in itertools.product(checkpoints.items(), averages):
+        wanted = list(itertools.product(checkpoints.items(), averages))
+        if len(wanted) > 1:  # the last is refused before the first is measured
+            for (_, path), average in wanted:
+                _load(run, path, average)
+        for (label, path), average in wanted:
             job = _job(run, path, folder, label, workdir, average, compared)
+            for option in measures:
+                if run.config.eval[option]:
+                    CHECKS[option](job)
             distributed.on_main(lambda: _begin(folder, run.config))
             records.append(_evaluate_one(job, average, measures))
             distributed.on_main(lambda: write_report(folder, records))
@@ -101,9 +109,7 @@ def _job(
             count as those of another.
     """
     before = file_state(path)
-    run.state["class_to_idx"] = {}  # a file that records none is not of the classes of another
-    given = path == pathlib.Path(run.config.model.weights) and not run.config.eval.checkpoint
-    choice = load_weights(run, average) if given else load_trained(run, path, average=average)
+    choice = _load(run, path, average)
     dequantizer = dequantizer_file(run.config, workdir)
     files = (path,) if dequantizer is None else (path, dequantizer)
     name = f"{label}_{average}" if average else label
@@ -113,6 +119,13 @@ def _job(
             f"{path} was replaced while it was read: evaluate it again, or a numbered checkpoint"
         )
     return Job(run, folder, name, known, workdir, compared)
+
+
+def _load(run: Run, path: pathlib.Path, average: str) -> str:
+    """Load an average of a checkpoint, or of `model.weights`, into the run, see `load_trained`."""
+    run.state["class_to_idx"] = {}  # a file that records none is not of the classes of another
+    given = path == pathlib.Path(run.config.model.weights) and not run.config.eval.checkpoint
+    return load_weights(run, average) if given else load_trained(run, path, average=average)
 
 
 def _evaluate_one(job: Job, average: str, measures: Mapping[str, Callable[[Job], dict]]) -> dict:

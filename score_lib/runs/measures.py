@@ -22,8 +22,7 @@ from score_lib.disk.arrays import save_arrays
 from score_lib.disk.files import write_text
 from score_lib.disk.pictures import save_grid
 from score_lib.disk.reports import markdown_table, mean_and_error, save_histogram
-from score_lib.elbo import get_elbo_fn
-from score_lib.likelihood import LogLikelihood, get_log_likelihood_fn
+from score_lib.likelihood import LogLikelihood
 from score_lib.losses.objectives import NoisyLoss
 from score_lib.metrics.configured import recognises_classes
 from score_lib.metrics.extractors import Extractor
@@ -33,10 +32,10 @@ from score_lib.runs.accuracy import correct_shares, levels_by_noise
 from score_lib.runs.comparisons import compare_with_data
 from score_lib.runs.dequantizer import get_dequantization
 from score_lib.runs.heldout import HeldOut
+from score_lib.runs.refusals import check_samples, elbo_fn, likelihood_fn, vlb_fn
 from score_lib.runs.rounds import Job
 from score_lib.runs.setup import Run, in_batches
-from score_lib.runs.statistics import comparable_extractor, data_statistics, statistics_record
-from score_lib.vlb import get_vlb_fn
+from score_lib.runs.statistics import statistics_record
 
 # The share of a batch whose likelihood is computed again, with half as many steps.
 CHECKED_SHARE = 1 / 16
@@ -245,8 +244,7 @@ def elbo_terms(
     run: Run, images: Tensor, levels: int, noise: Callable, condition: Condition = UNCONDITIONAL
 ) -> dict[str, np.ndarray]:
     """Bits/dim or nats by the bound, and its standard error in nats; as `likelihood_terms`."""
-    elbo_fn = get_elbo_fn(run.sde, num_times=run.config.eval.elbo_num_times, **run.reading)
-    bound = elbo_fn(run.network(condition), images, noise=noise)
+    bound = elbo_fn(run, levels)(run.network(condition), images, noise=noise)
     values = run.unit.of(bound.total, levels)
     return {
         run.unit.name: values.cpu().numpy(),
@@ -258,18 +256,10 @@ def vlb_terms(
     run: Run, images: Tensor, levels: int, noise: Callable, condition: Condition = UNCONDITIONAL
 ) -> dict[str, np.ndarray]:
     """Bits/dim of images by the bound of the chain, and its terms; as `likelihood_terms`."""
-    options = run.config.eval
-    vlb_fn = get_vlb_fn(
-        run.sde,
-        run.inverse_scaler,
-        levels,
-        variance=options.vlb_variance,
-        num_times=options.vlb_num_times,
-        parametrization=run.reading["parametrization"],
-    )
     network = run.network(UNCONDITIONAL)
-    network = WithVariances(network) if options.vlb_variance == "learned" else network
-    terms = vlb_fn(given(network, condition), images, noise=noise)._asdict()
+    if run.config.eval.vlb_variance == "learned":
+        network = WithVariances(network)
+    terms = vlb_fn(run, levels)(given(network, condition), images, noise=noise)._asdict()
     return {"bpd": terms.pop("total").cpu().numpy()} | {
         k: v.cpu().numpy() for k, v in terms.items()
     }
@@ -315,16 +305,7 @@ def likelihood_terms(
 def _log_likelihood(
     run: Run, images: Tensor, noise: Callable, condition: Condition, steps: int
 ) -> LogLikelihood:
-    options = run.config.eval
-    log_likelihood_fn = get_log_likelihood_fn(
-        run.sde,
-        hutchinson_type=options.hutchinson_type,
-        num_probes=options.num_probes,
-        per_sample=options.per_sample_error,
-        steps=steps,
-        **run.reading,
-    )
-    return log_likelihood_fn(run.network(condition), images, noise=noise)
+    return likelihood_fn(run, steps)(run.network(condition), images, noise=noise)
 
 
 def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | None]:
@@ -338,12 +319,10 @@ def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | Non
         errors: add `sampling_errors`, which take as long as fifty such distances.
     """
     run, options = job.run, job.run.config.eval
-    if "image" in run.conditions.kinds:
-        job.check_data("test", labels=False)  # sample k has the condition of held-out example k
+    check_samples(job)
     if not run.pictures:
         return compare_with_data(job)
-    real = data_statistics(run, job.workdir)
-    extractor = comparable_extractor(run, real, job.workdir)
+    real, extractor = job.prepared["samples"]
     basis = extractor.identity + (" and spatial features" if extractor.with_spatial else "")
     folder = f"ckpt_{job.label}"
     parts = in_batches(range(options.num_samples), options.batch_size)

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_lib.base import distributed
-from score_lib.data.loading import DatasetInfo, get_streams
+from score_lib.data.loading import DatasetInfo, check_levels, get_streams
 from score_lib.data.sources import Source, log_once
 from score_lib.disk.arrays import load_arrays, save_arrays
 from score_lib.disk.files import file_digest, printable, text_digest, write_text
@@ -58,6 +58,7 @@ class Job:
         workdir: folder of the run, where statistics of the data may be.
         compared: the parts of the data that `check_data` has compared, for all jobs of a folder.
         held_out: the `held_out_text` of the data; None until `check_held_out` looks.
+        prepared: read by a check of a measure, for the measure itself.
     """
 
     run: Run
@@ -67,6 +68,7 @@ class Job:
     workdir: pathlib.Path | None = None
     compared: set[str] = dataclasses.field(default_factory=set)
     held_out: str | None = None
+    prepared: dict[str, object] = dataclasses.field(default_factory=dict)
 
     def check_data(self, split: str, *, labels: bool = True) -> None:
         """Refuse data that do not belong to the network, or are others than earlier rounds are of.
@@ -75,10 +77,11 @@ class Job:
             split: the part of the data that rounds are made of, "train" or "test".
             labels: whether a network that knows classes is told those of the data.
         Raises:
-            ValueError: the labels are not those that it has learned, or the data have changed
-                since earlier rounds in the folder.
+            ValueError: the labels are not those that it has learned, the data have changed since
+                earlier rounds in the folder, or `data.levels` is to be set.
         """
         info = get_streams(self.run.config, evaluation=True)[2]
+        check_levels(self.run.config, info)
         if labels:
             self.run.check_labels(info)
         if split not in self.compared:
