@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ("dps", "pigdm", "projection", "tweedie"))
 def test_inpainting(runs, method):
-    arrays, (figures,), folder = runs.control("inpaint", "unet", method=method, iterations=2)
+    arrays, (figures,), folder = runs.control("inpaint", "unet", method=method)
     assert arrays["input"].shape == (4, 1, 8, 8) and arrays["result"].shape == (4, 2, 1, 8, 8)
     known = arrays["measurement"][..., :4]
     np.testing.assert_allclose(known, arrays["input"][..., :4], atol=1e-6)
@@ -225,6 +225,37 @@ MISTAKES = {
     "no image": ("inpaint", {"path": "nowhere.png"}, "nowhere.png"),
     "no mask": ("inpaint", {"mask": "nowhere.png"}, "mask.*'nowhere.png'"),
     "two operators": ("inpaint", {"mask": "a.png", "operator": "box"}, "control.mask.*'box'"),
+    "another operator": (
+        "inpaint",
+        {"box": (2, 2, 4, 4)},
+        r"control.box = \(2, 2, 4, 4\) is an option of 'box', and control.operator = 'half' does",
+    ),
+    "a mask and keep": (
+        "inpaint",
+        {"mask": "a.png", "keep": 0.5},
+        r"keep = 0\.5 .*control.mask = ",
+    ),
+    "another method": (
+        "restore",
+        {"strength": 0.5},
+        "'dps', and control.method = 'pigdm' does not",
+    ),
+    "a task of masks": (
+        "inpaint",
+        {"operator": "blur"},
+        "operator = 'blur', set control.task = 'r",
+    ),
+    "mask of a task without": (
+        "edit",
+        {"mask": "a.png"},
+        "control.mask = 'a.png' counts for nothing",
+    ),
+    "guided inpainting": ("inpaint", {"classifier": "a.pth"}, "choose a task from class"),
+    "labels for none": (
+        "edit",
+        {"labels": (3,)},
+        r"labels = \(3,\) counts for nothing, as the net",
+    ),
     "no results": ("inpaint", {"num_results": 0}, "control.num_results = 0.*at least 1"),
     "noise": ("restore", {"noise_std": -0.1}, r"control.noise_std = -0\.1.*at least 0"),
     "temperature": ("temperature", {"temperatures": (-1.0,)}, r"temperatures = \(-1\.0,\)"),

@@ -534,7 +534,7 @@ def test_another_measurement_than_that_of_the_condition_is_refused(case, method,
     ("task", "operator", "changes"),
     (
         ("inpaint", "box", {}),
-        ("inpaint", "half", {"control__operator": "Half", "control__factor": 4}),
+        ("inpaint", "half", {"control__operator": "Half"}),
         ("colorize", "gray", {}),
         ("restore", "super_resolution", {"training__condition_factor": 4}),
         (
@@ -545,7 +545,7 @@ def test_another_measurement_than_that_of_the_condition_is_refused(case, method,
     ),
 )
 def test_options_that_suit_the_condition_are_taken(task, operator, changes, tmp_path):
-    """Defaults do, and options that the operator does not read."""
+    """Defaults do, and the same operator, in any case."""
     experiment = "vp/color_digits" if task == "colorize" else "vp/digits"
     options = {**TOLD, "control__method": "none", **changes}
     options["training__condition_operator"] = operator

@@ -58,6 +58,8 @@ def control(given, tmp_path):
 
     def carry_out(task, **changes):
         options = {**OPTIONS, **given, "control__task": task, **changes}
+        if task != "class":
+            del options["control__classifier"]
         config = small_config(model__name="recorder", **options)
         Recorder.calls.clear()
         RecordingClassifier.calls.clear()

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 import torch
+from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_lib.base import distributed
@@ -13,12 +14,27 @@ from score_lib.disk.files import folder_of_results, make_way, open_folder
 from score_lib.disk.logs import messages_to
 from score_lib.disk.pictures import is_picture, save_grid
 from score_lib.disk.reports import write_report
+from score_lib.options import complete
 from score_lib.runs import image_tasks, latent_tasks  # noqa: F401  (they register)
 from score_lib.runs.averages import one_average
 from score_lib.runs.samples import draw_samples
 from score_lib.runs.setup import Run
 from score_lib.runs.tasks import get_task
 from score_lib.runs.trained import restored, weights_record
+
+_RESTORING = ("inpaint", "colorize", "restore")
+_TASKS = (*_RESTORING, "class", "edit", "reconstruct", "interpolate", "temperature")
+_TASKS += ("compare_codes",)
+# Options of `control` that would count for nothing in others of these tasks.
+_READ_BY = {
+    "mask": _RESTORING,
+    "operator": _RESTORING,
+    "noise_std": _RESTORING,
+    "classifier": ("class",),
+    "start_time": ("edit",),
+    "path": {*_TASKS} - {"class", "temperature"},
+    "labels": {*_TASKS} - {"temperature"},
+}
 
 
 def control(config, workdir: str | os.PathLike) -> pathlib.Path:
@@ -39,6 +55,7 @@ def control(config, workdir: str | os.PathLike) -> pathlib.Path:
         raise ValueError("--mode control runs in one process: start it without torchrun")
     run = restored(config, workdir)
     options = run.config.control
+    _refuse_unread(options)
     name = pathlib.PurePath("control", options.name or options.task)
     folder = folder_of_results(workdir, name, f"control.name = {options.name!r}")
     of = weights_record(run, one_average(run.config.eval.ema))
@@ -52,6 +69,22 @@ def control(config, workdir: str | os.PathLike) -> pathlib.Path:
         _save_picture(folder / "grid.png", outcome.columns, run)
         write_report(folder, [of | figures for figures in outcome.figures])
     return folder
+
+
+def _refuse_unread(options: ConfigDict) -> None:
+    """Refuse options of other tasks than `control.task`; tasks of the user's own may read any.
+
+    Raises:
+        ValueError: such an option has another value than its default.
+    """
+    defaults, task = complete({}).control, options.task.lower()
+    for name, tasks in _READ_BY.items():
+        if options[name] != defaults[name] and task in {*_TASKS} - {*tasks}:
+            raise ValueError(
+                f"control.{name} = {options[name]!r} counts for nothing in control.task = "
+                f"{task!r}: leave it at {defaults[name]!r}, or choose a task from "
+                f"{', '.join(sorted(tasks))}"
+            )
 
 
 def _save_picture(path: pathlib.Path, columns: dict[str, Tensor], run: Run) -> None:

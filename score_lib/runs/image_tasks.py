@@ -5,16 +5,19 @@ import logging
 from typing import NamedTuple
 
 import torch
+from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from models.conditioning import Condition
+from score_lib.base.registry import Registry
 from score_lib.base.tensors import SampleNoise, derive_seed
 from score_lib.data.inputs import read_mask
 from score_lib.inverse.conditions import ClassGuidance, StartFrom
 from score_lib.inverse.measurements import GrayScale, Mask, build_operator
-from score_lib.inverse.operators import LinearOperator, measure
+from score_lib.inverse.operators import OPERATORS, LinearOperator, measure
 from score_lib.inverse.rescaled import Rescaled, rescaled
-from score_lib.inverse.restoration import STANDARDIZED, build_restoration
+from score_lib.inverse.restoration import RESTORATIONS, STANDARDIZED, build_restoration
+from score_lib.options import complete, flatten
 from score_lib.runs.conditions import check_told_operator
 from score_lib.runs.setup import Run
 from score_lib.runs.tasks import (
@@ -40,8 +43,7 @@ from score_lib.sdes.process import SDE
 @register_task(name="inpaint")
 def inpaint(run: Run) -> Outcome:
     """Fill in the open part of a mask: `control.mask`, or the operator (the right half)."""
-    _check_told(run, Mask)
-    return restore(run, operator="half")
+    return restore(run, operator="half", kind=Mask)
 
 
 @register_task(name="colorize")
@@ -52,35 +54,25 @@ def colorize(run: Run) -> Outcome:
             "control.task = 'colorize' needs images of several channels, and the model's have one: "
             "try the config configs/vp/color_digits.py"
         )
-    _check_told(run, GrayScale)
-    return restore(run, operator="gray")
-
-
-def _check_told(run: Run, kind: type[LinearOperator]) -> None:
-    """Refuse a network whose condition is another measurement than one of a kind.
-
-    Raises:
-        ValueError: another measurement.
-    """
-    task, told = run.config.control.task, run.conditions.operator
-    if not (told is None or isinstance(told, kind)):
-        raise ValueError(
-            f"control.task = {task!r} is not what the network was trained for: with "
-            f"training.condition_operator = {run.config.training.condition_operator!r}, set "
-            "control.task = 'restore'"
-        )
+    return restore(run, operator="gray", kind=GrayScale)
 
 
 @register_task(name="restore")
-def restore(run: Run, operator: str = "super_resolution") -> Outcome:
+def restore(
+    run: Run, operator: str = "super_resolution", kind: type[LinearOperator] = LinearOperator
+) -> Outcome:
     """Undo a linear measurement, `control.operator`, by the method `control.method`.
 
     Args:
         operator: used where that option is "".
+        kind: of measurements that the task is for.
+    Raises:
+        ValueError: another measurement, or options of other measurements or methods.
     """
     options = run.config.control
+    operator = _operator(run, operator, kind)
+    _refuse_unread(run.config, RESTORATIONS, "control.method", options.method)
     images, labels, condition = read_images(run)
-    operator = _operator(run, operator)
     if follows_flow(run.config) and options.method != "none":
         logging.info(
             "sampling.method = %r follows the flow; with noise at every step images were restored "
@@ -171,11 +163,28 @@ def _psnr_of_bicubic(run: Run, y: Tensor, images: Tensor) -> dict[str, float]:
     return psnr("psnr_bicubic", enlarged[:, None], images)
 
 
-def _operator(run: Run, default: str) -> LinearOperator:
-    options = run.config.control
-    if run.conditions.operator is not None:
+def _operator(run: Run, default: str, kind: type[LinearOperator]) -> LinearOperator:
+    """The measurement in force, of a kind, whose options alone are set."""
+    options, told = run.config.control, run.conditions.operator
+    source, name = "control.operator", options.operator or default
+    if told is not None:
         check_told_operator(run.config)
-        return run.conditions.operator
+        source, name = "training.condition_operator", run.config.training.condition_operator
+    elif options.mask:
+        source, name = "control.mask", options.mask
+    _refuse_unread(run.config, OPERATORS, source, name)
+    operator = _built(run, name) if told is None else told
+    if not isinstance(operator, kind):
+        raise ValueError(
+            f"control.task = {options.task!r} is for other measurements: with {source} = {name!r}, "
+            "set control.task = 'restore'"
+        )
+    return operator
+
+
+def _built(run: Run, name: str) -> LinearOperator:
+    """The measurement of `control.mask`, or else of a name."""
+    options = run.config.control
     if options.method == "none":
         raise ValueError(
             "control.method = 'none' needs a network that is told the measurement: train with "
@@ -188,7 +197,28 @@ def _operator(run: Run, default: str) -> LinearOperator:
                 "mask is an operator itself"
             )
         return Mask(run.shape, read_mask(options.mask, run.shape))
-    return build_operator(options.operator or default, run.config, run.shape)
+    return build_operator(name, run.config, run.shape)
+
+
+def _refuse_unread(config: ConfigDict, registry: Registry, source: str, name: str) -> None:
+    """Refuse options that other entries of a registry read, and the one in force does not.
+
+    Args:
+        source: the option that chose the entry, which is none of the registry for a mask.
+        name: its value.
+    Raises:
+        ValueError: such an option has another value than its default.
+    """
+    given, defaults = flatten(config), flatten(complete({}))
+    read = set() if source == "control.mask" else {*registry.feeds(name).values()}
+    for other in registry:
+        for option in sorted({*registry.feeds(other).values()} - read):
+            value = given[option]
+            if option.startswith("control.") and value != defaults.get(option, value):
+                raise ValueError(
+                    f"{option} = {value!r} is an option of {other!r}, and {source} = {name!r} "
+                    f"does not read it: leave it at {defaults[option]!r}, or choose {other!r}"
+                )
 
 
 # --- Classes --------------------------------------------------------------------------------------

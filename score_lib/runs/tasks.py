@@ -59,8 +59,14 @@ def read_images(run: Run, least: int = 1) -> Inputs:
     """The images of `control.path`, or held-out ones.
 
     Raises:
-        ValueError: they are too few, or have no labels for a network that needs them.
+        ValueError: they are too few, have no labels for a network that needs them, or
+            `control.labels` names classes for one that takes none.
     """
+    if run.config.control.labels and "classes" not in run.conditions.kinds:
+        raise ValueError(
+            f"control.labels = {run.config.control.labels} counts for nothing, as the network is "
+            "told no class: leave it at (), or choose control.task = 'class'"
+        )
     stored, labels = read_stored(run, least)
     images = as_known(run.config, stored, run.levels)
     return Inputs(images, labels, condition_of(run, run, stored, labels))
