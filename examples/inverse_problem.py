@@ -8,6 +8,7 @@ noisy points, or a blurred and noisy copy, with `--mode control`.  Of both it pr
 posterior.  Started again, it resumes.
 """
 
+import copy
 import dataclasses
 import math
 import pathlib
@@ -59,11 +60,12 @@ def demonstrate(workdir: pathlib.Path, sizes: Sizes = Sizes()) -> tuple[list[dic
     Returns:
         rows of figures, three for each operator, and the picture's file.
     """
-    config = trained(workdir, sizes)
+    common = trained(workdir, sizes)
     figure = new_figure(8, 2.1 * len(_MEASUREMENTS))
     panels = figure.subplots(len(_MEASUREMENTS), 2, squeeze=False, sharex=True, sharey=True)
     records = []
     for row, (operator, options) in zip(panels, _MEASUREMENTS.items(), strict=True):
+        config = copy.deepcopy(common)
         config.control.update(operator=operator, name=operator, **options)
         found = load_arrays(run_lib.control(config, workdir) / "arrays.npz")
         arrays = {key: torch.from_numpy(found[key]).double() for key in ("input", "result", "y")}
