@@ -175,6 +175,7 @@ def test_two_processes_write_each_snapshot_once(trained, tmp_path):
     for path in (trained[0] / snapshots.FOLDER).iterdir():
         copies = [torch.load(d / snapshots.FOLDER / path.name, weights_only=True)
                   for d in (tmp_path, trained[0])]  # fmt: skip
+        assert copies[0].pop("run") == copies[1].pop("run")
         torch.testing.assert_close(*copies, rtol=2e-3, atol=1e-5)
 
 
@@ -414,3 +415,18 @@ def test_averages_of_another_network_do_not_fit(trained, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=r"does not fit this network: averaged param"):
             use()
+
+
+def test_snapshots_of_another_run_are_refused(trained, tmp_path):
+    """As were left behind, or copied; those that do not tell their run are taken."""
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    config = options(eval__ema="posthoc_0.12", eval__checkpoint=str(folder / META))
+    run_lib.restored(config, folder)
+    path = snapshots.path_of(folder, 4, ["posthoc_0.05", "posthoc_0.1"])
+    contents = torch.load(path, weights_only=True)
+    torch.save(contents | {"run": ""}, path)
+    run_lib.restored(config, folder)
+    run_lib.train(options(seed=5, **AVERAGES), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / snapshots.FOLDER / path.name, path)
+    with pytest.raises(ValueError, match=r"step_4_.*\.pth is of another run than .*run records"):
+        run_lib.restored(config, folder)

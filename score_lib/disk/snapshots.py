@@ -1,8 +1,8 @@
 """Snapshots of averages with power-function profiles, in half precision, beside the checkpoints.
 
-A file `posthoc/step_{step}_{sigma_rel}_{sigma_rel}.pth` holds {"step", "averages"}: lists of
-tensors by `profile_name`.  Its name says which profiles are in it, so that a sum of many files
-reads each of them once.
+A file `posthoc/step_{step}_{sigma_rel}_{sigma_rel}.pth` holds {"step", "run", "averages"}: a digest
+of the run's beginning, which older files lack, and lists of tensors by `profile_name`.  Its name
+says which profiles are in it, so that a sum of many files reads each of them once.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from score_lib.base.profiles import POSTHOC, Profile, gamma_of, profile_name
 from score_lib.disk.checkpoints import read_plain
-from score_lib.disk.fit import check_snapshot
+from score_lib.disk.fit import CheckpointError, check_snapshot
 
 FOLDER = "posthoc"
 # Its rounding is 8 times finer than bfloat16's, and weights need none of the latter's range.
@@ -53,10 +53,14 @@ def path_of(workdir: str | os.PathLike, step: int, names: list[str]) -> pathlib.
     return pathlib.Path(workdir) / FOLDER / f"step_{'_'.join([str(step), *parts])}.pth"
 
 
-def contents_of(step: int, averages: Mapping[str, list[Tensor]]) -> dict:
-    """Contents of a snapshot, in half precision."""
+def contents_of(step: int, averages: Mapping[str, list[Tensor]], run: str) -> dict:
+    """Contents of a snapshot, in half precision.
+
+    Args:
+        run: tells runs apart; "" if that is not known.
+    """
     halves = {name: [t.detach().to(PRECISION) for t in ts] for name, ts in averages.items()}
-    return {"step": step, "averages": halves}
+    return {"step": step, "run": run, "averages": halves}
 
 
 def rounding(weights: Iterable[float]) -> float:
@@ -77,19 +81,27 @@ def find(workdir: str | os.PathLike) -> list[Stored]:
     return sorted(found)
 
 
-def add_to(total: list[Tensor], path: pathlib.Path, weights: Mapping[str, float], ema) -> None:
+def add_to(
+    total: list[Tensor], path: pathlib.Path, weights: Mapping[str, float], ema, run: str = ""
+) -> None:
     """Add the averages in a file, times their weights, to a sum.
 
     Args:
         total: changed in place, in its own precision.
         weights: of the averages, by name.
         ema: an average of the network, whose shapes are expected.
+        run: that of which the file should be, if it tells; "": any.
     Raises:
-        CheckpointError: the file is damaged, or of another network.
+        CheckpointError: the file is damaged, or of another network or run.
     """
     contents = read_plain(path, mapped=True)
     averages = contents.get("averages") if isinstance(contents, dict) else None
     check_snapshot(path, averages, list(weights), ema)
+    if run and contents.get("run", "") not in ("", run):
+        raise CheckpointError(
+            f"{path} is of another run than the one that {path.parent.parent} records: move the "
+            "snapshots that are not of this run away"
+        )
     for name, weight in weights.items():
         for sum_, tensor in zip(total, averages[name], strict=True):
             sum_.add_(tensor.to(sum_), alpha=weight)

@@ -23,6 +23,7 @@ from score_lib.disk.fit import CheckpointError, check_average
 from score_lib.disk.snapshots import Stored
 from score_lib.losses.optimization import ema_decay, half_life
 from score_lib.options import complete
+from score_lib.runs.history import beginning_of
 
 # The main average, as a file that holds one alone records it.
 MAIN = "main"
@@ -179,6 +180,7 @@ def _combine(path: pathlib.Path, state: dict, wanted: _Wanted, stored: Mapping) 
     profile = Profile(wanted.step, gamma_of(wanted.sigma_rel))
     weights, error = weights_of([part.profile for part in parts], profile)
     total = [torch.zeros_like(average) for average in ema.shadow_params]
+    run = beginning_of(_workdir_of(path))
     weighted = list(zip(parts, weights.tolist(), strict=True))
     for file, group in itertools.groupby(weighted, key=lambda pair: pair[0].path):
         named = {part.name: weight for part, weight in group}
@@ -187,7 +189,7 @@ def _combine(path: pathlib.Path, state: dict, wanted: _Wanted, stored: Mapping) 
                 _load(path, ema, key, stored)
                 torch._foreach_add_(total, ema.shadow_params, alpha=weight)
         else:
-            snapshots.add_to(total, file, named, ema)
+            snapshots.add_to(total, file, named, ema, run)
     _replace(ema, total)
     state["step"] = wanted.step
     doubtful = error > _DOUBTFUL
@@ -209,13 +211,18 @@ def _combine(path: pathlib.Path, state: dict, wanted: _Wanted, stored: Mapping) 
     return f"{wanted.name} {text_digest(used)}"
 
 
+def _workdir_of(path: pathlib.Path) -> pathlib.Path:
+    """The folder of the run that a checkpoint is in."""
+    return path.resolve().parent.parent
+
+
 def _parts(path: pathlib.Path, step: int, wanted: _Wanted, stored: Mapping) -> list[Stored]:
     """The stored averages up to the wanted step, the checkpoint's own before snapshots.
 
     Raises:
         ValueError: there are none, or none of that step.
     """
-    workdir = path.resolve().parent.parent
+    workdir = _workdir_of(path)
     own = [Stored(step, name, path) for name in stored if name.startswith(POSTHOC)]
     found = snapshots.find(workdir)
     if not own + found:

@@ -280,6 +280,12 @@ def began_alike(workdir: pathlib.Path, config: ConfigDict, start: dict | None) -
     )
 
 
+def beginning_of(workdir: pathlib.Path) -> str:
+    """A short hash of how the recorded run in a folder began; "" if that is not known."""
+    first, *_ = _earlier(_history_of(workdir), sys.maxsize) or [{"step": None}]
+    return text_digest(json.dumps(first, sort_keys=True)) if first["step"] == 0 else ""
+
+
 def run_digest(config: ConfigDict) -> str:
     """A short hash of the options that decide on the weights of a run."""
     return text_digest(json.dumps(_trained_by(config), sort_keys=True))

@@ -46,7 +46,7 @@ from score_lib.runs.courses import (
     set_other_step_aside,
 )
 from score_lib.runs.examples import Examples, present_examples, record_examples
-from score_lib.runs.history import record_config
+from score_lib.runs.history import beginning_of, record_config
 from score_lib.runs.quality import Quality, get_quality, is_best_file
 from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import Run, setup
@@ -378,7 +378,8 @@ class Training:
         named, step = self.state["averages"].named, self.state["step"]
         averages = {name: named[name].shadow_params for name in names}
         path = snapshots.path_of(self.workdir, step, names)
-        self.writer.save_contents(path, snapshots.contents_of(step, averages), kind="snapshot")
+        contents = snapshots.contents_of(step, averages, beginning_of(self.workdir))
+        self.writer.save_contents(path, contents, kind="snapshot")
 
     def _save_numbered(self) -> None:
         step, frequency = self.state["step"], self.options.snapshot_freq
