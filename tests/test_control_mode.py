@@ -1,11 +1,12 @@
 """`--mode control`: inverse problems, classes and editing, their files, and mistakes."""
 
 import math
+import pathlib
 
 import numpy as np
 import pytest
 import torch
-from control_runs import Runs
+from control_runs import Runs, save
 from PIL import Image
 from small_runs import small_config
 
@@ -287,6 +288,19 @@ def test_results_by_other_options_make_way(runs):
     assert not aside.exists()
     runs.control("inpaint", name="again", method="projection")
     assert (aside / "arrays.npz").read_bytes() == before
+
+
+def test_results_of_other_weights_make_way(tmp_path):
+    """By the same command, of the latest checkpoint, which has changed since."""
+    runs = Runs(tmp_path)
+    *_, folder = runs.control("edit")
+    before = (folder / "arrays.npz").read_bytes()
+    path = runs.checkpoint("gaussian")
+    run = run_lib.from_checkpoint(path, "cpu")
+    run.state["ema"].shadow_params[0] += 1
+    save(run, pathlib.Path(path))
+    runs.control("edit")
+    assert (folder.parent / "set_aside/out_other_weights/arrays.npz").read_bytes() == before
 
 
 def test_reports_say_which_weights_they_are_of(runs):

@@ -1,5 +1,6 @@
 """Controllable generation and the latent space from the command line: `--mode control`."""
 
+import json
 import logging
 import os
 import pathlib
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from score_lib.base import distributed
 from score_lib.disk.arrays import save_arrays
-from score_lib.disk.files import folder_of_results, make_way, open_folder
+from score_lib.disk.files import folder_of_results, make_way, open_folder, set_aside
 from score_lib.disk.logs import messages_to
 from score_lib.disk.pictures import is_picture, save_grid
-from score_lib.disk.reports import write_report
+from score_lib.disk.reports import REPORTS, write_report
 from score_lib.options import complete
 from score_lib.runs import image_tasks, latent_tasks  # noqa: F401  (they register)
 from score_lib.runs.averages import one_average
@@ -42,7 +43,7 @@ def control(config, workdir: str | os.PathLike) -> pathlib.Path:
 
     Files, in `control/{control.name or the task}/`: `grid.png`, the columns side by side;
     `arrays.npz`, the same and more in floats; `report.{md,json}`, `config.json` and `stdout.txt`.
-    Results by other options that are there are moved to `control/set_aside/`.
+    Results by other options or of other weights that are there are moved to `control/set_aside/`.
 
     Returns:
         the folder with the files.
@@ -61,6 +62,8 @@ def control(config, workdir: str | os.PathLike) -> pathlib.Path:
     of = weights_record(run, one_average(run.config.eval.ema))
     outcome = get_task(options.task)(run)
     make_way(folder, run.config)
+    if folder.exists() and _weights_in(folder) != of["weights"]:
+        set_aside(folder, "other_weights")
     open_folder(folder, run.config)
     with messages_to(folder / "stdout.txt"):
         arrays = {**outcome.columns, **outcome.arrays}
@@ -85,6 +88,14 @@ def _refuse_unread(options: ConfigDict) -> None:
                 f"{task!r}: leave it at {defaults[name]!r}, or choose a task from "
                 f"{', '.join(sorted(tasks))}"
             )
+
+
+def _weights_in(folder: pathlib.Path) -> object:
+    """The weights that results in a folder are of, as `weights_record` tells them, if it does."""
+    try:
+        return json.loads((folder / REPORTS[0]).read_text(encoding="utf-8"))[0]["weights"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _save_picture(path: pathlib.Path, columns: dict[str, Tensor], run: Run) -> None:
