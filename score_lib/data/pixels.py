@@ -75,7 +75,8 @@ class Pixels(NamedTuple):
         if values.dtype == np.uint8 and self.range and not (low >= 0 and high <= 255):
             raise Unsuited(
                 f"{where} holds uint8, but data.range={tuple(self.range)} is meant for others: "
-                f"black and white of uint8 are in 0 ... 255"
+                f"black and white of uint8 are in 0 ... 255 (beside images of more bits, save it "
+                f"with as many)"
             )
         # Negated, so that nan is outside.
         outside = ~((values >= low) & (values <= high))
