@@ -35,7 +35,7 @@ from score_lib.runs.heldout import HeldOut
 from score_lib.runs.refusals import check_samples, elbo_fn, likelihood_fn, vlb_fn
 from score_lib.runs.rounds import Job
 from score_lib.runs.setup import Run, in_batches
-from score_lib.runs.statistics import statistics_record
+from score_lib.runs.statistics import comparable_extractor, statistics_record
 
 # The share of a batch whose likelihood is computed again, with half as many steps.
 CHECKED_SHARE = 1 / 16
@@ -322,7 +322,7 @@ def evaluate_samples(job: Job, *, errors: bool = False) -> dict[str, float | Non
     check_samples(job)
     if not run.pictures:
         return compare_with_data(job)
-    real, extractor = job.prepared["samples"]
+    real, extractor = job.statistics, comparable_extractor(run, job.statistics, job.workdir)
     basis = extractor.identity + (" and spatial features" if extractor.with_spatial else "")
     folder = f"ckpt_{job.label}"
     parts = in_batches(range(options.num_samples), options.batch_size)

@@ -26,9 +26,10 @@ def check_samples(job: Job) -> None:
         job.check_data("test", labels=False)  # sample k has the condition of held-out example k
     if not run.pictures:
         enough_held_out(job)
-    elif "samples" not in job.prepared:
-        real = data_statistics(run, job.workdir)
-        job.prepared["samples"] = real, comparable_extractor(run, real, job.workdir)
+    elif job.statistics is None:
+        job.statistics = data_statistics(run, job.workdir)
+        # Not kept: other measures need the memory of the device.
+        comparable_extractor(run, job.statistics, job.workdir)
 
 
 def check_held_out(job: Job) -> None:

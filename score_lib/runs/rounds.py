@@ -19,6 +19,7 @@ from score_lib.data.loading import DatasetInfo, check_levels, get_streams
 from score_lib.data.sources import Source, log_once
 from score_lib.disk.arrays import load_arrays, save_arrays
 from score_lib.disk.files import file_digest, printable, text_digest, write_text
+from score_lib.metrics.stats import Statistics
 from score_lib.options import flatten
 from score_lib.runs.examples import held_out_text
 from score_lib.runs.heldout import examples_text
@@ -58,7 +59,7 @@ class Job:
         workdir: folder of the run, where statistics of the data may be.
         compared: the parts of the data that `check_data` has compared, for all jobs of a folder.
         held_out: the `held_out_text` of the data; None until `check_held_out` looks.
-        prepared: read by a check of a measure, for the measure itself.
+        statistics: of the data, once `refusals.check_samples` has read them.
     """
 
     run: Run
@@ -68,7 +69,7 @@ class Job:
     workdir: pathlib.Path | None = None
     compared: set[str] = dataclasses.field(default_factory=set)
     held_out: str | None = None
-    prepared: dict[str, object] = dataclasses.field(default_factory=dict)
+    statistics: Statistics | None = None
 
     def check_data(self, split: str, *, labels: bool = True) -> None:
         """Refuse data that do not belong to the network, or are others than earlier rounds are of.
