@@ -26,6 +26,8 @@ from score_lib.options import complete
 from score_lib.runs.evaluate import evaluate
 from score_lib.runs.image_tasks import _view, restore
 from score_lib.runs.measures import likelihood_terms
+from score_lib.runs.refusals import CHECKS
+from score_lib.runs.rounds import Job
 from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import setup
 from score_lib.runs.start import META
@@ -489,6 +491,21 @@ def test_every_kind_trains_resumes_and_is_evaluated(folder, kind, monkeypatch):
     named = {"points": "coverage", "series": "log_spectral_distance"}.get(kind, "sliced_w1")
     assert record["num_samples"] == 6 and record["num_data"] == 4 and record[named] >= 0
     assert (whole / "eval/ckpt_1/held_out.png").is_file() == drawn
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"sampling__classes": ("cat",)}, "names 'cat', but the classes are numbers"),
+        ({"eval__num_samples": 3}, "eval.num_samples = 3 should be 4 or more for distances of vec"),
+    ],
+)
+def test_samples_that_cannot_be_compared_are_refused_before_any_work(tmp_path, changes, refusal):
+    np.savez(tmp_path / "a.npz", data=numbers(40, (3,)), labels=np.arange(40) % 2)
+    classes = {"data__num_classes": 2, "training__condition": "classes"}
+    config = config_of("vectors", tmp_path / "a.npz", **classes, **changes)
+    with pytest.raises(ValueError, match=refusal):
+        CHECKS["enable_sampling"](Job(setup(config), tmp_path, "1", ""))
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])

@@ -19,9 +19,11 @@ def check_samples(job: Job) -> None:
 
     Raises:
         FileNotFoundError: there are no statistics of the data, or no weights of the extractor.
-        ValueError: they do not fit, or there are too few samples or held-out examples.
+        ValueError: they do not fit, there are too few samples or held-out examples, or samples
+            would be of an unknown class.
     """
     run = job.run
+    run.conditions.classes_of_samples(range(1), run.state["class_to_idx"])  # by unknown names
     if "image" in run.conditions.kinds:
         job.check_data("test", labels=False)  # sample k has the condition of held-out example k
     if not run.pictures:
