@@ -448,6 +448,16 @@ def test_rounds_of_other_data_are_not_reused(tmp_path, caplog, monkeypatch):
         run_lib.evaluate(config, run)
 
 
+def test_both_parts_of_the_data_are_recorded_before_the_first_round(tmp_path):
+    path = tmp_path / "examples.json"
+    path.write_text('{"test": "of an evaluation that was refused before its first round"}')
+    job = Job(run_lib.setup(small_config()), tmp_path, "1", "")
+    for part in ("test", "train", "test"):
+        job.check_data(part)
+    sources = get_streams(job.run.config, evaluation=True)[2].sources
+    assert json.loads(path.read_text()) == {k: examples_text(v) for k, v in sources.items()}
+
+
 def test_held_out_examples_are_those_of_the_training(tmp_path, caplog):
     """A row in front makes every held-out row one that was trained on.
 

@@ -86,7 +86,8 @@ class Job:
         if labels:
             self.run.check_labels(info)
         if split not in self.compared:
-            distributed.on_main(lambda: _check_examples(self.folder, split, info))
+            goes_on = bool(self.compared)
+            distributed.on_main(lambda: _check_examples(self.folder, split, info, goes_on))
             self.compared.add(split)
         if split == "test":
             self.check_held_out(info.sources[split])
@@ -182,13 +183,16 @@ def has_rounds(folder: pathlib.Path) -> bool:
     return any(folder.rglob("*.npz"))
 
 
-def _check_examples(folder: pathlib.Path, split: str, info: DatasetInfo) -> None:
+def _check_examples(folder: pathlib.Path, split: str, info: DatasetInfo, goes_on: bool) -> None:
     """Refuse a part of the data that differs from its record in `examples.json`, or record it.
 
     Only some examples are read, see `examples_text`.
+
+    Args:
+        goes_on: this evaluation has recorded another part; else a record without rounds is of none.
     """
     path = folder / "examples.json"
-    recorded = _recorded(path) if has_rounds(folder) else {}
+    recorded = _recorded(path) if goes_on or has_rounds(folder) else {}
     found = examples_text(info.sources[split])
     earlier = recorded.get(split, found)
     if earlier != found:
