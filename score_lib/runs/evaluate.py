@@ -69,9 +69,9 @@ def evaluate(
                 _load(run, path, average)
         for (label, path), average in wanted:
             job = _job(run, path, folder, label, workdir, average, compared)
-            for option in measures:
-                if run.config.eval[option]:
-                    CHECKS[option](job)
+            for option, check in CHECKS.items():
+                if option in measures and run.config.eval[option]:
+                    check(job)
             distributed.on_main(lambda: _begin(folder, run.config))
             records.append(_evaluate_one(job, average, measures))
             distributed.on_main(lambda: write_report(folder, records))
