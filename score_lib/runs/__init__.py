@@ -8,7 +8,8 @@
 - `averages`, `history`, `quality`: of training: averaged weights, changes of the config, figures;
   `courses`, `examples`: checkpoints of other courses, records of the data
 - `rounds`, `measures`, `accuracy`, `comparisons`, `heldout`: an evaluation's files, figures, data;
-  `published`, `nearest`: figures of the paper, and the experiment that a config is nearest to
+  `refusals`: told before its work; `published`, `nearest`: figures of the paper, and the
+  experiment that a config is nearest to
 - `trial`, `estimates`: of a check: what steps cost, and so the whole run
 - `tasks`, `image_tasks`, `latent_tasks`: of control; `publish`, `cards`: of an export
 """
