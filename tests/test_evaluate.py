@@ -11,7 +11,7 @@ import torch
 from small_runs import few_digits, small_config
 
 import run_lib
-from datasets import MemorySource
+from datasets import MemorySource, get_streams
 from evaluation import load_statistics
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
