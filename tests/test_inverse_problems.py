@@ -377,6 +377,37 @@ def test_rows_that_repeat_others_change_nothing(method, dtype):
     torch.testing.assert_close(*found, rtol=0.01, atol=0.01 * float(found[0].abs().max()))
 
 
+@pytest.mark.parametrize("method", ("pigdm", "tweedie"))
+@pytest.mark.parametrize("noise_std", (0.0, 1e-3))
+def test_rows_that_contradict_each_other_count_with_their_mean(method, noise_std):
+    """Without noise there is no such x_0; guidance grew without an end, to a thousandfold."""
+    sde = SDES["vp"](100)
+    network = GaussianDataOracle(sde, MEAN, COVARIANCE)
+    row = torch.tensor([[0.4, 0.1, -0.3, 0.2]])
+    y = TRUTH @ row.mT
+    off = torch.tensor([[0.3, -0.2, -0.1]])
+    guided = [
+        get_restoration(method)(MatrixOperator((D,), row.expand(count, D)), given, std)
+        .guide(sde, get_score_fn(sde, network, continuous=True))(TRUTH, torch.tensor([0.01]))
+        .detach()
+        for count, given, std in ((3, y + off, noise_std), (1, y, noise_std / 3**0.5))
+    ]
+    torch.testing.assert_close(*guided, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ("pigdm", "tweedie", "projection"))
+def test_noise_that_is_not_stated_is_found_where_it_would_be_amplified(method):
+    """Samples were ten thousand times as large as the data."""
+    operator = GaussianBlur((8,), 3.0)
+    data = torch.linspace(-1, 1, 16).reshape(2, 8).sin()
+    y = operator.apply(data)
+    get_restoration(method)(operator, y)
+    noisy = y + 0.1 * torch.tensor([1.0, -1.0]).repeat(4)
+    get_restoration(method)(operator, noisy, 0.1)
+    with pytest.raises(ValueError, match=r"times as large .* state .* noise_std, above 0"):
+        get_restoration(method)(operator, noisy)
+
+
 @pytest.mark.parametrize("noise_std", (1e-4, 1e-2))
 def test_a_row_measured_four_times_has_half_the_noise(noise_std):
     """Little noise is no rounding, in float32 either."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from score_lib.base.gradients import recording
 from score_lib.base.registry import Registry
 from score_lib.base.tensors import batch_mul, check_floats, rows
+from score_lib.inverse.equations import ROUNDINGS, check_meaning, explained, solve
 from score_lib.inverse.operators import LinearOperator
 from score_lib.samplers.loop import Constraint, Noise, Step
 from score_lib.sdes.coefficients import check_scaled_mean, marginal
@@ -17,9 +18,6 @@ from score_lib.sdes.process import SDE
 
 # Within which standardised data lie, and an estimate of them should: far outside of most.
 STANDARDIZED = (-10.0, 10.0)
-
-# So many roundings of y or of A^T u tell nothing.
-ROUNDINGS = 8
 
 # Builders take (operator, measurement, noise_std) and `bounds`, the range of the data, or None.
 RESTORATIONS = Registry("restoration method")
@@ -83,6 +81,7 @@ class DataConsistency(Measured):
     def __init__(self, operator: LinearOperator, measurement: Tensor, noise_std: float = 0.0):
         super().__init__(operator, measurement, noise_std)
         self.value = operator.pinv(self.measurement)
+        check_meaning(operator, self.measurement, self.value, noise_std)
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -280,7 +279,36 @@ class DiffusionPosteriorSampling(PosteriorGuidance):
         return batch_mul(self.strength / (G**2 * norm).clamp(min=1e-12), residual)
 
 
-class PseudoInverseGuidance(PosteriorGuidance):
+class _Solved(PosteriorGuidance):
+    """u by conjugate gradients, of the part of y that A explains: A^T u is 0 of the rest.
+
+    Where rows of A depend on each other, noise may contradict them; the iterations would follow it
+    far beyond the data.
+
+    Args:
+        iterations: of conjugate gradients.
+    """
+
+    def __init__(
+        self,
+        operator: LinearOperator,
+        measurement: Tensor,
+        noise_std: float = 0.0,
+        *,
+        iterations: int = 5,
+        **options,
+    ):
+        super().__init__(operator, measurement, noise_std, **options)
+        if not iterations >= 1:
+            raise ValueError(
+                f"without an iteration the measurement counts for nothing: set iterations to 1 or "
+                f"more, not {iterations}"
+            )
+        self.iterations = iterations
+        self.measurement = explained(operator, self.measurement, noise_std)
+
+
+class PseudoInverseGuidance(_Solved):
     """C = r^2 I, as for data of independent entries.  [Song et al. 2023, PiGDM]
 
     r^2 = s^2 d^2 / (s^2 + m^2 d^2) where the data have standard deviation d; exact if they are
@@ -291,13 +319,13 @@ class PseudoInverseGuidance(PosteriorGuidance):
         iterations: of conjugate gradients, where A A^T is not a multiple of I.
     """
 
-    def __init__(self, *measured, data_std: float = 0.5, iterations: int = 5, **options):
+    def __init__(self, *measured, data_std: float = 0.5, **options):
         super().__init__(*measured, **options)
         if not 0 < data_std < math.inf:
             raise ValueError(
                 f"the deviation of data is a number above 0, not data_std = {data_std}"
             )
-        self.data_std, self.iterations = data_std, _checked_iterations(iterations)
+        self.data_std = data_std
 
     def weigh(self, residual: Tensor, pull_back: Callable, sde: SDE, t: Tensor) -> Tensor:
         scale, std = sde.scale_and_std(t, len(self.operator.shape))
@@ -310,7 +338,7 @@ class PseudoInverseGuidance(PosteriorGuidance):
 
 
 @register_restoration(name="tweedie", options={"iterations": "control.iterations"})
-class TweedieGuidance(PosteriorGuidance):
+class TweedieGuidance(_Solved):
     """C = (s^2 / m) J, the covariance of x_0 given x_t itself.  [Boys et al. 2023, TMPD]
 
     Exact for Gaussian data of any covariance.  A step of conjugate gradients costs one backward
@@ -319,10 +347,6 @@ class TweedieGuidance(PosteriorGuidance):
     Args:
         iterations: of conjugate gradients; as many as y has entries solve the system exactly.
     """
-
-    def __init__(self, *measured, iterations: int = 5, **options):
-        super().__init__(*measured, **options)
-        self.iterations = _checked_iterations(iterations)
 
     def weigh(self, residual: Tensor, pull_back: Callable, sde: SDE, t: Tensor) -> Tensor:
         scale, std = sde.scale_and_std(t, len(self.operator.shape))
@@ -334,15 +358,6 @@ class TweedieGuidance(PosteriorGuidance):
             return self.noise_std**2 * u + batch_mul(variance, back)
 
         return solve(covariance, residual, self.iterations, floor=self.rounding())
-
-
-def _checked_iterations(iterations: int) -> int:
-    if not iterations >= 1:
-        raise ValueError(
-            f"without an iteration the measurement counts for nothing: set iterations to 1 or "
-            f"more, not {iterations}"
-        )
-    return iterations
 
 
 def _configured_pigdm(
@@ -365,61 +380,3 @@ register_restoration(
     build=_configured_pigdm,
     options={"data_std": "control.data_std", "iterations": "control.iterations"},
 )
-
-
-def solve(
-    apply: Callable[[Tensor], Tensor],
-    b: Tensor,
-    iterations: int,
-    *,
-    tolerance: float | None = None,
-    floor: Tensor | float = 0.0,
-) -> Tensor:
-    """Solve S u = b for each sample by conjugate gradients, starting at 0.
-
-    [Hestenes and Stiefel, *Methods of conjugate gradients for solving linear systems*, 1952]
-
-    The number of iterations is fixed, so that the host never waits for the device; a sample that
-    is solved stays as it is.  So does one whose next direction is mapped to no more than rounding,
-    as it may be where S is singular: u would grow there without an end.
-
-    Args:
-        apply: u (B, *M) -> S u, where S may differ between samples and is symmetric and positive
-            semidefinite for each.
-        b: right sides, (B, *M).
-        iterations: as many as S has distinct eigenvalues give the solution; fewer are enough where
-            its condition number is small.
-        tolerance: residual, relative to b in the 2-norm, at which a sample is solved; default: the
-            rounding of the dtype of b.
-        floor: the same as a number of its own, (B,), for b that is a small difference of numbers
-            with more rounding.
-    Returns:
-        u, (B, *M).
-    """
-    tolerance = torch.finfo(b.dtype).eps if tolerance is None else tolerance
-    u, residual, direction = torch.zeros_like(b), b, b
-    size = _dot(b, b)
-    solved_at = tolerance**2 * size + floor**2
-    least = torch.zeros_like(size)
-    for _ in range(iterations):
-        image = apply(direction)
-        curvature, length = _dot(direction, image), _dot(direction, direction)
-        # S in this direction.  For S = A C A^T both ends of a null direction are rounding of A^T u.
-        eigenvalue = _ratio(curvature, length, length > 0)
-        least = torch.maximum(least, (ROUNDINGS * torch.finfo(b.dtype).eps) ** 2 * eigenvalue)
-        active = (size > solved_at) & (eigenvalue > least)
-        step = _ratio(size, curvature, active)
-        u = u + batch_mul(step, direction)
-        residual = residual - batch_mul(step, image)
-        size, before = _dot(residual, residual), size
-        direction = residual + batch_mul(_ratio(size, before, active), direction)
-    return u
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return rows(a * b).sum(dim=1)
-
-
-def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
-    """a / b where a condition holds, else 0; never divides by 0."""
-    return torch.where(where, a / torch.where(where, b, 1.0), 0.0)

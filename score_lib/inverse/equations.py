@@ -1,0 +1,130 @@
+"""Linear equations by conjugate gradients."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from score_lib.base.tensors import batch_mul, rows
+from score_lib.inverse.operators import LinearOperator
+
+# So many roundings of y or of A^T u tell nothing.
+ROUNDINGS = 8
+
+# Of the least-squares problem of a measurement, which costs no evaluation of the network.
+_LEAST_SQUARES_ITERATIONS = 100
+
+
+def solve(
+    apply: Callable[[Tensor], Tensor],
+    b: Tensor,
+    iterations: int,
+    *,
+    tolerance: float | None = None,
+    floor: Tensor | float = 0.0,
+) -> Tensor:
+    """Solve S u = b for each sample by conjugate gradients, starting at 0.
+
+    [Hestenes and Stiefel, *Methods of conjugate gradients for solving linear systems*, 1952]
+
+    The number of iterations is fixed, so that the host never waits for the device; a sample that
+    is solved stays as it is.  So does one whose next direction is mapped to no more than rounding,
+    as it may be where S is singular: u would grow there without an end.
+
+    Args:
+        apply: u (B, *M) -> S u, where S may differ between samples and is symmetric and positive
+            semidefinite for each.
+        b: right sides, (B, *M).
+        iterations: as many as S has distinct eigenvalues give the solution; fewer are enough where
+            its condition number is small.
+        tolerance: residual, relative to b in the 2-norm, at which a sample is solved; default: the
+            rounding of the dtype of b.
+        floor: the same as a number of its own, (B,), for b that is a small difference of numbers
+            with more rounding.
+    Returns:
+        u, (B, *M).
+    """
+    tolerance = torch.finfo(b.dtype).eps if tolerance is None else tolerance
+    u, residual, direction = torch.zeros_like(b), b, b
+    size = _dot(b, b)
+    solved_at = tolerance**2 * size + floor**2
+    least = torch.zeros_like(size)
+    for _ in range(iterations):
+        image = apply(direction)
+        curvature, length = _dot(direction, image), _dot(direction, direction)
+        # S in this direction.  For S = A C A^T both ends of a null direction are rounding of A^T u.
+        eigenvalue = _ratio(curvature, length, length > 0)
+        least = torch.maximum(least, (ROUNDINGS * torch.finfo(b.dtype).eps) ** 2 * eigenvalue)
+        active = (size > solved_at) & (eigenvalue > least)
+        step = _ratio(size, curvature, active)
+        u = u + batch_mul(step, direction)
+        residual = residual - batch_mul(step, image)
+        size, before = _dot(residual, residual), size
+        direction = residual + batch_mul(_ratio(size, before, active), direction)
+    return u
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return rows(a * b).sum(dim=1)
+
+
+def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
+    """a / b where a condition holds, else 0; never divides by 0."""
+    return torch.where(where, a / torch.where(where, b, 1.0), 0.0)
+
+
+# So many times as large as it may be the data that a measurement without noise means.
+_LARGEST_GAIN = 1000
+
+
+def explained(operator: LinearOperator, y: Tensor, noise_std: float) -> Tensor:
+    """A measurement without what contradicts it: A A^+ y, (B, *M), for y (B, *M).
+
+    Samples of which nothing does stay bit for bit, and so do those whose contradiction is not found
+    in the iterations, as of a large and ill-conditioned A.
+
+    Raises:
+        ValueError: as in `check_meaning`.
+    """
+    return y - _contradiction(operator, y, noise_std)
+
+
+@torch.no_grad()
+def _contradiction(operator: LinearOperator, y: Tensor, noise_std: float) -> Tensor:
+    """y - A A^+ y, (B, *M), or 0."""
+
+    def normal(x: Tensor) -> Tensor:
+        return operator.adjoint(operator.apply(x))
+
+    of_y = operator.adjoint(y)
+    x = solve(normal, of_y, _LEAST_SQUARES_ITERATIONS)
+    check_meaning(operator, y, x, noise_std)
+    rest = y - operator.apply(x)
+    # A part of y that A^T maps to no more than singular values that count as zero do.
+    size, left, total, largest = map(_norm, (rest, operator.adjoint(rest), y, of_y))
+    rounding = ROUNDINGS * torch.finfo(y.dtype).eps * total
+    found = (size > rounding) & (left * total <= largest * (operator.rcond * size + rounding))
+    return batch_mul(found.to(y), rest)
+
+
+@torch.no_grad()
+def check_meaning(operator: LinearOperator, y: Tensor, x: Tensor, noise_std: float) -> None:
+    """Refuse a measurement without noise that small singular values make into data far too large.
+
+    Args:
+        y, x: the measurement (B, *M), and A^+ y, (B, *D).
+    Raises:
+        ValueError: x is more than a thousand times as large as what A gives y for.
+    """
+    if noise_std > 0:
+        return
+    gain = (_norm(x) * _norm(operator.adjoint(y)) / _norm(y) ** 2).nan_to_num()
+    if (gain > _LARGEST_GAIN).any():
+        raise ValueError(
+            f"without noise, this measurement by {operator!r} would mean data {gain.max():.2g} "
+            "times as large as it: state the standard deviation of its noise, noise_std, above 0"
+        )
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows(x), dim=1)
