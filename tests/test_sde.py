@@ -111,6 +111,23 @@ class TwiceAsLongSubVP(subVPSDE):
     T = 2.0
 
 
+class FourTimesAsLongVE(VESDE):
+    T = 4.0
+
+
+def test_noise_levels_of_ve_span_all_of_time():
+    """As they did at T = 1 alone: elsewhere the chain and its labels were of other noise."""
+    long, sde = FourTimesAsLongVE(N=100), VESDE(N=100)
+    t = torch.linspace(0.02, 0.98, 8)
+    torch.testing.assert_close(long.sigma(4 * t), sde.sigma(t))
+    torch.testing.assert_close(2 * long.diffusion(4 * t), sde.diffusion(t))
+    assert torch.equal(long.noise_label(4 * t, False), sde.noise_label(t, False))
+    torch.testing.assert_close(long.level_coeffs(4 * t), sde.level_coeffs(t))
+    assert all(finding.state == "ok" for finding in checks.process(long))
+    x = torch.ones(8, 1)
+    torch.testing.assert_close(long.posterior(x, 4 * t, 2 * t, -x), sde.posterior(x, t, t / 2, -x))
+
+
 @pytest.mark.parametrize("make", (VPSDE, TwiceAsLong, HalfAsLong, TwiceAsLongSubVP))
 def test_the_chain_spans_all_of_time(make):
     """beta_i is beta(t) times a step's length, wherever time ends; as published where it is 1."""
@@ -463,6 +480,55 @@ def test_each_subclass_changes_what_it_inherits():
         torch.testing.assert_close(kind().marginal_prob(x, t)[1], factor * expected)
         torch.testing.assert_close(kind().marginal_coeffs(t)[1], factor * expected)
         torch.testing.assert_close(kind().noise_std(t, True), factor * expected)
+
+
+class SineBeta(VPSDE):
+    def beta(self, t):
+        return 20 * torch.sin(math.pi / 2 * t)
+
+
+class OwnIntegral(VPSDE):
+    def beta_integral(self, t):
+        return 5 * t**2
+
+
+class LinearSigma(VESDE):
+    def sigma(self, t):
+        return 0.01 + 49.99 * t
+
+
+class HalfDiffusion(subVPSDE):
+    def diffusion(self, t):
+        return super().diffusion(t) / 2
+
+
+class OtherMarginals(subVPSDE):
+    def marginal_prob(self, x, t):
+        mean, std = super().marginal_prob(x, t)
+        return mean, std.sqrt()
+
+
+@pytest.mark.parametrize(
+    "kind", (SineBeta, OwnIntegral, LinearSigma, HalfDiffusion, OtherMarginals)
+)
+def test_a_subclass_that_overrides_too_little_is_refused(kind):
+    """Its other methods were those of its parent: samples, losses and likelihoods were wrong."""
+    sde, x = kind(), torch.zeros(2, 3)
+
+    def network(x, label):
+        return x
+
+    uses = (
+        lambda: get_sde_loss_fn(sde, False)(network, x),
+        lambda: get_likelihood_fn(sde, lambda x: x)(network, x),
+        lambda: get_elbo_fn(sde)(network, x),
+        lambda: sampling.get_ode_sampler(sde, x.shape, lambda x: x),
+    )
+    for use in uses:
+        with pytest.raises(
+            ValueError, match=rf"{kind.__name__}.* lead to other marginals .* by \d"
+        ):
+            use()
 
 
 class Wide(VPSDE):

@@ -1,19 +1,19 @@
 """Distributions whose scores are known at all times, as networks that have learned them."""
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from score_lib.base.tensors import batch_mul
+from score_lib.sdes.coefficients import without_refusal
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
 
 def told_by_time(sde: SDE) -> SDE:
     """A process whose networks are score functions of (x, t), for any process."""
-    exact = copy.copy(as_process(sde))
+    exact = without_refusal(as_process(sde))
     vars(exact)["noise_label"] = lambda t, continuous: t
     vars(exact)["to_score"] = lambda output, t, continuous: output
     return exact

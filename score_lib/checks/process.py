@@ -9,6 +9,7 @@ from score_lib.base.tensors import per_sample, rows, seeded
 from score_lib.checks.finding import NOTE, OK, WRONG, Finding, graded
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn, label_at
+from score_lib.sdes.coefficients import without_refusal
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE, LinearSDE
 
@@ -39,7 +40,7 @@ def process(
         shape: D of data that its methods can take.
         parametrization: what the network's output is, see `get_score_fn`.
     """
-    sde = as_process(sde)
+    sde = without_refusal(as_process(sde))
     convention = _convention(sde, continuous, shape, parametrization)
     findings = [*_marginals(sde, shape), *_prior(sde, shape), _chain(sde, shape)]
     return [*findings, convention, _ends(sde, len(shape))]

@@ -3,6 +3,7 @@
 A user's own process may broadcast for data of one rank only, which is looked for.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -105,7 +106,8 @@ def check_shape(sde, x: Tensor) -> None:
         x: data (B, *D).
     Raises:
         ValueError: a mean or drift has another shape than x, or the standard deviation of
-            `marginal_prob` is another one for data of one entry.
+            `marginal_prob` is another one for data of one entry, or drift and diffusion lead to
+            other marginals.
     """
     seen, sides = vars(sde).setdefault("_shapes", set()), x.shape[1:]
     if sides in seen or torch.compiler.is_compiling():
@@ -131,7 +133,62 @@ def check_shape(sde, x: Tensor) -> None:
             f"of {tuple(sides)} and {std(one)[0]:.4g} for one entry, but it should depend on time "
             "alone: give the size of data to the class, as an argument of its own"
         )
+    _check_marginals(sde, t)
     seen.add(sides)
+
+
+# So far off may be logarithms of the mean's scale, and of the variance, for approximate methods.
+_LARGEST_MISMATCH = 0.03
+_CELLS = 128
+
+
+def without_refusal(sde) -> Any:
+    """A copy of a process whose functions of time may contradict each other: for checks of it."""
+    free = copy.copy(sde)
+    vars(free)["_may_contradict"] = True
+    return free
+
+
+def _check_marginals(sde, like: Tensor) -> None:
+    """Refuse a linear process whose functions of time contradict each other, as those of a subclass
+    that overrides some of them: its drift and diffusion do not lead from m and s at one time to
+    those at another.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if not hasattr(sde, "drift_rate") or vars(sde).get("_may_contradict"):
+        return
+    off = _tried(lambda: _mismatch(sde, like.new_tensor([0.1, 0.5, 0.9], dtype=torch.float64)))
+    if off is not None and off > _LARGEST_MISMATCH:
+        raise ValueError(
+            f"drift and diffusion of {sde!r} lead to other marginals than those that it gives: "
+            f"their logarithms differ by {off:.2g}; a class that overrides drift_rate (or beta), "
+            "diffusion or marginal_coeffs (or beta_integral, sigma) overrides all that change with "
+            "it, see checks.process"
+        )
+
+
+def _mismatch(sde, shares: Tensor) -> float:
+    """How far the logarithms of m and s^2 at times, shares of T, are off the solution of
+    d m = a m dt and d s^2 = (2 a s^2 + g^2) dt from the time before."""
+    ends = shares * sde.T
+    width = ends.diff()[:, None] / _CELLS
+    t = ends[:-1, None] + width * (torch.arange(_CELLS).to(ends) + 0.5)
+    a, g = (
+        per_sample(f(t.flatten()), t.flatten()).double().reshape(t.shape)
+        for f in (sde.drift_rate, sde.diffusion)
+    )
+    m, s = (per_sample(value, ends).double() for value in sde.marginal_coeffs(ends))
+    # Exact for constant a and g in a cell, as near an equilibrium of strong drift and diffusion.
+    steps = 2 * a * width
+    grown = torch.where(steps == 0, 1.0, torch.expm1(steps) / steps) * width
+    total = steps.sum(1)
+    to_end = total[:, None] - steps.cumsum(1)
+    variance = (g**2 * grown * to_end.exp()).sum(1) + total.exp() * s[:-1] ** 2
+    of_mean = (torch.log(m[1:] / m[:-1]) - total / 2) / (steps.abs().sum(1) / 2).clamp(min=1)
+    of_mean = torch.where(m[1:] == 0, 0.0, of_mean)  # below the smallest number
+    return float(torch.cat([of_mean, torch.log(s[1:] ** 2 / variance)]).abs().max())
 
 
 def _tried(ask: Callable) -> Any:

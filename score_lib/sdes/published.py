@@ -349,14 +349,14 @@ class VESDE(_Chain):
         return self.sigma_max
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sigma(t) = sigma_min (sigma_max / sigma_min)^t."""
-        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+        """sigma(t) = sigma_min (sigma_max / sigma_min)^(t / T)."""
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** (t / self.T)
 
     def drift_rate(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
-        return self.sigma(t) * math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
+        return self.sigma(t) * math.sqrt(2 * math.log(self.sigma_max / self.sigma_min) / self.T)
 
     def marginal_coeffs(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # The paper subtracts sigma(0)^2 from the variance; the released models do not.
@@ -371,7 +371,7 @@ class VESDE(_Chain):
         """sigma(t), or the index into the noise levels in descending order."""
         if continuous:
             return self.sigma(t)
-        return torch.round((self.T - t) * (self.N - 1)).long()
+        return torch.round((self.T - t) / self.T * (self.N - 1)).long()
 
     def level_time(self, label: Tensor) -> Tensor:
         """The time (B,) of an index into the noise levels in descending order, (B,)."""
@@ -394,10 +394,10 @@ class VESDE(_Chain):
 
     def posterior(self, x: Tensor, t: Tensor, s: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """The same between any two times."""
-        _, G = self.transition(t, s)
+        ratio, G = self.transition(t, s)
         (_, std), (_, std_s) = self.marginal_coeffs(t), self.marginal_coeffs(s)
         lower = torch.where(s > 0, std_s, 0.0)
-        return x + batch_mul(G**2, score), lower * G / std
+        return batch_mul(1 / ratio, x + batch_mul(G**2, score)), lower * G / std
 
     def _adjacent_sigmas(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """sigma_i and sigma_{i-1} (0 below the first) at the step that t belongs to."""
@@ -407,7 +407,7 @@ class VESDE(_Chain):
         return sigma, torch.where(index == 0, torch.zeros_like(lower), lower)
 
     def __repr__(self) -> str:
-        return f"VESDE({self.sigma_min}, {self.sigma_max}, N={self.N})"
+        return f"{type(self).__name__}({self.sigma_min}, {self.sigma_max}, N={self.N})"
 
 
 def registered_sdes() -> list[SDE]:
