@@ -531,6 +531,36 @@ def test_a_subclass_that_overrides_too_little_is_refused(kind):
             use()
 
 
+class Sine(SineBeta):
+    """The same with its integral, but on the chain of a linear beta(t)."""
+
+    def beta_integral(self, t):
+        return 40 / math.pi * (1 - torch.cos(math.pi / 2 * t))
+
+
+class SineChain(Sine):
+    @property
+    def discrete_betas(self):
+        return self.beta(torch.linspace(0, self.T, self.N)) * self.T / self.N
+
+
+@pytest.mark.parametrize(
+    ("sde", "predictor"),
+    (
+        (Sine(), sampling.ReverseDiffusionPredictor),
+        (Sine(), sampling.AncestralSamplingPredictor),
+        (PublishedCosine(), sampling.AncestralSamplingPredictor),
+    ),
+)
+def test_the_chain_of_another_process_is_refused(sde, predictor):
+    """Samples had a deviation of 0.57, or 0.40, in place of 0.5."""
+    settings = (2, 3), predictor, None, lambda x: x, 0.1
+    with pytest.raises(ValueError, match=rf"chain of N = 1000 whose var.* {type(sde).__name__}"):
+        sampling.get_pc_sampler(sde, *settings, continuous=True)
+    sampling.get_pc_sampler(sde, *settings, continuous=True, steps=900)
+    sampling.get_pc_sampler(SineChain(), *settings, continuous=True)
+
+
 class Wide(VPSDE):
     """A prior of its own, N(0, 4 I), by the published methods."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul
+from score_lib.base.tensors import batch_mul, per_sample
 from score_lib.samplers.steps import (
     AncestralSamplingPredictor,
     EulerMaruyamaPredictor,
@@ -19,6 +19,9 @@ from score_lib.sdes.process import SDE, LinearSDE
 
 # Largest error of a run of few steps, in the network's range.
 MOST_ERROR = 0.05
+
+# Logarithm by which variances of the steps of a long chain may be off.
+_CHAIN_MISMATCH, _LONG_CHAIN = 0.05, 100
 
 PUBLISHED = (EulerMaruyamaPredictor, ReverseDiffusionPredictor, AncestralSamplingPredictor)
 
@@ -98,6 +101,32 @@ def check_steps(
         f"{found:.2g} in the network's range; {hint}, or choose a solver, such as "
         "sampling.method = 'dpmpp_2m', which needs about 25"
     )
+
+
+def check_chain(sde: SDE, predictor: type[Predictor] | None, dimensions: int = 1) -> None:
+    """Refuse a chain of N steps that is that of another process than its drift and diffusion, which
+    a network of all times knows.  Steps of a short one are too long to compare.
+
+    Raises:
+        ValueError: steps do not have the variance g^2 T / N, or nearly, at times between the ends.
+    """
+    # Others may need the shape of the data.
+    if predictor not in PUBLISHED or not isinstance(sde, LinearSDE) or sde.N < _LONG_CHAIN:
+        return
+    t = torch.linspace(0.1, 0.9, 33, dtype=torch.float64) * sde.T
+    ones = t.new_ones(len(t), *(1,) * dimensions)
+    built = predictor(sde, lambda x, t: torch.zeros_like(x))
+    built.noise = torch.ones_like
+    x, x_mean = built.chain_step(ones, t)
+    expected = per_sample(sde.sde(ones, t)[1], t) ** 2 * sde.T / sde.N
+    ratio = (x - x_mean).flatten() ** 2 / expected
+    if (ratio.log().abs() > _CHAIN_MISMATCH + 40 / sde.N).any():
+        raise ValueError(
+            f"{predictor.__name__} makes the steps of a chain of N = {sde.N} whose variances are "
+            f"{ratio.min():.2g} to {ratio.max():.2g} of those that the diffusion of {sde!r} gives: "
+            "override discrete_betas (of VE: discrete_sigmas), or discretize and ancestral_step, "
+            "as well, or make other steps than the chain's, by a solver or by sampling.num_steps"
+        )
 
 
 def warn_of_chain(

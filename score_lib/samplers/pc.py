@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from score_lib.parametrization import Parametrization
-from score_lib.samplers.accuracy import check_steps, warn_of_chain
+from score_lib.samplers.accuracy import check_chain, check_steps, warn_of_chain
 from score_lib.samplers.grids import along, visited_times
 from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of, times_beside
 from score_lib.samplers.steps import Corrector, NoneCorrector, NonePredictor, Predictor
@@ -73,6 +73,7 @@ def get_pc_sampler(
         check_steps(sde, predictor, visited, steps or sde.N, probability_flow, len(shape) - 1)
         chain = not _takes_any_step(predictor)
     elif continuous:  # else the levels are those that the network knows
+        check_chain(sde, predictor, len(shape) - 1)
         warn_of_chain(sde, predictor, visited_times(sde, eps), probability_flow, len(shape) - 1)
     times = visited_times(sde, eps, start_time, stop_time, steps=steps, grid=grid)
     shown = sde if chain else along(sde, times)
