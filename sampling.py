@@ -14,7 +14,7 @@ from score_lib.base.tensors import SampleNoise, batch_mul
 from score_lib.samplers.adaptive import get_adaptive_sampler, get_ode_sampler
 from score_lib.samplers.chain import get_chain_sampler, get_chain_step_fn
 from score_lib.samplers.configured import get_sampling_fn, register_sampler, register_solver
-from score_lib.samplers.grids import time_grid, visited_times
+from score_lib.samplers.grids import register_grid, time_grid, visited_times
 from score_lib.samplers.loop import Constraint
 from score_lib.samplers.pc import (
     get_pc_sampler,

@@ -441,6 +441,20 @@ def test_solver_example_is_of_second_order():
     assert evaluations == 40
 
 
+def test_grid_example_is_an_option():
+    grid = example("docs/extending.md", "def quadratic")["quadratic"]
+    sde = VPSDE()
+    found = []
+    for options in ({"sampling__time_grid": "quadratic"}, {}):
+        config = small_config(sampling__method="ddim", sampling__num_steps=3, **options)
+        sampler = sampling.get_sampling_fn(config, sde, (2, 3), lambda x: x, 0.04)
+        found.append(sampler(GaussianOracle(sde), torch.ones(2, 3))[0])
+    assert not torch.allclose(*found, atol=0.01)
+    torch.testing.assert_close(
+        grid(sde, 1.0, 0.04, 2), torch.tensor([1.0, 0.36, 0.04], dtype=torch.float64)
+    )
+
+
 def test_constraint_examples_hold():
     """A known mean leaves the rest of independent Gaussian entries as it is."""
     names = example("docs/extending.md", "class KnownMean")

@@ -593,6 +593,21 @@ def test_samplers_start_at_the_own_prior(kind, noise):
     assert x.std() == pytest.approx(2, rel=0.02)
 
 
+def test_draws_of_an_own_prior_follow_the_noise_that_is_given():
+    """They followed the global seed: a run that went on, or came again, had other samples."""
+    found = []
+    for seed, number in ((0, 0), (1, 0), (1, 5)):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        found.append(
+            Wide().prior_from_normal(
+                sampling.SampleNoise(3, range(number, number + 4))(torch.empty(4, 2))
+            )
+        )
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
 def test_a_prior_from_noise_gives_its_samples():
     sde, z = WideByNoise(), torch.randn(3, 2)
     torch.testing.assert_close(sde.prior_from_normal(z), 2 * z)

@@ -1,5 +1,6 @@
 """Solvers of few steps: orders of convergence, exact cases, and error against evaluations."""
 
+import copy
 import math
 
 import pytest
@@ -12,7 +13,7 @@ import run_lib
 import sampling
 from controllable_generation import ClassGuidance
 from score_lib.base.tensors import SampleNoise
-from score_lib.samplers import adaptive
+from score_lib.samplers import adaptive, grids
 from score_lib.sdes.coefficients import marginal_coeffs
 from score_lib.sdes.snr import log_snr, time_at
 from sde_lib import VESDE, VPSDE, subVPSDE
@@ -343,9 +344,22 @@ def test_discrete_models_can_be_sampled_in_few_steps():
     torch.testing.assert_close(torch.cat(seen)[:5].double(), 999 * times, rtol=1e-4, atol=1e-4)
 
 
+def test_own_grids_are_checked(monkeypatch):
+    monkeypatch.setattr(grids, "_GRIDS", copy.deepcopy(grids._GRIDS))
+    sde = VPSDE()
+    sampling.register_grid("mine")(lambda sde, first, eps, steps: torch.tensor([1.0, 0.3, 0.1]))
+    sampling.register_grid("rising")(lambda *_: torch.tensor([1.0, 0.2, 0.5, 0.1]))
+    assert sampling.time_grid(sde, 2, 0.2, "mine").tolist() == [1.0, 0.30000001192092896, 0.2]
+    visited = sampling.visited_times(sde, 0.2, steps=3, grid="Mine").tolist()
+    assert visited == pytest.approx([1.0, 0.3, 0.2, 0.0])
+    for kind in ("mine", "rising"):
+        with pytest.raises(ValueError, match=rf"grid '{kind}' .* fall from 1 to 0\.2, \(4,\)"):
+            sampling.time_grid(sde, 3, 0.2, kind)
+
+
 def test_mistakes_are_named():
     sde = SDES["vp"]
-    with pytest.raises(ValueError, match=r"'linear'.*'arctan', 'edm'"):
+    with pytest.raises(ValueError, match=r"'linear'.*arctan, edm"):
         sampling.time_grid(sde, 5, EPS, "linear")
     with pytest.raises(ValueError, match="0 steps"):
         sampling.time_grid(sde, 0, EPS, "edm")

@@ -3,25 +3,55 @@
 import copy
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from score_lib.base.registry import Registry
 from score_lib.base.tensors import wide_dtype
 from score_lib.sdes.process import SDE
 from score_lib.sdes.snr import log_snr, time_at
 
-# The variables in which grids are uniform, as functions of lambda, and the inverse functions.
-_GRIDS = {
-    "log_snr": (lambda y: y, lambda y: y),
-    "edm": (lambda y: torch.exp(-y / 7), lambda y: -7 * torch.log(y)),
-    # The local error of a second-order step falls like exp(-2 |lambda|); spreading it evenly needs
-    # steps as dense as exp(-2/3 |lambda|).  On mixtures a little more, 3/4, does better.
-    "arctan": (
-        lambda y: torch.atan(torch.exp(-0.75 * y)),
-        lambda y: -torch.log(torch.tan(y)) / 0.75,
-    ),
-}
+_GRIDS = Registry("time grid")
+
+
+def register_grid(name: str) -> Callable:
+    """Decorator that makes a grid available as `sampling.time_grid = name`.
+
+    A grid is a function of the process, the first time, the last one (eps) and a number of steps;
+    it gives the visited times, falling, (steps + 1,).
+    """
+    return _GRIDS.register(name=name)
+
+
+@register_grid("uniform")
+def _uniform(sde: SDE, first: float, eps: float, steps: int) -> Tensor:
+    ends = torch.tensor([first, eps], dtype=torch.float64)
+    return torch.lerp(*ends, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+
+
+def _register_even(name: str, to_even: Callable, from_even: Callable) -> None:
+    """A grid that is uniform in a function of lambda, which has an inverse function."""
+
+    def grid(sde: SDE, first: float, eps: float, steps: int) -> Tensor:
+        ends = torch.tensor([first, eps], dtype=torch.float64)
+        low, high = to_even(log_snr(sde, ends))
+        share = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        return time_at(sde, from_even(torch.lerp(low, high, share)))
+
+    register_grid(name)(grid)
+
+
+_register_even("log_snr", lambda y: y, lambda y: y)
+_register_even("edm", lambda y: torch.exp(-y / 7), lambda y: -7 * torch.log(y))
+# The local error of a second-order step falls like exp(-2 |lambda|); spreading it evenly needs
+# steps as dense as exp(-2/3 |lambda|).  On mixtures a little more, 3/4, does better.
+_register_even(
+    "arctan",
+    lambda y: torch.atan(torch.exp(-0.75 * y)),
+    lambda y: -torch.log(torch.tan(y)) / 0.75,
+)
 
 
 def time_grid(
@@ -32,13 +62,14 @@ def time_grid(
     Args:
         steps: number of steps between them.
         kind: "uniform" in time; "log_snr", uniform in lambda; "edm", uniform in (s / m)^(1/7)
-            [Karras et al. 2022]; or "arctan", uniform in arctan((s / m)^(3/4)): dense where s and
-            m are alike, where most of an image appears.
+            [Karras et al. 2022]; "arctan", uniform in arctan((s / m)^(3/4)): dense where s and m
+            are alike, where most of an image appears; or registered by `register_grid`.
         start_time: the first time; None is T.
     Returns:
         (steps + 1,), float64, on the CPU.
     Raises:
-        ValueError: an unknown kind, no step, or a start that is not after eps.
+        ValueError: an unknown kind, no step, a start that is not after eps, or an own grid that
+            does not fall.
     """
     first = sde.T if start_time is None else start_time
     if steps < 1 or not eps < first <= sde.T:
@@ -46,17 +77,16 @@ def time_grid(
             f"{steps} steps from time {first:g} to {eps:g} are impossible: at least one step is "
             f"needed, starting after {eps:g} and at most at {sde.T:g}"
         )
-    ends = torch.tensor([first, eps], dtype=torch.float64)
-    share = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    if kind == "uniform":
-        return torch.lerp(ends[0], ends[1], share)
-    if kind not in _GRIDS:
-        known = ", ".join(map(repr, sorted([*_GRIDS, "uniform"])))
-        raise ValueError(f"unknown time grid {kind!r}: known are {known}")
-    to_even, from_even = _GRIDS[kind]
-    low, high = to_even(log_snr(sde, ends))
-    times = time_at(sde, from_even(torch.lerp(low, high, share)))
-    times[0], times[-1] = ends  # exact, where bisection is not
+    times = torch.as_tensor(_GRIDS.get(kind)(sde, first, eps, steps))
+    times = times.to("cpu", torch.float64, copy=True)
+    if times.shape == (steps + 1,):
+        times[0], times[-1] = first, eps  # exact, where bisection is not
+    if times.shape != (steps + 1,) or not (times.diff() <= 0).all():
+        raise ValueError(
+            f"the time grid {kind!r} should give times that fall from {first:g} to {eps:g}, "
+            f"({steps + 1},) for {steps} steps, not {times.flatten()[:5].tolist()} ... of shape "
+            f"{tuple(times.shape)}"
+        )
     return times
 
 

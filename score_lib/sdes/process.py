@@ -26,7 +26,15 @@ from torch import Tensor
 
 from score_lib.base.inheritance import AsIn, derive, place
 from score_lib.base.registry import Registry
-from score_lib.base.tensors import batch_mul, per_sample, rows, wide_dtype
+from score_lib.base.tensors import (
+    batch_mul,
+    bytes_of,
+    derive_seed,
+    per_sample,
+    rows,
+    seeded,
+    wide_dtype,
+)
 from score_lib.sdes import coefficients
 
 SDES = Registry("SDE", options={"N": "model.num_scales"})
@@ -94,9 +102,10 @@ class SDE(abc.ABC):
     def prior_from_normal(self, z: Tensor) -> Tensor:
         """A sample from the prior made of standard normal noise z (B, *D).
 
-        By default a fresh draw from the prior, which ignores z.
+        By default a draw from the prior whose seed is a function of z, all of it.
         """
-        return self.prior_sampling(z.shape).to(z)
+        with seeded(derive_seed("prior", bytes_of(z).tobytes().hex())):
+            return self.prior_sampling(z.shape).to(z)
 
     def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """One step x_{i+1} = x_i + f + G z of a chain with N steps: f (B, *D) and G (B,).
