@@ -30,6 +30,7 @@ from score_lib.base.tensors import (
 from score_lib.likelihood import differentiable, value_and_divergence
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn
+from score_lib.sdes.coefficients import check_levels
 from score_lib.sdes.process import SDE, LinearSDE, check_linear, check_prior
 from score_lib.sdes.times import TimeDensity
 
@@ -67,6 +68,7 @@ def get_elbo_fn(
         ValueError: the drift is not linear, fewer than two times, or eps is not above 0.
     """
     check_linear(sde)
+    check_levels(sde, continuous)
     if num_times < 2 or not 0 < eps < sde.T:
         raise ValueError(
             f"the bound needs at least two times and eps between 0 and {sde.T:g}, not "

@@ -17,6 +17,7 @@ from score_lib.base.ode import integrate, integrate_nodes
 from score_lib.base.tensors import check_floats, normal_noise, rows
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_model_fn, get_score_fn
+from score_lib.sdes.coefficients import check_levels
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 from score_lib.sdes.snr import noise_nodes
@@ -141,6 +142,7 @@ def get_log_likelihood_fn(
     """
     sde = as_process(sde)
     kind = _kind_of_probe(hutchinson_type, num_probes)
+    check_levels(sde, continuous)
     chosen = get_parametrization(parametrization)
 
     def log_likelihood_fn(model, data, *, noise=None):

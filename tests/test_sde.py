@@ -682,6 +682,34 @@ class CachedBetas(VPSDE):
         return torch.full((self.N,), 0.05)
 
 
+class OwnLevels(VPSDE):
+    """The table of latent diffusion."""
+
+    def __init__(self, N=1000):
+        self.discrete_betas = torch.linspace(0.00085**0.5, 0.012**0.5, N) ** 2
+        super().__init__(N=N)
+
+
+def test_levels_of_another_process_than_the_marginals_are_refused_where_both_count():
+    """Samples of a network of such levels had a deviation of 0.27 in place of 0.5."""
+    shape, scaler, mode = (2, 3), lambda x: x, {"continuous": False}
+    euler, chain = sampling.EulerMaruyamaPredictor, sampling.ReverseDiffusionPredictor
+    uses = (
+        lambda sde: sampling.get_ode_sampler(sde, shape, scaler, **mode),
+        lambda sde: sampling.get_adaptive_sampler(sde, shape, scaler, **mode),
+        lambda sde: sampling.get_solver_sampler(sde, shape, sampling.DDIM, scaler, 9, **mode),
+        lambda sde: sampling.get_pc_sampler(sde, shape, euler, None, scaler, 0.1, **mode),
+        lambda sde: get_log_likelihood_fn(sde, **mode),
+        lambda sde: get_elbo_fn(sde, **mode),
+    )
+    for use in uses:
+        for sde in (VPSDE(), VESDE(), CosineVPSDE(continuous=False)):
+            use(sde)
+        with pytest.raises(ValueError, match=r"levels of the chain of OwnLevels.*'chain', which"):
+            use(OwnLevels())
+    sampling.get_pc_sampler(OwnLevels(), shape, chain, None, scaler, 0.1, **mode)
+
+
 def test_a_cached_property_follows_the_number_of_steps():
     sde = CachedBetas(N=20)
     assert sde.alphas.shape == (20,)

@@ -9,7 +9,7 @@ from score_lib.base.ode import integrate
 from score_lib.base.tensors import batch_mul, rows
 from score_lib.parametrization import Parametrization
 from score_lib.samplers.loop import Callback, Constraint, sampler_of, without_wraps
-from score_lib.sdes.coefficients import has_scaled_mean
+from score_lib.sdes.coefficients import check_levels, has_scaled_mean
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
@@ -54,6 +54,7 @@ def get_ode_sampler(
     sde = as_process(sde)
     start_time = sde.T if start_time is None else start_time
     sde.check_times(*sorted((eps, start_time)), shape)  # an encoder goes forwards
+    check_levels(sde, continuous)
 
     def follow(x, score_fn, noise, *, progress, callback):
         _without_callback(callback)
@@ -127,6 +128,7 @@ def get_adaptive_sampler(
     sde = as_process(sde)
     start_time = sde.T if start_time is None else start_time
     sde.check_times(eps, start_time, shape)
+    check_levels(sde, continuous)
 
     def follow(x, score_fn, noise, *, progress, callback):
         _without_callback(callback)

@@ -11,8 +11,15 @@ from score_lib.parametrization import Parametrization
 from score_lib.samplers.accuracy import check_chain, check_steps, warn_of_chain
 from score_lib.samplers.grids import along, visited_times
 from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of, times_beside
-from score_lib.samplers.steps import Corrector, NoneCorrector, NonePredictor, Predictor
+from score_lib.samplers.steps import (
+    Corrector,
+    EulerMaruyamaPredictor,
+    NoneCorrector,
+    NonePredictor,
+    Predictor,
+)
 from score_lib.scores import get_score_fn
+from score_lib.sdes.coefficients import check_levels
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
@@ -75,6 +82,8 @@ def get_pc_sampler(
     elif continuous:  # else the levels are those that the network knows
         check_chain(sde, predictor, len(shape) - 1)
         warn_of_chain(sde, predictor, visited_times(sde, eps), probability_flow, len(shape) - 1)
+    if predictor is EulerMaruyamaPredictor:
+        check_levels(sde, continuous)
     times = visited_times(sde, eps, start_time, stop_time, steps=steps, grid=grid)
     shown = sde if chain else along(sde, times)
     to_data = bool(times[-1] == 0)  # else another part of the run goes on from x, with its noise

@@ -29,7 +29,7 @@ from score_lib.samplers.loop import (
     times_beside,
     without_wraps,
 )
-from score_lib.sdes.coefficients import check_scaled_mean, marginal_coeffs
+from score_lib.sdes.coefficients import check_levels, check_scaled_mean, marginal_coeffs
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 from score_lib.sdes.snr import log_snr, time_at
@@ -240,6 +240,7 @@ def get_solver_sampler(
     without_wraps(constraints)
     sde = as_process(sde)
     sde.check_times(eps, start_time, shape)
+    check_levels(sde, continuous)
     times = time_grid(sde, steps or sde.N, eps, grid or solver.grid, start_time)
     # Denoising is a step to the data.
     shown = along(sde, torch.cat([times, times.new_zeros(1)]))

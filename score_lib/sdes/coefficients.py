@@ -140,6 +140,8 @@ def check_shape(sde, x: Tensor) -> None:
 # So far off may be logarithms of the mean's scale, and of the variance, for approximate methods.
 _LARGEST_MISMATCH = 0.03
 _CELLS = 128
+# The same for log(m / s) of the levels of a long chain.
+_LEVEL_MISMATCH, _LONG_CHAIN = 0.05, 100
 
 
 def without_refusal(sde) -> Any:
@@ -189,6 +191,32 @@ def _mismatch(sde, shares: Tensor) -> float:
     of_mean = (torch.log(m[1:] / m[:-1]) - total / 2) / (steps.abs().sum(1) / 2).clamp(min=1)
     of_mean = torch.where(m[1:] == 0, 0.0, of_mean)  # below the smallest number
     return float(torch.cat([of_mean, torch.log(s[1:] ** 2 / variance)]).abs().max())
+
+
+def check_levels(sde, continuous: bool) -> None:
+    """Refuse discrete noise levels of another process than drift and marginals, for methods that
+    follow these with a network of the levels.
+
+    Raises:
+        ValueError: log(m / s) of a level is not that of its time, or nearly.
+    """
+    # Levels of a short chain are too far apart to compare.
+    if continuous or sde.N < _LONG_CHAIN:
+        return
+    t = torch.linspace(0.1, 0.9, 33, dtype=torch.float64) * sde.T
+
+    def mismatch() -> Tensor:
+        (m, s), (m_level, s_level) = marginal_coeffs(sde, t), sde.level_coeffs(t)
+        return (torch.log(m / s) - torch.log(m_level / s_level)).abs().max()
+
+    off = _tried(mismatch)
+    if off is not None and off > _LEVEL_MISMATCH + 40 / sde.N:
+        raise ValueError(
+            f"the noise levels of the chain of {sde!r} are not those of its marginals: log(m / s) "
+            f"differs by up to {off:.2g}; sample by the predictor reverse_diffusion or "
+            "ancestral_sampling, or by sampling.method = 'chain', which keep to the chain, or "
+            "override drift and marginals as well"
+        )
 
 
 def _tried(ask: Callable) -> Any:
