@@ -12,11 +12,12 @@ from test_control import MEANS, SPREAD, MixtureOracle
 import run_lib
 import sampling
 from controllable_generation import ClassGuidance
+from likelihood import get_log_likelihood_fn
 from score_lib.base.tensors import SampleNoise
 from score_lib.samplers import adaptive, grids
 from score_lib.sdes.coefficients import marginal_coeffs
 from score_lib.sdes.snr import log_snr, time_at
-from sde_lib import VESDE, VPSDE, subVPSDE
+from sde_lib import VESDE, VPSDE, LinearSDE, subVPSDE
 
 SDES = {"ve": VESDE(sigma_max=20), "vp": VPSDE(), "subvp": subVPSDE()}
 SOLVERS = {
@@ -342,6 +343,44 @@ def test_discrete_models_can_be_sampled_in_few_steps():
     sampler(network)
     times = sampling.time_grid(sde, 4, sde.sampling_eps, "log_snr")
     torch.testing.assert_close(torch.cat(seen)[:5].double(), 999 * times, rtol=1e-4, atol=1e-4)
+
+
+class ToNothing(LinearSDE):
+    """m(t) = 1 - t, up to T = 1."""
+
+    def drift_rate(self, t):
+        return -1 / (1 - t)
+
+    def diffusion(self, t):
+        return torch.sqrt(2 * t / (1 - t))
+
+    def marginal_coeffs(self, t):
+        return 1 - t, t
+
+
+class CosineToNothing(ToNothing):
+    """m(1) = 0 up to rounding."""
+
+    def drift_rate(self, t):
+        return -math.pi / 2 * torch.tan(math.pi / 2 * t)
+
+    def diffusion(self, t):
+        return torch.sqrt(math.pi * torch.tan(math.pi / 2 * t))
+
+    def marginal_coeffs(self, t):
+        return torch.cos(math.pi / 2 * t), torch.sin(math.pi / 2 * t)
+
+
+@pytest.mark.parametrize("sde", (ToNothing(), CosineToNothing()))
+def test_a_start_without_the_data_is_refused(sde):
+    """Samples were as large as 4e13, or no numbers."""
+    for name in ("Heun", "DDIM", "DPMSolver2M"):
+        settings = sde, (2, 3), getattr(sampling, name), lambda x: x, 10
+        with pytest.raises(ValueError, match=r"nothing of the data .* time 1 of .* T = 0\.995"):
+            sampling.get_solver_sampler(*settings)
+        sampling.get_solver_sampler(*settings, start_time=0.99)
+    with pytest.raises(ValueError, match=r"nothing of the data"):
+        get_log_likelihood_fn(sde, steps=9)(lambda x, label: x, torch.ones(1, 2))
 
 
 def test_own_grids_are_checked(monkeypatch):

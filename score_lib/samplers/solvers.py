@@ -32,7 +32,7 @@ from score_lib.samplers.loop import (
 from score_lib.sdes.coefficients import check_levels, check_scaled_mean, marginal_coeffs
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
-from score_lib.sdes.snr import log_snr, time_at
+from score_lib.sdes.snr import check_signal, log_snr, time_at
 
 
 class Solver(abc.ABC):
@@ -241,6 +241,7 @@ def get_solver_sampler(
     sde = as_process(sde)
     sde.check_times(eps, start_time, shape)
     check_levels(sde, continuous)
+    check_signal(sde, sde.T if start_time is None else start_time)
     times = time_grid(sde, steps or sde.N, eps, grid or solver.grid, start_time)
     # Denoising is a step to the data.
     shown = along(sde, torch.cat([times, times.new_zeros(1)]))

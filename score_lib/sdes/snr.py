@@ -17,6 +17,21 @@ def log_snr(sde: SDE, times: Tensor) -> Tensor:
     return torch.log(scale / std)
 
 
+def check_signal(sde: SDE, start: float) -> None:
+    """Refuse to start where lambda is not a number, or rounding in float32.
+
+    Raises:
+        ValueError: m is 0 there, up to rounding.
+    """
+    for dtype in (torch.float32, torch.float64):
+        scale, _ = marginal_coeffs(sde, torch.tensor([start], dtype=dtype))
+        if not scale > 0:
+            raise ValueError(
+                f"nothing of the data is left in x at time {start:g} of {sde!r}, where m = "
+                f"{float(scale):.2g}: end it before, such as at T = {0.995 * start:.4g}"
+            )
+
+
 def time_at(sde: SDE, wanted: Tensor) -> Tensor:
     """The times in [0, T] at which lambda has the wanted values, (N,), by bisection."""
     low, high = torch.zeros_like(wanted), torch.full_like(wanted, sde.T)
@@ -54,8 +69,10 @@ def noise_nodes(sde: SDE, steps: int, eps: float) -> Nodes:
     """So many equal steps from time eps to T.
 
     Raises:
-        ValueError: the process' noise does not grow all the way, or gives no derivative.
+        ValueError: the process' noise does not grow all the way, or gives no derivative, or nothing
+            of the data is left at T.
     """
+    check_signal(sde, sde.T)
     ends = torch.tensor([eps, sde.T], dtype=torch.float64)
     first, last = torch.asinh(-log_snr(sde, ends) / _STRETCH)
     u = torch.lerp(first, last, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
