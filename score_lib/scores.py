@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from score_lib.base.distributed import unwrapped
 from score_lib.base.gradients import recording
+from score_lib.base.inheritance import place
 from score_lib.base.tensors import batch_mul, check_real, per_sample
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.sdes.coefficients import check_shape
@@ -137,8 +138,16 @@ def reading_of_level(
         index: of the noise level, (B,), int64.
         coeffs: its m and s, (B,).
         parametrization: None is the convention of the process.
+    Raises:
+        ValueError: the process has another convention for times alone, by its own `to_score`.
     """
     if parametrization is None:
+        if place(type(sde), "to_score") < place(type(sde), "score_from_output"):
+            raise ValueError(
+                f"to_score of {sde!r} tells times, and discrete noise levels are read by "
+                "score_from_output(output, std): override that in its place, or train with "
+                "training.continuous = True"
+            )
         return Reading(
             x, index, lambda output: sde.score_from_output(_checked(output, x), coeffs[1])
         )

@@ -11,7 +11,7 @@ from oracles import GaussianOracle, golden_sde, inverse_scaler
 import checks
 import sampling
 from likelihood import get_elbo_fn, get_likelihood_fn, get_log_likelihood_fn, get_vlb_fn
-from losses import get_sde_loss_fn
+from losses import get_ddpm_loss_fn, get_sde_loss_fn
 from models.utils import get_score_fn
 from sde_lib import (
     SDE,
@@ -497,6 +497,11 @@ class LinearSigma(VESDE):
         return 0.01 + 49.99 * t
 
 
+class OwnSteps(VPSDE):
+    def transition(self, t, s):
+        return torch.exp((s - t) / 2), torch.sqrt(-torch.expm1(s - t))
+
+
 class HalfDiffusion(subVPSDE):
     def diffusion(self, t):
         return super().diffusion(t) / 2
@@ -509,7 +514,7 @@ class OtherMarginals(subVPSDE):
 
 
 @pytest.mark.parametrize(
-    "kind", (SineBeta, OwnIntegral, LinearSigma, HalfDiffusion, OtherMarginals)
+    "kind", (SineBeta, OwnIntegral, LinearSigma, OwnSteps, HalfDiffusion, OtherMarginals)
 )
 def test_a_subclass_that_overrides_too_little_is_refused(kind):
     """Its other methods were those of its parent: samples, losses and likelihoods were wrong."""
@@ -559,6 +564,32 @@ def test_the_chain_of_another_process_is_refused(sde, predictor):
         sampling.get_pc_sampler(sde, *settings, continuous=True)
     sampling.get_pc_sampler(sde, *settings, continuous=True, steps=900)
     sampling.get_pc_sampler(SineChain(), *settings, continuous=True)
+
+
+class ReadsScores(VPSDE):
+    def to_score(self, output, t, continuous):
+        return output
+
+
+class OwnCumprod(VPSDE):
+    def __init__(self, N=1000):
+        super().__init__(N=N)
+        self.alphas_cumprod = torch.linspace(0.999, 0.01, N)
+
+
+def test_conventions_of_a_part_of_the_levels_are_refused():
+    """A network was trained by one convention, or at one chain, and read by the other."""
+    x, network = torch.ones(2, 3), lambda x, label: x
+    assert get_ddpm_loss_fn(VPSDE(), False)(network, x).isfinite()
+    with pytest.raises(ValueError, match=r"to_score of ReadsScores.* score_from_output"):
+        get_ddpm_loss_fn(ReadsScores(), False)(network, x)
+    assert get_score_fn(ReadsScores(), network, continuous=True)(x, torch.ones(2)).equal(x)
+    with pytest.raises(ValueError, match=r"discrete_chain\(\) of OwnCumprod.* discrete_betas"):
+        get_vlb_fn(OwnCumprod(), inverse_scaler)
+    settings = (2, 3), sampling.AncestralSamplingPredictor, None, lambda x: x, 0.1
+    with pytest.raises(ValueError, match=r"discrete_chain\(\) of OwnCumprod.* discrete_betas"):
+        sampling.get_pc_sampler(OwnCumprod(), *settings)
+    sampling.get_pc_sampler(OwnLevels(), *settings)
 
 
 class Wide(VPSDE):

@@ -1,5 +1,6 @@
 """Predictor-corrector sampling.  [S21, algorithm 1]"""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -19,9 +20,10 @@ from score_lib.samplers.steps import (
     Predictor,
 )
 from score_lib.scores import get_score_fn
+from score_lib.sdes.chain import checked_levels
 from score_lib.sdes.coefficients import check_levels
 from score_lib.sdes.foreign import as_process
-from score_lib.sdes.process import SDE
+from score_lib.sdes.process import SDE, LinearSDE
 
 
 def get_pc_sampler(
@@ -82,6 +84,9 @@ def get_pc_sampler(
     elif continuous:  # else the levels are those that the network knows
         check_chain(sde, predictor, len(shape) - 1)
         warn_of_chain(sde, predictor, visited_times(sde, eps), probability_flow, len(shape) - 1)
+    elif isinstance(sde, LinearSDE):
+        with contextlib.suppress(NotImplementedError):  # sub-VP is read by its marginals
+            checked_levels(sde)
     if predictor is EulerMaruyamaPredictor:
         check_levels(sde, continuous)
     times = visited_times(sde, eps, start_time, stop_time, steps=steps, grid=grid)

@@ -30,11 +30,12 @@ class Chain:
         log_step: log G_i^2.
     Raises:
         NotImplementedError: the process has no discrete noise levels.
-        ValueError: it has fewer than two, or a step adds no noise, or leaves nothing of the data.
+        ValueError: it has fewer than two, or a step adds no noise, or leaves nothing of the data;
+            or as in `checked_levels`.
     """
 
     def __init__(self, sde: SDE, device: torch.device | str = "cpu", kept: Tensor | None = None):
-        labels, m, s = sde.discrete_chain()
+        labels, m, s = checked_levels(sde)
         if kept is not None:
             labels, m, s = labels[kept], m[kept], s[kept]
         m_before, s_before = torch.ones_like(m), torch.zeros_like(s)
@@ -77,6 +78,24 @@ class Chain:
         snr = (self.m / self.s) ** 2
         growth = snr[:-1] / snr[1:] - 1
         return growth / growth.sum()
+
+
+def checked_levels(sde: SDE) -> tuple[Tensor, Tensor, Tensor]:
+    """The discrete levels of a process, see `SDE.discrete_chain`.
+
+    Raises:
+        NotImplementedError: it has none.
+        ValueError: its `discrete_coeffs`, which networks are trained with, are others.
+    """
+    labels, m, s = sde.discrete_chain()
+    told = torch.stack([value.double() for value in sde.discrete_coeffs(labels)])
+    if not torch.allclose(told**2, torch.stack([m, s]) ** 2, rtol=1e-2, atol=1e-5):
+        raise ValueError(
+            f"discrete_chain() of {sde!r} gives other noise levels than discrete_coeffs(labels): a "
+            "class that overrides one of them, or a table such as alphas_cumprod, overrides all, "
+            "discrete_betas (of VE: discrete_sigmas) first"
+        )
+    return labels, m, s
 
 
 class Levels(SDE):

@@ -166,14 +166,14 @@ def _check_marginals(sde, like: Tensor) -> None:
         raise ValueError(
             f"drift and diffusion of {sde!r} lead to other marginals than those that it gives: "
             f"their logarithms differ by {off:.2g}; a class that overrides drift_rate (or beta), "
-            "diffusion or marginal_coeffs (or beta_integral, sigma) overrides all that change with "
-            "it, see checks.process"
+            "diffusion or marginal_coeffs (or beta_integral, sigma, transition) overrides all that "
+            "change with it, see checks.process"
         )
 
 
 def _mismatch(sde, shares: Tensor) -> float:
     """How far the logarithms of m and s^2 at times, shares of T, are off the solution of
-    d m = a m dt and d s^2 = (2 a s^2 + g^2) dt from the time before."""
+    d m = a m dt and d s^2 = (2 a s^2 + g^2) dt from the time before, or off its own transition."""
     ends = shares * sde.T
     width = ends.diff()[:, None] / _CELLS
     t = ends[:-1, None] + width * (torch.arange(_CELLS).to(ends) + 0.5)
@@ -190,7 +190,9 @@ def _mismatch(sde, shares: Tensor) -> float:
     variance = (g**2 * grown * to_end.exp()).sum(1) + total.exp() * s[:-1] ** 2
     of_mean = (torch.log(m[1:] / m[:-1]) - total / 2) / (steps.abs().sum(1) / 2).clamp(min=1)
     of_mean = torch.where(m[1:] == 0, 0.0, of_mean)  # below the smallest number
-    return float(torch.cat([of_mean, torch.log(s[1:] ** 2 / variance)]).abs().max())
+    r, G = (per_sample(v, ends[1:]).double() for v in sde.transition(ends[1:], ends[:-1]))
+    stepped = torch.stack([variance, (r * s[:-1]) ** 2 + G**2])
+    return float(torch.cat([of_mean, torch.log(s[1:] ** 2 / stepped).flatten()]).abs().max())
 
 
 def check_levels(sde, continuous: bool) -> None:
