@@ -405,6 +405,25 @@ def test_a_process_by_published_methods_samples_and_has_likelihoods():
     torch.testing.assert_close(*bounds)
 
 
+class ShortVE(VESDE):
+    """sigma(t) = 0.01 + 10 t, whatever sigma_max is."""
+
+    def sigma(self, t):
+        return 0.01 + 10 * t
+
+    def diffusion(self, t):
+        return torch.sqrt(20 * self.sigma(t))
+
+
+def test_the_prior_of_ve_has_the_noise_at_T():
+    """It was sigma_max also of a subclass that does not get there: samples spread too far."""
+    assert VESDE(sigma_max=7).prior_std == 7 and FourTimesAsLongVE(sigma_max=7).prior_std == 7
+    sde = ShortVE()
+    assert sde.prior_std == pytest.approx(10.01)
+    findings = {finding.subject: finding.state for finding in checks.process(sde)}
+    assert findings["prior"] == findings["variance of x_t"] == "ok"
+
+
 class PaperVE(VESDE):
     """With the variance of the paper, sigma(t)^2 - sigma(0)^2."""
 

@@ -6,7 +6,8 @@ import math
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul, wide_dtype
+from score_lib.base.inheritance import place
+from score_lib.base.tensors import batch_mul, per_sample, wide_dtype
 from score_lib.sdes.process import SDE, SDES, LinearSDE, checked_steps, register_sde
 from score_lib.sdes.tables import Table, made_values, own_tables
 
@@ -345,8 +346,13 @@ class VESDE(_Chain):
 
     @property
     def prior_std(self) -> float:
-        """sigma_max: the data's own spread is negligible beside it."""
-        return self.sigma_max
+        """sigma_max, or s(T) of a subclass whose sigma is another one: the data's own spread is
+        negligible beside it."""
+        of_subclass = "sigma", "marginal_coeffs", "marginal_prob"
+        if place(type(self), *of_subclass) >= place(type(self), "prior_std"):
+            return self.sigma_max
+        end = torch.tensor([float(self.T)], dtype=torch.float64)
+        return float(per_sample(self.marginal_coeffs(end)[1], end))
 
     def sigma(self, t: Tensor) -> Tensor:
         """sigma(t) = sigma_min (sigma_max / sigma_min)^(t / T)."""
