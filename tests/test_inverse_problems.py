@@ -395,6 +395,17 @@ def test_rows_that_contradict_each_other_count_with_their_mean(method, noise_std
     torch.testing.assert_close(*guided, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_a_measurement_that_data_explain_stays_bit_for_bit(dtype):
+    """Rounding in orthonormal rows is not taken for a direction to solve."""
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    for kind in (GaussianBlur, SuperResolution, RandomProjection):
+        operator = kind(images.shape[1:])
+        y = operator.apply(images)
+        guidance = get_restoration("tweedie")(operator, y)
+        assert torch.equal(guidance.measurement, y)
+
+
 @pytest.mark.parametrize("method", ("pigdm", "tweedie", "projection"))
 def test_noise_that_is_not_stated_is_found_where_it_would_be_amplified(method):
     """Samples were ten thousand times as large as the data."""

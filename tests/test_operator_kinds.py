@@ -13,6 +13,7 @@ from controllable_generation import (
     Mask,
     RandomProjection,
     SuperResolution,
+    get_restoration,
     measure,
 )
 from score_lib.inverse.operators import LinearOperator
@@ -48,6 +49,17 @@ def test_blur_is_that_of_scipy(shape, std):
     expected = scipy.ndimage.gaussian_filter(x.numpy(), widths, mode="reflect", truncate=4.0)
     result = GaussianBlur(shape, std).apply(x)
     torch.testing.assert_close(result, torch.from_numpy(expected))
+
+
+def test_a_rescaled_blur_is_undone_without_more_rounding():
+    """In float32 A^+ y had twenty times the size of the image."""
+    blur, x = GaussianBlur((1, 16, 16), 2.0), rand(2, 1, 16, 16)
+    y, scale = blur.apply(x).float(), torch.tensor(0.25)
+    torch.testing.assert_close(rescaled(blur, scale).pinv(y), 4 * blur.pinv(y))
+    mixed = rescaled(blur, torch.linspace(0.2, 0.3, 16))
+    assert get_restoration("pigdm")(mixed, mixed.apply(x)).measurement.isfinite().all()
+    with pytest.raises(NotImplementedError, match="units of their own"):
+        mixed.pinv(y)
 
 
 @pytest.mark.parametrize("std", (1.0, 2.5, 4.0))

@@ -1,5 +1,6 @@
 """Linear equations by conjugate gradients."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -10,9 +11,6 @@ from score_lib.inverse.operators import LinearOperator
 
 # So many roundings of y or of A^T u tell nothing.
 ROUNDINGS = 8
-
-# Of the least-squares problem of a measurement, which costs no evaluation of the network.
-_LEAST_SQUARES_ITERATIONS = 100
 
 
 def solve(
@@ -92,19 +90,42 @@ def explained(operator: LinearOperator, y: Tensor, noise_std: float) -> Tensor:
 @torch.no_grad()
 def _contradiction(operator: LinearOperator, y: Tensor, noise_std: float) -> Tensor:
     """y - A A^+ y, (B, *M), or 0."""
+    eps = ROUNDINGS * torch.finfo(y.dtype).eps
+    x, left = _least_squares(operator, y, eps)
+    meant = x
+    if type(operator).pinv is not LinearOperator.pinv:
+        # Small singular values need more iterations than there are.
+        with contextlib.suppress(NotImplementedError):
+            meant = operator.pinv(y)
+    check_meaning(operator, y, meant, noise_std)
+    # A part of y that A^T maps to no more than singular values that count as zero do.
+    rest, largest = y - operator.apply(x), _norm(operator.adjoint(y))
+    size, total = _norm(rest), _norm(y)
+    small = left * total <= largest * (operator.rcond * size + eps * total)
+    return batch_mul(((size > eps * total) & small).to(y), rest)
+
+
+def _least_squares(operator: LinearOperator, y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x (B, *D) for which |y - A x| is least, or nearly, and |A^T (y - A x)|, (B,).
+
+    Of several numbers of iterations the best one counts: more than are needed amplify rounding.
+    """
 
     def normal(x: Tensor) -> Tensor:
         return operator.adjoint(operator.apply(x))
 
     of_y = operator.adjoint(y)
-    x = solve(normal, of_y, _LEAST_SQUARES_ITERATIONS)
-    check_meaning(operator, y, x, noise_std)
-    rest = y - operator.apply(x)
-    # A part of y that A^T maps to no more than singular values that count as zero do.
-    size, left, total, largest = map(_norm, (rest, operator.adjoint(rest), y, of_y))
-    rounding = ROUNDINGS * torch.finfo(y.dtype).eps * total
-    found = (size > rounding) & (left * total <= largest * (operator.rcond * size + rounding))
-    return batch_mul(found.to(y), rest)
+    best, least = torch.zeros_like(of_y), _norm(of_y)
+    enough = eps * least
+    for iterations in (1, 2, 3, 5, 10, 30, 100):
+        x = solve(normal, of_y, iterations)
+        left = _norm(operator.adjoint(y - operator.apply(x)))
+        better = left < least
+        best = torch.where(better.reshape(-1, *(1,) * (x.dim() - 1)), x, best)
+        least = torch.where(better, left, least)
+        if (least <= enough).all():
+            break
+    return best, least
 
 
 @torch.no_grad()

@@ -38,6 +38,12 @@ class Rescaled(LinearOperator):
         first = self.scale.flatten()[0]
         return self.operator.spectral(x, lambda d: weight(d * first.to(d)))
 
+    def pinv(self, y: Tensor) -> Tensor:
+        if self._has_own_units():
+            return super().pinv(y)
+        # Not by way of A^T y, whose rounding would be divided by d^2.
+        return self.operator.pinv(y) / self.scale.flatten()[0].to(y)
+
     def observed(self, y: Tensor) -> Tensor:
         return self.operator.observed(y)
 
