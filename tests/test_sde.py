@@ -582,7 +582,9 @@ def test_the_chain_of_another_process_is_refused(sde, predictor):
     with pytest.raises(ValueError, match=rf"chain of N = 1000 whose var.* {type(sde).__name__}"):
         sampling.get_pc_sampler(sde, *settings, continuous=True)
     sampling.get_pc_sampler(sde, *settings, continuous=True, steps=900)
-    sampling.get_pc_sampler(SineChain(), *settings, continuous=True)
+    for N in (100, 1000):
+        for fitting in (SineChain(N=N), VPSDE(0.1, 50, N), VESDE(1e-3, 1e4, N), CosineVPSDE(N)):
+            sampling.get_pc_sampler(fitting, *settings, continuous=True)
 
 
 class ReadsScores(VPSDE):
@@ -753,8 +755,9 @@ def test_levels_of_another_process_than_the_marginals_are_refused_where_both_cou
         lambda sde: get_elbo_fn(sde, **mode),
     )
     for use in uses:
-        for sde in (VPSDE(), VESDE(), CosineVPSDE(continuous=False)):
-            use(sde)
+        for N in (100, 1000):
+            for sde in (VPSDE(0.1, 50, N), VESDE(N=N), CosineVPSDE(N, continuous=False)):
+                use(sde)
         with pytest.raises(ValueError, match=r"levels of the chain of OwnLevels.*'chain', which"):
             use(OwnLevels())
     sampling.get_pc_sampler(OwnLevels(), shape, chain, None, scaler, 0.1, **mode)

@@ -140,8 +140,8 @@ def check_shape(sde, x: Tensor) -> None:
 # So far off may be logarithms of the mean's scale, and of the variance, for approximate methods.
 _LARGEST_MISMATCH = 0.03
 _CELLS = 128
-# The same for log(m / s) of the levels of a long chain.
-_LEVEL_MISMATCH, _LONG_CHAIN = 0.05, 100
+# So far apart may be the angles atan(s / m) of the levels of a long chain, and of their times.
+_LEVEL_MISMATCH, _LONG_CHAIN = 0.02, 100
 
 
 def without_refusal(sde) -> Any:
@@ -200,7 +200,7 @@ def check_levels(sde, continuous: bool) -> None:
     follow these with a network of the levels.
 
     Raises:
-        ValueError: log(m / s) of a level is not that of its time, or nearly.
+        ValueError: s / m of a level is not that of its time, or nearly.
     """
     # Levels of a short chain are too far apart to compare.
     if continuous or sde.N < _LONG_CHAIN:
@@ -209,13 +209,14 @@ def check_levels(sde, continuous: bool) -> None:
 
     def mismatch() -> Tensor:
         (m, s), (m_level, s_level) = marginal_coeffs(sde, t), sde.level_coeffs(t)
-        return (torch.log(m / s) - torch.log(m_level / s_level)).abs().max()
+        # Angles, since m / s is hardly told where one of them is small.
+        return (torch.atan2(s, m) - torch.atan2(s_level, m_level).to(s)).abs().max()
 
     off = _tried(mismatch)
-    if off is not None and off > _LEVEL_MISMATCH + 40 / sde.N:
+    if off is not None and off > _LEVEL_MISMATCH + 10 / sde.N:
         raise ValueError(
-            f"the noise levels of the chain of {sde!r} are not those of its marginals: log(m / s) "
-            f"differs by up to {off:.2g}; sample by the predictor reverse_diffusion or "
+            f"the noise levels of the chain of {sde!r} are not those of its marginals: "
+            f"atan(s / m) differs by up to {off:.2g}; sample by the predictor reverse_diffusion or "
             "ancestral_sampling, or by sampling.method = 'chain', which keep to the chain, or "
             "override drift and marginals as well"
         )
