@@ -79,6 +79,22 @@ def _place(error: Exception, file: str) -> str:
     return f"line {lines[-1]}: " if lines else ""
 
 
+class Section(flags.ArgumentParser):
+    """Refuses a whole section, which would replace one whose other options the experiment sets."""
+
+    def parse(self, given: str | ConfigDict) -> ConfigDict:
+        """The section of the config itself, its default.
+
+        Raises:
+            ValueError: something is given in its place.
+        """
+        if isinstance(given, ConfigDict):
+            return given
+        raise ValueError(
+            "a section is not set as a whole, but option by option, as in --config.optim.lr=0.0002"
+        )
+
+
 class Folder(flags.ArgumentParser):
     """A folder; shells leave the ~ of `--workdir=~/runs` to the program."""
 
@@ -89,6 +105,7 @@ class Folder(flags.ArgumentParser):
 
 config_flags.DEFINE_config_file("config", None, "The experiment's config.")
 FLAGS["config"].parser = ConfigFile()
+config_flags.register_flag_parser_for_type(ConfigDict, Section())
 flags.DEFINE(Folder(), "workdir", None, "Folder of the run.", serializer=flags.ArgumentSerializer())
 flags.DEFINE_enum("mode", None, MODES, "What to do.")
 flags.DEFINE_string("eval_folder", "eval", "Folder for evaluation results, inside workdir.")

@@ -87,6 +87,8 @@ OPTIONS = {
     "training.batch_size=many": ("training.batch_size=many", "int"),
     "training.continuous=perhaps": ("training.continuous=perhaps", "oolean"),
     "optim.lr=fast": ("optim.lr=fast", "float"),
+    # The other options of a section that is replaced would be at their defaults.
+    'optim={"lr":1e-3}': ("config.optim=", "--config.optim.lr=0.0002"),
     "model.ch_mult=x": ("model.ch_mult", "numbers above 0"),
     "training.batch_size=0": ("training.batch_size = 0", "at least 1"),
     "training.n_jitted_steps=3": ("training.eval_freq = 4", "multiple", "n_jitted_steps = 3"),
