@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
+from score_lib.option_kinds import processes
+
 Options = Mapping[str, object]  # by their dotted names, such as "model.nf"
 
 # Networks that read `model.embedding_type`.
@@ -9,7 +11,7 @@ _WITH_FOURIER = ("ncsnpp", "mlp", "set_transformer")
 # Networks that are told the noise level by an embedding, and may divide by it.
 _EMBEDDED = (*_WITH_FOURIER, "ddpm")
 # Processes of ours whose networks are told no sigma.
-_OTHER_PROCESSES = ("vpsde", "subvpsde", "cosine_vpsde")
+_OTHER_PROCESSES = {*processes.names} - {"vesde"}
 
 
 def conflicts(flat: Options) -> Iterator[str]:
@@ -25,7 +27,6 @@ def conflicts(flat: Options) -> Iterator[str]:
         _of_batches,
         _of_frequencies,
         _of_steps,
-        _of_grids,
         _of_chain,
         _of_cosine,
         _of_widths,
@@ -105,15 +106,6 @@ def _of_steps(flat: Options) -> Iterator[str]:
         yield (
             "sampling.method = 'pc' with sampling.predictor = 'none' and sampling.corrector = "
             "'none' would leave the noise as it is: set a predictor, such as 'euler_maruyama'"
-        )
-
-
-def _of_grids(flat: Options) -> Iterator[str]:
-    method, grid = flat["sampling.method"].lower(), flat["sampling.time_grid"]
-    if grid and method in ("ode", "adaptive"):
-        yield (
-            f"sampling.time_grid = {grid!r} should be '' with sampling.method = {method!r}, "
-            "which chooses its steps as it goes"
         )
 
 

@@ -187,6 +187,7 @@ networks = name(
     "ncsnpp ddpm ncsn ncsnv2_64 ncsnv2_128 ncsnv2_256 adm adm_classifier "
     "wideresnet_noise_conditional mlp set_transformer"
 )
+processes = name("vesde vpsde subvpsde cosine_vpsde")
 normalizations = name("GroupNorm InstanceNorm InstanceNorm++ VarianceNorm")
 samplers = name("pc ode adaptive chain ddim heun dpmpp_2m dpmpp_3m dpmpp_sde")
 predictors = name("euler_maruyama reverse_diffusion ancestral_sampling none")

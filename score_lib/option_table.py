@@ -48,6 +48,7 @@ from score_lib.option_kinds import (
     precision,
     predictors,
     probes,
+    processes,
     profiles,
     respacings,
     samplers,
@@ -208,7 +209,7 @@ _MODEL = {
 }
 
 _TRAINING = {
-    "sde": (NEEDED, name("vesde vpsde subvpsde cosine_vpsde"), "process"),
+    "sde": (NEEDED, processes, "process"),
     "continuous": (NEEDED, flag, "train at all times, else at `model.num_scales` of them"),
     "reduce_mean": (NEEDED, flag, "average the loss over pixels, else half of their sum"),
     "likelihood_weighting": (False, flag, "weight the loss by g(t)^2"),

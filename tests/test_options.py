@@ -344,7 +344,6 @@ FEW_STEPS = {"model__num_scales": 20, "sampling__num_steps": 0}
         ({"eval__enable_accuracy": True}, "needs training.objective = 'classifier', not 'score'"),
         ({"training__grad_accumulation": 200}, "at most training.batch_size"),
         ({"training__n_jitted_steps": 3}, "log_freq.*multiple of"),
-        ({"sampling__method": "ode", "sampling__time_grid": "edm"}, "time_grid = 'edm'"),
         (
             {"training__continuous": False, "training__noise_levels": "lognormal"},
             "noise_levels = 'lognormal' needs training.continuous = True",

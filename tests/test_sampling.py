@@ -13,7 +13,7 @@ import sampling
 from models.utils import get_score_fn
 from score_lib.base.tensors import SampleNoise
 from score_lib.options import complete
-from score_lib.samplers.configured import follows_flow, get_sampling_fn
+from score_lib.samplers.configured import follows_flow, get_sampling_fn, register_sampler
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = {
@@ -246,6 +246,15 @@ def test_unknown_names_list_the_known_ones(get):
 @pytest.mark.parametrize("register", (sampling.register_predictor, sampling.register_corrector))
 def test_registries_take_the_published_arguments(register):
     assert list(inspect.signature(register).parameters)[:2] == ["cls", "name"]
+
+
+@pytest.mark.parametrize("method", ("ode", "adaptive", "one's own"))
+def test_a_grid_of_times_is_for_samplers_that_take_one(method):
+    register_sampler(lambda *arguments, **options: None, name="one's own")
+    options = {"method": method, "time_grid": "edm"}
+    config = complete({"training": {"continuous": True}, "sampling": options})
+    with pytest.raises(ValueError, match=r"time_grid = 'edm' should be '' with sampling\.method"):
+        get_sampling_fn(config, VPSDE(), (1, 2), lambda x: x, 1e-3)
 
 
 def test_ancestral_sampling_has_no_flow():

@@ -97,12 +97,18 @@ def get_sampling_fn(
         ValueError: an unknown method, predictor or corrector, or options that do not fit.
     """
     config = complete(config)
+    method, grid = config.sampling.method, config.sampling.time_grid
+    if grid and "sampling.time_grid" not in _SAMPLERS.feeds(method).values():
+        raise ValueError(
+            f"sampling.time_grid = {grid!r} should be '' with sampling.method = {method!r}, which "
+            "takes no grid of times"
+        )
     shared = {"denoise": config.sampling.noise_removal, "continuous": config.training.continuous}
     # Only where there is one, so that samplers registered without the keyword stay as they are.
     if chosen := parametrization_of(config):
         shared["parametrization"] = chosen
     keywords = {"eps": eps, **shared, **options}
-    return _SAMPLERS.build(config.sampling.method, config, sde, shape, inverse_scaler, **keywords)
+    return _SAMPLERS.build(method, config, sde, shape, inverse_scaler, **keywords)
 
 
 # Options that change samples, whatever the method.
