@@ -15,7 +15,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from score_lib.base.mistakes import MISTAKES, is_out_of_memory
-from score_lib.base.preemption import Preempted, StopSignals
+from score_lib.base.preemption import Preempted, StopSignals, stop_with_parent
 from score_lib.base.threads import choose_waiting, settle_threads
 from score_lib.options import add_missing
 
@@ -217,6 +217,8 @@ if __name__ == "__main__":
     # From the start: imports take a while.  Training handles signals itself, to save a checkpoint
     # first; other modes stop at once.
     with StopSignals() as stop, stop.at_once():
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is the parent
+            stop_with_parent()
         choose_waiting()  # before a config, or a mode, imports PyTorch
         flags.mark_flags_as_required(["config", "mode"])
         app.run(main, flags_parser=parse_flags)

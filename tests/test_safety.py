@@ -22,7 +22,7 @@ from torch._subclasses import FakeTensorMode
 import main
 import run_lib
 from datasets import ImageStream, MemorySource
-from score_lib.base.preemption import EXIT_CODE, Preempted, StopSignals
+from score_lib.base.preemption import EXIT_CODE, Preempted, StopSignals, stop_with_parent
 from score_lib.data.stream import _ended_at_exit
 from score_lib.disk import writer as writer_room
 from score_lib.disk.checkpoints import (
@@ -431,6 +431,31 @@ def test_a_signal_stops_work_that_may_stop_at_once():
             signal.raise_signal(signal.SIGTERM)
         assert stop.requested
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def wait_for_parent(ends):
+    with StopSignals() as stop, contextlib.suppress(Preempted), stop.at_once():
+        stop_with_parent()
+        ends.send(os.getpid())
+        time.sleep(60)
+    ends.send(stop.requested)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's end")
+def test_a_process_of_torchrun_stops_when_torchrun_is_killed():
+    ours, theirs = multiprocessing.Pipe()
+    launcher = FORK.Process(target=lambda: (start_child(theirs), time.sleep(60)))
+    launcher.start()
+    child = ours.recv()
+    launcher.kill()
+    stopped = ours.poll(20) and ours.recv()
+    if not stopped:
+        os.kill(child, signal.SIGKILL)
+    assert stopped
+
+
+def start_child(ends):
+    FORK.Process(target=wait_for_parent, args=(ends,)).start()
 
 
 def test_second_signal_is_ignored():

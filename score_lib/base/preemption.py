@@ -1,12 +1,16 @@
 """Pre-emption: SIGTERM and SIGUSR1 end a run in good order, with exit code 75."""
 
 import contextlib
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 # sysexits.h calls it EX_TEMPFAIL: nothing is wrong, start the same command again.
 EXIT_CODE = 75
@@ -64,6 +68,16 @@ class StopSignals:
         if self.requested and self._at_once:
             self._at_once = False  # once: clean-up is not interrupted again
             raise Preempted
+
+
+def stop_with_parent() -> None:
+    """Let SIGTERM arrive when the parent of this process ends, however that ends; only on Linux.
+
+    For processes of torchrun: left by one that was killed, they would train on, and no other run
+    could enter their folder.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 @contextlib.contextmanager

@@ -87,12 +87,13 @@ def _refused_while_paused(
 
 
 def _orphans(bench: Bench) -> list[str]:
-    """The agent is killed and its processes are not: they hold the folder until they end."""
+    """The agent is killed and its processes are not: they stop, and hold the folder until then."""
     workdir = bench.new()
     started = bench.start("train", workdir, "torchrun")
     if problems := _under_way(bench, "train", started, workdir):
         return problems
     _, *ranks = family(started.pid)
+    started.send(signal.SIGSTOP, ranks)
     started.send(signal.SIGKILL, [started.pid])
     problems = _refused_while_paused(bench, "train", workdir, "fork", ranks)
     if not started.orphans_end(LIMIT):
