@@ -5,11 +5,13 @@
 Any option of the config can be set, as in `--config.training.batch_size=64`.
 """
 
+import contextlib
 import logging
 import os
 import runpy
 import sys
 import traceback
+from collections.abc import Iterator
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -132,8 +134,6 @@ def main(_: list[str]) -> None:
         raise
     except KeyboardInterrupt:  # raised again: a loop of the shell ends, too
         logging.warning("interrupted: start the same command again to go on from its last file")
-        if not FLAGS.traceback:
-            sys.tracebacklimit = 0
         raise
     except MISTAKES as error:  # logged: of several processes, each message names its rank
         if FLAGS.traceback:
@@ -197,6 +197,16 @@ def _reproduce(run_lib) -> None:
         sys.exit(1)
 
 
+@contextlib.contextmanager
+def briefly_interrupted() -> Iterator[None]:
+    """Context in which Ctrl-C shows no traceback, also while modules are imported."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.tracebacklimit = 1000 if FLAGS.is_parsed() and FLAGS.traceback else 0
+        raise
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; an unknown option ends it with one message."""
     try:
@@ -204,6 +214,9 @@ def parse_flags(argv: list[str]) -> list[str]:
         if others:
             raise LookupError(f"{' '.join(others)!r} (options start with --)")
         return [program]
+    except BrokenPipeError:  # the reader of --help has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         reason = error.args[0]
         if isinstance(reason, Exception):  # ml_collections wraps some errors
@@ -216,7 +229,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 if __name__ == "__main__":
     # From the start: imports take a while.  Training handles signals itself, to save a checkpoint
     # first; other modes stop at once.
-    with StopSignals() as stop, stop.at_once():
+    with briefly_interrupted(), StopSignals() as stop, stop.at_once():
         if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is the parent
             stop_with_parent()
         choose_waiting()  # before a config, or a mode, imports PyTorch

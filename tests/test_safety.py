@@ -591,29 +591,41 @@ def test_a_stopped_command_ends_with_its_own_code(tmp_path):
     assert read_checkpoint(tmp_path / "checkpoints-meta/checkpoint.pth")["step"] > 0
 
 
-def test_a_command_that_is_stopped_while_it_starts_ends_with_its_own_code(tmp_path):
-    """As it would later: the loop that starts it again goes on."""
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    (
+        (signal.SIGTERM, EXIT_CODE, ""),
+        (signal.SIGINT, -signal.SIGINT, "KeyboardInterrupt\n"),
+    ),
+)
+def test_a_command_that_is_stopped_while_it_starts_ends_with_its_own_code(
+    number, code, said, tmp_path
+):
+    """As it would later: the loop that starts it again goes on, or ends with Ctrl-C."""
     config = tmp_path / "config.py"
-    config.write_text("import os, signal\n\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    config.write_text(f"import os\n\nos.kill(os.getpid(), {int(number)})\n")
     command = [sys.executable, ROOT / "main.py", f"--config={config}", "--mode=check"]
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (found.returncode, found.stderr) == (EXIT_CODE, "")
+    assert (found.returncode, found.stderr) == (code, said)
 
 
 def test_an_interrupted_command_says_how_to_go_on(monkeypatch, caplog):
-    """And ends by the signal, as Python does it: a loop of the shell then ends, too."""
-
     def interrupted():
         raise KeyboardInterrupt
 
     monkeypatch.setattr("score_lib.disk.logs.log_to_console", lambda rank: None)
-    monkeypatch.setattr(main, "FLAGS", types.SimpleNamespace(traceback=False))
     monkeypatch.setattr(main, "run_mode", interrupted)
-    monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)
     with pytest.raises(KeyboardInterrupt):
         main.main([])
-    assert "interrupted: start the same command again" in caplog.text and sys.tracebacklimit == 0
+    assert "interrupted: start the same command again" in caplog.text
+
+
+def test_nobody_need_read_the_whole_help():
+    command = [sys.executable, ROOT / "main.py", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
 
 
 @pytest.mark.parametrize("name", ("", ".", "..", "eval/.."))
