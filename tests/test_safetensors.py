@@ -7,6 +7,7 @@ import struct
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from score_lib.disk import safetensors_files
 from score_lib.disk.fit import CheckpointError
@@ -107,6 +108,19 @@ def test_tensors_and_metadata_come_back(tmp_path):
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
         assert read_header(path)[0][name].shape == tensor.shape
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_the_same_contents_are_the_same_bytes(tmp_path):
+    tensors = {"b": torch.arange(3), "a": torch.zeros(2, dtype=torch.float16)}
+    texts = {str(k): "ä" * k for k in range(8)}
+    written = []
+    for order in (1, -1) * 3:
+        write_safetensors(tmp_path / "a", tensors, dict(list(texts.items())[::order]))
+        written.append((tmp_path / "a").read_bytes())
+    assert len({*written}) == 1 and int.from_bytes(written[0][:8], "little") % 8 == 0
+    with safe_open(tmp_path / "a", framework="pt") as file:
+        assert file.metadata() == {"format": "pt", **texts}
+        assert torch.equal(file.get_tensor("b"), tensors["b"])
 
 
 def test_missing_file(tmp_path):

@@ -168,6 +168,8 @@ def write_safetensors(
 ) -> None:
     """Write tensors; a file of that name is replaced only by a complete one.
 
+    The same tensors and texts give the same bytes.
+
     Args:
         tensors: by name; on any device, contiguous or not.
         metadata: texts by name.  {"format": "pt"}, for which other readers ask, is always there.
@@ -176,9 +178,17 @@ def write_safetensors(
     """
     from safetensors.torch import save
 
-    contents = save(_apart(tensors), {"format": "pt", **(metadata or {})})
+    contents = memoryview(save(_apart(tensors)))
+    end = 8 + int.from_bytes(contents[:8], "little")
+    # The package writes metadata in an order that changes from call to call.
+    texts = {"format": "pt", **(metadata or {})}
+    header = {_METADATA: dict(sorted(texts.items())), **json.loads(bytes(contents[8:end]))}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
     with atomic_write(path) as file:
-        file.write(contents)
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        file.write(contents[end:])
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
