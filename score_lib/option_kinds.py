@@ -200,6 +200,7 @@ _OPERATORS = "box half random_mask super_resolution blur gray projection"
 operators, any_operator = name(_OPERATORS), name(_OPERATORS, empty=True)
 methods = name("pigdm dps projection tweedie none")
 pools = one_of("adaptive", "attention", "spatial", "spatial_v2")
-probes = name("Rademacher Gaussian exact")
+_PROBES = ("Rademacher", "Gaussian", "exact")
+probes = one_of(*_PROBES)._replace(names=_PROBES)  # in any case, and no others
 parametrizations = name("score noise x0 v edm", empty=True)
 extractors = name("inception inception_tfgan digits fashion_mnist dinov2 clip", empty=True)

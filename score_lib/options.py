@@ -175,7 +175,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
     """Dotted names of all options, such as "model.nf", and their values."""
     flat: dict[str, object] = {}
     for key, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, ConfigDict) and prefix + key not in TABLE:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
@@ -251,8 +251,10 @@ def _similar(name: str, known: Options) -> str | None:
 
 def _wrong_values(flat: Options) -> Iterator[str]:
     for key, (default, check, _) in TABLE.items():
-        if key in flat and not check.accepts(flat[key]):
-            yield f"{key} = {flat[key]!r} should be {check.allowed}"
+        value = flat.get(key)
+        if key in flat and not check.accepts(value):
+            given = value.to_dict() if isinstance(value, ConfigDict) else value
+            yield f"{key} = {given!r} should be {check.allowed}"
         elif key not in flat and default is NEEDED:
             yield f"the config has no {key}, which every experiment needs: {check.allowed}"
 

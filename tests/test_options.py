@@ -250,6 +250,12 @@ def test_needed_options_are_missed(key):
         ({"training__continuous": 1}, "True or False"),
         ({"optim__lr": "fast"}, "'fast' .*a number above 0"),
         ({"optim__lr": float("nan")}, "nan .*above 0"),
+        ({"optim__lr": {}}, r"optim.lr = \{\} should be a number"),
+        (
+            {"optim__lr": {"rate": 0.1}, "training__batch_size": {}},
+            r"batch_size = \{\} .*; optim.lr = \{'rate': 0.1\} s",
+        ),
+        ({"eval__hutchinson_type": "uniform"}, "'uniform' should be 'Rademacher', 'Gaussian' or"),
         ({"optim__lr": float("inf")}, "inf .*above 0"),
         ({"optim__grad_clip": float("nan")}, "grad_clip = nan"),
         ({"optim__beta1": 1}, "from 0 to below 1"),

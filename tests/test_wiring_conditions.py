@@ -628,6 +628,13 @@ def test_unknown_classes_are_refused():
             run.draw(range(2))
 
 
+def test_unknown_classes_of_snapshots_are_refused_before_training(tmp_path):
+    config = recording(**LABELLED, sampling__classes=("eleven",))
+    with pytest.raises(ValueError, match="names 'eleven', but the classes are 0 = 0"):
+        run_lib.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_with_more_classes_are_refused(tmp_path):
     config = recording(**{**LABELLED, "data__num_classes": 9})
     with pytest.raises(ValueError, match=r"data.num_classes = 9 cannot learn .*DIGITS, .* 10"):

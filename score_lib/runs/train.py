@@ -78,6 +78,8 @@ def train(config, workdir: str | os.PathLike) -> None:
     run.add_optimizer()
     with kept_messages() as said:  # how the data are read
         streams = training_streams(run)
+        # Or the first snapshot would refuse unknown ones.
+        run.conditions.classes_of_samples(range(1), run.state["class_to_idx"])
         quality = get_quality(run, workdir)
         present = present_examples(*(stream.source for stream in streams))
     with StopSignals() as stop, contextlib.ExitStack() as stack:
