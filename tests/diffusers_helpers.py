@@ -124,6 +124,7 @@ OURS = {
     "published ddpm": ddpm_config,
     "plain ncsnpp": plain_ncsnpp,
     "positional ncsnpp": positional_ncsnpp,
+    "half a shift": lambda: ddpm_config(freq_shift=0.5),
     "rectangle": lambda: ncsnpp_config(image_size=(8, 12)),
 }
 

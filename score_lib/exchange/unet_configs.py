@@ -63,7 +63,7 @@ _READ: dict[str, tuple[object, Check]] = {
     "out_channels": (3, _CHANNELS),
     "center_input_sample": (False, flag),
     "time_embedding_type": ("positional", one_of("positional", "fourier")),
-    "freq_shift": (0, between(0, 1)),
+    "freq_shift": (0, between(0.0, 1.0)),
     "flip_sin_to_cos": (True, flag),
     "down_block_types": (
         ("DownBlock2D", *("AttnDownBlock2D",) * 3),
