@@ -351,6 +351,7 @@ MISTAKES = {
         "batch_size = 6 .*grad_accumulation = 4 parts each: 12 can",
     ),
     "control": (run_lib.control, {}, "one process"),
+    "check": (run_lib.check, {}, "--mode check runs in one process"),
 }
 
 

@@ -112,6 +112,16 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def check_alone(mode: str) -> None:
+    """Refuse several processes, for a mode of the command line whose work they do not share.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if world() > 1:
+        raise ValueError(f"--mode {mode} runs in one process: start it without torchrun")
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     gather(None)

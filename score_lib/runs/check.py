@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from models.utils import get_model
+from score_lib.base import distributed
 from score_lib.checks.exact import told_by_time
 from score_lib.checks.finding import NOTE, OK, WRONG, Finding, worst
 from score_lib.checks.likelihood import log_likelihood
@@ -63,7 +64,12 @@ def check(config, workdir: str | os.PathLike = "") -> list[Finding]:
     """Check a config in under a minute, without a download, and print the findings.
 
     They are also in `check.json` in the workdir, if one is given.
+
+    Raises:
+        ValueError: there are several processes, of which each would time other numbers of steps,
+            and wait for the others.
     """
+    distributed.check_alone("check")
     try:
         run = setup(config)
         data = data_of(run)

@@ -52,8 +52,7 @@ def control(config, workdir: str | os.PathLike) -> pathlib.Path:
             processes.
         OSError: a file is missing, or the folder cannot be written.
     """
-    if distributed.world() > 1:
-        raise ValueError("--mode control runs in one process: start it without torchrun")
+    distributed.check_alone("control")
     run = restored(config, workdir)
     options = run.config.control
     _refuse_unread(options)
