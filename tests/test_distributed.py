@@ -22,7 +22,7 @@ from losses import get_sde_loss_fn, get_step_fn, optimization_manager
 from models.ema import ExponentialMovingAverage
 from score_lib.base import distributed, preemption
 from score_lib.base.preemption import Preempted
-from score_lib.disk.checkpoints import read_checkpoint
+from score_lib.disk.checkpoints import CheckpointError, read_checkpoint
 from score_lib.runs.evaluate import Job
 from score_lib.scores import get_model_fn
 from sde_lib import VPSDE
@@ -363,6 +363,24 @@ def test_what_cannot_be_shared_is_refused(case, tmp_path):
         with pytest.raises(ValueError, match=said):
             raise error
     assert not (tmp_path / "run").exists()
+
+
+def train_on_machines_of_their_own(config, folder):
+    """Two starts in a folder that has one name, and is another one for each process."""
+    own = folder / str(distributed.rank())
+    own.mkdir()
+    os.chdir(own)
+    run_lib.train(config, "run")
+    config.training.n_iters *= 2
+    run_lib.train(config, "run")
+
+
+def test_processes_that_see_other_checkpoints_are_refused(tmp_path):
+    """The second would begin anew, and its gradients would be of other steps."""
+    config = small_config(training__n_iters=2, training__snapshot_sampling=False)
+    for error in together(2, train_on_machines_of_their_own, config, tmp_path):
+        with pytest.raises(CheckpointError, match=r"steps 2, 0 .*all machines see"):
+            raise error
 
 
 def train_and_be_stopped(config, folder, signal_number, step):

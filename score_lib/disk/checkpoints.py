@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from score_lib.base.devices import resolve_device
-from score_lib.base.distributed import on_main, unwrapped
+from score_lib.base.distributed import gather, on_main, unwrapped
 from score_lib.base.weights import as_published, without_wrapper
 from score_lib.disk.files import atomic_write, set_aside, with_earlier
 from score_lib.disk.fit import CheckpointError, check_fit, check_weights, count
@@ -133,7 +133,8 @@ def restore_latest(
 
     Raises:
         FileNotFoundError: there is no file and `must_exist` is set.
-        CheckpointError: all files are damaged, or the latest is of another network.
+        CheckpointError: all files are damaged, or the latest is of another network; or processes
+            have read different ones.
     """
     contents: dict | None = None
 
@@ -146,8 +147,16 @@ def restore_latest(
 
     chosen = on_main(choose)
     if contents is None:
-        return restore_checkpoint(chosen, state, device, must_exist=must_exist)
-    return restore_contents(chosen, contents, state)
+        state = restore_checkpoint(chosen, state, device, must_exist=must_exist)
+    else:
+        state = restore_contents(chosen, contents, state)
+    steps = gather(state.get("step"))
+    if len(set(steps)) > 1:  # which would be averaged with each other
+        raise CheckpointError(
+            f"processes of this run found states of the steps {', '.join(map(str, steps))} at "
+            f"{chosen}: let --workdir be a folder that all machines see"
+        )
+    return state
 
 
 def set_damaged_aside(path: str | os.PathLike, restored: pathlib.Path) -> None:
