@@ -22,7 +22,7 @@ from losses import get_sde_loss_fn, get_step_fn, optimization_manager
 from models.ema import ExponentialMovingAverage
 from score_lib.base import distributed, preemption
 from score_lib.base.preemption import Preempted
-from score_lib.disk.checkpoints import CheckpointError, read_checkpoint
+from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.runs.evaluate import Job
 from score_lib.scores import get_model_fn
 from sde_lib import VPSDE
@@ -365,21 +365,37 @@ def test_what_cannot_be_shared_is_refused(case, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def train_on_machines_of_their_own(config, folder):
-    """Two starts in a folder that has one name, and is another one for each process."""
+def on_its_own_machine(mode, folder, *arguments):
+    """A mode in a current folder that has one name, and is another one for each process."""
     own = folder / str(distributed.rank())
-    own.mkdir()
+    own.mkdir(exist_ok=True)
     os.chdir(own)
-    run_lib.train(config, "run")
-    config.training.n_iters *= 2
-    run_lib.train(config, "run")
+    return mode(*arguments, "run")
 
 
 def test_processes_that_see_other_checkpoints_are_refused(tmp_path):
     """The second would begin anew, and its gradients would be of other steps."""
     config = small_config(training__n_iters=2, training__snapshot_sampling=False)
-    for error in together(2, train_on_machines_of_their_own, config, tmp_path):
-        with pytest.raises(CheckpointError, match=r"steps 2, 0 .*all machines see"):
+    assert together(2, on_its_own_machine, run_lib.train, tmp_path, config) == [None, None]
+    config.training.n_iters = 4
+    for error in together(2, on_its_own_machine, run_lib.train, tmp_path, config):
+        with pytest.raises(
+            ValueError, match=r"different steps of the state .*\(2, 0\).*see the same"
+        ):
+            raise error
+
+
+@pytest.mark.parametrize("mode", (run_lib.train, run_lib.fid_stats))
+def test_processes_that_see_other_data_are_refused(mode, tmp_path):
+    """They would share the numbers of images among them, and read other images by these."""
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        images = np.random.default_rng(0).integers(0, 256, (40 + rank, 8, 8), dtype=np.uint8)
+        np.save(tmp_path / str(rank) / "a.npy", images)
+    options = {"data__dataset": "IMAGES", "data__path": "a.npy", "data__levels": 0}
+    config = small_config(**options, eval__extractor="digits")
+    for error in together(2, on_its_own_machine, mode, tmp_path, config):
+        with pytest.raises(ValueError, match=r"different train\w* data \(\d+ examples.*, \d+ ex"):
             raise error
 
 

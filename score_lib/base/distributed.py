@@ -139,6 +139,23 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def agreed(value: T, name: str) -> T:
+    """A value that every process has found by itself, in files of its machine.
+
+    Args:
+        name: of such values, in the plural, for the message.
+    Raises:
+        ValueError: they differ, in every process.
+    """
+    found = list(dict.fromkeys(gather(value)))
+    if len(found) > 1:
+        raise ValueError(
+            f"the processes of this run found different {name} ({', '.join(map(str, found))}): all "
+            "machines should see the same --workdir and the same data"
+        )
+    return value
+
+
 def on_main(compute: Callable[[], T]) -> T:
     """The result of rank 0's computation, in every process.
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from score_lib.base.devices import resolve_device
-from score_lib.base.distributed import gather, on_main, unwrapped
+from score_lib.base.distributed import agreed, on_main, unwrapped
 from score_lib.base.weights import as_published, without_wrapper
 from score_lib.disk.files import atomic_write, set_aside, with_earlier
 from score_lib.disk.fit import CheckpointError, check_fit, check_weights, count
@@ -133,8 +133,8 @@ def restore_latest(
 
     Raises:
         FileNotFoundError: there is no file and `must_exist` is set.
-        CheckpointError: all files are damaged, or the latest is of another network; or processes
-            have read different ones.
+        CheckpointError: all files are damaged, or the latest is of another network.
+        ValueError: processes have read different ones.
     """
     contents: dict | None = None
 
@@ -150,12 +150,7 @@ def restore_latest(
         state = restore_checkpoint(chosen, state, device, must_exist=must_exist)
     else:
         state = restore_contents(chosen, contents, state)
-    steps = gather(state.get("step"))
-    if len(set(steps)) > 1:  # which would be averaged with each other
-        raise CheckpointError(
-            f"processes of this run found states of the steps {', '.join(map(str, steps))} at "
-            f"{chosen}: let --workdir be a folder that all machines see"
-        )
+    agreed(state.get("step"), f"steps of the state at {chosen}")  # or they would be averaged
     return state
 
 

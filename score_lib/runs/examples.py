@@ -24,15 +24,17 @@ Examples = dict[str, str]
 
 
 def present_examples(train: Source, test: Source) -> Examples:
-    """The record of both parts as they are now, the same in all processes.
+    """The record of both parts as they are now.
 
     Raises:
         DataError: one of the examples that are read is damaged.
+        ValueError: processes have different ones.
     """
     sources = {"train": train, "test": test}
-    return distributed.on_main(
-        lambda: {part: examples_text(source, _READ) for part, source in sources.items()}
-    )
+    found = {part: examples_text(source, _READ) for part, source in sources.items()}
+    for part, text in found.items():
+        distributed.agreed(text, f"{part} data")
+    return found
 
 
 def record_examples(run: Run, present: Examples, old: ConfigDict | None) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_lib.base import distributed
-from score_lib.data.loading import DatasetInfo, check_levels, get_streams
+from score_lib.data.loading import check_levels, get_streams
 from score_lib.data.sources import Source, log_once
 from score_lib.disk.arrays import load_arrays, save_arrays
 from score_lib.disk.files import file_digest, printable, text_digest, write_text
@@ -79,15 +79,17 @@ class Job:
             labels: whether a network that knows classes is told those of the data.
         Raises:
             ValueError: the labels are not those that it has learned, the data have changed since
-                earlier rounds in the folder, or `data.levels` is to be set.
+                earlier rounds in the folder, or differ from those of another process, or
+                `data.levels` is to be set.
         """
         info = get_streams(self.run.config, evaluation=True)[2]
         check_levels(self.run.config, info)
         if labels:
             self.run.check_labels(info)
         if split not in self.compared:
-            goes_on = bool(self.compared)
-            distributed.on_main(lambda: _check_examples(self.folder, split, info, goes_on))
+            found = distributed.agreed(examples_text(info.sources[split]), f"{split} data")
+            of = self.folder, split, info.name, found, bool(self.compared)
+            distributed.on_main(lambda: _check_examples(*of))
             self.compared.add(split)
         if split == "test":
             self.check_held_out(info.sources[split])
@@ -183,22 +185,21 @@ def has_rounds(folder: pathlib.Path) -> bool:
     return any(folder.rglob("*.npz"))
 
 
-def _check_examples(folder: pathlib.Path, split: str, info: DatasetInfo, goes_on: bool) -> None:
+def _check_examples(folder: pathlib.Path, split: str, name: str, found: str, goes_on: bool) -> None:
     """Refuse a part of the data that differs from its record in `examples.json`, or record it.
 
-    Only some examples are read, see `examples_text`.
-
     Args:
+        name: of the data set.
+        found: the part's `examples_text`.
         goes_on: this evaluation has recorded another part; else a record without rounds is of none.
     """
     path = folder / "examples.json"
     recorded = _recorded(path) if goes_on or has_rounds(folder) else {}
-    found = examples_text(info.sources[split])
     earlier = recorded.get(split, found)
     if earlier != found:
         raise ValueError(
             f"{folder} holds an evaluation of {printable(str(earlier))}, and the {split} part of "
-            f"{info.name} now has {found}: {_ADVICE}"
+            f"{name} now has {found}: {_ADVICE}"
         )
     if split not in recorded:
         write_text(path, json.dumps(recorded | {split: found}, indent=2) + "\n")

@@ -75,13 +75,15 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
     _, _, info = get_streams(config, evaluation=True)
     check_levels(config, info)
     source = info.sources["train"]
+    pixels = sampled_pixels(source)
+    distributed.agreed(f"{len(source)} examples, sample {pixels['sample']}", "training data")
     batches = DataBytes(config, source, labelled=source.num_classes > 1)
     stats = compute_statistics(extractor, batches.share(), progress=True, dataset=info.name)
 
     def save() -> None:
         place = pathlib.Path(config.data.path).resolve().name if config.data.path else ""
         record = {"shape": shape_text(*source.shape), "classes": class_text(info.class_to_idx)}
-        record |= sampled_pixels(source)
+        record |= pixels
         found = dataclasses.replace(stats, place=place, **record)
         _save(path, found.as_moments() if moments else found)
 
