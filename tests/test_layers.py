@@ -33,7 +33,7 @@ ROOMS = {
     "score_lib.disk": ["score_lib.base"],
     "score_lib.option_kinds": [],
     "score_lib.option_table": ["score_lib.option_kinds"],
-    "score_lib.option_conflicts": [],
+    "score_lib.option_conflicts": ["score_lib.option_kinds"],
     "score_lib.options": ["score_lib.option_conflicts", "score_lib.option_table"],
     "score_lib.sdes": ["score_lib.base", "score_lib.options"],
     "score_lib.parametrization": ["score_lib.sdes"],
