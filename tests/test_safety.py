@@ -485,11 +485,15 @@ def test_training_works_outside_the_main_thread():
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("start_method", ("fork", "spawn"))
 def test_data_workers_ignore_signals_to_the_process_group(start_method, monkeypatch):
-    """From their birth on: one that died while it imported ended training with exit code 1."""
+    """From their birth on: one that died while it imported ended training with exit code 1.
+
+    So did forked ones, in which PyTorch listens to the signal before they ignore it.
+    """
     start = multiprocessing.Process.start
 
     def signalled(worker):
         start(worker)
+        time.sleep(0.01)
         os.kill(worker.pid, signal.SIGTERM)
 
     monkeypatch.setattr("multiprocessing.process.BaseProcess.start", signalled)

@@ -106,7 +106,7 @@ def held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def born_deaf() -> Iterator[None]:
-    """Context in whose spawned processes signals to stop are blocked, also while they import."""
+    """Context in whose new processes signals to stop are blocked, also while they import."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

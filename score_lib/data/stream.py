@@ -274,11 +274,10 @@ def _known_at_exit(loader: DataLoader) -> Iterator[None]:
     # The folder of their sockets.  Made here it is removed with this process; workers that are
     # killed would each leave one behind.
     multiprocessing.util.get_temp_dir()
-    by_fork = (loader.multiprocessing_context or multiprocessing).get_start_method() == "fork"
     leaves = loader.worker_init_fn is leave_signals_to_parent
     known, others = _ended_at_exit(os.getpid()), set(multiprocessing.active_children())
     try:
-        with held(), contextlib.nullcontext() if by_fork or not leaves else born_deaf():
+        with held(), born_deaf() if leaves else contextlib.nullcontext():
             yield
     finally:
         started = (child for child in multiprocessing.active_children() if child not in others)
