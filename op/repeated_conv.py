@@ -38,6 +38,6 @@ def shared(weight: Tensor) -> Tensor:
     A pixel spreads over two along each side, and from each of them over n, the wrong way round.
     """
     n = weight.shape[-1]
-    spread = torch.eye(n + 1, n, dtype=weight.dtype)
+    spread = torch.eye(n + 1, n, dtype=weight.dtype, device=weight.device)
     spread = spread + spread.roll(1, 0)  # of tap i over i and i + 1
     return torch.einsum("ai, bj, ocij -> coab", spread, spread, weight.flip(2, 3))
