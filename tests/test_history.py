@@ -117,6 +117,17 @@ def test_history_has_the_start_and_each_change(workdir):
     assert history(workdir) == [start, {"step": 4, "changed": changed}, back]
 
 
+def test_options_that_are_newer_than_a_history_had_their_defaults(workdir, caplog):
+    (start,) = history(workdir)
+    del start["config"]["training"]["weighting"], start["config"]["model"]["ema_rates"]
+    (workdir / "config_history.jsonl").write_text(json.dumps(start) + "\n")
+    train(workdir, 4)
+    assert history(workdir) == [start] and "instead of" not in caplog.text
+    train(workdir, 4, model__ema_rates=(0.5,))
+    changed = {"model.ema_rates": [[], [0.5]]}
+    assert history(workdir)[1:] == [{"step": 4, "changed": changed}]
+
+
 def test_history_past_the_resumed_step_is_dropped(workdir):
     train(workdir, 6, optim__eps=1e-6)
     expected = history(workdir)
@@ -136,6 +147,7 @@ def test_a_start_without_a_checkpoint_begins_the_history(workdir):
 
 def test_a_damaged_history_begins_anew_with_the_config_of_the_checkpoint(workdir):
     lines = "[]", '{"step": 0}', '{"step": 0, "config": 1}\xff', '{"step": 0, "config": {"a.b": 1}}'
+    lines += ('{"step": 0, "config": {"model": 1}}',)
     for line in ("", *lines, "[" * 10**6, "\0" * 1000):
         (workdir / "config_history.jsonl").write_text(line + "\n")
         train(workdir, 3, optim__eps=1e-6)

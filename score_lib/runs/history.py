@@ -255,7 +255,7 @@ def record_config(
     path = _history_of(workdir)
     first = {"step": step, "config": _trained_by(old or config)}
     records = _earlier(path, step) or [first | ({"start": start} if start else {})]
-    trained_with = flatten(ConfigDict(records[0]["config"]))
+    trained_with = _begun_with(records[0])
     for record in records[1:]:
         trained_with |= {key: after for key, (_, after) in record["changed"].items()}
     if changed := applied | _changes(trained_with, _flat(config)):
@@ -276,7 +276,7 @@ def began_alike(workdir: pathlib.Path, config: ConfigDict, start: dict | None) -
     return (
         first["step"] == 0
         and (first.get("start") or {}) == (start or {})
-        and not _changes(flatten(ConfigDict(first["config"])), _flat(config))
+        and not _changes(_begun_with(first), _flat(config))
     )
 
 
@@ -307,10 +307,15 @@ def _earlier(path: pathlib.Path, step: int) -> list[dict]:
     return [first, *(record for record in others if _is_change(record.get("changed")))]
 
 
+def _begun_with(record: dict) -> dict[str, object]:
+    """The options of a first record: those that are newer than it had their defaults."""
+    return _flat(complete(record["config"]))
+
+
 def _is_config(value: object) -> bool:
     try:
-        return isinstance(value, dict) and bool(ConfigDict(value))
-    except ValueError:  # a name with a dot
+        return isinstance(value, dict) and bool(value) and bool(complete(value))
+    except ValueError:  # a name with a dot, or a section that is none
         return False
 
 
