@@ -16,6 +16,7 @@ from evaluation import load_statistics
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.disk.reports import mean_and_error
+from score_lib.options import complete
 from score_lib.runs import evaluate, rounds, statistics
 from score_lib.runs.evaluate import find_checkpoints
 from score_lib.runs.examples import present_examples
@@ -169,9 +170,17 @@ def test_one_file_anywhere(workdir, options, tmp_path):
     assert records[0]["loss"] == report(workdir / "eval")[1]["loss"]
 
 
-def test_rounds_of_another_evaluation_are_not_reused(workdir, options):
+def test_rounds_of_another_evaluation_are_not_reused(workdir, options, tmp_path):
     with pytest.raises(ValueError, match="holds an evaluation with another seed: choose"):
         run_lib.evaluate(small_config(**options, seed=7), workdir)
+    # A folder that is older than an option does not differ by it.
+    config = json.loads((workdir / "eval/config.json").read_text())
+    del config["eval"]["vlb_variance"], config["dequantizer"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "1_loss.npz").touch()
+    for changes, told in (({}, "version of this program"), ({"seed": 7}, "seed")):
+        with pytest.raises(ValueError, match=f"with another {told}: choose"):
+            rounds.check_folder(complete(small_config(**options, **changes)), tmp_path)
 
 
 def test_a_report_does_not_stay_beside_options_of_another(workdir, options, tmp_path):

@@ -92,7 +92,8 @@ def _check_folder(folder: pathlib.Path, run: str) -> None:
     except (OSError, ValueError, TypeError, LookupError):
         found = ""
     if found != run:
-        held = "the export of a run with other training options" if found else "other files"
+        other = "the export of a run with other training options, or by another version"
+        held = other if found else "other files"
         raise ValueError(
             f"export.folder = {str(folder)!r} holds {held}: choose another folder, or remove it"
         )

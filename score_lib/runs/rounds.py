@@ -20,7 +20,7 @@ from score_lib.data.sources import Source, log_once
 from score_lib.disk.arrays import load_arrays, save_arrays
 from score_lib.disk.files import file_digest, printable, text_digest, write_text
 from score_lib.metrics.stats import Statistics
-from score_lib.options import flatten
+from score_lib.options import complete, flatten
 from score_lib.runs.examples import held_out_text
 from score_lib.runs.heldout import examples_text
 from score_lib.runs.history import CHANGES_NO_WEIGHT
@@ -145,7 +145,10 @@ class Job:
         """The arrays of a round, and its basis."""
         arrays = load_arrays(path)
         if str(arrays.pop("fingerprint", "")) != self.fingerprint:
-            raise ValueError(f"{path} was made with other options or another checkpoint: {_ADVICE}")
+            raise ValueError(
+                f"{path} was made with other options, another checkpoint or another version of "
+                f"this program: {_ADVICE}"
+            )
         basis = str(arrays.pop("basis", ""))
         return arrays, basis
 
@@ -167,15 +170,19 @@ def check_folder(config, folder: pathlib.Path) -> None:
         return
     ours = _relevant(config.to_json_best_effort())
     try:
-        theirs = _relevant(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        theirs = _relevant(text)
+        # Options that are newer than the folder had their defaults, and are not told.
+        full = _relevant(complete(json.loads(text)).to_json_best_effort())
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged, so that the options of the results beside it are unknown: "
             f"{_ADVICE}"
         ) from error
     if ours != theirs:
-        keys = ours.keys() | theirs.keys()
-        differing = sorted(key for key in keys if ours.get(key) != theirs.get(key))
+        keys = ours.keys() | full.keys()
+        differing = sorted(key for key in keys if ours.get(key) != full.get(key))
+        differing = differing or ["version of this program"]
         shown = ", ".join(differing[:8]) + (", ..." if len(differing) > 8 else "")
         raise ValueError(f"{folder} holds an evaluation with another {shown}: {_ADVICE}")
 
