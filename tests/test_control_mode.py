@@ -251,6 +251,16 @@ MISTAKES = {
         {"mask": "a.png"},
         "control.mask = 'a.png' counts for nothing",
     ),
+    "a measurement of a task without": (
+        "edit",
+        {"factor": 4},
+        "control.factor = 4 counts for nothing .* colorize, inpaint, restore$",
+    ),
+    "codes of a task without": (
+        "inpaint",
+        {"temperatures": (1.0,)},
+        r"temperatures = \(1\.0,\) counts for nothing .* from temperature$",
+    ),
     "guided inpainting": ("inpaint", {"classifier": "a.pth"}, "choose a task from class"),
     "labels for none": (
         "edit",

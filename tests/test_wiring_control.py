@@ -58,8 +58,9 @@ def control(given, tmp_path):
 
     def carry_out(task, **changes):
         options = {**OPTIONS, **given, "control__task": task, **changes}
-        if task != "class":
-            del options["control__classifier"]
+        for name, reader in {"classifier": "class", "other": "compare_codes"}.items():
+            if task != reader:
+                del options[f"control__{name}"]
         config = small_config(model__name="recorder", **options)
         Recorder.calls.clear()
         RecordingClassifier.calls.clear()

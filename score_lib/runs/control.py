@@ -26,13 +26,18 @@ from score_lib.runs.trained import restored, weights_record
 _RESTORING = ("inpaint", "colorize", "restore")
 _TASKS = (*_RESTORING, "class", "edit", "reconstruct", "interpolate", "temperature")
 _TASKS += ("compare_codes",)
-# Options of `control` that would count for nothing in others of these tasks.
+_OF_MEASUREMENTS = ("mask", "operator", "noise_std", "box", "keep", "factor", "blur_std")
+_OF_MEASUREMENTS += ("num_measurements", "operator_seed")
+_OF_METHODS = ("strength", "data_std", "iterations")
+# Options of `control` that would count for nothing in others of these tasks, without those that
+# configs for several tasks set: method, guidance, tolerance, numbers of images and results.
 _READ_BY = {
-    "mask": _RESTORING,
-    "operator": _RESTORING,
-    "noise_std": _RESTORING,
-    "classifier": ("class",),
+    **dict.fromkeys((*_OF_MEASUREMENTS, *_OF_METHODS), _RESTORING),
+    **dict.fromkeys(("classifier", "classifier_config"), ("class",)),
     "start_time": ("edit",),
+    "num_interpolations": ("interpolate",),
+    "temperatures": ("temperature",),
+    "other": ("compare_codes",),
     "path": {*_TASKS} - {"class", "temperature"},
     "labels": {*_TASKS} - {"temperature"},
 }
