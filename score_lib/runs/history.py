@@ -113,8 +113,8 @@ def check_same_run(path: pathlib.Path, old: ConfigDict, new: ConfigDict) -> None
     """
     if found := told(_differing(old, new, _OF_THE_STATE | _of_the_examples(old, new), _FREE)):
         raise CheckpointError(
-            f"{path} cannot be resumed with {found}: set the old values, or choose "
-            "another --workdir; eval.checkpoint samples from and evaluates the file as it is"
+            f"{path} cannot be resumed with {found}: set the old values, or choose another "
+            "--workdir"
         )
 
 
