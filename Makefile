@@ -9,7 +9,7 @@
 # make format  format the source
 # make clean   remove caches, but neither runs nor the environment
 #
-# The first call creates an environment in $(VENV) with $(PYTHON), 3.10 or newer, and installs the
+# The first call creates an environment in $(VENV) with $(PYTHON), 3.10 to 3.13, and installs the
 # pinned requirements there.  `make test PY=python3` uses the packages of python3 instead.
 
 PYTHON ?= python3
@@ -60,8 +60,8 @@ clean:
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { \
-	  echo "'$(PYTHON)' is $$($(PYTHON) --version 2>&1), but Python 3.10 or newer is needed." \
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))" || { \
+	  echo "'$(PYTHON)' is $$($(PYTHON) --version 2>&1), but Python 3.10 to 3.13 is needed." \
 	    "Type: make PYTHON=python3.12"; exit 1; }
 	@echo "Creating an environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)

@@ -175,6 +175,13 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
+def test_versions_of_python_are_those_of_the_requirements():
+    core, makefile = ((ROOT / name).read_text() for name in ("requirements-core.txt", "Makefile"))
+    words, first, last = re.search(r"Python 3\.(\d+) to 3\.(\d+)", core).group(0, 1, 2)
+    assert words in PAGES["README.md"] and words in makefile
+    assert f"(3, {first}) <= sys.version_info < (3, {int(last) + 1})" in makefile
+
+
 def test_modules_and_their_options_exist():
     known = commands_of("python", "-m")
     assert len(known) > 8
