@@ -398,7 +398,11 @@ _EVAL = {
     "per_sample_error": (False, flag, "bits/dim: solver steps for each image alone"),
     "enable_sampling": (False, flag, "draw samples and compare them with the data"),
     "num_samples": (50000, count, "samples to compare"),
-    "extractor": ("", extractors, 'features, or your own "module:function"; "": suits the data'),
+    "extractor": (
+        "",
+        extractors,
+        'features, or your own "module:function"; "": "digits" of DIGITS, "inception" of others',
+    ),
     "extractor_weights": ("", path, 'file of its weights; "": where it keeps them'),
     "figures": ("", figures, '`--mode reproduce`: which figures; "": all that are published'),
     "stats": ("", path, 'data statistics; "": in stats/ of the run, or assets/stats'),

@@ -267,8 +267,8 @@ Every option of a config. Set one in an experiment's file as `config.training.ba
 on the command line as `--config.training.batch_size=64`.
 
 Options with the default *needed* are set by every experiment. Those with the default *network* are
-set by experiments whose network has them. Names in *allowed* may be joined by
-[names of your own](extending.md).
+set by experiments whose network has them. Names of your own join those in *allowed* where
+[extending.md](extending.md) has a decorator for them.
 
 This page is written by `python -m score_lib.options > docs/options.md`.
 """

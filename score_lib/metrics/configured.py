@@ -52,7 +52,7 @@ def recognises_classes(config) -> bool:
 
 
 def extractor_name(config) -> str:
-    """`eval.extractor`, or the one that suits the data."""
+    """`eval.extractor`, or the one that "" stands for, see `get_extractor`."""
     default = "digits" if config.data.dataset == "DIGITS" else "inception"
     return config.eval.extractor or default
 

@@ -48,10 +48,10 @@ def evaluate(
     Returns:
         one record a checkpoint and average, as in `report.json`.
     Raises:
-        ValueError: the config or a checkpoint does not fit, or the folder holds the rounds of
-            another evaluation.
-        OSError: checkpoints are missing (all of them are named), a folder cannot be written, or
-            another evaluation is in it.
+        ValueError: the config, a checkpoint, the data or their statistics do not fit, or the folder
+            holds the rounds of another evaluation.
+        OSError: checkpoints (all of them are named), statistics or weights of an extractor are
+            missing, a folder cannot be written, or another evaluation is in it.
     """
     run, workdir = setup(config), pathlib.Path(workdir)
     folder = folder_of_results(workdir, eval_folder, f"--eval_folder={eval_folder}")

@@ -1,8 +1,8 @@
 """Forward processes that turn data into noise, and their time reversal.  [S21, section 3.4]
 
 `SDE` asks for the four methods that every process has and gives all others defaults.  Samplers,
-losses and likelihood only call methods and never ask which class they hold.  `LinearSDE` asks for
-three functions of time instead:
+losses and likelihood call methods; some need those of a `LinearSDE`, which asks for three functions
+of time instead:
 
     @register_sde("my_process")
     class MySDE(LinearSDE):
