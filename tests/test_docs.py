@@ -27,7 +27,7 @@ from likelihood import get_log_likelihood_fn
 from losses import get_sde_loss_fn
 from models.adm import UNetModel
 from models.foreign import load_diffusers
-from models.utils import get_model
+from models.utils import create_model, get_model
 from score_lib.base.tensors import batch_mul
 from score_lib.disk import snapshots
 from score_lib.options import flatten
@@ -477,6 +477,13 @@ def test_constraint_examples_hold():
     both, _ = names["make_sampler"](sde, (4000, 5), [towards, mean])(oracle)
     assert both[:, 0].mean() > x[:, 0].mean() + 0.1
     torch.testing.assert_close(both.mean(1), x.mean(1), rtol=1e-3, atol=0)
+
+
+def test_conditional_network_example():
+    example("docs/conditions.md", "taken_by(config)")
+    config = load("vp/digits_conditional")
+    config.model.name = "mine"
+    assert create_model(config).takes.null == {"classes": 10}
 
 
 def test_measurement_example():

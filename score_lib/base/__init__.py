@@ -7,7 +7,7 @@
 - `registry`: from a name in a config to an object; `devices`: from a name to a device
 - `distributed`, `preemption`: processes that share a run, and signals that ask them to stop
 - `mistakes`: the errors that mistakes in the input raise, told in one message
-- `ode`: the adaptive ODE solver
+- `ode`: solvers of ODEs, adaptive and in given steps
 - `memory`, `threads`, `cgroups`: of the host and of devices, and the limits of a container
 - `version`: of the project
 """

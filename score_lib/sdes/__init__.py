@@ -7,5 +7,5 @@
 - `tables`: those that a process makes when they are first looked up
 - `snr`: noise levels whatever the scale, and their times
 - `foreign`: processes written for the published code
-- `times`: a density of times for importance sampling
+- `times`: times of training from tables, by their density or their noise level
 """
