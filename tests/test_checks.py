@@ -291,6 +291,11 @@ def test_a_config_with_a_parametrization_is_checked():
     assert "the output of EDM(sigma_data=0.75)" in texts["convention"]
 
 
+def test_a_classifier_is_not_said_to_predict_the_noise():
+    found = states(_process(run_lib.setup(small_config("vp/digits_classifier"))))
+    assert "convention" not in found and found["times"] == "ok"
+
+
 def test_a_wrong_config_ends_with_code_1(tmp_path):
     options = {
         "sampling__predictor": "euler_maruyama",

@@ -76,6 +76,16 @@ def test_measures_of_an_evaluation_are_counted():
     assert found["enable_bpd"] == 4 * 2 * (3 + 32 + 1) * 8.0
 
 
+def test_measures_of_data_that_are_not_here_are_named():
+    """The time of the others would be taken for that of the whole evaluation."""
+    run = run_lib.setup(small_config("vp/vectors", eval__num_samples=7))
+    found = estimates.Estimate(TRIAL, {}, estimates._evaluation(run, TRIAL, 0.5, {}))
+    told = estimates.evaluation_text(run, found)
+    assert told == (
+        "of a checkpoint about 3.5 s: sampling 3.5 s; without loss and bpd, whose data are not here"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "evaluations"),
     (

@@ -149,15 +149,16 @@ def training_text(run: Run, found: Estimate) -> str:
 
 def evaluation_text(run: Run, found: Estimate) -> str:
     """The time of an evaluation in words; "" where none can be told."""
-    parts = [
-        f"{name.removeprefix('enable_')} {duration(seconds)}"
-        for name, seconds in found.evaluation.items()
-        if seconds > 0  # others need data that are not here
-    ]
+    named = {name.removeprefix("enable_"): time for name, time in found.evaluation.items()}
+    parts = [f"{name} {duration(seconds)}" for name, seconds in named.items() if seconds > 0]
     if not parts:
         return ""
-    total = duration(sum(found.evaluation.values()))
-    return f"of a checkpoint about {total}: {', '.join(parts)}, without features of images"
+    text = f"of a checkpoint about {duration(sum(named.values()))}: {', '.join(parts)}"
+    if run.pictures and "sampling" in named:
+        text += ", without features of images"
+    if untold := [name for name, seconds in named.items() if seconds == 0]:
+        text += f"; without {' and '.join(untold)}, whose data are not here"
+    return text
 
 
 def memory_text(run: Run, found: Estimate) -> tuple[str, bool]:
