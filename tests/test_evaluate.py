@@ -183,6 +183,19 @@ def test_rounds_of_another_evaluation_are_not_reused(workdir, options, tmp_path)
             rounds.check_folder(complete(small_config(**options, **changes)), tmp_path)
 
 
+def test_rounds_stay_where_their_data_have_moved(workdir, options, tmp_path):
+    """As to another disk, with their statistics, by a run that trains on at another rate."""
+    moved = {"optim__lr": 1e-6}
+    for option in ("data__path", "eval__stats"):
+        moved[option] = shutil.copy(options[option], tmp_path)
+    folder = shutil.copytree(workdir, tmp_path / "run")
+    rounds = {path: path.stat().st_mtime_ns for path in (folder / "eval").rglob("*_*_*.npz")}
+    again = run_lib.evaluate(small_config(**{**options, **moved}), folder)
+    for before, now in zip(report(workdir / "eval"), again, strict=True):
+        assert all(now[name] == before[name] for name in ("loss", "bpd", "fid"))
+    assert rounds == {path: path.stat().st_mtime_ns for path in rounds}
+
+
 def test_a_report_does_not_stay_beside_options_of_another(workdir, options, tmp_path):
     """Its rounds were removed, and the next evaluation is killed before its first figure."""
     only_loss = {"eval__enable_sampling": False, "eval__enable_bpd": False, "eval__end_ckpt": 1}

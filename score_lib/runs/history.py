@@ -57,7 +57,7 @@ _OF_THE_STATE = _OF_THE_OUTPUT | {"data.category", "data.dataset", "data.key", "
 # Options that name the data, and those by which the same data are other examples: held out, or with
 # other values.
 _OF_THE_DATA = ("dataset", "category", "key")
-_PLACES_OF_DATA = ("path", "data_dir", "tfrecords_path")
+PLACES_OF_DATA = ("path", "data_dir", "tfrecords_path")
 _OF_THE_EXAMPLES = {"data.background", "data.levels", "data.range", "data.split"}
 _OF_THE_SHAPE = {"data.image_size", "data.image_width", "data.shape"}
 _FREE = {
@@ -185,7 +185,7 @@ def check_guidance(path: str | os.PathLike, old: ConfigDict | None, new: ConfigD
 def same_data(old: ConfigDict, new: ConfigDict) -> bool:
     """Whether two configs name the same data; other data may be split and scaled in other ways."""
     return all(old.data[name] == new.data[name] for name in _OF_THE_DATA) and all(
-        _same_place(old.data[name], new.data[name]) for name in _PLACES_OF_DATA
+        _same_place(old.data[name], new.data[name]) for name in PLACES_OF_DATA
     )
 
 

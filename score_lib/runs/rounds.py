@@ -23,28 +23,38 @@ from score_lib.metrics.stats import Statistics
 from score_lib.options import complete, flatten
 from score_lib.runs.examples import held_out_text
 from score_lib.runs.heldout import examples_text
-from score_lib.runs.history import CHANGES_NO_WEIGHT
+from score_lib.runs.history import CHANGES_NO_WEIGHT, PLACES_OF_DATA
 from score_lib.runs.setup import Run
 
-# Options that choose which rounds are made, as `enable_*` do, and do not change their contents. An
-# average is in the names of its rounds, and in their fingerprint.
+# Options that choose which rounds are made, as `enable_*` do, or are made of the rounds, and do not
+# change their contents.  An average is in the names of its rounds, and in their fingerprint, as the
+# contents of a dequantizer are; an extractor is the basis of its rounds.
 _NOT_IN_FINGERPRINT = (
     "begin_ckpt",
     "end_ckpt",
     "checkpoint",
+    "dequantizer",
     "ema",
+    "extractor",
+    "extractor_weights",
+    "stats",
     "figures",
     "wait_minutes",
     "bpd_num_repeats",
     "stats_format",
     "suggest_noise_scales",
 )
-# Of other sections; weights are in the fingerprint themselves.
-_OTHERS = CHANGES_NO_WEIGHT | {"model.checkpoint_activations", "sampling.num_samples"}
+# Of other sections; weights are in the fingerprint themselves, and `examples.json` tells the data,
+# wherever they are.
+_OTHERS = CHANGES_NO_WEIGHT | {
+    "model.checkpoint_activations",
+    "sampling.num_samples",
+    *(f"data.{name}" for name in PLACES_OF_DATA),
+}
 # Advice where rounds do not fit.
 _ADVICE = "choose another --eval_folder (of --mode eval), or remove it"
 # Sections of other modes.
-_OTHER_MODES = ("control.", "export.")
+_OTHER_MODES = ("control.", "export.", "optim.")
 
 
 @dataclasses.dataclass
