@@ -66,6 +66,22 @@ def test_binary_data_stay_binary_in_few_steps_or_are_refused(name, predictor, st
 @pytest.mark.parametrize(
     ("sde", "settings", "error"),
     (
+        (VESDE(0.2, 50, N=1000), {"steps": 500}, 0.2),
+        (VPSDE(0.1, 4, N=1000), {"steps": 200, "eps": 0.1}, 0.11),
+    ),
+    ids=str,
+)
+def test_an_error_of_the_last_step_is_none_of_too_few(sde, settings, error, caplog):
+    """Noise of sigma_min, or of a last time far from the data, stays in any number of steps."""
+    _warn_once.cache_clear()
+    exact_pc(sde, (2, 4), sampling.EulerMaruyamaPredictor, **settings)
+    said = f"off by {error:.2g} in the network's range, however many steps"
+    assert [said in text for text in caplog.messages] == [True]
+
+
+@pytest.mark.parametrize(
+    ("sde", "settings", "error"),
+    (
         (VPSDE(N=100), {}, 0.63),
         (VPSDE(N=200), {"grid": "uniform"}, 0.15),
         (subVPSDE(N=100), {}, 0.43),
