@@ -353,6 +353,21 @@ def test_wrong_classes_are_named(runs, classifier, options, said):
         runs.control("class", classifier=runs.checkpoint(classifier), **options)
 
 
+@pytest.mark.parametrize(
+    ("task", "options"),
+    (
+        ("class", {"classifier": "classifier", "labels": (3,)}),
+        ("compare_codes", {"other": "other_gaussian", "num_images": 2}),
+    ),
+)
+def test_networks_of_all_times_have_a_process_in_any_number_of_steps(runs, task, options):
+    paths = {
+        key: runs.checkpoint(options[key]) for key in ("classifier", "other") if key in options
+    }
+    _, records, _ = runs.control(task, **{**options, **paths}, model__num_scales=7)
+    assert len(records) == 1
+
+
 def test_codes_of_another_process_or_shape_are_refused(runs):
     with pytest.raises(ValueError, match="another process or shape"):
         runs.control("compare_codes", other=runs.checkpoint("colour"))

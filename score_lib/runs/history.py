@@ -155,14 +155,17 @@ def check_same_output(path: str | os.PathLike, old: ConfigDict, new: ConfigDict)
 def different_output(old: ConfigDict, new: ConfigDict) -> Changes:
     """The options that differ and decide what the network's output means, or how the data that it
     was trained on are split and scaled."""
-    # The chain of a process is free to change where the network knows all times, unless its length
-    # is the unit of them.
-    knows_all = new.training.continuous and not new.model.rescale_timesteps
-    free = _FREE | {"model.num_scales"} if knows_all else _FREE
+    free = _FREE | {"model.num_scales"} if knows_all_times(new) else _FREE
     named = _OF_THE_OUTPUT | _of_the_examples(old, new)
     if not new.data.path:  # the levels of a published set are known, and may be left to it
         named -= {"data.levels"}
     return _differing(old, new, named, free)
+
+
+def knows_all_times(config: Config) -> bool:
+    """Whether the chain of a network's process is free to change: the network knows all times, and
+    the length of the chain is not the unit of them."""
+    return config.training.continuous and not config.model.rescale_timesteps
 
 
 def check_guidance(path: str | os.PathLike, old: ConfigDict | None, new: ConfigDict) -> None:

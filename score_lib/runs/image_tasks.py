@@ -22,6 +22,7 @@ from score_lib.runs.conditions import check_told_operator
 from score_lib.runs.setup import Run
 from score_lib.runs.tasks import (
     Outcome,
+    as_here,
     closeness,
     draw,
     given_labels,
@@ -298,7 +299,7 @@ def _classifier(run: Run, path: str) -> Run:
             f"{classifier.objective!r}: give a checkpoint of a classifier"
         )
     same = {
-        "process": (repr(run.sde), repr(classifier.sde)),
+        "process": (repr(run.sde), repr(as_here(run, classifier))),
         "shape of images": (run.shape, classifier.shape),
         "data.centered": (run.config.data.centered, classifier.config.data.centered),
     }

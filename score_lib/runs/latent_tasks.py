@@ -12,6 +12,7 @@ from score_lib.runs.conditions import as_known
 from score_lib.runs.setup import Run
 from score_lib.runs.tasks import (
     Outcome,
+    as_here,
     condition_of,
     other_run,
     read_images,
@@ -95,7 +96,7 @@ def compare_codes(run: Run) -> Outcome:
             "was trained independently, for instance with another seed"
         )
     other = other_run(run, path)
-    if repr(other.sde) != repr(run.sde) or other.shape != run.shape:
+    if repr(as_here(run, other)) != repr(run.sde) or other.shape != run.shape:
         raise ValueError(
             f"{path} has codes of another process or shape: {other.sde} and "
             f"{other.shape}, not {run.sde} and {run.shape}"

@@ -20,10 +20,12 @@ from score_lib.disk.pictures import check_samples_finite
 from score_lib.disk.reports import mean_and_error
 from score_lib.metrics.configured import get_extractor, recognises_classes
 from score_lib.runs.conditions import as_known, check_classes, class_numbers
+from score_lib.runs.history import knows_all_times
 from score_lib.runs.nearest import named_config
 from score_lib.runs.setup import Run, in_batches
 from score_lib.runs.trained import from_checkpoint
 from score_lib.samplers.loop import Constraint
+from score_lib.sdes.process import SDE
 
 TASKS = Registry("control task")
 
@@ -234,3 +236,9 @@ def other_run(run: Run, path: str, config: str = "") -> Run:
     for option in ("precision", "compile"):
         other.config.sampling[option] = run.config.sampling[option]
     return other
+
+
+def as_here(run: Run, other: Run) -> SDE:
+    """The process of another network, in as many steps as the run's if both know all times."""
+    free = all(knows_all_times(one.config) for one in (run, other))
+    return other.sde.with_steps(run.sde.N) if free and other.sde.N != run.sde.N else other.sde
