@@ -53,6 +53,17 @@ def test_any_data_shape(sde, shape):
 
 
 @pytest.mark.parametrize("sde", registered_sdes(), ids=repr)
+@pytest.mark.parametrize(("samples", "times"), ((4, 1), (1, 4)))
+def test_one_time_stands_for_all_samples_and_one_sample_for_all_times(sde, samples, times):
+    """As in the published code."""
+    x, t = torch.rand(samples, 2, 3), torch.linspace(0.1, 0.9, times)
+    for name in ("sde", "marginal_prob"):
+        mapped, coefficient = getattr(sde, name)(x, t)
+        whole = getattr(sde, name)(x.expand(4, -1, -1), t.expand(4))
+        torch.testing.assert_close((mapped, coefficient.expand(4)), whole)
+
+
+@pytest.mark.parametrize("sde", registered_sdes(), ids=repr)
 def test_prior_density_is_that_of_its_samples(sde):
     torch.manual_seed(0)
     x = sde.prior_sampling((200_000, 1)).double()

@@ -442,8 +442,9 @@ def check_prior(sde: LinearSDE, x: Tensor) -> None:
 
 
 def _check_batch(x: Tensor, t: Tensor) -> None:
-    if t.dim() != 1 or t.shape[0] != x.shape[0]:
+    """One time may stand for all samples, and one sample for all times, as published."""
+    if t.dim() != 1 or (1 not in (len(t), len(x)) and len(t) != len(x)):
         raise ValueError(
-            f"time must be (B,) with the batch size of x: x is {tuple(x.shape)}, "
+            f"time must be (B,) with the batch size of x, or (1,): x is {tuple(x.shape)}, "
             f"t is {tuple(t.shape)}"
         )
