@@ -13,7 +13,7 @@ import likelihood
 import losses
 import sampling
 from models.utils import get_score_fn
-from sde_lib import SDE, LinearSDE
+from sde_lib import SDE, VPSDE, LinearSDE
 
 SHAPE = (4, 2)
 X = torch.linspace(-1, 1, 8).reshape(SHAPE)
@@ -370,3 +370,36 @@ def test_a_linear_process_that_adds_a_picture_is_told_where_it_belongs():
 
     with pytest.raises(ValueError, match=r"adds a picture .* subclasses sde_lib\.SDE"):
         pc(sampling.EulerMaruyamaPredictor, None)(Shifted())
+
+
+class LearnedSchedule(VPSDE):
+    """beta(t) of a network, as published processes are overridden: it takes float32 alone."""
+
+    def __init__(self, N):
+        super().__init__(N=N)
+        self.network = torch.nn.Linear(1, 1)
+        torch.nn.init.constant_(self.network.weight, self.beta_1 - self.beta_0)
+        torch.nn.init.constant_(self.network.bias, self.beta_0)
+
+    def sde(self, x, t):
+        beta = self.network(t[:, None])[:, 0]
+        return -0.5 * beta[:, None, None, None] * x, torch.sqrt(beta)
+
+    def marginal_prob(self, x, t):
+        integral = t * self.network(t[:, None] / 2)[:, 0]
+        return torch.exp(-0.5 * integral)[:, None, None, None] * x, (-torch.expm1(-integral)).sqrt()
+
+
+@pytest.mark.parametrize("options", ({}, {"steps": 150}, {"grid": "log_snr"}), ids=str)
+def test_a_schedule_that_takes_float32_alone_is_asked_in_float32(options):
+    """Here it has learned the linear one, whose samples are known."""
+    drawn = []
+    for sde in (LearnedSchedule(200), VPSDE(N=200)):
+        torch.manual_seed(0)
+        sampler = sampling.get_pc_sampler(
+            sde, (2, 1, 4, 4), sampling.EulerMaruyamaPredictor, None, lambda x: x, 0.16,
+            continuous=True, device="cpu", **options,
+        )  # fmt: skip
+        drawn.append(sampler(lambda x, labels: 0.1 * x)[0])
+    torch.testing.assert_close(*drawn, rtol=1e-3, atol=1e-3)
+    likelihood.get_elbo_fn(LearnedSchedule(200), num_times=2)(lambda x, labels: 0.1 * x, drawn[0])

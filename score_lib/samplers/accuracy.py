@@ -15,6 +15,7 @@ from score_lib.samplers.steps import (
     Predictor,
     ReverseDiffusionPredictor,
 )
+from score_lib.sdes.coefficients import asked_as
 from score_lib.sdes.process import SDE, LinearSDE
 
 # Largest error of a run of few steps, in the network's range.
@@ -29,6 +30,7 @@ _CHAIN_MISMATCH, _LONG_CHAIN = 0.05, 100
 PUBLISHED = (EulerMaruyamaPredictor, ReverseDiffusionPredictor, AncestralSamplingPredictor)
 
 
+@torch.no_grad()
 def final_std(
     sde: SDE,
     predictor: type[Predictor],
@@ -52,7 +54,8 @@ def final_std(
         denoise: without the noise of the last step.
         chain: make the steps of the process's own chain, whatever the distances between times.
     """
-    t, s = times[:-1].double(), times[1:].double()
+    like = asked_as(sde, dimensions)
+    t, s = times[:-1].to(**like), times[1:].to(**like)
 
     def variance_at(t: Tensor) -> Tensor:
         m, std = sde.scale_and_std(t, dimensions)
@@ -116,6 +119,7 @@ def check_steps(
     )
 
 
+@torch.no_grad()
 def check_chain(sde: SDE, predictor: type[Predictor] | None, dimensions: int = 1) -> None:
     """Refuse a chain of N steps that is that of another process than its drift and diffusion, which
     a network of all times knows.  Steps of a short one are too long to compare.
@@ -126,7 +130,7 @@ def check_chain(sde: SDE, predictor: type[Predictor] | None, dimensions: int = 1
     # Others may need the shape of the data.
     if predictor not in PUBLISHED or not isinstance(sde, LinearSDE) or sde.N < _LONG_CHAIN:
         return
-    t = torch.linspace(0.1, 0.9, 33, dtype=torch.float64) * sde.T
+    t = torch.linspace(0.1, 0.9, 33, **asked_as(sde, dimensions)) * sde.T
     ones = t.new_ones(len(t), *(1,) * dimensions)
     built = predictor(sde, lambda x, t: torch.zeros_like(x))
     built.noise = torch.ones_like

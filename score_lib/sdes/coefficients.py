@@ -4,7 +4,8 @@ A user's own process may broadcast for data of one rank only, which is looked fo
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from score_lib.base.tensors import per_sample, rows
 # Of data: channels, time and three sides.
 _HIGHEST_RANK = 5
 # Errors that it raises for data of another shape.
-_OF_OTHER_SHAPES = (IndexError, RuntimeError, TypeError, ValueError)
+_OF_OTHER_SHAPES = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
 _NAMES = {"marginal_prob": "mean", "sde": "drift"}
 
 
@@ -69,6 +70,13 @@ def marginal(sde, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = sde.marginal_prob(x, t)
     _check_like(x, mean, "marginal_prob(x, t)", sde)
     return mean, per_sample(std, t)
+
+
+@torch.no_grad()
+def noise_at(sde, time: float, dimensions: int) -> float:
+    """s at a time, for data with so many dimensions."""
+    t = torch.tensor([float(time)], device=asked_as(sde, dimensions)["device"])
+    return float(per_sample(sde.marginal_prob(t.new_ones(1, *(1,) * dimensions), t)[1], t))
 
 
 def has_scaled_mean(sde, x: Tensor) -> bool:
@@ -171,6 +179,7 @@ def _check_marginals(sde, like: Tensor) -> None:
         )
 
 
+@torch.no_grad()
 def _mismatch(sde, shares: Tensor) -> float:
     """How far the logarithms of m and s^2 at times, shares of T, are off the solution of
     d m = a m dt and d s^2 = (2 a s^2 + g^2) dt from the time before, or off its own transition."""
@@ -222,12 +231,36 @@ def check_levels(sde, continuous: bool) -> None:
         )
 
 
+def asked_as(sde, dimensions: int) -> dict[str, Any]:
+    """dtype and device of times at which a process can be asked before there are data: float64 on
+    the CPU, or as the network or the tables of a user's class need them.
+
+    Args:
+        dimensions: of the data, D.
+    """
+    first, *others = _ways(torch.full((1,), sde.T / 2, dtype=torch.float64))
+    for t in (first, *others):
+        x = t.new_ones(1, *(1,) * dimensions)
+        methods = sde.marginal_prob, sde.sde, sde.discretize
+        if _tried(lambda x=x, t=t, methods=methods: [ask(x, t) for ask in methods]):
+            return {"dtype": t.dtype, "device": t.device}
+    return {"dtype": first.dtype, "device": first.device}
+
+
+def _ways(t: Tensor) -> Iterator[Tensor]:
+    """t as it is, then in float32, then the same on a GPU, if there is one."""
+    gpu = [torch.device("cuda")] * torch.cuda.is_available()
+    for device in dict.fromkeys([t.device, *gpu]):
+        for dtype in dict.fromkeys([t.dtype, torch.float32]):
+            yield t.to(device=device, dtype=dtype)
+
+
 def _tried(ask: Callable) -> Any:
     """The result; None if it fails, as a user's class may for data of one entry, or on the
     way through a tracer."""
     try:
         return ask()
-    except (AssertionError, AttributeError, LookupError, *_OF_OTHER_SHAPES):
+    except (AttributeError, LookupError, *_OF_OTHER_SHAPES):
         return None
 
 
@@ -243,15 +276,16 @@ def _check_like(x: Tensor, found: Tensor, name: str, sde) -> None:
 def _of_any_rank(sde, name: str, t: Tensor, value: float) -> tuple[Tensor, Tensor]:
     """The results of a method for data of one entry: (B,) and (B,)."""
     failure = None
-    for dimensions in range(_HIGHEST_RANK + 1):
-        x = t.new_full((len(t), *(1,) * dimensions), value)
+    for times, dimensions in itertools.product(_ways(t), range(_HIGHEST_RANK + 1)):
+        x = times.new_full((len(t), *(1,) * dimensions), value)
         try:
-            mapped, coefficient = getattr(sde, name)(x, t)
+            mapped, coefficient = getattr(sde, name)(x, times)
         except _OF_OTHER_SHAPES as error:
             failure = error  # perhaps for this rank alone
             continue
         if mapped.numel() == len(t):
-            return mapped.reshape(len(t)), per_sample(coefficient, t)
+            found = mapped.reshape(len(t)), per_sample(coefficient, times)
+            return found if times is t else tuple(value.to(t) for value in found)
     raise _another_shape(sde, name) from failure
 
 

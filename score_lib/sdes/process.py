@@ -249,9 +249,7 @@ class SDE(abc.ABC):
         if not shape:
             return
         coefficients.check_shape(self, torch.empty(0, *shape[1:]))
-        t = torch.tensor([float(eps)])
-        std = per_sample(self.marginal_prob(t.new_ones(1, *(1,) * (len(shape) - 1)), t)[1], t)
-        if not float(std) > 0:
+        if not coefficients.noise_at(self, eps, len(shape) - 1) > 0:
             raise ValueError(
                 f"there is no noise at eps = {eps:g}, so that the score is infinite: stop at "
                 f"{self.sampling_eps:g}"
