@@ -403,3 +403,5 @@ def test_a_schedule_that_takes_float32_alone_is_asked_in_float32(options):
         drawn.append(sampler(lambda x, labels: 0.1 * x)[0])
     torch.testing.assert_close(*drawn, rtol=1e-3, atol=1e-3)
     likelihood.get_elbo_fn(LearnedSchedule(200), num_times=2)(lambda x, labels: 0.1 * x, drawn[0])
+    found = checks.process(LearnedSchedule(200))
+    assert [one[:2] for one in found] == [one[:2] for one in checks.process(VPSDE(N=200))]

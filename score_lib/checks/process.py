@@ -9,7 +9,7 @@ from score_lib.base.tensors import per_sample, rows, seeded
 from score_lib.checks.finding import NOTE, OK, WRONG, Finding, graded
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_score_fn, label_at
-from score_lib.sdes.coefficients import without_refusal
+from score_lib.sdes.coefficients import asked_as, without_refusal
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE, LinearSDE
 
@@ -26,6 +26,7 @@ def few_entries(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (4,) if len(shape) == 1 else (*[1] * (len(shape) - 2), 2, 2)
 
 
+@torch.no_grad()
 def process(
     sde: SDE,
     continuous: bool = True,
@@ -46,14 +47,14 @@ def process(
     return [*findings, convention, _ends(sde, len(shape))]
 
 
-def _times(sde: SDE) -> Tensor:
-    return torch.linspace(0.05, 0.95, 19, dtype=torch.float64) * sde.T
+def _times(sde: SDE, shape: tuple[int, ...]) -> Tensor:
+    return torch.linspace(0.05, 0.95, 19, **asked_as(sde, len(shape))) * sde.T
 
 
 def _marginals(sde: SDE, shape: tuple[int, ...]) -> list[Finding]:
     """d m / dt = a m and d s^2 / dt = 2 a s^2 + g^2, by central differences."""
-    t, h = _times(sde), 3e-4 * sde.T
-    ones = torch.ones(len(t), *shape, dtype=t.dtype)
+    t, h = _times(sde, shape), 3e-4 * sde.T
+    ones = t.new_ones(len(t), *shape)
     drift, g = sde.sde(ones, t)
     g = per_sample(g, t)
     if not torch.allclose(sde.sde(2 * ones, t)[0], 2 * drift, rtol=1e-4, atol=1e-9):
@@ -132,8 +133,8 @@ def _prior(sde: SDE, shape: tuple[int, ...]) -> list[Finding]:
 
 def _chain(sde: SDE, shape: tuple[int, ...]) -> Finding:
     """The chain of N steps against Euler-Maruyama's, whose limit it shares."""
-    t = _times(sde)
-    x, dt = torch.ones(len(t), *shape, dtype=t.dtype), sde.T / sde.N
+    t = _times(sde, shape)
+    x, dt = t.new_ones(len(t), *shape), sde.T / sde.N
     (f, G), (drift, g) = sde.discretize(x, t), sde.sde(x, t)
     G, g = per_sample(G, t), per_sample(g, t)
     ratios = [G**2 / (g**2 * dt)]
@@ -155,8 +156,8 @@ def _convention(
     parametrization: Parametrization | str | None,
 ) -> Finding:
     """The label is told for each time, and the output has a finite share in the score."""
-    t = _times(sde).float()
-    ones = torch.ones(len(t), *shape)
+    t = _times(sde, shape).float()
+    ones = t.new_ones(len(t), *shape)
     chosen = get_parametrization(parametrization)
     label = label_at(sde, t, continuous, chosen, len(shape))
     # Of x = 0, which has no other share.
