@@ -112,7 +112,8 @@ class ExponentialMovingAverage:
                     f"and {tuple(old.shape)} in the network"
                 )
         self.decay = float(state_dict["decay"])
-        self.num_updates = state_dict["num_updates"]
+        updates = state_dict["num_updates"]
+        self.num_updates = None if updates is None else int(updates)
         self.shadow_params = [
             new.detach().to(old, copy=True)
             for new, old in zip(loaded, self.shadow_params, strict=True)

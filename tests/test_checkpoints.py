@@ -184,6 +184,17 @@ def test_numpy_scalars_load_under_their_old_name(state, fresh, tmp_path):
     assert restore_checkpoint(renamed, fresh, "cpu")["step"] == 3
 
 
+@pytest.mark.parametrize("kind", (float, np.float64, np.int64, torch.tensor), ids=str)
+def test_steps_may_be_any_whole_numbers(state, fresh, tmp_path, kind):
+    """Files that other frameworks' were converted to hold 3.0, or NumPy's."""
+    contents = published(state) | {"step": kind(3)}
+    contents["ema"]["num_updates"] = kind(3)
+    torch.save(contents, tmp_path / "c.pth")
+    restored = restore_checkpoint(tmp_path / "c.pth", fresh, "cpu")
+    for number in (restored["step"], restored["ema"].num_updates):
+        assert number == 3 and type(number) is int
+
+
 def test_evaluation_needs_no_optimizer(state, fresh, tmp_path):
     torch.save(published(state), tmp_path / "c.pth")
     del fresh["optimizer"]

@@ -1,7 +1,7 @@
 """Whether the contents of a checkpoint fit a training state: names, shapes and types."""
 
 import math
-import operator
+from operator import index
 
 import numpy as np
 import torch
@@ -45,14 +45,20 @@ def count(path, loaded: dict, key: str) -> int:
     Raises:
         CheckpointError: it is not an integer from 0 up.
     """
-    try:
-        number = operator.index(loaded[key])
-    except (TypeError, ValueError, RuntimeError):
-        number = -1
+    number = _whole(loaded[key])
     if not 0 <= number < 2**63:
         shown = printable(repr(loaded[key]), 60)
         raise CheckpointError(f"{path} holds {key!r} = {shown}, which should be a number from 0 up")
     return number
+
+
+def _whole(value: object) -> int:
+    """A whole number of Python, of NumPy or in a tensor, also as 5.0; -1 for all else."""
+    try:
+        plain = value.item() if isinstance(value, np.generic | torch.Tensor) else value
+        return int(plain) if isinstance(plain, float) and plain == int(plain) else index(plain)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return -1
 
 
 def check_weights(
@@ -143,7 +149,7 @@ def check_average(path, loaded: object, ema) -> None:
     decay, updates = loaded.get("decay"), loaded.get("num_updates")
     if not _is_number(decay) or not 0 <= decay <= 1:
         raise CheckpointError(f"{path} holds a moving average with the decay {decay!r}")
-    if updates is not None and (type(updates) is not int or updates < 0):
+    if updates is not None and _whole(updates) < 0:
         raise CheckpointError(f"{path} holds a moving average of {updates!r} updates")
 
 
