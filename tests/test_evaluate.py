@@ -196,6 +196,22 @@ def test_rounds_stay_where_their_data_have_moved(workdir, options, tmp_path):
     assert rounds == {path: path.stat().st_mtime_ns for path in rounds}
 
 
+def test_another_extractor_measures_the_samples_that_are_there(
+    workdir, options, tmp_path, monkeypatch
+):
+    text = "def make(device):\n    return lambda x: x.float().flatten(1)[:, ::8] / 255\n"
+    (tmp_path / "every_eighth.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = {"eval__extractor": "every_eighth:make", "eval__stats": str(tmp_path / "own.npz")}
+    config = small_config(**{**options, **own})
+    run_lib.fid_stats(config)
+    folder = shutil.copytree(workdir, tmp_path / "run")
+    drawn = {path: path.stat().st_mtime_ns for path in (folder / "eval").rglob("samples_*.npz")}
+    records = run_lib.evaluate(config, folder)
+    assert all("every_eighth" in one["statistics"]["extractor"] for one in records)
+    assert drawn == {path: path.stat().st_mtime_ns for path in drawn} and drawn
+
+
 def test_a_report_does_not_stay_beside_options_of_another(workdir, options, tmp_path):
     """Its rounds were removed, and the next evaluation is killed before its first figure."""
     only_loss = {"eval__enable_sampling": False, "eval__enable_bpd": False, "eval__end_ckpt": 1}
