@@ -184,7 +184,9 @@ def test_numpy_scalars_load_under_their_old_name(state, fresh, tmp_path):
     assert restore_checkpoint(renamed, fresh, "cpu")["step"] == 3
 
 
-@pytest.mark.parametrize("kind", (float, np.float64, np.int64, torch.tensor), ids=str)
+@pytest.mark.parametrize(
+    "kind", (float, np.float64, np.int64, torch.tensor), ids=lambda kind: kind.__name__
+)
 def test_steps_may_be_any_whole_numbers(state, fresh, tmp_path, kind):
     """Files that other frameworks' were converted to hold 3.0, or NumPy's."""
     contents = published(state) | {"step": kind(3)}
