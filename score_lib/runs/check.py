@@ -160,7 +160,7 @@ def _process(run: Run) -> list[Finding]:
     findings = process(run.sde, shape=shape, **run.reading)
     if run.objective == "score":
         return findings + log_likelihood(run.sde, shape)
-    # What a classifier is told is its own convention, and it predicts classes.
+    # A classifier is told the noise level by a convention of its own, and predicts classes.
     return [one for one in findings if one.subject != "convention" or one.state != OK]
 
 
