@@ -68,10 +68,7 @@ def get_pc_sampler(
     """
     sde = as_process(sde)
     sde.check_times(eps, start_time, shape)
-    _check_settings(snr, n_steps, steps)
-    for kind, name in (("predictor", predictor), ("corrector", corrector)):
-        if isinstance(name, str):
-            raise ValueError(f"{kind} = {name!r} is a name: give the class, get_{kind}({name!r})")
+    _check_settings(snr, n_steps, steps, predictor=predictor, corrector=corrector)
     chain = steps in (0, sde.N) and grid in ("", "uniform")
     if not chain:
         sde = _other_steps(sde, predictor, continuous, steps, grid)
@@ -81,12 +78,11 @@ def get_pc_sampler(
 
         check_steps(sde, predictor, visited, steps or sde.N, probability_flow, len(shape) - 1)
         chain = not _takes_any_step(predictor)
-    elif continuous:  # else the levels are those that the network knows
+    elif continuous:
         check_chain(sde, predictor, len(shape) - 1)
         warn_of_chain(sde, predictor, visited_times(sde, eps), probability_flow, len(shape) - 1)
-    elif isinstance(sde, LinearSDE):
-        with contextlib.suppress(NotImplementedError):  # sub-VP is read by its marginals
-            checked_levels(sde)
+    else:
+        _check_known_levels(sde)
     if predictor is EulerMaruyamaPredictor:
         check_levels(sde, continuous)
     times = visited_times(sde, eps, start_time, stop_time, steps=steps, grid=grid)
@@ -107,11 +103,21 @@ def get_pc_sampler(
     return sampler_of(shown, shape, inverse_scaler, follow, times[0], *shared)
 
 
-def _check_settings(snr: float, n_steps: int, steps: int) -> None:
+def _check_settings(snr: float, n_steps: int, steps: int, **classes) -> None:
+    for kind, name in classes.items():
+        if isinstance(name, str):
+            raise ValueError(f"{kind} = {name!r} is a name: give the class, get_{kind}({name!r})")
     if not (0 <= snr < math.inf and n_steps >= 0 and steps >= 0):
         raise ValueError(
             f"a sampler's snr, n_steps and steps are at least 0, not {snr}, {n_steps} and {steps}"
         )
+
+
+def _check_known_levels(sde: SDE) -> None:
+    """Refuse a chain of other levels than a network of these knows, see `checked_levels`."""
+    if isinstance(sde, LinearSDE):
+        with contextlib.suppress(NotImplementedError):  # sub-VP is read by its marginals
+            checked_levels(sde)
 
 
 def _other_steps(
