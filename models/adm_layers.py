@@ -153,6 +153,7 @@ class Upsample(nn.Module):
     def __init__(self, channels: int, dims: int, with_conv: bool):
         super().__init__()
         repeated = with_conv and dims == 2  # in the convolution
+        self.repeats_images = dims == 2 and not with_conv
         factors = tuple(map(float, _factors(dims)))
         self.repeat = nn.Identity() if repeated else nn.Upsample(scale_factor=factors)
         self.conv = (
@@ -200,7 +201,8 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         self.scale_shift = scale_shift
-        repeated = dims == 2 and isinstance(resample, Upsample)  # in the convolutions
+        # In the convolutions, too.
+        repeated = isinstance(resample, Upsample) and resample.repeats_images
         self.resample = nn.Identity() if repeated or resample is None else resample
         first = conv(dims, in_ch, out_ch, repeated=repeated)
         self.in_layers = nn.Sequential(GroupNorm32(in_ch), nn.SiLU(), first)

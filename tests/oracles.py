@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from recordings import load_json, load_tensors
@@ -157,3 +158,18 @@ def exact_pc(sde, shape, predictor, corrector=None, **options):
     """Predictor-corrector sampling in the network's range, for networks that know all times."""
     options = {"continuous": True, "eps": sde.sampling_eps, **options}
     return sampling.get_pc_sampler(sde, shape, predictor, corrector, lambda x: x, 0.16, **options)
+
+
+class Cosine(LinearSDE):
+    """m(t) = cos(pi t / 2) and s(t) = sin(pi t / 2), by functions of time."""
+
+    T = 0.99
+
+    def drift_rate(self, t):
+        return -math.pi / 2 * torch.tan(math.pi / 2 * t)
+
+    def diffusion(self, t):
+        return torch.sqrt(math.pi * torch.tan(math.pi / 2 * t))
+
+    def marginal_coeffs(self, t):
+        return torch.cos(math.pi / 2 * t), torch.sin(math.pi / 2 * t)

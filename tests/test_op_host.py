@@ -477,6 +477,15 @@ def test_layers_that_repeat_pixels_share_products(kind, launched, monkeypatch):
     assert shared < 0.8 * plain
 
 
+def test_an_enlargement_with_a_convolution_is_made_before_both_branches():
+    resample, calls = adm_layers.Upsample(32, dims=2, with_conv=True), []
+    resample.conv.register_forward_hook(lambda *_: calls.append(1))
+    options = {"dropout": 0.0, "dims": 2, "scale_shift": True}
+    block = adm_layers.ResBlock(32, 32, 8, resample=resample, **options)
+    assert block(torch.randn(1, 32, 4, 4), torch.randn(1, 8)).shape == (1, 32, 8, 8)
+    assert len(calls) == 2
+
+
 @needs_compiler
 def test_hooks_of_all_layers_are_called(launched):
     calls = []

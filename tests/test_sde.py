@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from oracles import GaussianOracle, golden_sde, inverse_scaler
+from oracles import Cosine, GaussianOracle, golden_sde, inverse_scaler
 
 import checks
 import sampling
@@ -355,30 +355,15 @@ class OnlyPublished(LinearSDE):
     sde, marginal_prob = PublishedCosine.sde, PublishedCosine.marginal_prob
 
 
-class FunctionsOfTime(LinearSDE):
-    """The same process."""
-
-    T = 0.99
-
-    def drift_rate(self, t):
-        return -math.pi / 2 * torch.tan(math.pi / 2 * t)
-
-    def diffusion(self, t):
-        return torch.sqrt(math.pi * torch.tan(math.pi / 2 * t))
-
-    def marginal_coeffs(self, t):
-        return torch.cos(math.pi / 2 * t), torch.sin(math.pi / 2 * t)
-
-
 def cosine_network(x, label):
     """The published convention, score = -output / std, for data of deviation 0.5."""
-    m, s = FunctionsOfTime().marginal_coeffs(label / 999)
+    m, s = Cosine().marginal_coeffs(label / 999)
     return batch_mul(s / ((0.5 * m) ** 2 + s**2), x)
 
 
 @pytest.mark.parametrize("kind", (PublishedCosine, OfImages, Mixed, OnlyPublished))
 def test_published_methods_give_functions_of_time(kind):
-    sde, expected = kind(N=200), FunctionsOfTime(N=200)
+    sde, expected = kind(N=200), Cosine(N=200)
     t, s = torch.linspace(0.2, 0.9, 8), torch.linspace(0, 0.7, 8)
     for name in ("drift_rate", "diffusion", "marginal_coeffs"):
         torch.testing.assert_close(getattr(sde, name)(t), getattr(expected, name)(t))
@@ -410,7 +395,7 @@ def test_a_process_by_published_methods_samples_and_has_likelihoods():
     found = get_log_likelihood_fn(sde, hutchinson_type="exact")(cosine_network, data).total
     torch.testing.assert_close(found, torch.full_like(found, log_p), rtol=0, atol=1e-4)
     bounds = []
-    for process in (sde, FunctionsOfTime(N=200)):
+    for process in (sde, Cosine(N=200)):
         torch.manual_seed(0)
         bounds.append(get_elbo_fn(process)(cosine_network, data).total)
     torch.testing.assert_close(*bounds)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from oracles import MU, S0, GaussianOracle, exact_moments
+from oracles import MU, S0, Cosine, GaussianOracle, exact_moments
 from small_runs import small_config
 from test_control import MEANS, SPREAD, MixtureOracle
 
@@ -358,17 +358,10 @@ class ToNothing(LinearSDE):
         return 1 - t, t
 
 
-class CosineToNothing(ToNothing):
+class CosineToNothing(Cosine):
     """m(1) = 0 up to rounding."""
 
-    def drift_rate(self, t):
-        return -math.pi / 2 * torch.tan(math.pi / 2 * t)
-
-    def diffusion(self, t):
-        return torch.sqrt(math.pi * torch.tan(math.pi / 2 * t))
-
-    def marginal_coeffs(self, t):
-        return torch.cos(math.pi / 2 * t), torch.sin(math.pi / 2 * t)
+    T = 1.0
 
 
 @pytest.mark.parametrize("sde", (ToNothing(), CosineToNothing()))
