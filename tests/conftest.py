@@ -3,6 +3,7 @@
 import collections
 import logging
 import os
+import signal
 import sys
 import types
 
@@ -12,6 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+
+# Shells let programs in the background ignore Ctrl-C, and so would those that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Of the cases of a test, as many are in the quick subset unless its mark gives another number.
 QUICK_CASES = 2
