@@ -9,7 +9,8 @@
 - `stats`: features of a set of images as a file, with a record of the network that computed them;
   `moments`, `pixels`: their checks
 - `samples`, `sliced`, `point_sets`, `series`: distances of other data, from their values alone;
-  `estimates`: figures with a standard error
+  `two_sample`: kernel distances, also KID, with their errors; `estimates`: figures with a standard
+  error
 - `shares`: of classes, among samples and data
 - `noise_scales`: noise levels that suit a data set
 """

@@ -113,7 +113,22 @@ def kid(
     blocks, of sizes that differ by at most one.  The rows must be in random order.
 
     Returns:
-        the distance and its standard error, which is nan for a single block.
+        the distance and its standard error by the spread of the blocks: a rough one for a few of
+        them, and nan for a single one.
+    Raises:
+        ValueError: as in `kid_blocks`.
+    """
+    blocks = kid_blocks(features_a, features_b, max_block_size=max_block_size)
+    values = torch.tensor([squared_mmd(*pair) for pair in blocks], dtype=torch.float64)
+    error = values.std().item() / math.sqrt(len(blocks)) if len(blocks) > 1 else math.nan
+    return values.mean().item(), error
+
+
+def kid_blocks(
+    features_a: Features, features_b: Features, *, max_block_size: int = 1024
+) -> list[tuple[Tensor, Tensor]]:
+    """The pairs of blocks of rows of `kid`, in float64.
+
     Raises:
         ValueError: one set is so much smaller that its blocks have fewer than two rows, or
             max_block_size is below two.
@@ -129,9 +144,7 @@ def kid(
         )
     # The larger blocks come last, as in TF-GAN.
     blocks = [x.split([(len(x) + k) // count for k in range(count)]) for x in (a, b)]
-    values = torch.tensor(list(map(squared_mmd, *blocks)), dtype=torch.float64)
-    error = values.std().item() / math.sqrt(count) if count > 1 else math.nan
-    return values.mean().item(), error
+    return list(zip(*blocks, strict=True))
 
 
 def squared_mmd(features_a: Features, features_b: Features, *, block: int = BLOCK) -> float:
@@ -152,13 +165,18 @@ def squared_mmd(features_a: Features, features_b: Features, *, block: int = BLOC
     return float(within - 2 * _kernel_sum(a, b, block) / (len(a) * len(b)))
 
 
+def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """(x.y / F + 1)^3 of all pairs of rows: (N, F), (M, F) -> (N, M)."""
+    return _kernel(x @ y.T, x.shape[1])
+
+
 def _kernel(products: Tensor, width: int) -> Tensor:
     return (products / width + 1) ** 3
 
 
 def _kernel_sum(x: Tensor, y: Tensor, block: int) -> Tensor:
     blocks = x.split(max(1, block // len(y)))
-    return sum(_kernel(rows @ y.T, x.shape[1]).sum() for rows in blocks)
+    return sum(polynomial_kernel(rows, y).sum() for rows in blocks)
 
 
 def inception_score(

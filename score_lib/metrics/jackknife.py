@@ -56,7 +56,7 @@ def sampling_errors(
     """
     if fake.count < 4:
         raise ValueError(f"standard errors of distances need 4 or more samples, not {fake.count}")
-    count, fake = min(groups, fake.count), fake.mixed()
+    count, fake = min(groups, fake.count), fake.by_class()
     pool_3 = torch.as_tensor(fake.pool_3, device=device, dtype=torch.float64)
     of_data = real.moments(device)
     left_out = [distances.frechet_distance(of_data, m) for m in _moments_without(pool_3, count)]

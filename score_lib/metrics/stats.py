@@ -30,9 +30,11 @@ from score_lib.disk.files import printable
 from score_lib.disk.logs import progress_bar
 from score_lib.disk.reports import mean_and_error
 from score_lib.metrics import distances
+from score_lib.metrics.estimates import Estimate
 from score_lib.metrics.extractors import Extractor, described
 from score_lib.metrics.moments import check_moments, check_rows
 from score_lib.metrics.pixels import hash_sum, pixel_digest
+from score_lib.metrics.two_sample import kid_estimate
 
 _ARRAYS = ("pool_3", "logits", "mu", "sigma", "means", "labels", "mu_s", "sigma_s")
 _RECORD = ("extractor", "resize", "digest", "dataset")
@@ -168,17 +170,19 @@ class Statistics:
             self, pool_3=self.pool_3[rows], logits=logits, labels=self.labels[rows]
         )
 
-    def mixed(self) -> "Statistics":
-        """These, in random order if they have labels, always the same.
+    def by_class(self) -> "Statistics":
+        """These, class by class if they have labels, so that every n-th row has all classes alike.
 
-        Samples are drawn of the classes in turn, so that groups of rows are not like random ones:
-        errors by the jackknife would be too large.
+        Samples are drawn of the classes in turn, in fixed shares: groups of them that differ in
+        their shares would tell of more than chance, and errors by the jackknife be too large.
         """
-        return self if self.labels is None else self.shuffled()
+        return self if self.labels is None else self._rows(self.labels.argsort(kind="stable"))
 
     def shuffled(self) -> "Statistics":
         """These in random order, always the same."""
-        order = _random_order(self.count)
+        return self._rows(_random_order(self.count))
+
+    def _rows(self, order: np.ndarray) -> "Statistics":
         rows = {name: getattr(self, name) for name in ("pool_3", "logits", "labels")}
         found = {name: value[order] for name, value in rows.items() if value is not None}
         return dataclasses.replace(self, **found)
@@ -355,14 +359,14 @@ def metrics(
     return result
 
 
-def _kernel_distance(real: Tensor, fake: Tensor) -> tuple[float, float]:
+def _kernel_distance(real: Tensor, fake: Tensor) -> Estimate:
     """KID with its error, of features in random order, always the same.
 
     It compares blocks of rows.  Data are often stored, and samples drawn, class by class or with
     the classes in turn.  In one order for both, rows of the same number would stay together.
     """
     orders = _random_order(len(real), "statistics of data"), _random_order(len(fake))
-    return distances.kid(real[orders[0]], fake[orders[1]])
+    return kid_estimate(real[orders[0]], fake[orders[1]])
 
 
 def _spatial_distance(

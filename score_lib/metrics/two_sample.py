@@ -1,0 +1,152 @@
+"""Kernel distances between two sets, with their errors by the Hoeffding decomposition.
+
+E k(x, x') + E k(y, y') - 2 E k(x, y) over pairs of different examples, which is unbiased.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from score_lib.metrics.distances import (
+    BLOCK,
+    Features,
+    kid,
+    kid_blocks,
+    polynomial_kernel,
+    tile_size,
+)
+from score_lib.metrics.estimates import Estimate
+
+# From rows (n, F) and (m, F) to values (n, m), symmetric in both.
+Kernel = Callable[[Tensor, Tensor], Tensor]
+
+# Fewer leave nothing to tell the second term of the decomposition by.
+LEAST = 4
+
+
+class Parts(NamedTuple):
+    """The distance of two sets, and what its variance is the sum of: scalars, float64.
+
+    Attributes:
+        value: the distance.
+        first, second: unbiased estimates of the two terms of the variance, perhaps below 0.
+    """
+
+    value: Tensor
+    first: Tensor
+    second: Tensor
+
+
+def two_sample(x: Tensor, y: Tensor, kernel: Kernel, block: int) -> Parts:
+    """The distance of x (N, F) and y (M, F), of `LEAST` or more rows each.
+
+    Args:
+        block: kernel values in memory at once.
+    """
+    xx, yy = (_within(v, kernel, block) for v in (x, y))
+    xy = _between(x, y, kernel, block)
+    n, m = len(x), len(y)
+    # Noise of the estimated main effects would be counted twice.
+    of_x = (xx.rows - xy.rows).var() - xx.residual / (n - 2) - xy.residual / m
+    of_y = (yy.rows - xy.columns).var() - yy.residual / (m - 2) - xy.residual / n
+    first = 4 * (of_x / n + of_y / m)
+    second = 2 * xx.residual / (n * (n - 1)) + 2 * yy.residual / (m * (m - 1))
+    second = second + 4 * xy.residual / (n * m)
+    return Parts(xx.mean + yy.mean - 2 * xy.mean, first, second)
+
+
+def mean_of(parts: Sequence[Parts]) -> Estimate:
+    """The mean of distances of independent pairs of sets; of one pair, its distance.
+
+    Where both distributions are equal, the first term is 0, and its estimate counts if it happens
+    to be above: the error is then up to half too large.
+    """
+    value, first, second = (torch.stack(terms).mean() for terms in zip(*parts, strict=True))
+    variance = (first.clamp(min=0) + second.clamp(min=0)) / len(parts)
+    return Estimate(value.item(), variance.sqrt().item())
+
+
+def kid_estimate(features_a: Features, features_b: Features) -> Estimate:
+    """`kid`, with the error of the decomposition of its blocks.
+
+    The spread of few blocks says next to nothing about the error, and that of one nothing at all.
+    It is taken where a block has fewer than `LEAST` rows: then there are many, or the error is nan.
+
+    Args:
+        features_a, features_b: (N, F) and (M, F), in random order.
+    Raises:
+        ValueError: as in `kid`.
+    """
+    value, spread = kid(features_a, features_b)
+    blocks = kid_blocks(features_a, features_b)
+    if min(len(x) for pair in blocks for x in pair) < LEAST:
+        return Estimate(value, spread)
+    side = tile_size(blocks[0][0].device)
+    parts = [two_sample(*pair, polynomial_kernel, side) for pair in blocks]
+    return Estimate(value, mean_of(parts).standard_error)
+
+
+class _Effects(NamedTuple):
+    """k(x, y) = mean + effect of x + effect of y + rest, over all pairs.
+
+    Attributes:
+        mean: ().
+        rows, columns: effects, (N,) and (M,), with sum 0.
+        residual: unbiased variance of the rest, ().
+    """
+
+    mean: Tensor
+    rows: Tensor
+    columns: Tensor
+    residual: Tensor
+
+
+def _within(x: Tensor, kernel: Kernel, block: int) -> _Effects:
+    """Effects over the pairs of different examples of one set."""
+    n = len(x)
+    above, columns, squares, itself = _sums(x, x, kernel, block, once=True)
+    sums, squares = above + columns - itself, 2 * squares - itself.square().sum()
+    mean = sums.sum() / (n * (n - 1))
+    effects = (sums - (n - 1) * mean) / (n - 2)
+    rest = squares / 2 - n * (n - 1) / 2 * mean**2 - (n - 2) * effects.square().sum()
+    return _Effects(mean, effects, effects, rest / (n * (n - 3) / 2))
+
+
+def _between(x: Tensor, y: Tensor, kernel: Kernel, block: int) -> _Effects:
+    """Effects over the pairs of two sets."""
+    n, m = len(x), len(y)
+    row_sums, column_sums, squares, _ = _sums(x, y, kernel, block)
+    mean = row_sums.sum() / (n * m)
+    of_x, of_y = row_sums / m - mean, column_sums / n - mean
+    rest = squares - n * m * mean**2 - m * of_x.square().sum() - n * of_y.square().sum()
+    return _Effects(mean, of_x, of_y, rest / ((n - 1) * (m - 1)))
+
+
+def _sums(
+    x: Tensor, y: Tensor, kernel: Kernel, block: int, once: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums of kernel values for each x (N,) and each y (M,), the sum of their squares, and those
+    of each example with itself (N,).
+
+    Args:
+        once: take each pair once, and an example with itself by half; for x = y.
+    """
+    # Tiles of the values in memory, and of the examples that they come from.
+    side = max(1, min(math.isqrt(block), BLOCK // x.shape[1]))
+    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    column_total, squares = total.new_zeros(len(y)), total.new_zeros(())
+    itself = torch.zeros_like(total)
+    for i in range(0, len(x), side):
+        part = x[i : i + side].double()
+        for j in range(i if once else 0, len(y), side):
+            values = kernel(part, y[j : j + side].double())
+            share = 0.5 if once and i == j else 1.0
+            if once and i == j:
+                itself[i : i + side] = values.diagonal()
+            total[i : i + side] += share * values.sum(dim=1)
+            column_total[j : j + side] += share * values.sum(dim=0)
+            squares += share * values.square_().sum()
+    return total, column_total, squares, itself
