@@ -244,7 +244,9 @@ def test_correlation_finds_what_codes_share():
     # A correlation's spread over D dimensions is (1 - rho^2) / sqrt(D).
     assert result.same_error == pytest.approx(0.64 / math.sqrt(40 * 192), rel=0.4)
     assert result.other == pytest.approx(0, abs=4 * float(result.other_error))
-    assert result.other_error == pytest.approx(1 / math.sqrt(40 * 39 * 192), rel=0.4)
+    # That of one network's code for another image goes with that of the same two exchanged.
+    expected = math.sqrt((1 + 0.6**2) / (40 * 39 * 192))
+    assert result.other_error == pytest.approx(expected, rel=0.4)
     assert result.distance == pytest.approx(math.sqrt(0.4**2 + 0.8**2), rel=0.02)
 
 
@@ -256,9 +258,21 @@ def test_correlation_is_that_of_numpy():
     assert result.same_error == pytest.approx(np.diag(matrix).std(ddof=1) / 2)
     others = matrix[~np.eye(4, dtype=bool)].reshape(4, 3)
     assert result.other == pytest.approx(others.mean())
-    assert result.other_error == pytest.approx(others.mean(axis=1).std(ddof=1) / 2)
     distances = (first - second).flatten(1).norm(dim=1) / first.flatten(1).norm(dim=1)
     assert result.distance == pytest.approx(float(distances.mean()))
+
+
+def test_the_error_of_other_images_is_the_spread_over_images():
+    """Of codes that share a picture, by networks that agree: it was half as large, since an image
+    counts by both of its codes."""
+    noise, share = draw_codes(60, 15, 4, 4), 1 + 0.5 * draw_codes(60, 15, 1, 1, seed=1)
+    found = []
+    for codes in noise + share * draw_codes(4, 4, seed=2):
+        found.append(code_correlation(codes, 2 * codes))
+    spread = torch.stack([one.other for one in found]).std()
+    errors = torch.stack([one.other_error for one in found])
+    assert errors.square().mean().sqrt() == pytest.approx(float(spread), rel=0.35)
+    assert code_correlation(codes[:3], codes[:3]).other_error.isnan()
 
 
 def test_scale_and_brightness_of_codes_do_not_correlate():

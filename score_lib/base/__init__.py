@@ -8,6 +8,7 @@
 - `distributed`, `preemption`: processes that share a run, and signals that ask them to stop
 - `mistakes`: the errors that mistakes in the input raise, told in one message
 - `ode`: solvers of ODEs, adaptive and in given steps
+- `pairs`: means over all pairs of examples, and their errors
 - `memory`, `threads`, `cgroups`: of the host and of devices, and the limits of a container
 - `version`: of the project
 """

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from score_lib.base.pairs import mean_over_pairs
 from score_lib.base.tensors import batch_mul, check_floats, rows
 from score_lib.samplers.adaptive import get_ode_sampler
 from score_lib.sdes.foreign import as_process
@@ -51,7 +52,7 @@ class Correlation(NamedTuple):
     same_error: Tensor
     """Standard error of `same`, from the spread over the images."""
     other_error: Tensor
-    """Standard error of `other`, from the spread over the first network's images."""
+    """Standard error of `other`, from the spread over the images; nan for fewer than four."""
     distance: Tensor
     """|z - z'| / |z| for the codes z and z' of an image; mean over the images."""
 
@@ -206,12 +207,10 @@ def code_correlation(first: Tensor, second: Tensor) -> Correlation:
         )
     z, z_other = rows(first).double(), rows(second).double()
     pairs = _standardised(z) @ _standardised(z_other).T
-    same = pairs.diagonal()
-    other = (pairs.sum(1) - same) / (len(pairs) - 1)
+    same, (other, other_error) = pairs.diagonal(), mean_over_pairs(pairs)
+    same_error = same.std() / math.sqrt(len(same))
     distance = _norm(z - z_other) / _norm(z)
-    return Correlation(
-        same.mean(), other.mean(), _standard_error(same), _standard_error(other), distance.mean()
-    )
+    return Correlation(same.mean(), other, same_error, other_error, distance.mean())
 
 
 def _flow(sde: SDE, start_time: float, stop_time: float, **options) -> Callable:
@@ -261,10 +260,6 @@ def _standardised(z: Tensor) -> Tensor:
     """z (B, D) less its mean over D and of norm 1."""
     centred = z - z.mean(1, keepdim=True)
     return batch_mul(1 / _norm(centred), centred)
-
-
-def _standard_error(values: Tensor) -> Tensor:
-    return values.std() / math.sqrt(len(values))
 
 
 def _norm(x: Tensor) -> Tensor:

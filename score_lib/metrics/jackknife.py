@@ -9,8 +9,8 @@ from torch import Tensor
 from score_lib.metrics import distances
 from score_lib.metrics.stats import Statistics
 
-# Each costs one evaluation of the distance; the error itself is then known to a tenth.  Where samples
-# are as good as data, so that a FID is all bias, the jackknife's is up to half too large.
+# Each costs one evaluation of the distance; the error itself is then known to a tenth.  Where
+# samples are as good as data, so that a FID is all bias, the jackknife's is up to half too large.
 GROUPS = 50
 
 

@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from score_lib.base.pairs import LEAST
 from score_lib.base.tensors import rows, some_of
 from score_lib.metrics.distances import squared_distances, tile_size
 from score_lib.metrics.estimates import Estimate, Values, check_same_shape, checked_pair
 from score_lib.metrics.sliced import sliced_wasserstein
-from score_lib.metrics.two_sample import LEAST, mean_of, two_sample
+from score_lib.metrics.two_sample import mean_of, two_sample
 
 # Examples of which the median distance is taken; 500,000 pairs.
 _MOST_FOR_MEDIAN = 1000

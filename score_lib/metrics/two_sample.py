@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from score_lib.base.pairs import LEAST, pair_effects
 from score_lib.metrics.distances import (
     BLOCK,
     Features,
@@ -22,9 +23,6 @@ from score_lib.metrics.estimates import Estimate
 
 # From rows (n, F) and (m, F) to values (n, m), symmetric in both.
 Kernel = Callable[[Tensor, Tensor], Tensor]
-
-# Fewer leave nothing to tell the second term of the decomposition by.
-LEAST = 4
 
 
 class Parts(NamedTuple):
@@ -106,13 +104,10 @@ class _Effects(NamedTuple):
 
 def _within(x: Tensor, kernel: Kernel, block: int) -> _Effects:
     """Effects over the pairs of different examples of one set."""
-    n = len(x)
     above, columns, squares, itself = _sums(x, x, kernel, block, once=True)
     sums, squares = above + columns - itself, 2 * squares - itself.square().sum()
-    mean = sums.sum() / (n * (n - 1))
-    effects = (sums - (n - 1) * mean) / (n - 2)
-    rest = squares / 2 - n * (n - 1) / 2 * mean**2 - (n - 2) * effects.square().sum()
-    return _Effects(mean, effects, effects, rest / (n * (n - 3) / 2))
+    mean, effects, residual = pair_effects(sums, squares)
+    return _Effects(mean, effects, effects, residual)
 
 
 def _between(x: Tensor, y: Tensor, kernel: Kernel, block: int) -> _Effects:
