@@ -14,6 +14,7 @@ import run_lib
 from likelihood import bits_per_dim, get_elbo_fn, get_vlb_fn
 from sampling import SampleNoise
 from score_lib.base.tensors import derive_seed
+from score_lib.data.sources import Subset
 from score_lib.disk.arrays import load_arrays
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.disk.reports import mean_and_error, write_report
@@ -150,6 +151,23 @@ def test_options_of_an_evaluation_arrive(tmp_path):
     average = read_checkpoint(tmp_path / "checkpoints" / "checkpoint_2.pth")["ema"]
     weights = {call.weight for call in Recorder.calls if len(call.x) > 1}
     assert weights == {float(average["shadow_params"][0])}
+
+
+def test_the_first_examples_of_data_stored_class_by_class_are_told(caplog):
+    """They are of some classes alone, so that the mean and its error are not those of all."""
+    run = run_lib.setup(recording())
+
+    def told(count, *, in_order):
+        data = HeldOut(run, "test", False, count=count)
+        source = data.stream.source
+        labels = source.read(np.arange(len(source)))[1]
+        data.stream.source = Subset(source, labels.argsort().numpy()) if in_order else source
+        caplog.clear()
+        data.tell_order()
+        return caplog.text
+
+    assert "the first 100 of 296 examples are not like the others" in told(100, in_order=True)
+    assert not told(0, in_order=True) and not told(100, in_order=False)
 
 
 @pytest.mark.parametrize("measure", ["loss", "bpd", "elbo"])

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import itertools
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 
@@ -21,6 +22,8 @@ from score_lib.runs.setup import Run
 
 # Of those by which two sets are compared.
 COMPARED_EXAMPLES = 1000
+# Labels by which data that are stored class by class are known.
+_FOR_ORDER = 64
 
 
 def spaced_numbers(source: Source, most: int = COMPARED_EXAMPLES) -> list[np.ndarray]:
@@ -97,6 +100,20 @@ class HeldOut:
                 f"{available}"
             )
         self.count = count or available
+
+    def tell_order(self) -> None:
+        """Warn where the first examples are not like the others: of data stored class by class."""
+        source = self.stream.source
+        if self.count == len(source) or source.num_classes == 1:
+            return
+        labels = torch.cat([source.read(part)[1] for part in spaced_numbers(source, _FOR_ORDER)])
+        if bool((labels.diff() >= 0).all() and labels[0] < labels[-1]) and distributed.is_main():
+            logging.warning(
+                "the first %d of %d examples are not like the others, since %s is stored class by "
+                "class: figures of them, and their errors, are not those of all, which "
+                "eval.bpd_num_images = 0 takes",
+                self.count, len(source), self.info.name,
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return math.ceil(self.count / self.stream.batch_size)

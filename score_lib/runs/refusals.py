@@ -42,7 +42,7 @@ def check_held_out(job: Job) -> None:
 def check_likelihood(
     job: Job, build: Callable[[Run, int], Callable], *, dequantize: bool = True
 ) -> None:
-    """Refuse a likelihood or bound before any is computed.
+    """Refuse a likelihood or bound before any is computed; warn where the images are unlike others.
 
     Args:
         build: makes the function of it, for a run and a number of grey levels.
@@ -55,6 +55,7 @@ def check_likelihood(
     split = options.dataset or options.bpd_dataset
     job.check_data(split)
     data = HeldOut(run, split, False, count=options.bpd_num_images)
+    data.tell_order()
     build(run, data.levels)
     if dequantize and not run.continuous:
         get_dequantization(run, data.levels, job.workdir or "")
