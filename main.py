@@ -8,6 +8,7 @@ Any option of the config can be set, as in `--config.training.batch_size=64`.
 import contextlib
 import logging
 import os
+import pathlib
 import runpy
 import sys
 import traceback
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from score_lib.base.mistakes import MISTAKES, is_out_of_memory
 from score_lib.base.preemption import Preempted, StopSignals, stop_with_parent
 from score_lib.base.threads import choose_waiting, settle_threads
-from score_lib.options import add_missing
+from score_lib.options import add_missing, from_json
 
 FLAGS = flags.FLAGS
 MODES = (
@@ -48,10 +49,11 @@ class ConfigFile(flags.ArgumentParser):
     """Loads a config from its file; mistakes in it are told in one line, not in a traceback."""
 
     def parse(self, path: str) -> ConfigDict:
-        """The config, complete and locked; `path` may end in `:argument`, for
-        `get_config(argument)`.
+        """The config, complete and locked.
 
-        The config may import modules that lie beside it.
+        Args:
+            path: of a program, which may import modules that lie beside it, and whose name may end
+                in `:argument`, for `get_config(argument)`; or of the `config.json` of a run.
 
         Raises:
             ValueError: there is no such file, it fails, or it holds no config.
@@ -59,12 +61,11 @@ class ConfigFile(flags.ArgumentParser):
         file, *argument = path.split(":", 1)
         if not os.path.isfile(file):
             raise ValueError(f"there is no such file in {os.getcwd()}")
-        folder = os.path.dirname(os.path.abspath(file))
-        if folder not in sys.path:
-            sys.path.append(folder)  # at the end, where it hides nothing
         config = None
         try:
-            if get_config := runpy.run_path(file).get("get_config"):
+            if file.endswith(".json"):
+                config = from_json(pathlib.Path(file).read_text(encoding="utf-8"))
+            elif get_config := _run(file).get("get_config"):
                 config = get_config(*argument)
         except Exception as error:  # a config is a program: it may raise anything
             raise ValueError(f"{_place(error, file)}{type(error).__name__}: {error}") from error
@@ -72,6 +73,14 @@ class ConfigFile(flags.ArgumentParser):
             raise ValueError("it needs a function get_config() that returns a ConfigDict")
         add_missing(config)
         return config.lock()
+
+
+def _run(file: str) -> dict[str, object]:
+    """The names that a program defines; it finds modules in its folder."""
+    folder = os.path.dirname(os.path.abspath(file))
+    if folder not in sys.path:
+        sys.path.append(folder)  # at the end, where it hides nothing
+    return runpy.run_path(file)
 
 
 def _place(error: Exception, file: str) -> str:

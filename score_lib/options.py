@@ -4,6 +4,7 @@
 """
 
 import difflib
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -106,6 +107,23 @@ def complete(config: object) -> Config:
             options[name] = option.default
     locked = isinstance(config, ConfigDict) and config.is_locked
     return Config(full).lock() if locked else Config(full)
+
+
+def from_json(text: str) -> Config:
+    """The complete config of a text as in a run's `config.json`.
+
+    Its lists become tuples, as experiments set them.
+
+    Raises:
+        ValueError, TypeError, AttributeError, RecursionError: it is no JSON, or none of a config.
+    """
+    return complete(_tuples(json.loads(text)))
+
+
+def _tuples(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def add_missing(config: ConfigDict) -> None:

@@ -12,10 +12,11 @@ import sys
 import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from small_runs import ROOT, run_forked
+from small_runs import ROOT, run_forked, small_config
 
 from configs import defaults
-from score_lib.options import checked, complete, flatten
+from score_lib.disk.files import open_folder
+from score_lib.options import checked, complete, flatten, from_json
 
 # From config_flags, which still loads files in an older way.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -242,6 +243,23 @@ def test_options_set_on_the_command_line_reach_the_run(tmp_path):
     )
     command = ["--config=mine.py", "--mode=train", "--workdir=run", "--config.model.sigma_min=4.0"]
     code, output = run_forked(command, cwd=tmp_path)
+    assert code == 1 and "sigma_min = 4" in output and "sigma_max = 3" in output, output
+
+
+@pytest.mark.parametrize("name", defaults.experiments())
+def test_the_config_that_a_run_writes_is_read_as_it_was(name, tmp_path):
+    config = complete(defaults.load(name))
+    open_folder(tmp_path, config)
+    read = from_json((tmp_path / "config.json").read_text())
+    assert read.to_dict() == config.to_dict() and read.device_name == "auto"
+    assert all(type(v) is type(flatten(config)[key]) for key, v in flatten(read).items())
+
+
+def test_the_config_that_a_run_writes_repeats_it(tmp_path):
+    """With other options on top of it."""
+    open_folder(tmp_path, complete(small_config("ve/digits", model__sigma_max=3.0)))
+    command = ["--config=config.json", "--mode=train", "--workdir=run"]
+    code, output = run_forked([*command, "--config.model.sigma_min=4.0"], cwd=tmp_path)
     assert code == 1 and "sigma_min = 4" in output and "sigma_max = 3" in output, output
 
 

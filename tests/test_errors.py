@@ -211,6 +211,14 @@ def test_config_files(text, tmp_path):
     assert os.listdir(tmp_path) == ["mine.py"]
 
 
+@pytest.mark.parametrize("text", ('{"model": {', "[1, 2]", '{"model": 3}', "{}"))
+def test_config_files_in_json(text, tmp_path):
+    (tmp_path / "mine.json").write_text(text)
+    said = message(["--config=mine.json", "--mode=train", "--workdir=new"], cwd=tmp_path)
+    assert re.search(r"mine\.json: .*(line 1|options)|has no model\.name", said), said
+    assert os.listdir(tmp_path) == ["mine.json"]
+
+
 @pytest.mark.parametrize("path", ("missing.py", "configs/vp/digits.py", "."))
 def test_no_config_file(path, tmp_path):
     """A path is taken from the current folder, which the message names."""

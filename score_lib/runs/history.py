@@ -18,7 +18,7 @@ from score_lib.base.profiles import profile_name
 from score_lib.disk.files import printable, text_digest, write_text
 from score_lib.disk.fit import CheckpointError
 from score_lib.disk.logs import step_of
-from score_lib.options import Config, complete, flatten
+from score_lib.options import Config, complete, flatten, from_json
 
 # Nor do they change a figure of given weights.
 CHANGES_NO_WEIGHT = {
@@ -83,7 +83,7 @@ def trained_config(path: str | os.PathLike, contents: dict) -> ConfigDict | None
     if not contents.get("config"):
         return None
     try:
-        return complete(_tuples(json.loads(contents["config"])))
+        return from_json(contents["config"])
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = printable(str(error))
         raise CheckpointError(f"{path} holds a config that cannot be read ({reason})") from error
@@ -96,13 +96,6 @@ def training_options(trained: ConfigDict, present: Config) -> Config:
         config[section] = present[section]
     config.device = present.device_name
     return config
-
-
-def _tuples(value: object) -> object:
-    """Options that were read from JSON, with tuples for its lists, as experiments set them."""
-    if isinstance(value, dict):
-        return {key: _tuples(inner) for key, inner in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def check_same_run(path: pathlib.Path, old: ConfigDict, new: ConfigDict) -> None:
