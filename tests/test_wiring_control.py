@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from control_runs import read, save
+from ml_collections import ConfigDict
 from recorder import Recorder
 from small_runs import small_config
 
@@ -20,6 +21,8 @@ from models.utils import register_model
 from sampling import SampleNoise
 from score_lib.base.tensors import derive_seed
 from score_lib.disk.checkpoints import CheckpointError
+from score_lib.options import complete
+from score_lib.runs.control import _READ_BY as tasks_reading
 from score_lib.runs.tasks import TASKS
 
 AVERAGE = 0.25
@@ -68,6 +71,29 @@ def control(given, tmp_path):
         return arrays, run_lib.restored(config, tmp_path)
 
     return carry_out
+
+
+# --- Options that others read -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", sorted(set(TASKS) - {"colorize"}))
+def test_options_that_a_task_reads_are_not_refused_as_those_of_others(control, monkeypatch, task):
+    read, get = set(), ConfigDict.__getattr__
+
+    def noted(section, name):
+        if "num_interpolations" in section:
+            read.add(name)
+        return get(section, name)
+
+    monkeypatch.setattr(ConfigDict, "__getattr__", noted)
+    control(task)
+    assert "task" in read
+    assert not {name for name in read if task not in tasks_reading.get(name, TASKS)}
+
+
+def test_each_option_of_control_is_of_some_tasks_or_of_configs_for_several():
+    shared = "task name method tolerance num_images num_results guidance_scale guidance_until"
+    assert {*tasks_reading, *shared.split()} == {*complete({}).control}
 
 
 # --- How the network is called --------------------------------------------------------------------
