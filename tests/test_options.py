@@ -232,6 +232,17 @@ def test_only_options_that_nothing_reads_are_told(monkeypatch, caplog):
     assert [r.getMessage().split()[-1] for r in caplog.records] == ["model.sigma_begin"]
 
 
+@pytest.mark.parametrize(
+    ("method", "told"), [("ode", ["num_steps = 20"]), ("pc", ["respacing = '50'"]), ("heun", [])]
+)
+def test_steps_that_count_for_nothing_are_told(method, told, caplog):
+    """Experiments set them for their own method; another one may have been chosen since."""
+    steps = {"sampling__num_steps": 20} | ({"sampling__respacing": "50"} if method == "pc" else {})
+    run_lib.setup(digits(sampling__method=method, **steps))
+    said = [r.getMessage() for r in caplog.records if "counts for nothing" in r.getMessage()]
+    assert said == [f"sampling.{one} counts for nothing in samples by {method!r}" for one in told]
+
+
 @pytest.mark.parametrize("key", [key for key, option in TABLE.items() if option.default is NEEDED])
 def test_needed_options_are_missed(key):
     config = digits()

@@ -289,6 +289,7 @@ DDIM = "chain (respacing = '20', variance = 'ddim')"
         ("ve/digits", {**LEVELS, "model__embedding_type": "positional"}, DDIM, 20),
         ("vp/digits_conditional", GUIDED, FAST[:-1] + ", guidance_scale = 3.0)", 42),
         ("vp/digits", {"sampling__method": "heun", "sampling__num_steps": 20}, FAST, 21),
+        ("vp/digits", {"sampling__method": "heun", "sampling__churn": 9.0}, FAST, 21),
         (
             "vp/digits",
             {"sampling__method": "heun", "sampling__num_steps": 10},

@@ -257,6 +257,24 @@ def test_a_grid_of_times_is_for_samplers_that_take_one(method):
         get_sampling_fn(config, VPSDE(), (1, 2), lambda x: x, 1e-3)
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        ("ddim", "eta", 1.0),
+        ("dpmpp_2m", "churn", 40.0),
+        ("pc", "churn", 40.0),
+        ("ode", "adaptive_rtol", 0.01),
+        ("heun", "adaptive_atol", 0.01),
+    ],
+)
+def test_options_of_another_method_are_refused(method, name, value):
+    """Samples would be the same for any value of them."""
+    config = complete({"training": {"continuous": True}, "sampling": {"method": method}})
+    config.sampling[name] = value
+    with pytest.raises(ValueError, match=rf"sampling\.{name} = {value} should be .*{method!r}, wh"):
+        get_sampling_fn(config, VPSDE(), (1, 2), lambda x: x, 1e-3)
+
+
 def test_ancestral_sampling_has_no_flow():
     with pytest.raises(ValueError, match="probability_flow"):
         sampling.AncestralSamplingPredictor(VPSDE(), None, probability_flow=True)

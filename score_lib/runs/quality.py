@@ -27,6 +27,7 @@ from score_lib.disk.logs import MetricsLog, SilentLog
 from score_lib.disk.pictures import check_samples_finite
 from score_lib.metrics.distances import frechet_distance
 from score_lib.metrics.stats import Statistics
+from score_lib.option_table import TABLE
 from score_lib.options import complete
 from score_lib.runs.accuracy import Answers, levels_by_noise
 from score_lib.runs.comparisons import HeldOutExamples, distances_of, tell_shares
@@ -34,7 +35,7 @@ from score_lib.runs.heldout import HeldOut
 from score_lib.runs.setup import Run, in_batches
 from score_lib.runs.start import BEST
 from score_lib.runs.statistics import comparable_extractor, data_statistics
-from score_lib.samplers.configured import get_sampling_fn, sampler_text
+from score_lib.samplers.configured import OF_ONE_METHOD, get_sampling_fn, sampler_text
 
 # Of the fast sampler, which evaluates the network once more to denoise the last step.
 _STEPS = 20
@@ -301,7 +302,8 @@ def fast_sampling(run: Run) -> Run:
 
 def _fast_options(run: Run) -> dict[str, object]:
     """Options of `sampling`: DPM-Solver++, or DDIM for a network of discrete levels."""
-    shared = {"noise_removal": True, "time_grid": ""}
+    shared = {"noise_removal": True}
+    shared |= {name.removeprefix("sampling."): TABLE[name].default for name in OF_ONE_METHOD}
     solver = {"method": "dpmpp_2m", "num_steps": _STEPS, **shared}
     if run.config.training.continuous:
         return solver
@@ -309,7 +311,7 @@ def _fast_options(run: Run) -> dict[str, object]:
         levels = len(run.sde.discrete_chain()[0])
     except NotImplementedError:
         return solver
-    ddim = {"variance": "ddim", "eta": 0.0, "clip": run.pictures, "clip_noise": True}
+    ddim = {"variance": "ddim", "clip": run.pictures, "clip_noise": True}
     kept = {"num_steps": 0, "respacing": str(min(_STEPS, levels)), "shift_mean": False}
     return {"method": "chain", **ddim, **kept, **shared}
 

@@ -39,7 +39,12 @@ from score_lib.parametrization import parametrization_of
 from score_lib.runs.averages import get_averages, get_ema
 from score_lib.runs.conditions import Conditions
 from score_lib.runs.units import BitsPerDim, Nats
-from score_lib.samplers.configured import get_sampling_fn, get_short_sampling_fn
+from score_lib.samplers.configured import (
+    OF_STEPS,
+    get_sampling_fn,
+    get_short_sampling_fn,
+    unread,
+)
 from score_lib.scores import label_at
 from score_lib.sdes.process import SDE
 from score_lib.sdes.published import create_sde
@@ -340,6 +345,9 @@ def _dry_run(run: Run) -> None:
     _, eval_step = run.step_fns()
     if run.objective != "score":
         return
+    for key, value in unread(run.config, OF_STEPS).items():
+        method = run.config.sampling.method
+        logging.warning("%s = %r counts for nothing in samples by %r", key, value, method)
     network = Zeros().to(run.device)
     ema = ExponentialMovingAverage(network.parameters(), decay=0.0)
     images, labels, condition = run.arguments(run.zeros(1))

@@ -80,6 +80,27 @@ def _named_pc_sampler(sde, shape, inverse_scaler, *, predictor, corrector, snr, 
     return get_pc_sampler(sde, shape, *classes, inverse_scaler, snr, **options)
 
 
+# Options that no experiment sets but for the method that reads them: a value is meant to count.
+OF_ONE_METHOD = tuple(
+    f"sampling.{name}" for name in ("time_grid", "churn", "eta", "adaptive_rtol", "adaptive_atol")
+)
+# Numbers of steps, which experiments set and users may forget when they choose another method.
+OF_STEPS = ("sampling.num_steps", "sampling.respacing")
+
+
+def unread(config, names: tuple[str, ...]) -> dict[str, object]:
+    """Those of the named options that count for nothing in the configured method, and their values.
+
+    Options at their defaults are left out.
+
+    Args:
+        config: complete.
+    """
+    flat = flatten(config)
+    read = _SAMPLERS.feeds(flat["sampling.method"]).values()
+    return {n: flat[n] for n in names if n not in read and flat[n] != TABLE[n].default}
+
+
 def get_sampling_fn(
     config, sde: SDE, shape: tuple[int, ...], inverse_scaler: Callable, eps: float, **options
 ) -> Callable:
@@ -97,11 +118,11 @@ def get_sampling_fn(
         ValueError: an unknown method, predictor or corrector, or options that do not fit.
     """
     config = complete(config)
-    method, grid = config.sampling.method, config.sampling.time_grid
-    if grid and "sampling.time_grid" not in _SAMPLERS.feeds(method).values():
+    method = config.sampling.method
+    for name, value in unread(config, OF_ONE_METHOD).items():
         raise ValueError(
-            f"sampling.time_grid = {grid!r} should be '' with sampling.method = {method!r}, which "
-            "takes no grid of times"
+            f"{name} = {value!r} should be {TABLE[name].default!r} with sampling.method = "
+            f"{method!r}, which does not read it"
         )
     shared = {"denoise": config.sampling.noise_removal, "continuous": config.training.continuous}
     # Only where there is one, so that samplers registered without the keyword stay as they are.
