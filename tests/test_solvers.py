@@ -319,7 +319,7 @@ def test_solvers_can_be_guided():
 @pytest.mark.quick_cases(9)
 def test_every_solver_is_a_sampling_method(method, experiment):
     config = small_config(experiment, sampling__method=method, sampling__num_steps=3)
-    config.sampling.churn = 1.0
+    config.sampling.churn = 1.0 if method == "heun" else 0.0
     images = run_lib.setup(config).draw(range(2))
     assert images.shape == (2, 1, 8, 8) and images.isfinite().all()
 
