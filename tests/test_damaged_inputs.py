@@ -242,11 +242,31 @@ def test_numbers_in_other_forms_load(tmp_path):
     contents["step"] = torch.tensor(7)
     group = contents["optimizer"]["param_groups"][0]
     group["lr"], group["eps"] = np.float64(0.5), np.float32(1e-8)
+    group["betas"] = (torch.tensor(0.5), 0.999)
     contents["optimizer"]["state"][0]["step"] = 3
     torch.save(contents, tmp_path / "c.pth")
     restored = restore_checkpoint(tmp_path / "c.pth", bad_checkpoints.state(1), "cpu")
     assert restored["step"] == 7 and type(restored["step"]) is int
-    assert restored["optimizer"].param_groups[0]["lr"] == 0.5
+    (group,) = restored["optimizer"].param_groups
+    assert group["lr"] == 0.5 and group["betas"] == (0.5, 0.999)
+    assert type(group["betas"][0]) is float
+
+
+def test_steps_go_on_as_this_program_and_machine_compute_them(tmp_path):
+    """After those of a captured graph on a GPU, which read the learning rate from a tensor."""
+    contents = bad_checkpoints.contents()
+    group = contents["optimizer"]["param_groups"][0]
+    group |= {"lr": torch.tensor(0.5), "capturable": True, "fused": None, "foreach": True}
+    torch.save(contents, tmp_path / "c.pth")
+    state = bad_checkpoints.state(1)
+    parameters = list(state["model"].parameters())
+    state["optimizer"] = torch.optim.Adam(parameters, lr=0.1, fused=True)
+    (group,) = restore_checkpoint(tmp_path / "c.pth", state, "cpu")["optimizer"].param_groups
+    assert (group["fused"], group["foreach"], group["capturable"]) == (True, None, False)
+    assert group["lr"] == 0.5 and type(group["lr"]) is float
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    state["optimizer"].step()
 
 
 def test_a_checkpoint_before_the_first_step_loads(tmp_path):

@@ -50,6 +50,8 @@ _UNREADABLE = (
 
 # Values in the metadata of our safetensors files: as they are, and as JSON.
 _TEXTS, _AS_JSON = ("config", "average"), ("step", "class_to_idx", "standardization")
+# Settings of an optimiser that change no more than rounding.
+_HOW_STEPS_ARE_COMPUTED = ("foreach", "fused", "capturable", "differentiable")
 # Values of a state that a file replaces.
 _PLAIN = (int, float, str, bytes, list, tuple, dict, type(None), np.generic, torch.Tensor)
 
@@ -205,7 +207,7 @@ def restore_contents(path: str | os.PathLike, loaded: dict, state: dict) -> dict
     live = {key: value for key, value in others.items() if not isinstance(value, _PLAIN)}
     with ThreadPoolExecutor(1) as other, _one_thread(), _loaded(path, live, loaded):
         if "optimizer" in state:  # copied beside the rest
-            owned = other.submit(_owned_optimizer, loaded["optimizer"])
+            owned = other.submit(_owned_optimizer, loaded["optimizer"], state["optimizer"])
         try:
             state["ema"].load_state_dict(loaded["ema"])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -406,11 +408,15 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _owned_optimizer(stored: dict) -> dict:
-    """An optimiser's state dict to take over: settings as Python numbers, tensors in memory."""
+def _owned_optimizer(stored: dict, live: torch.optim.Optimizer) -> dict:
+    """An optimiser's state dict to take over: settings as Python numbers, tensors in memory.
+
+    How steps are computed stays as it is: the machine or the program may be another one.
+    """
     groups = [
-        {key: value.item() if isinstance(value, np.generic) else value for key, value in g.items()}
-        for g in stored["param_groups"]
+        {key: _as_number(value) for key, value in group.items()}
+        | {key: own[key] for key in _HOW_STEPS_ARE_COMPUTED if key in own}
+        for group, own in zip(stored["param_groups"], live.param_groups, strict=True)
     ]
     state = {
         number: {
@@ -420,3 +426,10 @@ def _owned_optimizer(stored: dict) -> dict:
         for number, kept in stored["state"].items()
     }
     return {**stored, "param_groups": groups, "state": state}
+
+
+def _as_number(value: object) -> object:
+    """A setting with numbers of Python's own in place of arrays and tensors of one number."""
+    if isinstance(value, np.generic | torch.Tensor):
+        return value.item()
+    return tuple(map(_as_number, value)) if isinstance(value, tuple) else value

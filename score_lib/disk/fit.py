@@ -257,11 +257,13 @@ def _is_like(value: object, default: object) -> bool:
         return (
             isinstance(value, list | tuple)
             and len(value) == len(default)
-            and all(map(_is_number, value))
+            and all(map(_is_like, value, default))
         )
     if default is None or isinstance(default, bool):
         return value is None or isinstance(value, bool)
-    return _is_number(value)
+    # A rate that a compiled or captured step reads is a tensor.
+    is_single = _is_dense(value) and value.numel() == 1 and value.is_floating_point()
+    return _is_number(value) or (is_single and is_finite(value))
 
 
 def _described(value: object) -> str:
