@@ -124,7 +124,21 @@ def _scale(layer: nn.Conv2d, init_scale: float) -> nn.Conv2d:
 
 
 class RepeatedConv2d(nn.Conv2d):
-    """Convolution of an image whose pixels are repeated, with zeros that keep its sides."""
+    """Convolution of an image whose pixels are repeated, with zeros that keep its sides.
+
+    Raises:
+        ValueError: a stride, a dilation, groups, or another padding or kernel than that.
+    """
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        given = (*self.stride, *self.dilation, self.groups, self.padding, self.padding_mode)
+        side, width = self.kernel_size
+        if given != (1, 1, 1, 1, 1, (side // 2,) * 2, "zeros") or side != width or side % 2 == 0:
+            raise ValueError(
+                "a convolution of repeated pixels has an odd square kernel, stride, dilation and "
+                f"groups of 1, and zeros around that keep the sides, unlike {self}"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', 2H, 2W)."""

@@ -191,6 +191,14 @@ def test_convolutions_as_users_call_them():
 
 
 @pytest.mark.parametrize(
+    "options", [{"dilation": 2}, {"stride": 2}, {"padding": 0}, {"groups": 2}, {"kernel_size": 2}]
+)
+def test_convolutions_of_repeated_pixels_refuse_arguments_they_would_ignore(options):
+    with pytest.raises(ValueError, match=r"odd square kernel, .* unlike RepeatedConv2d\(4, 4"):
+        layers.RepeatedConv2d(4, 4, **{"kernel_size": 3, "padding": 1, **options})
+
+
+@pytest.mark.parametrize(
     "channels, groups", [(1, 1), (6, 1), (16, 4), (20, 5), (48, 12), (130, 26)]
 )
 def test_groups_of_group_norm(channels, groups):
