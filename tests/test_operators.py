@@ -298,6 +298,27 @@ def test_own_operator_with_singular_values():
     torch.testing.assert_close(operator.project(x), x)
 
 
+def test_own_operator_with_small_singular_values():
+    """Rounding is that of A^+, which grows like 1 / d, not that of A^T and then d^-2."""
+    d = torch.logspace(0, -2.5, 8)
+    left, right = (torch.linalg.qr(rand(8, 8))[0].float() for _ in range(2))
+
+    class Weak(LinearOperator):
+        def apply(self, x):
+            return (x @ right * d) @ left.T
+
+        def adjoint(self, y):
+            return (y @ left * d) @ right.T
+
+        def spectral(self, x, weight):
+            return (x @ right * weight(d[None])) @ right.T
+
+    y = rand(4, 8).float()
+    expected = (y.double() @ left.double() / d.double()) @ right.double().T
+    off = (Weak((8,)).pinv(y) - expected).norm() / expected.norm()
+    assert off < 20 * torch.finfo(torch.float32).eps
+
+
 # --- Mistakes -----------------------------------------------------------------------------------
 
 MISTAKES = {
