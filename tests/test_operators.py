@@ -331,7 +331,10 @@ MISTAKES = {
     "mask shape": (lambda: Mask((4,), torch.ones(3)), r"mask has shape \(3,\).*\(4,\)"),
     "mask too large": (lambda: Mask((1, 4), torch.ones(2, 4)), r"mask has shape \(2, 4\)"),
     "mask dims": (lambda: Mask((4,), torch.ones(1, 2, 4)), r"mask has shape \(1, 2, 4\)"),
-    "mask values": (lambda: Mask((4,), torch.full((4,), 0.5)), "only 1"),
+    "mask values": (
+        lambda: Mask((4,), torch.tensor([1, 0, 0.25, 0.5])),
+        r"only 1 \(known\) and 0 \(open\), not 0\.25: .* mask > 0\.5",
+    ),
     "mask nan": (lambda: Mask((4,), torch.full((4,), math.nan)), "only 1"),
     "box outside": (lambda: Mask.box((3, 8, 6), (4, 0, 5, 2)), r"\(8, 6\).*not \(4, 0, 5, 2\)"),
     "box empty": (lambda: Mask.box((3, 8, 6), (4, 0, 0, 2)), "top and left"),

@@ -190,8 +190,12 @@ def _checked_mask(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(
             f"the mask has shape {tuple(mask.shape)}, which does not fit images of shape {shape}"
         ) from error
-    if not torch.logical_or(mask == 0, mask == 1).all():
-        raise ValueError("a mask holds only 1 (known) and 0 (open)")
+    wrong = mask[(mask != 0) & (mask != 1)]
+    if len(wrong):
+        raise ValueError(
+            f"a mask holds only 1 (known) and 0 (open), not {wrong[0].item():.4g}: a pixel is "
+            "known or not, as by mask > 0.5"
+        )
     return expanded != 0
 
 
