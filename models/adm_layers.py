@@ -341,11 +341,13 @@ class Builder:
         )
 
     def embedding(self) -> nn.Sequential:
+        """Of the sines and cosines of a time: (B, model_channels) -> (B, temb_dim)."""
         width = self.temb_dim
         first = nn.Linear(self.a.model_channels, width)
         return nn.Sequential(first, nn.SiLU(), nn.Linear(width, width))
 
     def attention(self, ch: int, num_heads: int) -> AttentionBlock:
+        """Attention over the pixels of features."""
         heads = heads_of(ch, num_heads, self.a.num_head_channels)
         return AttentionBlock(ch, heads, self.a.use_new_attention_order)
 
@@ -373,6 +375,7 @@ class Builder:
         return stages, skips
 
     def middle(self, ch: int) -> Stage:
+        """Two blocks, and attention between them, at the lowest resolution."""
         attention = partial(self.attention, ch, self.a.num_heads)
         return Stage(self.block(ch, ch), attention(), self.block(ch, ch))
 

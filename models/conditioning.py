@@ -213,6 +213,7 @@ class Given(nn.Module):
 
     @property
     def training(self) -> bool:
+        """Whether the network is in the mode of training."""
         return getattr(self.module, "training", False)
 
     @training.setter

@@ -49,6 +49,7 @@ class Slots(nn.ModuleList):
     """Owns every layer in checkpoint order; `add` returns the slot it filled."""
 
     def add(self, layer: nn.Module) -> int:
+        """Put a layer into the next slot, and give its number."""
         self.append(layer)
         return len(self) - 1
 

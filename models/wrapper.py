@@ -26,6 +26,7 @@ class Wrapper(nn.Module):
 
     @property
     def training(self) -> bool:
+        """Whether the network is in the mode of training."""
         return self.module.training
 
     @training.setter

@@ -51,6 +51,7 @@ class Folder:
         return "" if inside else OUTSIDE
 
     def read(self, name: str) -> bytes:
+        """The contents of a file; OSError or ValueError where there are none."""
         if reason := self.bad_link(name):
             raise OSError(f"it is {reason}")
         return self._contents(self.path / name)
@@ -93,6 +94,7 @@ class Zip:
         return IN_ZIP if stat.S_ISLNK(self._zip().getinfo(name).external_attr >> 16) else ""
 
     def read(self, name: str) -> bytes:
+        """See `Folder`."""
         member = self._zip().getinfo(name)
         check_size(member.file_size)
         with open_member(self._zip(), member) as file:
