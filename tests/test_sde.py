@@ -64,6 +64,29 @@ def test_one_time_stands_for_all_samples_and_one_sample_for_all_times(sde, sampl
 
 
 @pytest.mark.parametrize("sde", registered_sdes(), ids=repr)
+@pytest.mark.parametrize("shape", ((1,), (4, 2, 3)), ids=str)
+def test_a_time_may_be_a_number(sde, shape):
+    """Coefficients are then one number for all samples."""
+    x = torch.rand(shape)
+    for name in ("sde", "marginal_prob"):
+        whole = getattr(sde, name)(x, torch.full(shape[:1], 0.5))
+        for t in (0.5, torch.tensor(0.5)):
+            mapped, coefficient = getattr(sde, name)(x, t)
+            assert coefficient.shape == ()
+            torch.testing.assert_close((mapped, coefficient.expand(shape[0])), whole)
+    at_end = sde.marginal_prob(x, sde.T)[1]
+    assert at_end == pytest.approx(sde.marginal_coeffs(torch.tensor([sde.T]))[1].item())
+
+
+@pytest.mark.parametrize("sde", registered_sdes(), ids=repr)
+def test_data_may_be_elsewhere_than_times_where_their_noise_is_asked_for(sde):
+    t = torch.tensor([0.3, 0.6])
+    mean, std = sde.marginal_prob(torch.empty(2, 3, device="meta"), t)
+    assert mean.shape == (2, 3)
+    torch.testing.assert_close(std, sde.marginal_coeffs(t)[1])
+
+
+@pytest.mark.parametrize("sde", registered_sdes(), ids=repr)
 def test_prior_density_is_that_of_its_samples(sde):
     torch.manual_seed(0)
     x = sde.prior_sampling((200_000, 1)).double()

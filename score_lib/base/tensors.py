@@ -33,11 +33,11 @@ def per_sample(a: Tensor | float, like: Tensor) -> Tensor:
 
     Args:
         a: (B,), or one number for all samples; sides of length 1 beside B are taken away.
-        like: times (B,) or data (B, *D).
+        like: times (B,), or one time for all samples, (); or data (B, *D).
     Raises:
         ValueError: as in `batch_mul`.
     """
-    count = like.shape[0]
+    count = like.shape[0] if like.dim() else 1
     if not isinstance(a, Tensor):
         return like.new_full((count,), a)
     _check_coefficients(a, count)

@@ -20,6 +20,24 @@ _OF_OTHER_SHAPES = (AssertionError, IndexError, RuntimeError, TypeError, ValueEr
 _NAMES = {"marginal_prob": "mean", "sde": "drift"}
 
 
+def checked_times(x: Tensor, t: Tensor | float) -> Tensor:
+    """Times of data x (B, *D): (B,), or one for all samples, (1,) or (), also given as a number.
+
+    One sample may stand for all times, too, as published.
+
+    Raises:
+        ValueError: the batch sizes of x and t differ.
+    """
+    if not isinstance(t, Tensor):
+        t = torch.as_tensor(t, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    if t.dim() > 1 or (t.dim() == 1 and 1 not in (len(t), len(x)) and len(t) != len(x)):
+        raise ValueError(
+            f"time must be (B,) with the batch size of x, or one for all: x is {tuple(x.shape)}, "
+            f"t is {tuple(t.shape)}"
+        )
+    return t
+
+
 def marginal_coeffs(sde, t: Tensor) -> tuple[Tensor, Tensor]:
     """m and s, (B,), at times t (B,), by `marginal_prob`.
 

@@ -340,7 +340,7 @@ class LinearSDE(SDE):
 
     def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Drift a(t) x, (B, *D), and diffusion coefficient g(t), (B,)."""
-        _check_batch(x, t)
+        t = coefficients.checked_times(x, t)
         return batch_mul(self.drift_rate(t), x), self.diffusion(t)
 
     def marginal_prob(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -349,8 +349,9 @@ class LinearSDE(SDE):
         Raises:
             ValueError: the batch sizes of x and t differ.
         """
-        _check_batch(x, t)
-        scale, std = self.marginal_coeffs(t)
+        scale, std = self.marginal_coeffs(coefficients.checked_times(x, t))
+        if isinstance(scale, Tensor):
+            scale = scale.to(x.device)  # x may be on the host, if s(t) alone is asked for
         return batch_mul(scale, x), std
 
     def transition(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -436,13 +437,4 @@ def check_prior(sde: LinearSDE, x: Tensor) -> None:
             f"bounds of the likelihood take the prior N(0, prior_std^2 I), and prior_logp of "
             f"{sde!r} is another density than that of prior_std = {std:g}: set prior_std, or use "
             "get_likelihood_fn, which takes any prior"
-        )
-
-
-def _check_batch(x: Tensor, t: Tensor) -> None:
-    """One time may stand for all samples, and one sample for all times, as published."""
-    if t.dim() != 1 or (1 not in (len(t), len(x)) and len(t) != len(x)):
-        raise ValueError(
-            f"time must be (B,) with the batch size of x, or (1,): x is {tuple(x.shape)}, "
-            f"t is {tuple(t.shape)}"
         )
