@@ -46,7 +46,11 @@ class ExponentialMovingAverage:
         if self.num_updates is not None:
             self.num_updates += 1
             decay = self._decay_of(self.num_updates)
-        torch._foreach_lerp_(self.shadow_params, self._match(parameters), 1.0 - decay)
+        # An average may be more precise than the parameters, or elsewhere.
+        current = [
+            p.to(s) for p, s in zip(self._match(parameters), self.shadow_params, strict=True)
+        ]
+        torch._foreach_lerp_(self.shadow_params, current, 1.0 - decay)
 
     def _decay_of(self, update: int) -> float:
         if self.schedule is not None:

@@ -266,6 +266,18 @@ class Published:
             p.data.copy_(own)
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float64))
+def test_average_may_have_another_precision_than_the_parameters(dtype):
+    """As where a network is converted after its average was made."""
+    network = torch.nn.Linear(2, 1, bias=False)
+    ema = ExponentialMovingAverage(network.parameters(), decay=0.5)
+    start = ema.shadow_params[0].clone()
+    network.to(dtype)
+    network.weight.data.fill_(0.1875)
+    ema.update(network.parameters())  # by the decay 2 / 11
+    torch.testing.assert_close(ema.shadow_params[0], start * 2 / 11 + 0.1875 * 9 / 11)
+
+
 def test_evaluation_by_a_users_own_average():
     """It sees the average, and leaves the network as it was, also when it fails."""
     model = torch.nn.Linear(2, 2)
