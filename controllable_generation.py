@@ -49,3 +49,4 @@ from score_lib.inverse.restoration import (
     get_restoration,
     register_restoration,
 )
+from score_lib.samplers.pc import shared_corrector_update_fn, shared_predictor_update_fn

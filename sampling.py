@@ -46,3 +46,4 @@ from score_lib.samplers.steps import (
     register_corrector,
     register_predictor,
 )
+from score_lib.scores import get_score_fn

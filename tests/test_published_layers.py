@@ -8,9 +8,10 @@ import torch
 from networks import build, fill_weights, images, tiny_config
 from torch import nn
 
+import controllable_generation
 import sampling
 import sde_lib
-from models import layers, ncsnv2, normalization
+from models import layers, ncsnv2, normalization, utils
 from models.layers import (
     AttnBlock,
     CondCRPBlock,
@@ -142,6 +143,9 @@ def test_variance_scaling(mode):
 
 
 def test_other_names():
+    for name in ("shared_predictor_update_fn", "shared_corrector_update_fn"):
+        assert getattr(controllable_generation, name) is getattr(sampling, name)
+    assert sampling.get_score_fn is utils.get_score_fn
     config = tiny_config()
     x = images(config)
     assert upfirdn2d_native(x, torch.ones(2, 2), 1, 1, 2, 2, 0, 0, 0, 0).shape == (2, 3, 4, 4)
