@@ -29,7 +29,7 @@ from score_lib.base.tensors import (
 )
 from score_lib.likelihood import differentiable, value_and_divergence
 from score_lib.parametrization import Parametrization, get_parametrization
-from score_lib.scores import get_score_fn
+from score_lib.scores import get_data_score_fn
 from score_lib.sdes.coefficients import check_levels
 from score_lib.sdes.process import SDE, LinearSDE, check_linear, check_prior
 from score_lib.sdes.times import TimeDensity
@@ -80,7 +80,7 @@ def get_elbo_fn(
         check_floats("the data", data)
         draw = normal_noise(noise)
         network = differentiable(model)
-        score_fn = get_score_fn(sde, network, False, continuous, parametrization=chosen)
+        score_fn = get_data_score_fn(sde, network, False, continuous, parametrization=chosen)
         size, start = data.shape[1:].numel(), data.new_full((len(data),), eps)
         # One stratum of quantiles for each time, shifted alike for all times of a sample.
         shift = torch.special.ndtr(draw(data.new_empty(len(data))))

@@ -16,7 +16,7 @@ from score_lib.base.gradients import check_gradient, recording
 from score_lib.base.ode import integrate, integrate_nodes
 from score_lib.base.tensors import check_floats, normal_noise, rows
 from score_lib.parametrization import Parametrization, get_parametrization
-from score_lib.scores import get_model_fn, get_score_fn
+from score_lib.scores import get_data_score_fn, get_model_fn
 from score_lib.sdes.coefficients import check_levels
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
@@ -150,7 +150,7 @@ def get_log_likelihood_fn(
         sde.check_times(eps, shape=data.shape)
         probes = _basis(data) if kind == "exact" else _draw_probes(kind, num_probes, data, noise)
         network = differentiable(model)
-        score_fn = get_score_fn(sde, network, False, continuous, parametrization=chosen)
+        score_fn = get_data_score_fn(sde, network, False, continuous, parametrization=chosen)
         flow = sde.reverse(score_fn, probability_flow=True)
 
         def slope(x, t):

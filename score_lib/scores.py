@@ -57,13 +57,16 @@ def dtype_of(model: Callable) -> torch.dtype | None:
     return first if first in _DTYPES else None
 
 
-def _checked(output: Tensor, x: Tensor) -> Tensor:
+def _checked(output: Tensor, x: Tensor, whole: bool = True) -> Tensor:
     """A network's output itself.
 
+    Args:
+        whole: it has all channels of x.
     Raises:
         ValueError: its shape is not that of x: broadcast, it would mix the samples of a batch.
     """
-    if output.shape != x.shape:
+    part = x if whole or x.dim() == 1 else x[:, : output.shape[1:2].numel()]
+    if output.shape != part.shape:
         raise ValueError(
             f"the network gives {tuple(output.shape)} for data of {tuple(x.shape)}: its output "
             "should have the shape of its input; reshape it, or give the network that shape's "
@@ -90,7 +93,9 @@ def get_score_fn(
         parametrization: what the output is, as an object or a registered name; None and "" are the
             convention of the process.
     Returns:
-        Function of x (B, *D) in the network's range and t (B,) in [0, T], giving (B, *D).
+        Function of x (B, *D) in the network's range and t (B,) in [0, T], giving (B, *D).  By the
+        convention of the process, x may have more channels than the network gives: those of a
+        condition that the caller has joined to the data.
     Raises:
         ValueError: an unknown parametrisation; when called: the output has not the shape of x, or
             the process's noise depends on it.
@@ -101,7 +106,7 @@ def get_score_fn(
 
     def published(x: Tensor, t: Tensor) -> Tensor:
         check_shape(sde, x)
-        output = _checked(model_fn(x, sde.noise_label(t, continuous)), x)
+        output = _checked(model_fn(x, sde.noise_label(t, continuous)), x, whole=False)
         return sde.to_score(output, t, continuous)
 
     def parametrized(x: Tensor, t: Tensor) -> Tensor:
@@ -111,6 +116,15 @@ def get_score_fn(
         return batch_mul(skip, x) + batch_mul(out, output)
 
     return published if chosen is None else parametrized
+
+
+def get_data_score_fn(sde, model: Callable, *settings, **options) -> Callable:
+    """`get_score_fn` for x that is data alone, with the same arguments.
+
+    When called, it also refuses an output with fewer channels than x, by a ValueError.
+    """
+    score_fn = get_score_fn(sde, model, *settings, **options)
+    return lambda x, t: _checked(score_fn(x, t), x)
 
 
 class Reading(NamedTuple):

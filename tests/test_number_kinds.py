@@ -15,6 +15,8 @@ import likelihood
 import losses
 import sampling
 from models.conditioning import Given, Guided
+from models.utils import get_score_fn
+from sampling import EulerMaruyamaPredictor, LangevinCorrector
 from score_lib.base.ode import integrate
 from score_lib.dequantization import UniformDequantization
 from score_lib.disk.drawings import save_samples_picture
@@ -26,7 +28,7 @@ from score_lib.metrics.samples import energy_distance, sample_metrics
 from score_lib.options import complete
 from score_lib.samplers.configured import get_sampling_fn
 from score_lib.vlb import get_vlb_fn
-from sde_lib import VESDE, VPSDE
+from sde_lib import VESDE, VPSDE, registered_sdes
 
 SHAPE = (4, 3, 2, 2)
 SDE_ = VPSDE(N=21)
@@ -200,6 +202,36 @@ def test_an_output_of_another_shape_is_not_broadcast(name):
     """(4,) less (4, 1) would be (4, 4): samples of another shape, and a wrong loss."""
     with pytest.raises(ValueError, match=r"the network gives \(4,\) for data of \(4, 1\)"):
         doors_of_networks(lambda x, labels: ORACLE(x, labels).squeeze(-1))[name]()
+
+
+@pytest.mark.parametrize("sde", registered_sdes(), ids=repr)
+def test_a_condition_may_be_joined_to_the_data(sde):
+    """A user's own loop gives data and condition, and gets a score of the data."""
+    t = torch.tensor([0.3, 0.6])
+    for shape in ((2, 1, 4, 4), (2, 1)):
+        data, condition = real(shape), real(shape)
+
+        def network(x, labels):
+            assert x.shape[1] == 2
+            return x[:, :1]
+
+        score = get_score_fn(sde, network, continuous=True)(torch.cat([data, condition], 1), t)
+        expected = get_score_fn(sde, lambda x, labels: x, continuous=True)(data, t)
+        torch.testing.assert_close(score, expected)
+        x = torch.cat([data, condition], dim=1)
+        for step, settings in (
+            (sampling.shared_predictor_update_fn, (EulerMaruyamaPredictor, False, True)),
+            (sampling.shared_corrector_update_fn, (LangevinCorrector, True, 0.1, 1)),
+        ):
+            with pytest.raises(ValueError, match="its output should have the shape of its input"):
+                step(x, t, sde, network, *settings)
+
+
+@pytest.mark.parametrize("shape", ((2, 4), (3, 2), (2, 2, 1), (2,)), ids=str)
+def test_an_output_has_no_more_than_the_channels_of_the_data(shape):
+    score_fn = get_score_fn(SDE_, lambda x, labels: real(shape), continuous=True)
+    with pytest.raises(ValueError, match="its output should have the shape of its input"):
+        score_fn(real((2, 3)), torch.tensor([0.3, 0.6]))
 
 
 @pytest.mark.parametrize("name", doors_of_networks(None))

@@ -17,7 +17,7 @@ from score_lib.base.tensors import batch_mul, check_batch, normal_noise, rows
 from score_lib.losses.levels import ContinuousLevels, DiscreteLevels, NoiseLevels, levels_named
 from score_lib.losses.weightings import weighting_of
 from score_lib.parametrization import Parametrization, get_parametrization
-from score_lib.scores import classifier_label, get_model_fn, get_score_fn, reading_of_level
+from score_lib.scores import classifier_label, get_data_score_fn, get_model_fn, reading_of_level
 from score_lib.sdes.process import SDE
 
 
@@ -153,7 +153,7 @@ class _ContinuousLoss(DenoisingLoss):
         t, z, _ = draws
         x_t, std = self.noised(batch, draws)
         reading = {"continuous": self.continuous, "parametrization": self.parametrization}
-        score = get_score_fn(self.sde, model, self.train, **reading)(x_t, t)
+        score = get_data_score_fn(self.sde, model, self.train, **reading)(x_t, t)
         return batch_mul(std, score) + z, self.weight(x_t, t, std) * self.levels.weight(t)
 
 

@@ -26,7 +26,7 @@ from score_lib.likelihood import value_and_divergence
 from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import Run
 from score_lib.samplers.configured import get_short_sampling_fn
-from score_lib.scores import get_score_fn
+from score_lib.scores import get_data_score_fn
 
 # Seconds that the largest trial may take: four times a step of the batch that is tried.
 BUDGET = 8.0
@@ -189,7 +189,7 @@ def _likelihood(run: Run, count: int, forward: float) -> float:
     count = max(1, min(count, int(BUDGET / 16 / (forward * (1 + 2 * number)))))
     x, _, condition = run.arguments(run.zeros(count))
     t, probes = torch.full((count,), run.sde.T, device=run.device), torch.ones(number, *x.shape)
-    score_fn = get_score_fn(run.sde, run.network(condition), **run.reading)
+    score_fn = get_data_score_fn(run.sde, run.network(condition), **run.reading)
     with matmul_precision("float32"):
         work = functools.partial(value_and_divergence, score_fn, x, t, probes.to(x))
         return _median(work, 0.0)[0] / count

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from score_lib.base.devices import device_of, resolve_device
 from score_lib.base.tensors import check_floats, check_real, normal_noise, wide_dtype
 from score_lib.parametrization import Parametrization, get_parametrization
-from score_lib.scores import dtype_of, get_score_fn
+from score_lib.scores import dtype_of, get_data_score_fn
 from score_lib.sdes.process import SDE
 
 Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -170,7 +170,7 @@ def sampler_of(
     ) -> tuple[Tensor, int]:
         where = device_of(model) if device is None else resolve_device(device)
         if read is None:
-            score_fn = get_score_fn(sde, model, False, continuous, parametrization=chosen)
+            score_fn = get_data_score_fn(sde, model, False, continuous, parametrization=chosen)
             own = {}
         else:
             score_fn = read(model, where)

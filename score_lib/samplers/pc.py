@@ -19,7 +19,7 @@ from score_lib.samplers.steps import (
     NonePredictor,
     Predictor,
 )
-from score_lib.scores import get_score_fn
+from score_lib.scores import get_data_score_fn
 from score_lib.sdes.chain import checked_levels
 from score_lib.sdes.coefficients import check_levels
 from score_lib.sdes.foreign import as_process
@@ -194,7 +194,7 @@ def shared_predictor_update_fn(
     x, t, sde, model, predictor, probability_flow, continuous, *, parametrization=None
 ):
     """One predictor step of a network at (x, t): (x, x_mean)."""
-    score_fn = get_score_fn(sde, model, False, continuous, parametrization=parametrization)
+    score_fn = get_data_score_fn(sde, model, False, continuous, parametrization=parametrization)
     return predictor_step(sde, score_fn, predictor, probability_flow)(x, t, None)
 
 
@@ -202,5 +202,5 @@ def shared_corrector_update_fn(
     x, t, sde, model, corrector, continuous, snr, n_steps, *, parametrization=None
 ):
     """One round of corrector steps of a network at (x, t): (x, x_mean)."""
-    score_fn = get_score_fn(sde, model, False, continuous, parametrization=parametrization)
+    score_fn = get_data_score_fn(sde, model, False, continuous, parametrization=parametrization)
     return corrector_step(sde, score_fn, corrector, snr, n_steps)(x, t, None)
