@@ -14,6 +14,7 @@ import pytest
 import torch
 from processes import together
 from small_runs import few_digits, logged, small_config
+from torch.distributed.fsdp import fully_shard
 
 import losses
 import run_lib
@@ -148,6 +149,46 @@ def test_the_gradient_of_all_is_clipped():
     for other_norm, other_weight in others:
         assert other_norm == pytest.approx(norm, rel=1e-5)
         assert other_weight == [pytest.approx(row, rel=1e-5) for row in weight]
+
+
+WRAPPERS = {
+    "": lambda network: network,
+    "ddp": torch.nn.parallel.DistributedDataParallel,
+    "compiled": lambda network: torch.compile(
+        torch.nn.parallel.DistributedDataParallel(network), backend="eager"
+    ),
+    "fsdp": fully_shard,
+}
+
+
+def steps_of_a_wrapped_network(wrapper):
+    """Weights after steps of a network that the caller has wrapped, and rank 0's loss."""
+    network = _Scores(torch.nn.Linear(3, 3))
+    torch.nn.init.eye_(network.layer.weight)
+    torch.nn.init.zeros_(network.layer.bias)
+    model = WRAPPERS[wrapper](network)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ema = ExponentialMovingAverage(model.parameters(), decay=0.9)
+    state = {"model": model, "optimizer": optimizer, "step": 0, "ema": ema}
+    step = get_step_fn(VPSDE(), True, lambda optimizer, params, step: optimizer.step())
+    batch = torch.arange(24.0).reshape(8, 3)
+    for number in range(3):
+        torch.manual_seed(number)
+        step(state, distributed.share(batch))
+    loss = None
+    if wrapper != "fsdp" and distributed.is_main():  # the others wait for nothing
+        loss = get_step_fn(VPSDE(), False)(state, batch).item()
+    weight = network.layer.weight.detach()
+    return (weight.full_tensor() if wrapper == "fsdp" else weight).tolist(), loss
+
+
+@pytest.mark.parametrize("wrapper", ("ddp", "compiled", "fsdp"))
+def test_a_network_that_its_caller_has_wrapped_is_not_wrapped_again(wrapper):
+    """Twice averaged, its gradients were others in each process."""
+    expected, _ = steps_of_a_wrapped_network("")
+    for weight, loss in together(2, steps_of_a_wrapped_network, wrapper):
+        torch.testing.assert_close(torch.tensor(weight), torch.tensor(expected))
+        assert loss is None or loss > 0
 
 
 def dropout_masks():

@@ -227,9 +227,18 @@ def draw_apart() -> None:
         torch.manual_seed(derive_seed(torch.initial_seed(), "rank", rank()))
 
 
+def is_shared(model: nn.Module) -> bool:
+    """Whether a caller has wrapped the network, to share its work with other processes itself."""
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel  # a second to import
+
+    wrappers = nn.parallel.DistributedDataParallel, FullyShardedDataParallel, FSDPModule
+    return any(isinstance(module, wrappers) for module in model.modules())
+
+
 def replicated(model: nn.Module) -> nn.Module:
-    """The network with gradients averaged over processes; a no-op in a single process."""
-    if world() == 1:
+    """The network with gradients averaged over processes; itself in a single process, or where a
+    caller sees to that."""
+    if world() == 1 or is_shared(model):
         return model
     parallel = nn.parallel.DistributedDataParallel
     # Buffers are tables, alike everywhere.  PyTorch 2.13 has renamed the option.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.conditioning import UNCONDITIONAL, Condition, for_batch
 from models.ema import averaged
-from score_lib.base.distributed import average, draw_apart, replicated
+from score_lib.base.distributed import average, draw_apart, is_shared, replicated, world
 from score_lib.losses.objectives import Draws, get_loss_fn
 from score_lib.sdes.process import SDE
 
@@ -28,7 +28,9 @@ def get_step_fn(
     """One step of training, or one evaluation with the averaged weights.
 
     Each of several processes gets its share of the batch.  Gradients and the evaluation loss are
-    those of the whole batch; the training loss is that of the share.
+    those of the whole batch; the training loss is that of the share.  A network that the caller has
+    wrapped, as in `DistributedDataParallel`, shares gradients by itself, and the evaluation loss is
+    then that of the share, too: a single process may ask for it.
 
     Args:
         train: train, or evaluate.
@@ -60,7 +62,8 @@ def get_step_fn(
     @torch.no_grad()
     def eval_step(state, batch, labels=None, condition=None):
         with averaged(state["ema"], state["model"].parameters()):
-            return average(loss_fn(state["model"], batch, labels, condition))
+            loss = loss_fn(state["model"], batch, labels, condition)
+            return loss if world() == 1 or is_shared(state["model"]) else average(loss)
 
     return eval_step
 
