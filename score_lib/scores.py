@@ -34,9 +34,8 @@ def get_model_fn(model: Callable, train: bool = False) -> Callable[[Tensor, Tens
     """
 
     def model_fn(x: Tensor, labels: Tensor) -> Tensor:
-        # Setting the mode walks all submodules, so only when it changes.  A wrapper's own flag may
-        # be stale if the inner network's mode was set directly.
-        if isinstance(model, nn.Module) and unwrapped(model).training != train:
+        # Setting the mode takes ten times as long as looking.
+        if isinstance(model, nn.Module) and not _is_in_mode(model, train):
             model.train(train)
         dtype = dtype_of(model)
         if dtype in (None, x.dtype) or x.dtype not in _DTYPES:
@@ -48,6 +47,17 @@ def get_model_fn(model: Callable, train: bool = False) -> Callable[[Tensor, Tens
         return output
 
     return model_fn
+
+
+def _is_in_mode(model: nn.Module, train: bool) -> bool:
+    """Whether all layers are in training mode, or in evaluation mode: that of one of them may have
+    been set alone, and a wrapper made after the mode of its network has another one."""
+    layers = [model]
+    for layer in layers:
+        if layer.training != train:
+            return False
+        layers += [inner for inner in layer._modules.values() if inner is not None]
+    return True
 
 
 def dtype_of(model: Callable) -> torch.dtype | None:

@@ -13,7 +13,7 @@ from torch import nn
 import run_lib
 from models.precision import Compiled, InBfloat16
 from models.unet import UNet
-from models.utils import create_model
+from models.utils import create_model, get_model_fn
 
 REFINE_NETS = ["ncsn", "ncsnv2_64", "ncsnv2_128", "ncsnv2_256"]
 
@@ -53,6 +53,27 @@ def test_dropout_acts_in_training_only(name, options):
     assert not torch.equal(model(x, labels), model(x, labels))
     model.eval()
     assert torch.equal(model(x, labels), model(x, labels))
+
+
+class Joined(nn.Module):
+    """A user's own network around another one."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, labels):
+        return self.network(x)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_dropout_acts_in_training_only_wherever_its_mode_was_set(train):
+    """A network around one that was put into evaluation mode before trained without dropout."""
+    model = Joined(nn.Sequential(nn.Dropout(0.5))).train(train)
+    model.network.train(not train)
+    dropped = get_model_fn(model, train)(torch.ones(1000), torch.ones(1000)) == 0
+    assert bool(dropped.any()) is train
+    assert all(layer.training is train for layer in model.modules())
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ncsnpp"])
