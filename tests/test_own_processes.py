@@ -405,3 +405,19 @@ def test_a_schedule_that_takes_float32_alone_is_asked_in_float32(options):
     likelihood.get_elbo_fn(LearnedSchedule(200), num_times=2)(lambda x, labels: 0.1 * x, drawn[0])
     found = checks.process(LearnedSchedule(200))
     assert [one[:2] for one in found] == [one[:2] for one in checks.process(VPSDE(N=200))]
+
+
+@pytest.mark.parametrize("name", ("marginal_prob", "sde"))
+@pytest.mark.parametrize("owner", ("object", "class"))
+def test_a_method_that_is_set_afterwards_is_not_half_of_a_process(owner, name):
+    """Scores and samplers ask for coefficients of time, which did not follow it."""
+    kind = type("Kind", (VPSDE,), {})
+    sde, published = kind(), getattr(VPSDE, name)
+
+    def doubled(x, t):
+        mapped, coefficient = published(VPSDE(), x, t)
+        return mapped, 2 * coefficient
+
+    setattr(*((sde, name, doubled) if owner == "object" else (kind, name, staticmethod(doubled))))
+    with pytest.raises(ValueError, match=rf"{name}\(x, t\) of Kind.* in a subclass"):
+        get_score_fn(sde, lambda x, labels: x, continuous=True)(X, torch.full((4,), 0.3))

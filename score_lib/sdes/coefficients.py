@@ -195,6 +195,22 @@ def _check_marginals(sde, like: Tensor) -> None:
             "diffusion or marginal_coeffs (or beta_integral, sigma, transition) overrides all that "
             "change with it, see checks.process"
         )
+    forms = {
+        "marginal_prob": lambda: sde.marginal_coeffs(like),
+        "sde": lambda: (sde.drift_rate(like), sde.diffusion(like)),
+    }
+    for name, of_time in forms.items():
+        pairs = _tried(lambda name=name, ask=of_time: (_of_any_rank(sde, name, like, 1.0), ask()))
+        if pairs is not None and not all(map(_is_near, *pairs)):
+            raise ValueError(
+                f"{name}(x, t) of {sde!r} was set to another function than that which its "
+                "coefficients of time follow: override it in a subclass, where they are derived"
+            )
+
+
+def _is_near(found: Tensor, expected: Tensor | float) -> bool:
+    expected = per_sample(expected, found).to(found)
+    return torch.allclose(found, expected, rtol=1e-2, atol=1e-6, equal_nan=True)
 
 
 @torch.no_grad()
