@@ -2,6 +2,7 @@
 
 import argparse
 import mmap
+import types
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import run_lib
 from benchmarks import estimates as benchmark
 from score_lib.base import memory
 from score_lib.checks.network import Cost
+from score_lib.data.sources import MemorySource
+from score_lib.data.stream import ImageStream
 from score_lib.runs import estimates, train, trial
 from score_lib.runs.trial import LIKELIHOOD, Trial
 
@@ -144,6 +147,30 @@ def test_steps_of_a_part_of_the_batch_take_longer_in_proportion(monkeypatch):
     times = iter((5.0, 1.0))
     monkeypatch.setattr(trial, "_median", lambda work, budget: (work(), (next(times), 7))[1])
     assert trial._step(run, 8, None) == (1 + 4 * (32 / 8), 7)
+
+
+def test_times_of_a_trial_are_for_a_datum(monkeypatch):
+    """Of calls that take 6 s: of two data, of a sampler's five evaluations, of three readers."""
+    monkeypatch.setattr(trial, "_median", lambda work, budget: (work(), (6.0, 3))[1])
+    monkeypatch.setattr(trial, "get_short_sampling_fn", lambda *_: lambda model, noise: (None, 5))
+    monkeypatch.setattr(trial, "cores", lambda: 3)
+    run = run_lib.setup(small_config(eval__enable_bpd=True))
+    stream = ImageStream(MemorySource(torch.zeros(8, 1, 8, 8)), 2, num_workers=4)
+    assert trial._forward(run, 2) == 6 / 2
+    assert trial._sampling(run, 2) == 6 / 5 / 2
+    assert trial._likelihood(run, 2, 1e-9) == 6 / 2
+    assert trial._reading(run, stream) == 6 / 3
+
+
+def test_a_large_checkpoint_is_written_in_part(monkeypatch):
+    """24 of 64 bytes, the tensors that fit into 31, and at least the first."""
+    state = {"a": torch.zeros(2), "none": torch.zeros(0), "b": [torch.zeros(4), torch.zeros(10)]}
+    monkeypatch.setattr(trial, "contents_of", lambda state: state)
+    monkeypatch.setattr(trial, "_seconds", lambda work: (work(), 6.0)[1])
+    for limit, part in ((31, 24), (3, 8)):
+        monkeypatch.setattr(trial, "_WRITTEN", limit)
+        run = types.SimpleNamespace(state=state)
+        assert trial._checkpoint(run) == 6 * 64 / part
 
 
 def test_a_network_larger_than_the_machine_is_not_tried(monkeypatch):

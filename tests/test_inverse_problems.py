@@ -41,12 +41,12 @@ OPERATORS = {
     "blur": GaussianBlur((D,), 1.0),
     "projection": RandomProjection((D,), 2, seed=0),
 }
-# One process in the quick subset.
-MOSTLY_SLOW = pytest.mark.parametrize(
-    "sde",
+# Every operator with one process, and every process: operators know of none.
+PAIRS = pytest.mark.parametrize(
+    ("sde", "operator"),
     [
-        pytest.param(make, id=name, marks=() if name == "vp" else pytest.mark.slow)
-        for name, make in SDES.items()
+        pytest.param(SDES[sde], OPERATORS[operator], id=f"{sde}-{operator}")
+        for sde, operator in [*(("vp", o) for o in OPERATORS), ("ve", "blur"), ("subvp", "mask")]
     ],
 )
 # The corrector whose steps are linear in the noise.
@@ -97,8 +97,7 @@ def pc_moments(sde, operator, method, noise_std, corrector=None, covariance=COVA
 
 
 @pytest.mark.quick_cases(1)
-@MOSTLY_SLOW
-@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+@PAIRS
 def test_tweedie_guidance_samples_the_posterior(sde, operator):
     """The error is that of the steps, of first order in 1 / N."""
     mean, cov = zip(
@@ -138,8 +137,7 @@ def test_tweedie_guidance_needs_no_noise_in_the_measurement(sde):
     assert mean < 0.002 and cov < 0.03
 
 
-@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
-@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+@PAIRS
 def test_the_ode_is_guided_to_the_posterior(sde, operator):
     """Along the probability flow only the prior, which is not quite p_T, is left as an error."""
     sde, y = sde(100), operator.apply(TRUTH)
@@ -196,7 +194,7 @@ def test_projection_of_noisy_measurements_approaches_the_posterior(operator):
 
 
 @pytest.mark.slow
-@MOSTLY_SLOW
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_inpainting_without_a_corrector_is_biased(sde):
     """However many steps there are: the mean by 12% of the measurement's effect, and the
     covariance by three fifths."""
