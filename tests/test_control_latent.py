@@ -59,6 +59,15 @@ def test_tolerance_arrives(runs):
     assert errors[1] < 0.1 * errors[0]
 
 
+def test_the_code_of_an_image_does_not_depend_on_its_batch(runs):
+    """At a tolerance by which steps of one length for a whole batch are other steps."""
+    codes = [
+        runs.control("reconstruct", tolerance=0.1, training__batch_size=size)[0]["codes"]
+        for size in (4, 1)
+    ]
+    np.testing.assert_allclose(*codes, atol=1e-5)
+
+
 def test_interpolating(runs):
     """From the first image to the second, and from the third to the fourth."""
     arrays, (figures,), _ = runs.control("interpolate", num_interpolations=3, tolerance=1e-5)
