@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from small_runs import small_config
 import run_lib
 from score_lib.base.weights import weights_digest
 from score_lib.runs import image_tasks, tasks
-from score_lib.runs.tasks import psnr
+from score_lib.runs.tasks import closeness, psnr
 
 
 @pytest.fixture(scope="module")
@@ -382,13 +383,17 @@ def test_checkpoints_without_a_config_are_refused(runs, tmp_path):
         runs.control("compare_codes", other=str(tmp_path / "published.pth"))
 
 
-def test_signal_to_noise_has_the_error_of_its_mean_square():
+def test_closeness_has_the_error_of_its_mean_square():
     """Of two images with mean square errors 0.01 and 0.04: 0.025 +- 0.015."""
     results = torch.tensor([0.1, 0.2])[:, None, None, None, None].expand(2, 3, 1, 4, 4)
     found = psnr("psnr", results, torch.zeros(2, 1, 4, 4))
     assert found["psnr"] == pytest.approx(-10 * math.log10(0.025))
     assert found["psnr_standard_error"] == pytest.approx(10 / math.log(10) * 0.015 / 0.025)
     assert psnr("psnr", results[:1], torch.zeros(1, 1, 4, 4)).keys() == {"psnr"}
+    run = types.SimpleNamespace(continuous=True)
+    found = closeness(run, "", results, torch.zeros(2, 1, 4, 4))
+    expected = {"rmse": 0.025**0.5, "rmse_standard_error": 0.015 / (2 * 0.025**0.5)}
+    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

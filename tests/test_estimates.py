@@ -176,13 +176,15 @@ def test_a_large_checkpoint_is_written_in_part(monkeypatch):
 def test_a_network_larger_than_the_machine_is_not_tried(monkeypatch):
     monkeypatch.setattr(trial, "total_memory", lambda device: 1 << 20)
     monkeypatch.setattr(estimates, "total_memory", lambda device: 1 << 20)
-    run = run_lib.setup(small_config())
+    run = run_lib.setup(config := small_config())
     monkeypatch.setattr(type(run), "add_optimizer", lambda self: pytest.fail("it was tried"))
     cost = Cost(parameters=10**9, operations=10**6, activations=10**9, attention={})
     found = estimates.estimate(run, cost, None, {})
     # Weights, gradients, moments, average, and their copy without gradients; activations of 16.
     expected = 36e9 + 16e9
     assert found.trial.memory == pytest.approx(expected, abs=2e9)
+    # A step is a forward and a backward pass, which takes twice the time.
+    assert found.trial.step / config.training.batch_size == pytest.approx(3 * found.trial.forward)
     text, fits = estimates.memory_text(run, found)
     assert not fits and "GB at most, this machine has 1 MB: training will fail here" in text
 
