@@ -237,6 +237,18 @@ def test_shared_update_functions():
     assert torch.equal(unchanged, x)
 
 
+def test_shared_update_functions_evaluate_the_network_without_dropout():
+    modes, network = [], torch.nn.Identity()
+    network.forward = lambda x, labels: modes.append(network.training) or -x
+    x, t = torch.randn(4, 2), torch.full((4,), 0.5)
+    for update, kind, options in (
+        (sampling.shared_predictor_update_fn, sampling.ReverseDiffusionPredictor, (False, True)),
+        (sampling.shared_corrector_update_fn, sampling.LangevinCorrector, (True, 0.1, 1)),
+    ):
+        update(x, t, VPSDE(), network.train(), kind, *options)
+        assert modes.pop() is False and not modes
+
+
 @pytest.mark.parametrize("get", (sampling.get_predictor, sampling.get_corrector))
 def test_unknown_names_list_the_known_ones(get):
     with pytest.raises(ValueError, match="none"):
