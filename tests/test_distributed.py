@@ -113,6 +113,71 @@ def test_a_network_with_idle_parameters_is_trained_by_several(tmp_path):
             assert changed is ("Dense_0" not in key), key
 
 
+class _Spare(torch.nn.Module):
+    """A user's own network, with parameters that have no effect."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.spare = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+
+    def forward(self, x, labels):
+        return self.layer(x)
+
+
+def steps_of_spare(parts):
+    """Weights after two steps, and how many parameters the optimiser has moved."""
+    torch.manual_seed(0)
+    model = _Spare()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    manager = optimization_manager(small_config(optim__lr=0.1, optim__warmup=0))
+    step = get_step_fn(VPSDE(), True, manager, accumulation=parts)
+    state = {"model": model, "optimizer": optimizer, "step": 0, "ema": _NoAverage()}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for seed in range(2):
+            torch.manual_seed(seed)
+            step(state, distributed.share(torch.ones(8, 3)))
+    assert not told, told[0].message
+    return model.layer.weight.tolist(), len(optimizer.state)
+
+
+@pytest.mark.parametrize("parts", (1, 2))
+def test_a_network_of_ones_own_may_have_idle_parameters(parts):
+    (weight, moved), *others = [steps_of_spare(1), *together(2, steps_of_spare, parts)]
+    assert moved == 2
+    for other_weight, others_moved in others:
+        assert others_moved == 2
+        assert other_weight == [pytest.approx(row, abs=1e-5) for row in weight]
+
+
+def step_of(layer, parts):
+    """A training step of a network with a layer, on this process's share of a batch."""
+    model = _Scores(torch.nn.Sequential(torch.nn.Linear(3, 3), layer))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    step = get_step_fn(VPSDE(), True, optimization_manager(small_config()), accumulation=parts)
+    state = {"model": model, "optimizer": optimizer, "step": 0, "ema": _NoAverage()}
+    step(state, distributed.share(torch.ones(8, 3)))
+
+
+class _Frozen(torch.nn.BatchNorm1d):
+    """As it is in a network that others have trained."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def test_statistics_of_a_part_of_a_batch_are_refused():
+    seen = torch.nn.BatchNorm1d(3)
+    step_of(seen, 1)
+    for error in together(2, step_of, seen, 1):
+        with pytest.raises(ValueError, match=r"BatchNorm1d 'layer\.1' .* and 2 processes: take"):
+            raise error
+    for layer in (seen, torch.nn.SyncBatchNorm(3)):
+        with pytest.raises(ValueError, match=r"BatchNorm.* training\.grad_accumulation = 2 "):
+            step_of(layer, 2)
+    assert together(2, step_of, _Frozen(3), 2) == [None, None]
+
+
 def clipped_step():
     """Weights and gradient norm after a step from a gradient that must be clipped as a whole."""
     config = small_config(optim__grad_clip=1e-3, optim__warmup=0)

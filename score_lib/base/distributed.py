@@ -244,8 +244,9 @@ def replicated(model: nn.Module) -> nn.Module:
     # Buffers are tables, alike everywhere.  PyTorch 2.13 has renamed the option.
     names = inspect.signature(parallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    # Looking for parameters without a gradient costs a walk through each step's graph.
-    idle = any(getattr(module, "has_idle_parameters", False) for module in model.modules())
+    # Looking for parameters without a gradient costs a walk through each step's graph.  A network
+    # that tells nothing may have some.
+    idle = getattr(unwrapped(model), "has_idle_parameters", True)
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else None
     # Where a side is 1, as the channels of grey images, several strides mean the same.

@@ -12,6 +12,39 @@ from score_lib.base.distributed import average, draw_apart, is_shared, replicate
 from score_lib.losses.objectives import Draws, get_loss_fn
 from score_lib.sdes.process import SDE
 
+# Their statistics are those of the samples that they see together.
+_OF_BATCHES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def check_parts(model: nn.Module, accumulation: int) -> None:
+    """Refuse to train a network on parts of a batch, where its layers keep statistics of a part.
+
+    Gradients would be those of smaller batches, and each process would have averages of its own,
+    of which a checkpoint holds the main one's.  The network is put into training mode.
+
+    Args:
+        accumulation: parts of a process's share of the batch.
+    Raises:
+        ValueError: there are several parts or processes, and such a layer.
+    """
+    if world() * accumulation == 1:
+        return
+    for name, layer in model.train().named_modules():
+        if layer.training and _sees_others(layer, accumulation):
+            raise ValueError(
+                f"the network's {type(layer).__name__} {name!r} keeps statistics of a batch, which "
+                f"is computed in parts, by training.grad_accumulation = {accumulation} and "
+                f"{world()} processes: take a layer such as GroupNorm, or train in one process "
+                "with training.grad_accumulation = 1 (SyncBatchNorm takes several GPUs)"
+            )
+
+
+def _sees_others(layer: nn.Module, accumulation: int) -> bool:
+    """Whether a layer's output or state follows from the samples of a part of the batch."""
+    if isinstance(layer, nn.SyncBatchNorm):  # processes share its statistics
+        return accumulation > 1
+    return isinstance(layer, _OF_BATCHES) or getattr(layer, "track_running_stats", False)
+
 
 def get_step_fn(
     sde: SDE,
@@ -49,7 +82,8 @@ def get_step_fn(
         "averages", and the number "step" of updates made; training changes them in place and leaves
         the gradient's norm in `step_fn.grad_norm`.
     Raises:
-        ValueError: as in `get_loss_fn`, or there is no `optimize_fn` to train with.
+        ValueError: as in `get_loss_fn`, or there is no `optimize_fn` to train with; in a step: as
+            in `check_parts`.
     """
     loss_fn = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting, **options)
     if train and optimize_fn is None:
@@ -84,6 +118,7 @@ class _TrainStep:
     ) -> Tensor:
         model, optimizer = state["model"], state["optimizer"]
         if self._model is not model:
+            check_parts(model, self.accumulation)
             self._model, self._network = model, self.prepare(model)
         optimizer.zero_grad()
         loss = self._backward(batch, labels, for_batch(condition or UNCONDITIONAL, batch))

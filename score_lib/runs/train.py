@@ -37,6 +37,7 @@ from score_lib.disk.logs import (
 from score_lib.disk.wandb_log import WandbWriter
 from score_lib.disk.writer import CheckpointWriter
 from score_lib.losses.optimization import LossGuard, apply_settings
+from score_lib.losses.steps import check_parts
 from score_lib.runs.courses import (
     LAST,
     is_in_best,
@@ -76,6 +77,7 @@ def train(config, workdir: str | os.PathLike) -> None:
     """
     run, workdir = setup(config), pathlib.Path(workdir)
     run.add_optimizer()
+    check_parts(run.state["model"], run.config.training.grad_accumulation)
     with kept_messages() as said:  # how the data are read
         streams = training_streams(run)
         # Or the first snapshot would refuse unknown ones.
