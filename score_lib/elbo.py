@@ -21,11 +21,11 @@ from torch import Tensor
 
 from score_lib.base.tensors import (
     batch_mul,
-    check_floats,
     normal_noise,
     per_sample,
     rows,
     stratified_mean,
+    wide_floats,
 )
 from score_lib.likelihood import differentiable, value_and_divergence
 from score_lib.parametrization import Parametrization, get_parametrization
@@ -77,7 +77,7 @@ def get_elbo_fn(
     density, chosen = TimeDensity(sde, eps), get_parametrization(parametrization)
 
     def elbo_fn(model, data, *, noise=None):
-        check_floats("the data", data)
+        data = wide_floats("the data", data)
         draw = normal_noise(noise)
         network = differentiable(model)
         score_fn = get_data_score_fn(sde, network, False, continuous, parametrization=chosen)

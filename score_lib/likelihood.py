@@ -14,7 +14,7 @@ from torch import Tensor
 from score_lib.base.affine import read_affine
 from score_lib.base.gradients import check_gradient, recording
 from score_lib.base.ode import integrate, integrate_nodes
-from score_lib.base.tensors import check_floats, normal_noise, rows
+from score_lib.base.tensors import normal_noise, rows, wide_floats
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import get_data_score_fn, get_model_fn
 from score_lib.sdes.coefficients import check_levels
@@ -146,7 +146,7 @@ def get_log_likelihood_fn(
     chosen = get_parametrization(parametrization)
 
     def log_likelihood_fn(model, data, *, noise=None):
-        check_floats("the data", data)
+        data = wide_floats("the data", data)
         sde.check_times(eps, shape=data.shape)
         probes = _basis(data) if kind == "exact" else _draw_probes(kind, num_probes, data, noise)
         network = differentiable(model)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.affine import read_affine
-from score_lib.base.tensors import batch_mul, check_floats, normal_noise, rows, stratified_mean
+from score_lib.base.tensors import batch_mul, normal_noise, rows, stratified_mean, wide_floats
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import LevelDenoiser
 from score_lib.sdes.chain import Chain
@@ -91,7 +91,7 @@ def get_vlb_fn(
 
     @torch.no_grad()
     def vlb_fn(model, data, *, noise=None):
-        check_floats("the data", data)
+        data = wide_floats("the data", data)
         grey.check(data)
         draw = normal_noise(noise)
         limits = grey.limits if clip else None

@@ -48,6 +48,23 @@ def test_gaussian_bits_per_dim(sde, levels, scaler):
     torch.testing.assert_close(bpd, expected, rtol=0, atol=0.05)
 
 
+BOUNDS = {
+    "adaptive": lambda sde: get_log_likelihood_fn(sde, hutchinson_type="exact"),
+    "steps": lambda sde: get_log_likelihood_fn(sde, hutchinson_type="exact", steps=20),
+    "elbo": lambda sde: get_elbo_fn(sde, num_times=5),
+}
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_data_in_half_precision_have_the_density_of_their_values(kind):
+    sde, x = VPSDE(), torch.linspace(-1, 1, 12).reshape(4, 3).bfloat16()
+    found, expected = (
+        BOUNDS[kind](sde)(GaussianOracle(sde), data, noise=SampleNoise(0, range(4))).total
+        for data in (x, x.float())
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_offsets_of_eight_bit_data():
     """7 bits for data in [-1, 1], 8 for data in [0, 1]."""
     zero = torch.zeros(1)

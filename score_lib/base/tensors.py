@@ -110,6 +110,19 @@ def check_floats(what: str, x: Tensor) -> None:
         )
 
 
+def wide_floats(what: str, x: Tensor) -> Tensor:
+    """x of real floating-point numbers; half precision becomes float32.
+
+    Times, labels and sums follow the precision of x: in half of it they would be those of other
+    noise levels, and lose small steps.
+
+    Raises:
+        ValueError: as in `check_floats`.
+    """
+    check_floats(what, x)
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def check_batch(what: str, x: Tensor) -> None:
     """Refuse anything but one or more samples of real floating-point numbers.
 

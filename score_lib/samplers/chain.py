@@ -20,7 +20,7 @@ from score_lib.base.affine import Clamp
 from score_lib.base.devices import device_of
 from score_lib.base.tensors import batch_mul
 from score_lib.parametrization import Parametrization, get_parametrization
-from score_lib.samplers.loop import Constraint, Noise, run_steps, sampler_of, times_beside
+from score_lib.samplers.loop import Constraint, Noise, run_steps, sampler_of
 from score_lib.samplers.respacing import kept_levels
 from score_lib.scores import LevelDenoiser
 from score_lib.sdes.chain import Chain, Levels
@@ -216,7 +216,7 @@ def get_chain_sampler(
         step = ChainStep(network, score_fn, noise, chosen)
         for constraint in constraints:
             step = constraint.wrap(levels, step, noise)
-        x, x_mean = run_steps(x, times_beside(x, times), [step], **watch)
+        x, x_mean = run_steps(x, times.to(x), [step], **watch)
         return x_mean if denoise else x
 
     shared = False, device, constraints, differentiable

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from score_lib.base.devices import device_of, resolve_device
-from score_lib.base.tensors import check_floats, check_real, normal_noise, wide_dtype
+from score_lib.base.tensors import check_real, normal_noise, wide_dtype, wide_floats
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.scores import dtype_of, get_data_score_fn
 from score_lib.sdes.process import SDE
@@ -53,12 +53,6 @@ class Constraint:
         The condition is imposed at time t, as in the published samplers.
         """
         return step
-
-
-def times_beside(x: Tensor, times: Tensor) -> Tensor:
-    """Times on the device of x and in its precision, but never in half of it, where a time would be
-    that of another noise level."""
-    return times.to(x.device, torch.promote_types(x.dtype, torch.float32))
 
 
 def run_steps(
@@ -201,8 +195,7 @@ def _start(
 ) -> Tensor:
     """z or, where it is None, x_T ~ prior of the given shape; on a device."""
     if z is not None:
-        check_floats("z", z)
-        return z.to(device)
+        return wide_floats("z", z).to(device)
     if noise is None:
         x = sde.prior_sampling(shape)
         check_real("the prior's samples", x)

@@ -11,7 +11,7 @@ from torch import Tensor
 from score_lib.parametrization import Parametrization
 from score_lib.samplers.accuracy import check_chain, check_steps, warn_of_chain
 from score_lib.samplers.grids import along, visited_times
-from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of, times_beside
+from score_lib.samplers.loop import Constraint, Noise, Step, run_steps, sampler_of
 from score_lib.samplers.steps import (
     Corrector,
     EulerMaruyamaPredictor,
@@ -96,7 +96,7 @@ def get_pc_sampler(
         ]
         for constraint in constraints:
             made = [constraint.wrap(shown, step, noise) for step in made]
-        x, x_mean = run_steps(x, times_beside(x, times), made, **watch)
+        x, x_mean = run_steps(x, times.to(x), made, **watch)
         return x_mean if denoise and to_data else x
 
     shared = continuous, device, constraints, differentiable, parametrization

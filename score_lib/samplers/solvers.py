@@ -26,7 +26,6 @@ from score_lib.samplers.loop import (
     Noise,
     run_steps,
     sampler_of,
-    times_beside,
     without_wraps,
 )
 from score_lib.sdes.coefficients import check_levels, check_scaled_mean, marginal_coeffs
@@ -248,7 +247,7 @@ def get_solver_sampler(
 
     def follow(x, score_fn, noise, **watch):
         check_scaled_mean(sde, x)
-        visited = times_beside(x, times)
+        visited = times.to(x)
         run = solver(sde, score_fn, visited, noise, **settings)
         x, _ = run_steps(x, visited, [run.step], **watch)
         return run.denoised(x, visited[-1].expand(x.shape[0])) if denoise else x
