@@ -12,7 +12,8 @@ class ExponentialMovingAverage:
     """theta' <- d theta' + (1 - d) theta after every optimisation step.  [S21, appendix G]
 
     The average is a bare list in the order in which the trainable parameters were created: that
-    order is part of the checkpoint format.
+    order is part of the checkpoint format.  Of half precision it is in float32: rounding would
+    swallow its small steps.
 
     Args:
         parameters: the network's parameters; those without gradients are skipped.
@@ -36,7 +37,7 @@ class ExponentialMovingAverage:
             raise ValueError(f"the decay of the moving average must be in [0, 1], not {decay}")
         self.decay, self.schedule = decay, schedule
         self.num_updates = 0 if use_num_updates else None
-        self.shadow_params = [p.detach().clone() for p in _trainable(parameters)]
+        self.shadow_params = _copies(parameters)
         self.collected_params: list[Tensor] = []
 
     @torch.no_grad()
@@ -46,11 +47,10 @@ class ExponentialMovingAverage:
         if self.num_updates is not None:
             self.num_updates += 1
             decay = self._decay_of(self.num_updates)
+        pairs = zip(self._match(parameters), self.shadow_params, strict=True)
         # An average may be more precise than the parameters, or elsewhere.
-        current = [
-            p.to(s) for p, s in zip(self._match(parameters), self.shadow_params, strict=True)
-        ]
-        torch._foreach_lerp_(self.shadow_params, current, 1.0 - decay)
+        latest = [p.to(average) for p, average in pairs]
+        torch._foreach_lerp_(self.shadow_params, latest, 1.0 - decay)
 
     def _decay_of(self, update: int) -> float:
         if self.schedule is not None:
@@ -190,11 +190,19 @@ class Averages:
 
     def restart(self, parameters: Iterable[Parameter]) -> None:
         """Begin the fresh averages at the parameters."""
-        own = [p.detach() for p in _trainable(parameters)]
+        parameters = list(parameters)
         for name in self.fresh:
             self.named[name].num_updates = 0
-            self.named[name].shadow_params = [p.clone() for p in own]
+            self.named[name].shadow_params = _copies(parameters)
 
 
 def _trainable(parameters: Iterable[Parameter]) -> list[Parameter]:
     return [p for p in parameters if p.requires_grad]
+
+
+def _copies(parameters: Iterable[Parameter]) -> list[Tensor]:
+    """The trainable parameters as an average begins with them."""
+    return [
+        p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+        for p in _trainable(parameters)
+    ]

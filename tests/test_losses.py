@@ -248,6 +248,19 @@ def test_average_follows_the_formula():
     assert torch.equal(parameter.detach(), torch.full((2,), 29.0))
 
 
+def test_average_of_half_precision_takes_small_steps():
+    """From 1 to 2 in 3000 steps of a thousandth; bfloat16 would stay at 1."""
+    parameter = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    ema = ExponentialMovingAverage([parameter], decay=0.999, use_num_updates=False)
+    parameter.data += 1
+    for _ in range(3000):
+        ema.update([parameter])
+    expected = torch.full((2,), 2 - 0.999**3000)
+    torch.testing.assert_close(ema.shadow_params, [expected], rtol=0, atol=1e-3)
+    ema.copy_to([parameter])
+    assert torch.equal(parameter.detach(), expected.bfloat16())
+
+
 class Published:
     """A user's own average: the published methods, and nothing else."""
 
