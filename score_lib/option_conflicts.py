@@ -101,7 +101,7 @@ def _of_frequencies(flat: Options) -> Iterator[str]:
 
 def _of_steps(flat: Options) -> Iterator[str]:
     """Samples that no step leads to are noise.  Configs with a solver name no predictor."""
-    steps = [flat[f"sampling.{name}"].lower() for name in ("method", "predictor", "corrector")]
+    steps = [flat[f"sampling.{name}"] for name in ("method", "predictor", "corrector")]
     if steps == ["pc", "none", "none"] and flat["training.objective"] == "score":
         yield (
             "sampling.method = 'pc' with sampling.predictor = 'none' and sampling.corrector = "
@@ -110,7 +110,7 @@ def _of_steps(flat: Options) -> Iterator[str]:
 
 
 def _of_chain(flat: Options) -> Iterator[str]:
-    if flat["sampling.method"].lower() != "chain":
+    if flat["sampling.method"] != "chain":
         return
     if flat["training.continuous"]:
         yield (
@@ -130,10 +130,9 @@ def _of_chain(flat: Options) -> Iterator[str]:
 
 
 def _of_cosine(flat: Options) -> Iterator[str]:
-    predictor = flat["sampling.predictor"].lower()
-    at_levels = flat["training.sde"].lower() == "cosine_vpsde" and not flat["training.continuous"]
-    uses_predictor = flat["sampling.method"].lower() == "pc"
-    if at_levels and uses_predictor and predictor == "euler_maruyama":
+    at_levels = flat["training.sde"] == "cosine_vpsde" and not flat["training.continuous"]
+    steps = flat["sampling.method"], flat["sampling.predictor"]
+    if at_levels and steps == ("pc", "euler_maruyama"):
         yield (
             "sampling.predictor = 'euler_maruyama' is unstable at the last levels of "
             "training.sde = 'cosine_vpsde', where beta is 63 times as large as N: choose "
@@ -162,18 +161,18 @@ def _of_parametrization(flat: Options) -> Iterator[str]:
             "training.weighting = 'output' needs a model.parametrization, such as 'edm', which "
             "says what the output's share of the score is"
         )
-    if chosen.lower() not in ("", "score") and flat.get("model.scale_by_sigma"):
+    if chosen not in ("", "score") and flat.get("model.scale_by_sigma"):
         yield (
             f"model.scale_by_sigma = True divides a score by the noise level: set it to False "
             f"with model.parametrization = {chosen!r}"
         )
-    if chosen.lower() == "edm" and flat["model.name"].lower() == "ncsn":
+    if chosen == "edm" and flat["model.name"] == "ncsn":
         yield (
             "model.name = 'ncsn' looks its noise level up by an index, and is told log(s / m) / 4 "
             "with model.parametrization = 'edm': choose another one"
         )
-    fourier = flat["model.embedding_type"].lower() == "fourier" and flat["model.fourier_log"]
-    reads_it = fourier and flat["model.name"].lower() in _WITH_FOURIER
+    fourier = flat["model.embedding_type"] == "fourier" and flat["model.fourier_log"]
+    reads_it = fourier and flat["model.name"] in _WITH_FOURIER
     if reads_it and (problem := _label_without_logarithm(flat)):
         yield (
             f"model.fourier_log = True takes the logarithm of the label, {problem}: set "
@@ -183,9 +182,9 @@ def _of_parametrization(flat: Options) -> Iterator[str]:
 
 def _of_labels(flat: Options) -> Iterator[str]:
     """A VE network is told sigma in continuous time, and otherwise the index of its level."""
-    network, continuous = flat["model.name"].lower(), flat["training.continuous"]
-    told_by_process = flat["model.parametrization"].lower() in ("", "score")
-    process = flat["training.sde"].lower()
+    network, continuous = flat["model.name"], flat["training.continuous"]
+    told_by_process = flat["model.parametrization"] in ("", "score")
+    process = flat["training.sde"]
     divides = flat.get("model.scale_by_sigma") and flat["training.objective"] == "score"
     if divides and told_by_process and process in _OTHER_PROCESSES:
         yield (
@@ -199,7 +198,7 @@ def _of_labels(flat: Options) -> Iterator[str]:
             f"model.name = {network!r} looks its noise level up by an index, and is told sigma "
             "with training.continuous = True: set it to False, or choose the network 'ncsnpp'"
         )
-    by_sigma = flat["model.embedding_type"].lower() == "fourier" and network in _WITH_FOURIER
+    by_sigma = flat["model.embedding_type"] == "fourier" and network in _WITH_FOURIER
     if by_sigma != continuous and flat.get("model.scale_by_sigma") and network in _EMBEDDED:
         read, given = ("sigma", "an index") if by_sigma else ("an index", "sigma")
         yield (
@@ -213,7 +212,7 @@ def _label_without_logarithm(flat: Options) -> str:
     """Why labels have no logarithm, or ""."""
     if not flat["training.continuous"]:
         return "which is 0 at the first level with training.continuous = False"
-    if flat["model.parametrization"].lower() == "edm":
+    if flat["model.parametrization"] == "edm":
         return "which is one already, and negative, with model.parametrization = 'edm'"
     return ""
 
@@ -229,7 +228,7 @@ def _of_conditions(flat: Options) -> Iterator[str]:
             f"training.condition = {condition!r}"
         )
     augment = flat["data.augment"]
-    if augment and dropout and condition.lower() == "features":
+    if augment and dropout and condition == "features":
         yield (
             f"training.condition_dropout = {dropout} has nothing to drop, as the network is always "
             "told of data.augment: set it to 0, or add a condition, as in 'classes,features'"
@@ -268,7 +267,7 @@ def _of_conditioned_samples(flat: Options) -> Iterator[str]:
 
 
 def _of_widths(flat: Options) -> Iterator[str]:
-    multiples, network = flat.get("model.ch_mult", ()), flat["model.name"].lower()
+    multiples, network = flat.get("model.ch_mult", ()), flat["model.name"]
     if not network.startswith("adm") and any(value != int(value) for value in multiples):
         yield f"model.ch_mult = {multiples} should be whole numbers, but for the network 'adm'"
 
@@ -276,7 +275,7 @@ def _of_widths(flat: Options) -> Iterator[str]:
 def _of_betas(flat: Options) -> Iterator[str]:
     """In a chain of N steps beta_max / N is a variance, below 1, and N must be larger."""
     steps, beta_max = flat["model.num_scales"], flat["model.beta_max"]
-    has_betas = flat["training.sde"].lower() in ("vpsde", "subvpsde")
+    has_betas = flat["training.sde"] in ("vpsde", "subvpsde")
     if has_betas and steps <= beta_max and _uses_chain(flat):
         yield (
             f"model.num_scales = {steps} steps are too few: the discrete process needs more than "
@@ -289,12 +288,11 @@ def _uses_chain(flat: Options) -> bool:
     """Whether the variances of the chain's N = `model.num_scales` steps are used."""
     if not flat["training.continuous"]:
         return True
-    if flat["sampling.method"].lower() != "pc":
+    if flat["sampling.method"] != "pc":
         return False
     # Correctors read them at any time, predictors only where they make the steps of the chain.
-    if flat["sampling.corrector"].lower() in ("ald", "langevin", "langevin_per_sample"):
+    if flat["sampling.corrector"] in ("ald", "langevin", "langevin_per_sample"):
         return True
     published = flat["sampling.num_steps"] in (0, flat["model.num_scales"])
     chain = published and flat["sampling.time_grid"] in ("", "uniform")
-    predictor = flat["sampling.predictor"].lower()
-    return chain and predictor in ("ancestral_sampling", "reverse_diffusion")
+    return chain and flat["sampling.predictor"] in ("ancestral_sampling", "reverse_diffusion")

@@ -94,7 +94,7 @@ def check_options(config) -> None:
         "data.uniform_dequantization": config.data.uniform_dequantization,
         "data.augment": augment,
         "eval.enable_vlb": config.eval.enable_vlb,
-        "sampling.clip": config.sampling.clip and config.sampling.method.lower() == "chain",
+        "sampling.clip": config.sampling.clip and config.sampling.method == "chain",
         "eval.dequantizer": config.eval.dequantizer,
     }
     if found := [f"{key} = {value!r}" for key, value in of_grey_levels.items() if value]:

@@ -312,7 +312,7 @@ def _of_variance_exploding(config, sde: VESDE) -> dict[str, object]:
             f"model.parametrization = {config.model.parametrization!r} cannot be written: their "
             "ScoreSdeVeScheduler takes the output as the score"
         )
-    corrects = config.sampling.corrector.lower() != "none"
+    corrects = config.sampling.corrector != "none"
     return {
         "_class_name": "ScoreSdeVeScheduler",
         "num_train_timesteps": sde.N,
@@ -326,7 +326,7 @@ def _of_variance_exploding(config, sde: VESDE) -> dict[str, object]:
 
 def _of_chain(config, sde: VPSDE | CosineVPSDE, kind: str | None) -> dict[str, object]:
     """Without the sampler of chains: as the ancestral sampler."""
-    ours, sampling = config.model.parametrization.lower(), config.sampling
+    ours, sampling = config.model.parametrization, config.sampling
     names = {value: key for key, value in _PREDICTIONS.items()} | {"noise": "epsilon"}
     if ours not in names:
         raise ExchangeError(

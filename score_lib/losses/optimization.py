@@ -17,7 +17,7 @@ def get_optimizer(config, params: Iterable[nn.Parameter]) -> torch.optim.Optimiz
         ValueError: `optim.optimizer` is not "Adam".
     """
     optim = complete(config).optim
-    if optim.optimizer.lower() != "adam":
+    if optim.optimizer != "Adam":
         raise ValueError(f"unknown optim.optimizer {optim.optimizer!r}: known is 'Adam'")
     return torch.optim.Adam(
         params,

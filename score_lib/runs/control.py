@@ -84,7 +84,7 @@ def _refuse_unread(options: ConfigDict) -> None:
     Raises:
         ValueError: such an option has another value than its default.
     """
-    defaults, task = complete({}).control, options.task.lower()
+    defaults, task = complete({}).control, options.task
     for name, tasks in _READ_BY.items():
         if options[name] != defaults[name] and task in {*_TASKS} - {*tasks}:
             raise ValueError(

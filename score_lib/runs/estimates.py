@@ -128,7 +128,7 @@ def _evaluations_of_sampler(run: Run) -> int:
     """Evaluations of the network that a sample takes."""
     if run.objective != "score":
         return 0
-    method = run.config.sampling.method.lower()
+    method = run.config.sampling.method
     if method in ADAPTIVE:
         return ADAPTIVE[method]
     shape = (1, *few_entries(run.shape))

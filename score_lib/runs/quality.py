@@ -321,7 +321,7 @@ def evaluations_of(run: Run) -> int | None:
 
     None if the sampler chooses its steps as it goes.
     """
-    if run.config.sampling.method.lower() in ("ode", "adaptive"):
+    if run.config.sampling.method in ("ode", "adaptive"):
         return None
     eps, shape = run.sde.sampling_eps, (1, *run.shape)
     sampler = get_sampling_fn(run.config, run.sde, shape, run.inverse_scaler, eps)

@@ -162,7 +162,7 @@ class Run:
     def conditioned(self, network: nn.Module, condition: Condition) -> nn.Module:
         """The network for sampling, with a condition, guided as `sampling.guidance_scale` says."""
         options = self.config.sampling
-        if (options.method.lower(), options.variance) == ("chain", "learned"):
+        if (options.method, options.variance) == ("chain", "learned"):
             network = WithVariances(network)
         if not condition or options.guidance_scale == 1:
             return given(network, condition)

@@ -62,7 +62,7 @@ def fid_stats(config, workdir: str | os.PathLike | None = None) -> pathlib.Path:
             f"--mode fid_stats is for images of grey levels: samples of {run.kind} are compared "
             "with held-out data themselves, by --mode eval with eval.enable_sampling"
         )
-    if workdir is None and not config.eval.stats and config.data.dataset.upper() == "IMAGES":
+    if workdir is None and not config.eval.stats and config.data.dataset == "IMAGES":
         raise ValueError(
             "statistics of your own images belong to a run: give --workdir, or a file as "
             "--config.eval.stats=FILE"

@@ -183,7 +183,7 @@ def _likelihood(run: Run, count: int, forward: float) -> float:
     config = run.config
     if run.objective != "score" or not config.eval.enable_bpd:
         return 0.0
-    exact = config.eval.hutchinson_type.lower() == "exact"
+    exact = config.eval.hutchinson_type == "exact"
     number = math.prod(run.shape) if exact else config.eval.num_probes
     # A backward pass takes twice the time of a forward pass.
     count = max(1, min(count, int(BUDGET / 16 / (forward * (1 + 2 * number)))))
