@@ -16,7 +16,7 @@ LARGEST_SHARE = 1 - 2**-16
 def batch_mul(a: Tensor | float, x: Tensor) -> Tensor:
     """a_b x_b for each element b of a batch: a (B,), x (B, *D) -> (B, *D).
 
-    The one place that reshapes coefficients for broadcasting; a may be one number for all.
+    a may be one number for all samples.
 
     Raises:
         ValueError: a is not (B,), nor of sides of length 1 beside B.
@@ -25,7 +25,12 @@ def batch_mul(a: Tensor | float, x: Tensor) -> Tensor:
         return a * x
     # One sample may stand for all.
     _check_coefficients(a, a.shape[0] if a.dim() and x.shape[0] == 1 else x.shape[0])
-    return a.reshape(-1, *(1,) * (x.dim() - 1)) * x
+    return over_sides(a, x) * x
+
+
+def over_sides(a: Tensor, x: Tensor) -> Tensor:
+    """a (B,) as (B, 1, ..., 1), which broadcasts to x (B, *D): the one place that reshapes so."""
+    return a.reshape(-1, *(1,) * (x.dim() - 1))
 
 
 def per_sample(a: Tensor | float, like: Tensor) -> Tensor:
@@ -63,6 +68,11 @@ def wide_dtype() -> torch.dtype:
 def rows(x: Tensor) -> Tensor:
     """x (B, *D) as (B, D), also for scalars, (B,)."""
     return x.flatten(1) if x.dim() > 1 else x.reshape(-1, 1)
+
+
+def norms(x: Tensor) -> Tensor:
+    """The 2-norm of each sample of x (B, *D), (B,)."""
+    return torch.linalg.vector_norm(rows(x), dim=1)
 
 
 def stratified_mean(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul, rows
+from score_lib.base.tensors import batch_mul, norms, over_sides, rows
 from score_lib.inverse.operators import LinearOperator
 
 # So many roundings of y or of A^T u tell nothing.
@@ -99,8 +99,8 @@ def _contradiction(operator: LinearOperator, y: Tensor, noise_std: float) -> Ten
             meant = operator.pinv(y)
     check_meaning(operator, y, meant, noise_std)
     # A part of y that A^T maps to no more than singular values that count as zero do.
-    rest, largest = y - operator.apply(x), _norm(operator.adjoint(y))
-    size, total = _norm(rest), _norm(y)
+    rest, largest = y - operator.apply(x), norms(operator.adjoint(y))
+    size, total = norms(rest), norms(y)
     small = left * total <= largest * (operator.rcond * size + eps * total)
     return batch_mul(((size > eps * total) & small).to(y), rest)
 
@@ -115,13 +115,13 @@ def _least_squares(operator: LinearOperator, y: Tensor, eps: float) -> tuple[Ten
         return operator.adjoint(operator.apply(x))
 
     of_y = operator.adjoint(y)
-    best, least = torch.zeros_like(of_y), _norm(of_y)
+    best, least = torch.zeros_like(of_y), norms(of_y)
     enough = eps * least
     for iterations in (1, 2, 3, 5, 10, 30, 100):
         x = solve(normal, of_y, iterations)
-        left = _norm(operator.adjoint(y - operator.apply(x)))
+        left = norms(operator.adjoint(y - operator.apply(x)))
         better = left < least
-        best = torch.where(better.reshape(-1, *(1,) * (x.dim() - 1)), x, best)
+        best = torch.where(over_sides(better, x), x, best)
         least = torch.where(better, left, least)
         if (least <= enough).all():
             break
@@ -139,13 +139,9 @@ def check_meaning(operator: LinearOperator, y: Tensor, x: Tensor, noise_std: flo
     """
     if noise_std > 0:
         return
-    gain = (_norm(x) * _norm(operator.adjoint(y)) / _norm(y) ** 2).nan_to_num()
+    gain = (norms(x) * norms(operator.adjoint(y)) / norms(y) ** 2).nan_to_num()
     if (gain > _LARGEST_GAIN).any():
         raise ValueError(
             f"without noise, this measurement by {operator!r} would mean data {gain.max():.2g} "
             "times as large as it: state the standard deviation of its noise, noise_std, above 0"
         )
-
-
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows(x), dim=1)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.pairs import mean_over_pairs
-from score_lib.base.tensors import batch_mul, check_floats, rows
+from score_lib.base.tensors import batch_mul, check_floats, norms, rows
 from score_lib.samplers.adaptive import get_ode_sampler
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
@@ -122,7 +122,7 @@ def get_reconstructor(sde: SDE, scaler: Callable, inverse_scaler: Callable, **op
         z, there = encode(model, images)
         decoded, back = decode(model, z)
         difference = rows(decoded - images.to(decoded))
-        error = _norm(difference) / math.sqrt(difference.shape[1])
+        error = norms(difference) / math.sqrt(difference.shape[1])
         return Reconstruction(decoded, error, z, there + back)
 
     return reconstruct
@@ -209,7 +209,7 @@ def code_correlation(first: Tensor, second: Tensor) -> Correlation:
     pairs = _standardised(z) @ _standardised(z_other).T
     same, (other, other_error) = pairs.diagonal(), mean_over_pairs(pairs)
     same_error = same.std() / math.sqrt(len(same))
-    distance = _norm(z - z_other) / _norm(z)
+    distance = norms(z - z_other) / norms(z)
     return Correlation(same.mean(), other, same_error, other_error, distance.mean())
 
 
@@ -243,11 +243,11 @@ def _check_pair(first: Tensor, second: Tensor) -> None:
 def _arc_shares(first: Tensor, second: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients of `first` and `second` at each point between them: (W, B) each, float64."""
     a, b = rows(first).double(), rows(second).double()
-    norms = _norm(a) * _norm(b)
-    cosine = (a * b).sum(1) / torch.where(norms > 0, norms, 1.0)
+    size = norms(a) * norms(b)
+    cosine = (a * b).sum(1) / torch.where(size > 0, size, 1.0)
     # Below an angle of 1e-5 arc and line agree to rounding.  The unused branch gets a right angle:
     # torch.where passes nan gradients on even from the side that is not chosen.
-    bent = (norms > 0) & (1 - cosine**2 > 1e-10)
+    bent = (size > 0) & (1 - cosine**2 > 1e-10)
     angle = torch.acos(torch.where(bent, cosine, 0.0))
     w = weights[:, None]
     return tuple(
@@ -259,8 +259,4 @@ def _arc_shares(first: Tensor, second: Tensor, weights: Tensor) -> tuple[Tensor,
 def _standardised(z: Tensor) -> Tensor:
     """z (B, D) less its mean over D and of norm 1."""
     centred = z - z.mean(1, keepdim=True)
-    return batch_mul(1 / _norm(centred), centred)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=1)
+    return batch_mul(1 / norms(centred), centred)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from score_lib.base.gradients import recording
 from score_lib.base.registry import Registry
-from score_lib.base.tensors import batch_mul, check_floats, rows
+from score_lib.base.tensors import batch_mul, check_floats, norms
 from score_lib.inverse.equations import ROUNDINGS, check_meaning, explained, solve
 from score_lib.inverse.operators import LinearOperator
 from score_lib.samplers.loop import Constraint, Noise, Step
-from score_lib.sdes.coefficients import check_scaled_mean, marginal
+from score_lib.sdes.coefficients import check_scaled_mean, marginal, ones_at
 from score_lib.sdes.process import SDE
 
 # Within which standardised data lie, and an estimate of them should: far outside of most.
@@ -235,7 +235,7 @@ class PosteriorGuidance(Measured):
     def rounding(self) -> Tensor:
         """Of y, (B,): a residual of that size tells nothing, least of all where A is singular."""
         y = self.measurement
-        return ROUNDINGS * torch.finfo(y.dtype).eps * torch.linalg.vector_norm(rows(y), dim=1)
+        return ROUNDINGS * torch.finfo(y.dtype).eps * norms(y)
 
 
 def _denoise(sde: SDE, score_fn: Callable, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Callable]:
@@ -273,10 +273,9 @@ class DiffusionPosteriorSampling(PosteriorGuidance):
 
     def weigh(self, residual: Tensor, pull_back: Callable, sde: SDE, t: Tensor) -> Tensor:
         # A predictor's step moves x by G^2 score.
-        x = t.new_zeros(len(t), *(1,) * len(self.operator.shape))
-        _, G = sde.discretize(x, t)
-        norm = torch.linalg.vector_norm(rows(residual), dim=1)
-        return batch_mul(self.strength / (G**2 * norm).clamp(min=1e-12), residual)
+        _, G = sde.discretize(ones_at(t, len(self.operator.shape)), t)
+        length = (G**2 * norms(residual)).clamp(min=1e-12)
+        return batch_mul(self.strength / length, residual)
 
 
 class _Solved(PosteriorGuidance):

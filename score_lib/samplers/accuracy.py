@@ -15,7 +15,7 @@ from score_lib.samplers.steps import (
     Predictor,
     ReverseDiffusionPredictor,
 )
-from score_lib.sdes.coefficients import asked_as
+from score_lib.sdes.coefficients import asked_as, ones_at
 from score_lib.sdes.process import SDE, LinearSDE
 
 # Largest error of a run of few steps, in the network's range.
@@ -66,7 +66,7 @@ def final_std(
 
     built = predictor(sde, score_fn, probability_flow)
     built.noise = torch.ones_like
-    ones = t.new_ones(len(t), *(1,) * dimensions)
+    ones = ones_at(t, dimensions)
     x, x_mean = built.chain_step(ones, t) if chain else built.step(ones, t, s)
     gains, noises = x_mean.flatten().tolist(), (x - x_mean).flatten().tolist()
     if denoise:
@@ -131,7 +131,7 @@ def check_chain(sde: SDE, predictor: type[Predictor] | None, dimensions: int = 1
     if predictor not in PUBLISHED or not isinstance(sde, LinearSDE) or sde.N < _LONG_CHAIN:
         return
     t = torch.linspace(0.1, 0.9, 33, **asked_as(sde, dimensions)) * sde.T
-    ones = t.new_ones(len(t), *(1,) * dimensions)
+    ones = ones_at(t, dimensions)
     built = predictor(sde, lambda x, t: torch.zeros_like(x))
     built.noise = torch.ones_like
     x, x_mean = built.chain_step(ones, t)

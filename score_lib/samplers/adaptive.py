@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.ode import integrate
-from score_lib.base.tensors import batch_mul, rows
+from score_lib.base.tensors import batch_mul, over_sides, rows
 from score_lib.parametrization import Parametrization
 from score_lib.samplers.loop import Callback, Constraint, sampler_of, without_wraps
 from score_lib.sdes.coefficients import check_levels, has_scaled_mean
@@ -153,8 +153,8 @@ def _integrate(x, reverse, noise, start_time, eps, *, rtol, atol, first_step):
         error = rows(relative.detach()).square().mean(1).sqrt()
         accepted = (error <= 1) & (t > eps)
         path.settle(accepted)
-        x = torch.where(_like(accepted, x), improved, x)
-        before = torch.where(_like(accepted, x), euler, before)
+        x = torch.where(over_sides(accepted, x), improved, x)
+        before = torch.where(over_sides(accepted, x), euler, before)
         t = torch.where(accepted, torch.where(h == t - eps, eps, t - h), t)
         h = h * (0.9 * error.clamp(min=1e-6) ** -0.9).clamp(max=_GROW_MOST)
     return x, t
@@ -198,10 +198,10 @@ class BrownianPath:
 
     def settle(self, accepted: Tensor) -> None:
         """Advance where the step was accepted, (B,); keep its increment elsewhere."""
-        inside = _like(self.inside, self.step)
-        gone = torch.where(inside, self.ahead - self.step, torch.zeros_like(self.step))
+        inside = over_sides(self.inside, self.step)
+        gone = torch.where(inside, self.ahead - self.step, 0.0)
         kept = torch.where(inside, self.ahead, self.step)
-        self.ahead = torch.where(_like(accepted, self.step), gone, kept)
+        self.ahead = torch.where(over_sides(accepted, self.step), gone, kept)
         left = (self.length - self.h).clamp(min=0)
         self.length = torch.where(accepted, left, torch.maximum(self.length, self.h))
 
@@ -218,11 +218,6 @@ def stochastic_heun(reverse: Callable, x: Tensor, t: Tensor, h: Tensor, incremen
 
     euler = moved(*reverse(x, t))
     return euler, (euler + moved(*reverse(euler, t - h))) / 2
-
-
-def _like(condition: Tensor, x: Tensor) -> Tensor:
-    """A condition on samples, (B,), broadcast to their entries."""
-    return condition.reshape(-1, *(1,) * (x.dim() - 1))
 
 
 def _without_callback(callback: Callback | None) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from score_lib.base.affine import Clamp
 from score_lib.base.devices import device_of
-from score_lib.base.tensors import batch_mul
+from score_lib.base.tensors import batch_mul, over_sides
 from score_lib.parametrization import Parametrization, get_parametrization
 from score_lib.samplers.loop import Constraint, Noise, run_steps, sampler_of
 from score_lib.samplers.respacing import kept_levels
@@ -137,7 +137,7 @@ class ChainStep:
             # Both are published for step 0 of "large": in ADM's guidance, in DDPM's last noise.
             low, high = chain.log_posterior[i], chain.log_step[i]
             shift, noise = (chain.large(i), high) if kind == "large" else (low, low)
-            shift, noise = (v.reshape(-1, *(1,) * (x.dim() - 1)) for v in (shift, noise))
+            shift, noise = (over_sides(v, x) for v in (shift, noise))
         denoised = self.network.denoised if self.settings.shift_mean else self._guided(i, change)
         mean = batch_mul(chain.weight[i], denoised) + batch_mul(chain.weight_x[i], x)
         if self.settings.shift_mean:

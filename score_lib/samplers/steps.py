@@ -12,7 +12,7 @@ from torch import Tensor
 
 from score_lib.base.inheritance import place
 from score_lib.base.registry import Registry
-from score_lib.base.tensors import batch_mul, per_sample, rows
+from score_lib.base.tensors import batch_mul, norms, per_sample
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
@@ -198,7 +198,7 @@ class LangevinCorrector(_Langevin):
     """
 
     def relative_step(self, score: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        return (self.snr * _norms(z).mean() / _norms(score).mean()).expand(t.shape)
+        return (self.snr * norms(z).mean() / norms(score).mean()).expand(t.shape)
 
 
 @register_corrector(name="langevin_per_sample")
@@ -226,7 +226,3 @@ class NoneCorrector(Corrector):
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
-
-
-def _norms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows(x), dim=1)

@@ -38,6 +38,11 @@ def checked_times(x: Tensor, t: Tensor | float) -> Tensor:
     return t
 
 
+def ones_at(t: Tensor, dimensions: int) -> Tensor:
+    """Data of one entry, 1, for each time t (B,): (B, *D), with D of so many dimensions."""
+    return t.new_ones(len(t), *(1,) * dimensions)
+
+
 def marginal_coeffs(sde, t: Tensor) -> tuple[Tensor, Tensor]:
     """m and s, (B,), at times t (B,), by `marginal_prob`.
 
@@ -53,7 +58,7 @@ def scale_and_std(sde, t: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the mean has another shape than data of one entry.
     """
-    mean, std = sde.marginal_prob(t.new_ones(len(t), *(1,) * dimensions), t)
+    mean, std = sde.marginal_prob(ones_at(t, dimensions), t)
     if mean.numel() != len(t):
         raise _another_shape(sde, "marginal_prob")
     return mean.reshape(len(t)), per_sample(std, t)
@@ -94,7 +99,7 @@ def marginal(sde, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 def noise_at(sde, time: float, dimensions: int) -> float:
     """s at a time, for data with so many dimensions."""
     t = torch.tensor([float(time)], device=asked_as(sde, dimensions)["device"])
-    return float(per_sample(sde.marginal_prob(t.new_ones(1, *(1,) * dimensions), t)[1], t))
+    return float(per_sample(sde.marginal_prob(ones_at(t, dimensions), t)[1], t))
 
 
 def has_scaled_mean(sde, x: Tensor) -> bool:
@@ -274,7 +279,7 @@ def asked_as(sde, dimensions: int) -> dict[str, Any]:
     """
     first, *others = _ways(torch.full((1,), sde.T / 2, dtype=torch.float64))
     for t in (first, *others):
-        x = t.new_ones(1, *(1,) * dimensions)
+        x = ones_at(t, dimensions)
         methods = sde.marginal_prob, sde.sde, sde.discretize
         if _tried(lambda x=x, t=t, methods=methods: [ask(x, t) for ask in methods]):
             return {"dtype": t.dtype, "device": t.device}
@@ -311,7 +316,7 @@ def _of_any_rank(sde, name: str, t: Tensor, value: float) -> tuple[Tensor, Tenso
     """The results of a method for data of one entry: (B,) and (B,)."""
     failure = None
     for times, dimensions in itertools.product(_ways(t), range(_HIGHEST_RANK + 1)):
-        x = times.new_full((len(t), *(1,) * dimensions), value)
+        x = value * ones_at(times, dimensions)
         try:
             mapped, coefficient = getattr(sde, name)(x, times)
         except _OF_OTHER_SHAPES as error:
