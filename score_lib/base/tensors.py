@@ -75,6 +75,28 @@ def norms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows(x), dim=1)
 
 
+class Constants:
+    """Tensors, or None, of which a copy stays on each device, in each dtype, that was asked for."""
+
+    def __init__(self, *tensors: Tensor | None):
+        self._tensors = tensors
+        self._copies: dict[tuple, tuple[Tensor | None, ...]] = {}
+
+    def like(self, x: Tensor) -> tuple[Tensor | None, ...]:
+        """The tensors on the device of x, and in its dtype unless they are boolean."""
+        return self.on(x.device, x.dtype)
+
+    def on(self, device: torch.device, dtype: torch.dtype | None = None) -> tuple:
+        """The same on a device; without a dtype, in their own."""
+        if (key := (device, dtype)) not in self._copies:
+            with torch.inference_mode(False):  # gradients may be recorded by them later
+                self._copies[key] = tuple(
+                    t if t is None else t.to(device, t.dtype if t.dtype == torch.bool else dtype)
+                    for t in self._tensors
+                )
+        return self._copies[key]
+
+
 def stratified_mean(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (B,) of draws (K, B) from K strata, and its standard error, (B,).
 

@@ -7,10 +7,9 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from score_lib.base.tensors import batch_mul, check_real, derive_seed
+from score_lib.base.tensors import Constants, batch_mul, check_real, derive_seed
 from score_lib.inverse.operators import (
     OPERATORS,
-    Constants,
     LinearOperator,
     Shape,
     Weight,

@@ -148,28 +148,6 @@ def measure(
     return y + noise_std * operator.observed(normal_noise(noise)(y))
 
 
-class Constants:
-    """Tensors, or None, with cached copies by dtype and device."""
-
-    def __init__(self, *tensors: Tensor | None):
-        self._tensors = tensors
-        self._copies: dict[tuple[torch.dtype, torch.device], tuple[Tensor | None, ...]] = {}
-
-    def like(self, x: Tensor) -> tuple[Tensor | None, ...]:
-        """The tensors on the device of x, and in its dtype unless they are boolean."""
-        key = x.dtype, x.device
-        if key not in self._copies:
-            self._copies[key] = tuple(self._copy(t, x) for t in self._tensors)
-        return self._copies[key]
-
-    @staticmethod
-    @torch.inference_mode(False)  # gradients may be recorded by it later
-    def _copy(tensor, x):
-        if tensor is None:
-            return None
-        return tensor.to(x.device, tensor.dtype if tensor.dtype == torch.bool else x.dtype)
-
-
 def checked_weights(weight: Weight, d: Tensor, batch: int) -> Tensor:
     """weight(d) for d (1, R): (1, R) or (batch, R)."""
     weights = weight(d)

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from score_lib.base.tensors import Constants
 from score_lib.inverse.measurements import Mask
-from score_lib.inverse.operators import Constants, LinearOperator, Weight, checked_weights
+from score_lib.inverse.operators import LinearOperator, Weight, checked_weights
 
 
 class Rescaled(LinearOperator):

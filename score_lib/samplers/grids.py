@@ -1,7 +1,6 @@
 """Grids of times that samplers visit, from T (noise) down to eps or 0 (data)."""
 
 import copy
-import functools
 import math
 from collections.abc import Callable
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from score_lib.base.registry import Registry
-from score_lib.base.tensors import wide_dtype
+from score_lib.base.tensors import Constants, wide_dtype
 from score_lib.sdes.process import SDE
 from score_lib.sdes.snr import log_snr, time_at
 
@@ -141,13 +140,10 @@ def along(sde: SDE, times: Tensor) -> SDE:
         times: falling: where steps start, and where the last one ends, (N + 1,).
     """
     middles = (times[:-2] + times[1:-1]).double() / 2
-
-    @functools.cache
-    def tables(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return -middles.to(device), times.to(device, dtype)
+    negated, visited = Constants(-middles), Constants(times)  # a search is in rising numbers
 
     def discretize(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        rising, grid = tables(t.device, t.dtype)
+        (rising,), (grid,) = negated.on(t.device), visited.like(t)
         i = torch.searchsorted(rising, -t.double())
         return sde.increment(x, grid[i], grid[i + 1])
 

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from score_lib.base.tensors import Constants
 from score_lib.sdes.process import SDE, LinearSDE
 from score_lib.sdes.snr import log_snr, time_at
 
@@ -17,19 +18,6 @@ SAFE_SHARE = 0.25
 
 # A straight line between neighbours errs by less than a float32 rounds.
 NODES = 65536
-
-
-class _Tables:
-    """Tables of which a copy stays on each device that asked for them."""
-
-    def __init__(self, *tables: Tensor):
-        self._copies = {tables[0].device: tables}
-
-    def on(self, device: torch.device) -> tuple[Tensor, ...]:
-        if device not in self._copies:
-            first = next(iter(self._copies.values()))
-            self._copies[device] = tuple(table.to(device) for table in first)
-        return self._copies[device]
 
 
 class NoiseTimes:
@@ -46,7 +34,7 @@ class NoiseTimes:
         values = torch.linspace(self._first, last, NODES, dtype=torch.float64)
         times = time_at(sde, values)
         times[0], times[-1] = ends
-        self._tables = _Tables(times)
+        self._tables = Constants(times)
 
     def at(self, wanted: Tensor) -> Tensor:
         """The times, (B,), float64, at which lambda has the values wanted, (B,)."""
@@ -82,7 +70,7 @@ class TimeDensity:
             expected = mass / (1 + (s / (m * sigma_data / 2)) ** 2)
             mass = torch.lerp(expected / expected.sum(), mass, SAFE_SHARE)
         cumulative = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
-        self._tables = _Tables(ends, cumulative, mass / width)
+        self._tables = Constants(ends, cumulative, mass / width)
 
     def at(self, quantile: Tensor) -> tuple[Tensor, Tensor]:
         """The times at these quantiles, numbers in [0, 1), (B,), and their density: float64."""
