@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .adm_layers import zeroed
 from .conditioning import Condition, ConditionLayers, Takes, taken_by
@@ -181,13 +180,11 @@ class TokenNetwork(Network, abc.ABC):
         """
         tokens = self._tokens(x)
         check_labels(x, labels)
-        given = {"classes": classes, "features": features}
-        condition = {kind: value for kind, value in given.items() if value is not None}
-        self.takes.check(condition, x)
+        condition = self.takes.checked({"classes": classes, "features": features}, x)
         temb = self.embedding(labels, x.dtype, condition)
         h = in_full_precision(self.stem, tokens)
         for block in self.blocks:
-            h = self._run(block, h, temb)
+            h = self._run(block, temb, h)
         h = in_full_precision(lambda h: self.head(h, temb.to(h.dtype)), h)
         h = h.reshape(x.shape).to(x.dtype)
         return divided_by_sigma(h, labels, self.sigmas) if self.scale_by_sigma else h
@@ -203,8 +200,3 @@ class TokenNetwork(Network, abc.ABC):
         Raises:
             ValueError: the network does not take such data.
         """
-
-    def _run(self, block: nn.Module, h: Tensor, temb: Tensor) -> Tensor:
-        if self.checkpoint_activations and self.training and torch.is_grad_enabled():
-            return checkpoint(block, h, temb, use_reentrant=False)
-        return block(h, temb)

@@ -8,14 +8,12 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .adm_layers import (
     Architecture,
     AttentionPool,
     Builder,
     GroupNorm32,
-    Stage,
     conv,
     heads_of,
     timestep_embedding,
@@ -29,6 +27,8 @@ from .network import Network
 class _Trunk(Network):
     """The way down and the middle, which the U-Net and the classifier share."""
 
+    checkpoints_evaluation = True
+
     def __init__(
         self, builder: Builder, in_channels: int, num_classes: int | None, use_checkpoint: bool
     ):
@@ -37,7 +37,7 @@ class _Trunk(Network):
         self.dims, self.model_channels = architecture.dims, architecture.model_channels
         self.in_channels, self.num_classes = in_channels, num_classes
         self.stride = 2 ** (len(architecture.channel_mult) - 1)
-        self.use_checkpoint = use_checkpoint
+        self.checkpoint_activations = use_checkpoint
         self.time_embed = builder.embedding()
         self.takes = Takes(classes=num_classes or 0)
         if num_classes is not None:
@@ -92,24 +92,6 @@ class _Trunk(Network):
                 f"the network needs the class of each signal, y of shape ({x.shape[0]},) with "
                 f"numbers below {self.num_classes}, but was given {given}"
             )
-
-    def _run(self, stage: Stage, temb: Tensor, *features: Tensor) -> Tensor:
-        """A stage's output for features (B, C_i, *S), concatenated along the channels."""
-
-        def run(temb, *features):
-            h = features[0] if len(features) == 1 else torch.cat(features, dim=1)
-            return stage(h, temb)
-
-        if self._recomputes():
-            return checkpoint(run, temb, *features, use_reentrant=False)
-        return run(temb, *features)
-
-    def _recomputes(self) -> bool:
-        """Whether gradients will be taken, with activations computed a second time."""
-        if not self.use_checkpoint or not torch.is_grad_enabled():
-            return False
-        # Transforms of `torch.func` cannot recompute.
-        return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
 
     def convert_to_fp16(self) -> None:
         """Halve the convolutions of all blocks; embeddings, normalisation and the head stay."""

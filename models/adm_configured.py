@@ -18,6 +18,7 @@ class _Configured:
 
     dims: int
     image_channels: int
+    checkpoints_evaluation = False
 
     def _read(self, config) -> None:
         """Take over options of a config that is complete."""
@@ -40,9 +41,6 @@ class _Configured:
 
     def _centred(self, x: Tensor) -> Tensor:
         return x if self.centered or self.dims != 2 else 2 * x - 1
-
-    def _recomputes(self) -> bool:
-        return self.training and super()._recomputes()
 
 
 @register_model(name="adm")
@@ -105,7 +103,7 @@ class ADM(_Configured, UNetModel):
             ValueError: other shapes or conditions, or the network has no learned variances.
         """
         images = self._prepared(x, labels)
-        self.takes.check({"classes": classes, "image": image, "features": features}, x)
+        self.takes.checked({"classes": classes, "image": image, "features": features}, x)
         if image is not None:
             images = joined(images, self._centred(image))
         if variances and self.out_channels == self.image_channels:

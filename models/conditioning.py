@@ -54,22 +54,23 @@ class Takes(NamedTuple):
         nulls = {"classes": self.classes, "image": self.middle, "features": 0.0}
         return {kind: nulls[kind] for kind in self.kinds}
 
-    def check(self, condition: Mapping[str, object], x: Tensor | None = None) -> None:
-        """Refuse a condition that the network does not take, or lacks.
+    def checked(self, condition: Mapping[str, Tensor | None], x: Tensor | None = None) -> Condition:
+        """The condition itself, without those that are None.
 
         Args:
             x: a batch that it is meant for, (B, *D).
         Raises:
-            ValueError: other names or shapes.
+            ValueError: the network does not take it, or lacks one; or another shape.
         """
-        given = tuple(kind for kind, value in condition.items() if value is not None)
+        given = {kind: value for kind, value in condition.items() if value is not None}
         if set(given) != set(self.kinds):
             raise ValueError(
-                f"the network takes {_listed(self.kinds)}, but was given {_listed(given)}: "
+                f"the network takes {_listed(self.kinds)}, but was given {_listed(tuple(given))}: "
                 "see models.conditioning.Given"
             )
-        for kind in given:
-            self._check_shape(kind, condition[kind], x)
+        for kind, value in given.items():
+            self._check_shape(kind, value, x)
+        return given
 
     def check_range(self, classes: Tensor) -> None:
         """Refuse classes that there are not; those on a GPU would have to be waited for.
@@ -207,7 +208,7 @@ class Given(nn.Module):
             value = value[None] if value.dim() == 0 else value
             self.register_buffer(f"given_{kind}", value, persistent=False)
         if (takes := takes_of(module)) is not None:
-            takes.check(self.condition)
+            takes.checked(self.condition)
             if "classes" in condition:
                 takes.check_range(torch.as_tensor(condition["classes"]))
 

@@ -3,7 +3,9 @@
 import logging
 from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from score_lib.base.weights import without_wrapper
 
@@ -19,10 +21,13 @@ class Network(nn.Module):
         takes: the conditions that it is called with, see `models.conditioning`.
         uses_sigmas: whether its labels are numbers of the noise levels in its table `sigmas`, so
             that weights trained with another table mean something else.
+        checkpoint_activations: keep only the input of each block for gradients, and recompute the
+            rest; in training or, if `checkpoints_evaluation`, always.
     """
 
     has_idle_parameters = False
     uses_sigmas = False
+    checkpoint_activations = checkpoints_evaluation = False
     takes = Takes()
 
     def load_state_dict(self, state_dict: Mapping, strict: bool = True, assign: bool = False):
@@ -40,3 +45,21 @@ class Network(nn.Module):
                 len(state_dict), next(iter(state_dict), ""), next(iter(own)),
             )  # fmt: skip
         return super().load_state_dict(state_dict, strict, assign)
+
+    def _run(self, block: nn.Module, temb: Tensor | None, *features: Tensor) -> Tensor:
+        """block(h, temb) for features h (B, C_i, *S), concatenated along the channels."""
+
+        def run(temb, *features):
+            return block(features[0] if len(features) == 1 else torch.cat(features, dim=1), temb)
+
+        if self._recomputes():
+            return checkpoint(run, temb, *features, use_reentrant=False)
+        return run(temb, *features)
+
+    def _recomputes(self) -> bool:
+        """Whether gradients will be taken, with activations computed a second time."""
+        asked = self.checkpoint_activations and (self.training or self.checkpoints_evaluation)
+        if not asked or not torch.is_grad_enabled():
+            return False
+        # Transforms of `torch.func` cannot recompute.
+        return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from score_lib.base.tensors import image_shape
 
@@ -97,10 +96,9 @@ class UNet(Network):
         Raises:
             ValueError: other shapes, or other conditions than `takes`.
         """
-        given = {"classes": classes, "image": image, "features": features}
-        condition = {kind: value for kind, value in given.items() if value is not None}
         images = self._prepare(x, labels)
-        self.takes.check(condition, x)
+        given = {"classes": classes, "image": image, "features": features}
+        condition = self.takes.checked(given, x)
         temb = self._embed(labels, x.dtype, condition)
         order = torch.channels_last if are_channels_last(x) else torch.preserve_format
         skips = self._encode(images, temb, image, order)
@@ -152,10 +150,10 @@ class UNet(Network):
         skips = [h.to(autocast_dtype(h), memory_format=order)]
         for level in self.plan.encoder:
             for block, attention in level.blocks:
-                h = self._run(block, temb, skips[-1])
-                skips.append(h if attention is None else self._run(attention, temb, h))
+                h = self._run(layer[block], temb, skips[-1])
+                skips.append(h if attention is None else self._run(layer[attention], temb, h))
             if level.down is not None:
-                h = self._run(level.down, temb, skips[-1])
+                h = self._run(layer[level.down], temb, skips[-1])
                 if level.merge is not None:
                     h, pyramid = layer[level.merge](h, pyramid)
                 skips.append(h)
@@ -163,7 +161,7 @@ class UNet(Network):
 
     def _middle(self, h: Tensor, temb: Tensor | None) -> Tensor:
         for slot in self.plan.middle:
-            h = self._run(slot, temb, h)
+            h = self._run(self.all_modules[slot], temb, h)
         return h
 
     def _decode(self, h: Tensor, skips: list[Tensor], temb: Tensor | None) -> Tensor:
@@ -171,8 +169,8 @@ class UNet(Network):
         layer, pyramid = self.all_modules, None
         for level in self.plan.decoder:
             for block, attention in level.blocks:
-                h = self._run(block, temb, h, skips.pop())
-                h = h if attention is None else self._run(attention, temb, h)
+                h = self._run(layer[block], temb, h, skips.pop())
+                h = h if attention is None else self._run(layer[attention], temb, h)
             if level.merge is not None:
                 h, pyramid = layer[level.merge](h, pyramid)
             if level.project is not None:
@@ -181,19 +179,8 @@ class UNet(Network):
                     image = in_full_precision(self.enlarge, pyramid) + image
                 pyramid = image
             if level.up is not None:
-                h = self._run(level.up, temb, h)
+                h = self._run(layer[level.up], temb, h)
         return pyramid if self.plan.head is None else self._project(self.plan.head, h)
-
-    def _run(self, slot: int, temb: Tensor | None, *features: Tensor) -> Tensor:
-        """A block's output for features (B, C_i, H, W), concatenated along the channels."""
-
-        def run(temb, *features):
-            h = features[0] if len(features) == 1 else torch.cat(features, dim=1)
-            return self.all_modules[slot](h, temb)
-
-        if self.checkpoint_activations and self.training and torch.is_grad_enabled():
-            return checkpoint(run, temb, *features, use_reentrant=False)
-        return run(temb, *features)
 
     def _project(self, slots: Projection, h: Tensor) -> Tensor:
         conv, norm = self.all_modules[slots.conv], self.all_modules[slots.norm]

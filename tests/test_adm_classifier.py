@@ -86,15 +86,6 @@ def test_options_that_a_classifier_cannot_have_are_refused():
         build(classifier_config())(torch.zeros(2, 1, 8, 8), torch.zeros(2))
 
 
-def test_activations_are_recomputed_in_training_only():
-    model, calls = fill_weights(build(classifier_config(checkpoint_activations=True))), []
-    model.middle_block[0].register_forward_hook(lambda *_: calls.append(1))
-    for train, passes in ((True, 2), (False, 1)):
-        calls.clear()
-        model.train(train)(torch.rand(2, 3, 8, 8), torch.tensor([1, 2])).sum().backward()
-        assert len(calls) == passes
-
-
 # --- The label ------------------------------------------------------------------------------------
 
 

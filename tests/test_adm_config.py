@@ -36,7 +36,7 @@ def test_config_and_keywords_agree():
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 500])
     by_keywords.load_state_dict(fill_weights(by_config).state_dict())
     assert torch.equal(by_config.eval()(x, t), by_keywords.eval()(x, t))
-    assert by_config.use_checkpoint and by_config.middle_block[1].heads == 8
+    assert by_config.checkpoint_activations and by_config.middle_block[1].heads == 8
 
 
 def test_options_of_the_config_arrive():
@@ -137,16 +137,6 @@ def test_a_run_trains_and_samples_digits(tmp_path):
     assert (tmp_path / "samples" / "iter_2" / "sample.png").exists()
     images = run.draw(range(2))
     assert images.shape == (2, 1, 8, 8) and images.isfinite().all()
-
-
-def test_configured_networks_recompute_in_training_only():
-    model = fill_weights(build(adm_config(checkpoint_activations=True)))
-    x, labels, calls = torch.rand(2, 3, 8, 8), torch.tensor([1, 2]), []
-    model.middle_block[0].register_forward_hook(lambda *_: calls.append(1))
-    for train, passes in ((True, 2), (False, 1)):
-        calls.clear()
-        model.train(train)(x, labels).sum().backward()
-        assert len(calls) == passes
 
 
 @pytest.mark.slow
