@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 from networks import drawn_weights, tiny_config
 from recordings import DATA, load_json, load_tensors
+from small_runs import dotted
 
 from models.utils import create_model
 from score_lib.disk.safetensors_files import write_safetensors
@@ -96,7 +97,7 @@ def ncsnpp_config(**changes):
 
 def as_trained(config, **options):
     """A config with options of other sections, by names with __ for the dot."""
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in options.items()})
+    config.update_from_flattened_dict(dotted(options))
     return config
 
 

@@ -37,7 +37,7 @@ SMALL = {
 
 
 def small_config(name="vp/digits", **changes):
-    """A digits config with everything small; changes are dotted names with __ for the dot.
+    """A digits config with everything small; changes are options with __ for the dot.
 
     Where it names a predictor, that draws its samples.
     """
@@ -45,9 +45,18 @@ def small_config(name="vp/digits", **changes):
     small = dict(SMALL)
     if config.sampling.predictor == "none":
         small["sampling.method"] = config.sampling.method
-    dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    config.update_from_flattened_dict(small | dotted)
+    config.update_from_flattened_dict(small | dotted(changes))
     return config
+
+
+def dotted(changes):
+    """Options by their dotted names, from keywords with __ for the dot."""
+    return {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def contents(folder):
+    """The bytes of all files below a folder, by path."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def few_digits(folder, **changes):
@@ -69,8 +78,7 @@ def few_digits(folder, **changes):
 
 def command(config="configs/vp/digits.py", workdir="", mode="train", **changes):
     """The command line of a small run."""
-    dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    options = [f"--config.{key}={value}" for key, value in {**SMALL, **dotted}.items()]
+    options = [f"--config.{key}={value}" for key, value in (SMALL | dotted(changes)).items()]
     return [
         sys.executable,
         str(ROOT / "main.py"),

@@ -76,14 +76,6 @@ def test_learned_variances_are_given_if_asked_for(wrap):
         WithVariances(build(adm_config()))(x, labels)
 
 
-def test_images_that_are_not_centred_are_centred_first():
-    raw, centred = (
-        fill_weights(build(adm_config(centered=centered))).eval() for centered in (False, True)
-    )
-    x, labels = torch.rand(2, 3, 8, 8), torch.tensor([1, 2])
-    torch.testing.assert_close(raw(x, labels), centred(2 * x - 1, labels))
-
-
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -10,6 +10,7 @@ import torch
 from oracles import GaussianDataOracle
 from PIL import Image
 from recorder import Recorder
+from small_runs import dotted
 
 from configs.defaults import load
 from datasets import DataError, MemorySource, Subset
@@ -76,7 +77,7 @@ def config_of(kind, path, **changes):
     }
     if "ch_mult" in config.model:
         small |= {"model.ch_mult": (1,), "model.attn_resolutions": ()}
-    config.update_from_flattened_dict(small | {k.replace("__", "."): v for k, v in changes.items()})
+    config.update_from_flattened_dict(small | dotted(changes))
     return config
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from processes import together
 from recorder import Recorder
-from small_runs import ROOT, SMALL, run_forked, small_config, start_forked
+from small_runs import ROOT, SMALL, dotted, run_forked, small_config, start_forked
 from test_wiring import recording
 
 import run_lib
@@ -44,8 +44,7 @@ EVALUATION = {
 
 def settings(**changes):
     config = recording(data__random_flip=True)
-    dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    config.update_from_flattened_dict({**TRAINING, **EVALUATION, **dotted})
+    config.update_from_flattened_dict({**TRAINING, **EVALUATION, **dotted(changes)})
     return config
 
 

@@ -10,7 +10,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small_runs import ROOT, SMALL, run_forked, run_module_forked, small_config
+from small_runs import (
+    ROOT,
+    SMALL,
+    contents,
+    dotted,
+    run_forked,
+    run_module_forked,
+    small_config,
+)
 
 import run_lib
 from score_lib.base.mistakes import is_out_of_memory
@@ -42,14 +50,10 @@ def workdir(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def command(workdir, *options, config=ROOT / "configs/vp/digits.py", mode="train"):
     """The command line of a small run; None leaves an option out."""
     given = {"config": config, "workdir": workdir, "mode": mode}
-    small = SMALL | {key.replace("__", "."): value for key, value in FEW.items()}
+    small = SMALL | dotted(FEW)
     arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
     return [*arguments, *(f"--config.{key}={value}" for key, value in small.items()), *options]
 

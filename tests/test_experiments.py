@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from small_runs import logged
+from small_runs import dotted, logged
 from test_configs import OWN
 
 import run_lib
@@ -50,8 +50,8 @@ def small(name, path, **changes):
     config = load(name)
     flat = flatten(config)
     at_most = {key: min(flat[key], most) for key, most in AT_MOST.items() if key in flat}
-    dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    config.update_from_flattened_dict(DATA | {"data.path": str(path)} | SIZES | at_most | dotted)
+    own = {"data.path": str(path), **SIZES, **at_most, **dotted(changes)}
+    config.update_from_flattened_dict(DATA | own)
     config.model.num_scales = NUM_SCALES[config.training.sde]
     if "ch_mult" in config.model:
         config.model.ch_mult = config.model.ch_mult[:RESOLUTIONS]

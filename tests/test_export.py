@@ -9,7 +9,7 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 from networks import fill_weights
-from small_runs import small_config
+from small_runs import dotted, small_config
 
 import run_lib
 from models.foreign import save_diffusers
@@ -196,7 +196,7 @@ def test_files_state_how_their_weights_were_trained(tmp_path):
     for kind, name in (("pth", "checkpoint.pth"), ("safetensors", "weights.safetensors")):
         folder = run_lib.export(config(**now, export__format=kind), tmp_path)
         files.append(folder / name)
-    expected = {key.replace("__", "."): value for key, value in trained.items()}
+    expected = dotted(trained)
     expected |= {"sampling.num_samples": 3, "eval.batch_size": 30, "training.n_iters": 1}
     for file in files:
         found = flatten(ConfigDict(json.loads(read_checkpoint(file)["config"])))

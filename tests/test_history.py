@@ -7,7 +7,7 @@ import control_runs  # noqa: F401  (registers a small network)
 import numpy as np
 import pytest
 import torch
-from small_runs import small_config
+from small_runs import contents, dotted, small_config
 
 import run_lib
 from score_lib.disk.checkpoints import CheckpointError, read_checkpoint, save_checkpoint
@@ -93,7 +93,7 @@ def test_amsgrad_may_be_switched_on_and_off(workdir):
 
 
 def test_a_run_past_its_last_step_is_refused(workdir):
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    before = contents(workdir)
     with pytest.raises(
         CheckpointError, match=r"of step \d, later than training.n_iters = 1: raise"
     ):
@@ -174,12 +174,12 @@ def test_a_damaged_history_begins_anew_with_the_config_of_the_checkpoint(workdir
     ids=str,
 )
 def test_options_that_the_state_was_made_for_are_refused(changes, workdir):
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    before = contents(workdir)
     with pytest.raises(CheckpointError, match=r"--workdir$") as error:
         train(workdir, 4, **changes)
-    shown = {key.replace("__", ".") for key in changes} - {"data.num_channels"}
+    shown = {*dotted(changes)} - {"data.num_channels"}
     assert all(f"{key} = " in str(error.value) for key in shown)
-    after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    after = contents(workdir)
     after.pop(workdir / ".lock")
     assert after == before
 
@@ -208,7 +208,7 @@ def test_the_same_data_are_split_and_scaled_as_in_training(tmp_path):
     once = {"eval__enable_bpd": False, "eval__loss_num_repeats": 1, "eval__end_ckpt": 0}
     options |= {**once, "eval__begin_ckpt": 0, "eval__enable_sampling": False}
     for changes in ({"data__split": "last"}, {"data__range": (0, 9)}, {"data__levels": 17}):
-        (key,) = (key.replace("__", ".") for key in changes)
+        (key,) = dotted(changes)
         with pytest.raises(CheckpointError, match=f"its data would be read wrongly with {key} = "):
             run_lib.evaluate(small_config(**{**options, **changes}), tmp_path)
         changes["data__path"] = str(tmp_path / "others.npy")

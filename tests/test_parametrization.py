@@ -7,6 +7,7 @@ import math
 import foreign_sde
 import pytest
 import torch
+from oracles import Cosine
 from recordings import load_tensors
 
 import losses
@@ -21,32 +22,30 @@ from score_lib.scores import label_at
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.snr import log_snr, time_at
 from score_lib.sdes.times import NoiseTimes
-from sde_lib import VESDE, VPSDE, LinearSDE, create_sde, subVPSDE
+from sde_lib import VESDE, VPSDE, CosineVPSDE, create_sde, subVPSDE
 
 NAMES = ("score", "noise", "x0", "v", "edm")
 D = 0.5  # sigma_data
 
 
-class Cosine(LinearSDE):
+class TwiceTheNoise(Cosine):
     """A user's process, with m = cos(pi t / 2) and s = 2 sin(pi t / 2)."""
 
     T = 0.9
 
-    def drift_rate(self, t):
-        return -math.pi / 2 * torch.tan(math.pi / 2 * t)
-
     def diffusion(self, t):
-        return 2 * torch.sqrt(math.pi * torch.tan(math.pi / 2 * t))
+        return 2 * super().diffusion(t)
 
     def marginal_coeffs(self, t):
-        return torch.cos(math.pi / 2 * t), 2 * torch.sin(math.pi / 2 * t)
+        m, s = super().marginal_coeffs(t)
+        return m, 2 * s
 
 
 PROCESSES = {
     "ve": VESDE(0.002, 80.0),
     "vp": VPSDE(),
     "subvp": subVPSDE(),
-    "user's": Cosine(),
+    "user's": TwiceTheNoise(),
     "foreign": foreign_sde.Exploding(0.01, 10.0, 100),
 }
 
@@ -133,15 +132,24 @@ def test_without_a_parametrization_the_process_decides(process):
 
 
 @pytest.mark.parametrize(
-    ("name", "process"), (("noise", "vp"), ("noise", "subvp"), ("score", "ve"))
+    ("name", "sde", "continuous"),
+    (
+        ("noise", VPSDE(), True),
+        ("noise", subVPSDE(), True),
+        ("score", VESDE(0.002, 80.0), True),
+        ("noise", VPSDE(N=40), False),
+        ("noise", CosineVPSDE(N=30, continuous=False), False),
+        ("score", VESDE(0.02, 10.0, N=30), False),
+    ),
+    ids=str,
 )
-def test_published_conventions_are_among_them(name, process):
-    sde, x, t = PROCESSES[process], torch.randn(5, 1, 2, 2), torch.rand(5) * 0.8 + 0.05
-    score_fns = [
-        get_score_fn(sde, lambda x, labels: batch_mul(labels, x), False, True, parametrization=p)
-        for p in (name, "")
-    ]
-    assert torch.equal(*(score_fn(x, t) for score_fn in score_fns))
+def test_published_conventions_are_among_them(name, sde, continuous):
+    x, t = torch.randn(9, 2), torch.linspace(0.05, 0.97, 9)  # off the levels
+    ours, published = (
+        get_score_fn(sde, lambda x, labels: batch_mul(labels, x) + x, False, continuous, **which)
+        for which in ({"parametrization": name}, {})
+    )
+    assert torch.equal(ours(x, t), published(x, t))
 
 
 # --- Karras et al. 2022, table 1 ------------------------------------------------------------------
@@ -323,9 +331,19 @@ def test_an_object_of_a_users_class_is_taken():
     torch.testing.assert_close(score, expected)
 
 
+@pytest.mark.parametrize(
+    "options",
+    (
+        {"sde": VPSDE()},
+        {"sde": VPSDE(N=40), "continuous": False},
+        {"sde": VESDE(0.02, 10.0, N=30), "continuous": False},
+        {"sde": CosineVPSDE(N=30, continuous=False), "continuous": False},
+    ),
+    ids=str,
+)
 @pytest.mark.parametrize("name", NAMES)
-def test_checks_know_the_label_and_the_output(name):
-    findings = {f.subject: f for f in check_process(VPSDE(), parametrization=name)}
+def test_checks_know_the_label_and_the_output(name, options):
+    findings = {f.subject: f for f in check_process(**options, parametrization=name)}
     assert findings["convention"].state == "ok"
     assert repr(get_parametrization(name)) in findings["convention"].text
 

@@ -17,7 +17,6 @@ from test_wiring import draw_by_config, draw_by_hand, recording, train
 import losses
 import run_lib
 import sampling
-from checks import process as check_process
 from likelihood import get_vlb_fn
 from models.utils import Coefficients, Parametrization, get_parametrization, get_score_fn
 from score_lib.base.tensors import SampleNoise, batch_mul
@@ -65,19 +64,6 @@ def test_every_parametrization_gives_the_score_of_its_denoiser(name, process, of
     sde = PROCESSES[process]
     t, told, m, s = at_levels(sde, some_levels(sde.N)[:-1], off)
     assert_reads_its_denoiser(sde, name, t, m, s, told, False)
-
-
-@pytest.mark.parametrize(
-    ("name", "process"), (("noise", "vp"), ("noise", "cosine"), ("score", "ve"))
-)
-def test_published_conventions_are_among_them(name, process):
-    sde = PROCESSES[process]
-    x, t = torch.randn(9, 2), torch.linspace(0.05, 0.97, 9)  # off the levels
-    ours, published = (
-        get_score_fn(sde, lambda x, labels: batch_mul(labels, x) + x, parametrization=which)(x, t)
-        for which in (name, "")
-    )
-    assert torch.equal(ours, published)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -361,14 +347,6 @@ def test_labels_of_a_users_class_are_told(process):
         loss_fn.per_sample(network, x, losses.Draws(index, x))
         for found in seen[-2:]:
             torch.testing.assert_close(found, label.double(), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("process", OURS)
-@pytest.mark.parametrize("name", ("v", "edm"))
-def test_checks_know_the_label_and_the_output(name, process):
-    found = check_process(PROCESSES[process], continuous=False, parametrization=name)
-    convention = {f.subject: f for f in found}["convention"]
-    assert convention.state == "ok" and repr(get_parametrization(name)) in convention.text
 
 
 def test_processes_without_levels_are_refused():

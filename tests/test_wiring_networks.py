@@ -44,6 +44,7 @@ def train_and_evaluate(run):
         ("ddpm", {}),
         ("ncsnpp", {"resblock_type": "ddpm"}),
         ("ncsnpp", {"resblock_type": "biggan"}),
+        ("adm", {"nf": 32}),
     ],
 )
 def test_dropout_acts_in_training_only(name, options):
@@ -96,10 +97,11 @@ def test_output_is_scaled_by_sigma(name):
     torch.testing.assert_close(scaled(x, labels), expected)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ncsnpp", *REFINE_NETS])
+@pytest.mark.parametrize("name", ["ddpm", "ncsnpp", *REFINE_NETS, "adm"])
 def test_images_that_are_not_centred_are_centred_first(name):
+    options = {"nf": 32 if name == "adm" else 4, "image_size": 16}
     raw, centred = (
-        fill_weights(build(tiny_config(name, nf=4, image_size=16, centered=centered))).eval()
+        fill_weights(build(tiny_config(name, **options, centered=centered))).eval()
         for centered in (False, True)
     )
     x, labels = torch.rand(2, 3, 16, 16), torch.tensor([1, 2])

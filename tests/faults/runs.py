@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from small_runs import ROOT, SMALL, small_config
+from small_runs import ROOT, SMALL, dotted, small_config
 
 from .launch import Started
 from .outcomes import META_EVERY, SNAPSHOTS, STEPS, evaluations_differ, trainings_differ
@@ -84,7 +84,7 @@ class Bench:
 
     def arguments(self, mode: str, workdir: pathlib.Path, **changes) -> list[str]:
         """Of `main.py`; an evaluation has its checkpoints from the undisturbed run."""
-        options = self.options | {key.replace("__", "."): v for key, v in changes.items()}
+        options = self.options | dotted(changes)
         if mode == "eval" and "eval.checkpoint" not in options:
             options["eval.checkpoint"] = self.trained() / "checkpoints" / "checkpoint_1.pth"
         return [
