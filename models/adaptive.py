@@ -100,7 +100,7 @@ class Adaptive(nn.Module):
 
 
 class Head(nn.Module):
-    """The last layer, 0 at the start.  The noise level scales and shifts what it sees."""
+    """The last layer, 0 at the start.  The noise level scales and shifts its input."""
 
     def __init__(self, width: int, out_dim: int, temb_dim: int):
         super().__init__()

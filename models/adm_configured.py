@@ -14,7 +14,7 @@ from .wrapper import Wrapper
 
 
 class _Configured:
-    """Before a network in the order of inheritance: what configs say of its calls."""
+    """Before a network in the order of inheritance: calls as a config describes them."""
 
     dims: int
     image_channels: int

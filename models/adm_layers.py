@@ -165,7 +165,7 @@ class Upsample(nn.Module):
         return self.conv(self.repeat(x))
 
 
-# New tensors are changed in place where no derivative needs them: memory is what takes the time.
+# New tensors are changed in place where no derivative needs them: memory takes the time.
 
 
 def _activated(new: Tensor) -> Tensor:

@@ -316,7 +316,7 @@ def check_classes(count: int) -> int:
 
 
 def __getattr__(name: str) -> object:
-    """The blocks that the published module of this name has; they are made of what is above."""
+    """The blocks that the published module of this name has; they are made of the layers above."""
     if name.startswith("_"):
         raise AttributeError(name)
     from . import published_layers

@@ -117,7 +117,7 @@ class Denoised(Parametrization):
 class Velocity(Parametrization):
     """F = v = (m z - s x_0) / r of x / r, with r^2 = m^2 + s^2.  [Salimans and Ho 2022]
 
-    x / r is what a variance-preserving process has at the same sigma.
+    x / r is the noisy x of a variance-preserving process at the same sigma.
     """
 
     def coefficients(self, m, s):

@@ -111,7 +111,7 @@ class Prediction:
         sde: with discrete noise levels.
         model: a network, or any function of (x, labels).
         variance: one of `VARIANCES`.
-        limits: what the predicted x_0 is clamped to; None: nothing.
+        limits: of the predicted x_0, which is clamped to them; None: none.
         device: of the data.
         parametrization: None is the convention of the process.
     """

@@ -35,11 +35,11 @@ def _reaches(value: Tensor, x: Tensor) -> bool:
     return False
 
 
-def check_gradient(what: str, fn: Callable, x: Tensor, t: Tensor, value: Tensor) -> None:
+def check_gradient(name: str, fn: Callable, x: Tensor, t: Tensor, value: Tensor) -> None:
     """Refuse a function without a gradient by x, unless it is constant.
 
     Args:
-        what: its name in the error.
+        name: of the function, for the error.
         fn: function of (x, t); called again only if it gave no gradient.
         value: fn(x, t), where gradients are enabled.
     Raises:
@@ -51,6 +51,6 @@ def check_gradient(what: str, fn: Callable, x: Tensor, t: Tensor, value: Tensor)
         elsewhere = fn(x + 0.1, t)
     if not torch.equal(elsewhere, value):
         raise ValueError(
-            f"{what} gives no gradient, which the likelihood needs, although it changes with x: "
+            f"{name} gives no gradient, which the likelihood needs, although it changes with x: "
             "compute it in PyTorch, without torch.no_grad() and without detach()"
         )

@@ -11,7 +11,7 @@ from typing import Any
 def place(cls: type, *names: str) -> int:
     """Place, in the order of inheritance, of the nearest class that defines one of the names.
 
-    0 is the class itself.  What `derive` has put into a class is not defined there.
+    0 is the class itself.  Methods that `derive` has put into a class are not defined there.
     """
     order = cls.__mro__
     found = (i for i, base in enumerate(order) if any(_defines(base, name) for name in names))

@@ -84,7 +84,8 @@ def stop_with_parent() -> None:
 def held() -> Iterator[None]:
     """Context in which signals to stop, and Ctrl-C, wait for its end: for the start of processes.
 
-    What a handler raises in the midst of a fork is ignored by Python: the request would be lost.
+    Errors that a handler raises in the midst of a fork are ignored by Python: the request would be
+    lost.
     Processes that are forked here ignore these signals until they handle them themselves.
     """
     numbers = (*SIGNALS, signal.SIGINT)

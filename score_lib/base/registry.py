@@ -26,7 +26,7 @@ class Registry:
     """Named classes or functions of one kind, such as "predictor" or "model".
 
     Args:
-        kind: what an entry is called in messages.
+        kind: of an entry, for messages.
         options: keyword of the builder -> dotted name of the option that feeds it, for entries
             that name none of their own.
     Attributes:
@@ -53,7 +53,7 @@ class Registry:
             cls: a class or a function.
             name: default: its own name.
             options: see `Registry`.
-            build: what a config builds with; default: the class or function itself.
+            build: called to build from a config; default: the class or function itself.
         Raises:
             ValueError: the name is taken by something else, perhaps in another case.
         """

@@ -101,7 +101,7 @@ def stratified_mean(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (B,) of draws (K, B) from K strata, and its standard error, (B,).
 
     All draws are at one uniform place in their strata, which moves the mean by a share of their
-    rise.  What does not rise evenly from one stratum to the next counts as noise; of two strata,
+    rise.  A rise that is uneven from one stratum to the next counts as noise; of two strata,
     all their difference.
     """
     steps = values.diff(dim=0)
@@ -110,39 +110,39 @@ def stratified_mean(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(0), variance.sqrt()
 
 
-def check_real(what: str, x: Tensor) -> None:
-    """Refuse complex numbers, and what is no tensor.
+def check_real(name: str, x: Tensor) -> None:
+    """Refuse complex numbers, and objects other than tensors.
 
     Raises:
         ValueError: there are some, or x is another object.
     """
     if not isinstance(x, Tensor):
         raise ValueError(
-            f"{what} should be a tensor, not {type(x).__name__}: take the tensor out of a tuple or "
+            f"{name} should be a tensor, not {type(x).__name__}: take the tensor out of a tuple or "
             "another object, and make one of numbers by torch.as_tensor"
         )
     if x.is_complex():
         raise ValueError(
-            f"{what} should hold real numbers, not {x.dtype}: give real and imaginary parts as two "
+            f"{name} should hold real numbers, not {x.dtype}: give real and imaginary parts as two "
             "channels, as torch.view_as_real does"
         )
 
 
-def check_floats(what: str, x: Tensor) -> None:
+def check_floats(name: str, x: Tensor) -> None:
     """Refuse anything but real floating-point numbers.
 
     Raises:
         ValueError: integers, or complex numbers.
     """
-    check_real(what, x)
+    check_real(name, x)
     if not x.is_floating_point():
         raise ValueError(
-            f"{what} should hold floating-point numbers in the network's range, not {x.dtype}: "
+            f"{name} should hold floating-point numbers in the network's range, not {x.dtype}: "
             "divide bytes by 255, and use the scaler"
         )
 
 
-def wide_floats(what: str, x: Tensor) -> Tensor:
+def wide_floats(name: str, x: Tensor) -> Tensor:
     """x of real floating-point numbers; half precision becomes float32.
 
     Times, labels and sums follow the precision of x: in half of it they would be those of other
@@ -151,19 +151,19 @@ def wide_floats(what: str, x: Tensor) -> Tensor:
     Raises:
         ValueError: as in `check_floats`.
     """
-    check_floats(what, x)
+    check_floats(name, x)
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def check_batch(what: str, x: Tensor) -> None:
+def check_batch(x: Tensor) -> None:
     """Refuse anything but one or more samples of real floating-point numbers.
 
     Raises:
         ValueError: integers, complex numbers, or no sample, which has no mean loss.
     """
-    check_floats(what, x)
+    check_floats("a batch", x)
     if not len(x):
-        raise ValueError(f"{what} should hold one sample or more, not {tuple(x.shape)}")
+        raise ValueError(f"a batch should hold one sample or more, not {tuple(x.shape)}")
 
 
 def normal_noise(noise: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,7 @@ PREFIX = "module."  # before each name in published checkpoints, from DataParall
 
 
 def without_wrapper(weights: dict, own: Iterable[str]) -> dict:
-    """A state dict without what wrappers put before all names, such as "module._orig_mod.".
+    """A state dict without the prefix of wrappers, such as "module._orig_mod.", in all names.
 
     Args:
         weights: a state dict; one that fits `own` in no name is returned as it is.

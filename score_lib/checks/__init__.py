@@ -1,6 +1,6 @@
 """Checks of processes, samplers and likelihoods against exact answers.  The door is `checks`.
 
-- `finding`: what a check returns
+- `finding`: the result of a check
 - `exact`: distributions whose scores are known at all times
 - `process`: a process and its conventions
 - `sampling`: samplers, correctors, and methods of restoration

@@ -65,7 +65,7 @@ def _batch(content: bytes, key: bytes) -> Examples:
 
 
 class _Recorded:
-    """Takes the place of NumPy's classes in a pickle: keeps what they were given, runs nothing."""
+    """Takes the place of NumPy's classes in a pickle: keeps their arguments, runs nothing."""
 
     def __init__(self, *given):
         self.given, self.state = given, None
@@ -159,7 +159,7 @@ def _inflate(packed: memoryview, limit: int) -> bytes:
 
 
 def _element(data: memoryview, *, padded: bool = True) -> tuple[int, memoryview, memoryview]:
-    """Type and contents of the first element, and what follows it."""
+    """Type and contents of the first element, and the rest behind it."""
     if len(data) < 8:
         raise ValueError("it is cut off")
     kind, size = struct.unpack("<II", data[:8])

@@ -123,7 +123,7 @@ class EncodedImages(Source):
     Args:
         path: where they are, for messages.
         shape: (C, H, W) of the results.
-        pixels: what stored values mean.
+        pixels: the meaning of stored values.
         labels: (N,) int64.
         class_to_idx: name of a class -> its label.
     """
@@ -170,7 +170,7 @@ class ImageFiles(EncodedImages):
     Args:
         tree: the files.
         shape: (C, H, W).
-        pixels: what stored values mean.
+        pixels: the meaning of stored values.
     """
 
     def __init__(self, tree: Tree, shape: tuple[int, int, int], pixels: Pixels):

@@ -112,13 +112,13 @@ class Source(abc.ABC):
         return self.read(np.asarray(numbers, dtype=np.int64))[0]
 
 
-def check_finite(examples: Tensor, numbers: np.ndarray, what: str = "example") -> None:
+def check_finite(examples: Tensor, numbers: np.ndarray, name: str = "example") -> None:
     """Refuse values that are not finite.
 
     Args:
         examples: (n, *D).
         numbers: of the examples, (n,).
-        what: they are called.
+        name: of an example, for the error.
     Raises:
         DataError: names the first example and entry.
     """
@@ -126,7 +126,7 @@ def check_finite(examples: Tensor, numbers: np.ndarray, what: str = "example") -
         return
     row, *entry = (~examples.isfinite()).nonzero()[0].tolist()
     raise DataError(
-        f"{what} {int(numbers[row])} (from 0) holds {examples[(row, *entry)].item()} at entry "
+        f"{name} {int(numbers[row])} (from 0) holds {examples[(row, *entry)].item()} at entry "
         f"{tuple(entry)}: continuous data should be finite numbers; remove such examples or fill "
         "them in"
     )
@@ -139,7 +139,7 @@ def checked_labels(
 
     Args:
         count: N.
-        noun: what each of them is of.
+        noun: of the things that have them, for the error.
     Raises:
         DataError: they are not one class each.
     """

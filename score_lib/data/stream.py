@@ -288,7 +288,7 @@ def _known_at_exit(loader: DataLoader) -> Iterator[None]:
 def _ended_at_exit(owner: int) -> list[multiprocessing.Process]:
     """Workers that are killed when the process of this id, which started them, ends.
 
-    Python would send them SIGTERM, which they ignore, and wait for ever.
+    Python would send them SIGTERM, which they ignore, and wait without end.
     """
     workers = []
 

@@ -173,7 +173,7 @@ def _check_type(path: pathlib.Path, dtype: np.dtype, levels: int) -> None:
     elif dtype.kind in "bui":
         raise DataError(
             f"{path} holds {dtype}: whole numbers have no density; set data.levels to the number "
-            "of grey levels, such as 256, or save what are measurements as floats"
+            "of grey levels, such as 256, or save measurements as floats"
         )
     elif dtype.str[1:] not in _CONTINUOUS:
         raise DataError(f"{path} holds {dtype}: save floats of 16, 32 or 64 bits")

@@ -216,7 +216,7 @@ def folder_of_results(
     """The folder of a name inside a run's, which is not that of the run itself, or above it.
 
     Args:
-        option: what gave the name.
+        option: that gave the name.
     Raises:
         ValueError: results would replace the files of the run, such as its config.
     """

@@ -138,7 +138,7 @@ def _check_sigmas(path, stored: torch.Tensor, own: torch.Tensor, hint: str) -> N
 
 
 def check_average(path, loaded: object, ema) -> None:
-    """Refuse what is no state of a moving average; `load_state_dict` compares their number.
+    """Refuse other values than a moving average's state; `load_state_dict` compares their number.
 
     Raises:
         CheckpointError: names the first mismatch.
@@ -154,7 +154,7 @@ def check_average(path, loaded: object, ema) -> None:
 
 
 def check_snapshot(path, averages: object, names: list[str], ema) -> None:
-    """Refuse what are not these averages of the network, each a list of tensors.
+    """Refuse other values than these averages of the network, each a list of tensors.
 
     Raises:
         CheckpointError: names the first mismatch.

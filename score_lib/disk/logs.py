@@ -127,7 +127,7 @@ class MetricsLog:
     Args:
         workdir: folder of the run.
         step: steps made so far; later records are dropped.
-        others: get what TensorBoard gets, such as a `WandbWriter`; closed with the log.
+        others: get the same as TensorBoard, such as a `WandbWriter`; closed with the log.
         due: a value of this step that is yet to come; a record that has it is dropped, too.
     """
 

@@ -57,5 +57,5 @@ class WandbWriter:
         self._run.log({name: self._wandb.Image(pixels)}, step=step)
 
     def close(self) -> None:
-        """Send or keep what is left."""
+        """Send or keep the rest."""
         self._run.finish()

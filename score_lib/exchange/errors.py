@@ -46,7 +46,7 @@ def checked_options(
         stored: the contents of the file.
         known: the default of each, and which values it takes.
         others: names of options that are left to the caller.
-        effect: what an unknown option may change.
+        effect: of unknown options, which may change it.
     Raises:
         ExchangeError: an option is unknown, or of a wrong kind.
     """

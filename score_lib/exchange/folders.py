@@ -1,6 +1,6 @@
 """Folders of Diffusers: a network, and perhaps a scheduler and an index of both.
 
-    model_index.json                          what there is
+    model_index.json                          list of the parts
     unet/config.json                          options of the network
     unet/diffusion_pytorch_model.safetensors  its weights, or .bin
     scheduler/scheduler_config.json
@@ -58,7 +58,7 @@ def open_folder(folder: str | os.PathLike) -> Folder:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ExchangeError: something is missing, or is not what it should be.
+        ExchangeError: something is missing, or is of another kind.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():

@@ -1,7 +1,7 @@
 """The options of Diffusers' UNet2DModel beside those of our U-Nets.
 
 Its blocks are of two families: those named Skip are NCSN++ with its pyramids of images, and plain
-ones are DDPM.  What one side has and the other has not is refused; so are numbers of groups that
+ones are DDPM.  Options that one side alone has are refused; so are numbers of groups that
 differ, which no name and no shape of a weight would tell.
 """
 
@@ -369,11 +369,11 @@ def _head_width(model: UNet) -> int | None:
 # --- Groups ------------------------------------------------------------------------------------
 
 
-def check_groups(what: object, model: UNet, options: Mapping[str, object]) -> None:
+def check_groups(part: object, model: UNet, options: Mapping[str, object]) -> None:
     """Refuse a network in which a normalisation has other groups than theirs has.
 
     Args:
-        what: for messages.
+        part: that has them, for messages.
         options: of theirs, see `checked`.
     Raises:
         ExchangeError: names the first one.
@@ -383,7 +383,7 @@ def check_groups(what: object, model: UNet, options: Mapping[str, object]) -> No
             theirs, ours = _their_groups(leaf, options), leaf.module.num_groups
             if theirs != ours:
                 raise ExchangeError(
-                    f"{what} has {leaf.module.num_channels} channels at {leaf.theirs}, which their "
+                    f"{part} has {leaf.module.num_channels} channels at {leaf.theirs}, which their "
                     f"network normalises in {theirs} groups and the one here in {ours}: the same "
                     "weights would be another function"
                 )

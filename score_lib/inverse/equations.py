@@ -76,10 +76,10 @@ _LARGEST_GAIN = 1000
 
 
 def explained(operator: LinearOperator, y: Tensor, noise_std: float) -> Tensor:
-    """A measurement without what contradicts it: A A^+ y, (B, *M), for y (B, *M).
+    """The part of a measurement that some data explain: A A^+ y, (B, *M), for y (B, *M).
 
-    Samples of which nothing does stay bit for bit, and so do those whose contradiction is not found
-    in the iterations, as of a large and ill-conditioned A.
+    Samples without a contradiction stay bit for bit, and so do those of which it is not found in
+    the iterations, as of a large and ill-conditioned A.
 
     Raises:
         ValueError: as in `check_meaning`.
@@ -135,7 +135,7 @@ def check_meaning(operator: LinearOperator, y: Tensor, x: Tensor, noise_std: flo
     Args:
         y, x: the measurement (B, *M), and A^+ y, (B, *D).
     Raises:
-        ValueError: x is more than a thousand times as large as what A gives y for.
+        ValueError: x is more than a thousand times as large as data of which A gives y.
     """
     if noise_std > 0:
         return

@@ -1,8 +1,8 @@
 """The latent space of the probability-flow ODE.  [S21, section 4.3, appendices D.4 and D.5]
 
 Followed from the data to T, the flow encodes an image as a latent code x_T; followed back, it
-decodes the code.  Codes of data are distributed nearly as the prior, N(0, prior_std^2 I), which is
-what makes it sensible to interpolate and to scale them:
+decodes the code.  Codes of data are distributed nearly as the prior, N(0, prior_std^2 I), so that
+it is sensible to interpolate and to scale them:
 
     encode, decode = get_encoder(sde, scaler), get_decoder(sde, inverse_scaler)
     (first, second), _ = encode(model, images)  # two images

@@ -125,7 +125,7 @@ class DiscreteLevels(NoiseLevels):
         return level
 
 
-# By `training.noise_levels`: what makes them of a process and the smallest time.
+# By `training.noise_levels`: classes that are made of a process and the smallest time.
 _LEVELS = {"": ContinuousLevels, "lognormal": LogNormalLevels, "likelihood": LikelihoodLevels}
 
 

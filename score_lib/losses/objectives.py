@@ -64,7 +64,7 @@ class NoisyLoss(abc.ABC):
         Raises:
             ValueError: the batch holds integers, complex numbers or no sample.
         """
-        check_batch("a batch", batch)
+        check_batch(batch)
         count = batch.shape[0]
         if noise is None:
             row = {"dtype": batch.dtype, "device": batch.device}

@@ -3,8 +3,8 @@
 - `configured`: the feature extractor and the data statistics that a config selects
 - `distances`: FID, KID, Inception Score, precision and recall, from features alone; `jackknife`:
   their standard errors
-- `extractors`: the interface of networks that compute features; `inception`,
-  `pretrained`, `classifiers`, `own`: the networks; `fidelity`: what they take of torch-fidelity;
+- `extractors`: the interface of networks that compute features; `inception`, `pretrained`,
+  `classifiers`, `own`: the networks; `fidelity`: their parts of torch-fidelity;
   `vision_transformer`: that of DINOv2
 - `stats`: features of a set of images as a file, with a record of the network that computed them;
   `moments`, `pixels`: their checks

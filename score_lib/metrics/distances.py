@@ -74,7 +74,7 @@ def frechet_distance(
 
 
 def _gaussian(stats: tuple[Features, Features]) -> tuple[Tensor, Tensor]:
-    """Mean (F,) and covariance (F, F), in float64; what `_factor` cannot see is refused."""
+    """Mean (F,) and covariance (F, F), in float64; faults that `_factor` cannot see are refused."""
     mu, sigma = (_double(value).detach() for value in stats)
     if mu.dim() != 1 or not len(mu) or sigma.shape != (*mu.shape, *mu.shape):
         raise ValueError(

@@ -139,7 +139,7 @@ def matching_distance(between: Tensor) -> Estimate:
 
 
 def _check_distances(distances: Tensor) -> None:
-    """Refuse what is no matrix of distances; the least of numbers and nan would be nan."""
+    """Refuse all but matrices of distances; the least of numbers and nan would be nan."""
     check_floats("distances", distances)
     if distances.dim() != 2 or 0 in distances.shape:
         raise ValueError(f"distances should be a matrix (N, M), not {tuple(distances.shape)}")

@@ -21,7 +21,7 @@ def warn_of_shares(drawn: np.ndarray, data: np.ndarray) -> None:
     count = 1 + max(drawn.max(), data.max())
     ours, theirs = (np.bincount(values, minlength=count) / len(values) for values in (drawn, data))
     apart = np.abs(ours - theirs)
-    # About what M data of as many equal classes have by chance.
+    # About the distance that M data of as many equal classes have by chance.
     chance = 0.4 * math.sqrt(np.count_nonzero(theirs) / len(data))
     if apart.sum() / 2 <= _MOST + chance:
         return

@@ -246,10 +246,10 @@ def data_of(run: Run) -> Data:
         return Data([Finding("data", WRONG, str(error))])
     low, high, most = pixels.min().item(), pixels.max().item(), info.levels - 1
     epochs = options.n_iters * options.batch_size / len(train)
-    what = "sets of points" if run.kind == "points" else run.kind
+    kind = "sets of points" if run.kind == "points" else run.kind
     of = "" if run.continuous else f" of {most}"
     text = (
-        f"{info.name}: {len(train)} {what} to train on, {len(test)} held out, {_classes(info)}; "
+        f"{info.name}: {len(train)} {kind} to train on, {len(test)} held out, {_classes(info)}; "
         f"values {low:.6g} to {high:.6g}{of} in a sample of {len(pixels)}; {epochs:.3g} epochs"
     )
     dark = high < most / 2 and not run.continuous

@@ -167,16 +167,16 @@ def psnr(name: str, results: Tensor, images: Tensor) -> dict[str, float]:
     return found
 
 
-def closeness(run: Run, what: str, results: Tensor, images: Tensor) -> dict[str, float]:
+def closeness(run: Run, suffix: str, results: Tensor, images: Tensor) -> dict[str, float]:
     """`psnr` of images in [0, 1]; of continuous data "rmse", the root of the mean square error, in
     the data's units, with its standard error over examples.
 
     Args:
-        what: is added to the name of the figure.
+        suffix: of the figure's name; "": none.
     """
     if not run.continuous:
-        return psnr("_".join(filter(None, ("psnr", what))), results, images)
-    name = "_".join(filter(None, ("rmse", what)))
+        return psnr("_".join(filter(None, ("psnr", suffix))), results, images)
+    name = "_".join(filter(None, ("rmse", suffix)))
     errors = (results - images[:, None]).square().flatten(1).mean(1).double()
     found = {name: errors.mean().sqrt().item()}
     if len(errors) > 1:

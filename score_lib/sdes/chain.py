@@ -21,7 +21,7 @@ class Chain:
         device: of the tables.
         kept: numbers of the levels that the chain has, rising, (N,), int64; None: all.
     Attributes:
-        labels: what the network is told at each step, (N,), int64.
+        labels: that the network is told at each step, (N,), int64.
         m, s: of x_i given x_0.
         m_before, s_before: of x_{i-1}.
         weight, weight_x: factors of x_0 and x_i in the mean of q(x_{i-1} | x_i, x_0).
@@ -99,7 +99,7 @@ def checked_levels(sde: SDE) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Levels(SDE):
-    """A process as it is at the levels of a chain: what constraints on samples ask a process for.
+    """A process as it is at the levels of a chain, as constraints on samples ask for it.
 
     The time of level i is that at which a network is told its label; any time means the nearest of
     them.  T and `sampling_eps` are the last and the first of them.
