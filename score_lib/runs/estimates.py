@@ -99,7 +99,7 @@ def _measurement(run: Run, trial: Trial) -> float:
 
 def _evaluation(run: Run, trial: Trial, draw: float, sizes: Mapping) -> dict[str, float]:
     options = run.config.eval
-    test, few = sizes.get("test", 0), sizes.get(options.dataset or options.bpd_dataset, 0)
+    test, few = sizes.get("test", 0), sizes.get(run.bpd_part, 0)
     few = min(few, options.bpd_num_images or few)
     levels = options.vlb_num_times or run.sde.N
     found = {

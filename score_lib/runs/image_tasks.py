@@ -34,7 +34,7 @@ from score_lib.runs.tasks import (
     register_task,
 )
 from score_lib.runs.trained import weights_record
-from score_lib.samplers.configured import follows_flow, get_sampling_fn
+from score_lib.samplers.configured import follows_flow
 from score_lib.samplers.loop import Constraint, Noise
 from score_lib.sdes.process import SDE
 
@@ -354,13 +354,12 @@ def _start_time(run: Run) -> float:
         ValueError: it cannot.
     """
     start_time, sde = run.config.control.start_time, run.sde
-    eps, shape = sde.sampling_eps, (1, *run.shape)
     try:
         sde.check_times(0.0, start_time)  # a chain would start at T
-        get_sampling_fn(run.config, sde, shape, run.inverse_scaler, eps, start_time=start_time)
+        run.sampler(1, start_time=start_time)
     except ValueError as error:
         raise ValueError(
-            f"control.start_time = {start_time:g}: choose a time from {eps:g}, where sampling "
-            f"stops, to T = {sde.T:g} ({error})"
+            f"control.start_time = {start_time:g}: choose a time from {sde.sampling_eps:g}, where "
+            f"sampling stops, to T = {sde.T:g} ({error})"
         ) from error
     return start_time

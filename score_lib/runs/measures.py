@@ -186,11 +186,10 @@ def _rounds(
     Raises:
         FloatingPointError: the likelihoods of some examples are not finite.
     """
-    run, options, unit = job.run, job.run.config.eval, job.run.unit
-    split = options.dataset or options.bpd_dataset
+    run, unit, split = job.run, job.run.unit, job.run.bpd_part
     job.check_data(split)
     seeds = [derive_seed(run.config.seed, kind, repeat) for repeat in range(passes)]
-    data = [HeldOut(run, split, False, seed, options.bpd_num_images) for seed in seeds]
+    data = [HeldOut(run, split, False, seed, run.config.eval.bpd_num_images) for seed in seeds]
     batches, workdir = len(data[0]), job.workdir or ""
     dequantize = dequantize and not run.continuous
     spread = get_dequantization(run, data[0].levels, workdir) if dequantize else None

@@ -35,7 +35,7 @@ from score_lib.runs.heldout import HeldOut
 from score_lib.runs.setup import Run, in_batches
 from score_lib.runs.start import BEST
 from score_lib.runs.statistics import comparable_extractor, data_statistics
-from score_lib.samplers.configured import OF_ONE_METHOD, get_sampling_fn, sampler_text
+from score_lib.samplers.configured import OF_ONE_METHOD, sampler_text
 
 # Of the fast sampler, which evaluates the network once more to denoise the last step.
 _STEPS = 20
@@ -323,8 +323,7 @@ def evaluations_of(run: Run) -> int | None:
     """
     if run.config.sampling.method in ("ode", "adaptive"):
         return None
-    eps, shape = run.sde.sampling_eps, (1, *run.shape)
-    sampler = get_sampling_fn(run.config, run.sde, shape, run.inverse_scaler, eps)
+    sampler = run.sampler(1)
     network, seen = Zeros().to(run.device), []
     network.register_forward_hook(lambda module, given, output: seen.append(len(given[0])))
     condition = run.conditions.of_samples(range(1), {})

@@ -51,10 +51,9 @@ def check_likelihood(
         FileNotFoundError: there is no such dequantizer.
         ValueError: the data, the process or the dequantizer does not fit.
     """
-    run, options = job.run, job.run.config.eval
-    split = options.dataset or options.bpd_dataset
-    job.check_data(split)
-    data = HeldOut(run, split, False, count=options.bpd_num_images)
+    run = job.run
+    job.check_data(run.bpd_part)
+    data = HeldOut(run, run.bpd_part, False, count=run.config.eval.bpd_num_images)
     data.tell_order()
     build(run, data.levels)
     if dequantize and not run.continuous:

@@ -129,6 +129,11 @@ class Run:
             "parametrization": parametrization_of(self.config),
         }
 
+    @property
+    def bpd_part(self) -> str:
+        """The part of the data whose likelihoods are measured: "train" or "test"."""
+        return self.config.eval.dataset or self.config.eval.bpd_dataset
+
     @functools.cached_property
     def unit(self) -> BitsPerDim | Nats:
         """The unit of log-likelihoods."""
@@ -265,6 +270,16 @@ class Run:
         options = self.config.sampling
         return accelerated(self.state["model"], options.precision, options.compile)
 
+    def sampler(self, count: int, *, short: bool = False, **options) -> Callable:
+        """The configured sampler of so many samples, see `get_sampling_fn`.
+
+        Args:
+            short: its last two steps alone, see `get_short_sampling_fn`.
+        """
+        build = get_short_sampling_fn if short else get_sampling_fn
+        shape, eps = (count, *self.shape), self.sde.sampling_eps
+        return build(self.config, self.sde, shape, self.inverse_scaler, eps, **options)
+
     def draw(self, indices: range, seed: int | None = None, **options) -> Tensor:
         """The samples of `draw_counted`."""
         return self.draw_counted(indices, seed, **options)[0]
@@ -296,8 +311,7 @@ class Run:
                 "the config and the checkpoint of a score network"
             )
         seed = self.config.seed if seed is None else seed
-        shape, eps = (len(indices), *self.shape), self.sde.sampling_eps
-        sampler = get_sampling_fn(self.config, self.sde, shape, self.inverse_scaler, eps, **options)
+        sampler = self.sampler(len(indices), **options)
         noise = SampleNoise(seed, indices, self.device)
         if condition is None:
             condition = self.conditions.of_samples(indices, self.state["class_to_idx"])
@@ -352,6 +366,5 @@ def _dry_run(run: Run) -> None:
     ema = ExponentialMovingAverage(network.parameters(), decay=0.0)
     images, labels, condition = run.arguments(run.zeros(1))
     eval_step({"model": network, "ema": ema}, images, labels, condition)
-    eps = run.sde.sampling_eps
-    sampler = get_short_sampling_fn(run.config, run.sde, images.shape, run.inverse_scaler, eps)
+    sampler = run.sampler(1, short=True)
     sampler(run.conditioned(network, condition), noise=torch.zeros_like)

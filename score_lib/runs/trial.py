@@ -25,7 +25,6 @@ from score_lib.disk.checkpoints import contents_of, write_contents
 from score_lib.likelihood import value_and_divergence
 from score_lib.runs.samples import save_samples
 from score_lib.runs.setup import Run
-from score_lib.samplers.configured import get_short_sampling_fn
 from score_lib.scores import get_data_score_fn
 
 # Seconds that the largest trial may take: four times a step of the batch that is tried.
@@ -166,8 +165,7 @@ def _sampling(run: Run, count: int) -> float:
     if run.objective != "score":
         return 0.0
     count = min(count, run.config.sampling.num_samples)
-    shape, eps = (count, *run.shape), run.sde.sampling_eps
-    sampler = get_short_sampling_fn(run.config, run.sde, shape, run.inverse_scaler, eps)
+    sampler = run.sampler(count, short=True)
     noise = SampleNoise(run.config.seed, range(count), run.device)
     condition = run.arguments(run.zeros(count))[2]
 
