@@ -15,6 +15,7 @@ from score_lib.disk.files import folder_of_results, make_way, open_folder, set_a
 from score_lib.disk.logs import messages_to
 from score_lib.disk.pictures import is_picture, save_grid
 from score_lib.disk.reports import REPORTS, write_report
+from score_lib.option_kinds import tasks
 from score_lib.options import complete
 from score_lib.runs import image_tasks, latent_tasks  # noqa: F401  (they register)
 from score_lib.runs.averages import one_average
@@ -23,9 +24,7 @@ from score_lib.runs.setup import Run
 from score_lib.runs.tasks import get_task
 from score_lib.runs.trained import restored, weights_record
 
-_RESTORING = ("inpaint", "colorize", "restore")
-_TASKS = (*_RESTORING, "class", "edit", "reconstruct", "interpolate", "temperature")
-_TASKS += ("compare_codes",)
+_TASKS, _RESTORING = {*tasks.names}, ("inpaint", "colorize", "restore")
 _OF_MEASUREMENTS = ("mask", "operator", "noise_std", "box", "keep", "factor", "blur_std")
 _OF_MEASUREMENTS += ("num_measurements", "operator_seed")
 _OF_METHODS = ("strength", "data_std", "iterations")
@@ -38,8 +37,8 @@ _READ_BY = {
     "num_interpolations": ("interpolate",),
     "temperatures": ("temperature",),
     "other": ("compare_codes",),
-    "path": {*_TASKS} - {"class", "temperature"},
-    "labels": {*_TASKS} - {"temperature"},
+    "path": _TASKS - {"class", "temperature"},
+    "labels": _TASKS - {"temperature"},
 }
 
 
@@ -85,12 +84,12 @@ def _refuse_unread(options: ConfigDict) -> None:
         ValueError: such an option has another value than its default.
     """
     defaults, task = complete({}).control, options.task
-    for name, tasks in _READ_BY.items():
-        if options[name] != defaults[name] and task in {*_TASKS} - {*tasks}:
+    for name, readers in _READ_BY.items():
+        if options[name] != defaults[name] and task in _TASKS - {*readers}:
             raise ValueError(
                 f"control.{name} = {options[name]!r} counts for nothing in control.task = "
                 f"{task!r}: leave it at {defaults[name]!r}, or choose a task from "
-                f"{', '.join(sorted(tasks))}"
+                f"{', '.join(sorted(readers))}"
             )
 
 
