@@ -10,9 +10,7 @@ the process that started it, after a look at every name and label.
 import argparse
 import io
 import multiprocessing
-import os
 import pathlib
-import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,10 +22,12 @@ import torch
 from benchmarks.measure import show
 from configs.data import images_defaults
 from datasets import get_streams
+from score_lib.base.memory import peak_memory
 from score_lib.base.mistakes import brief_mistakes
 from score_lib.data.index import known_listing
 from score_lib.data.listing import INDEX
 
+CPU = torch.device("cpu")
 SIDE = 32
 MB = 1e6
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         records = [{"start": name, **_fresh(folder)} for name in ("first", "second", "third")]
         index = pathlib.Path(folder, INDEX)
         size = index.stat().st_size / MB if index.exists() else 0
-    show(f"{given.files} images", torch.device("cpu"), records, index_file_mb=round(size, 2))
+    show(f"{given.files} images", CPU, records, index_file_mb=round(size, 2))
 
 
 def make_files(folder: str, files: int, classes: int) -> None:
@@ -71,9 +71,9 @@ def start(folder: str) -> dict[str, float]:
 
     config = images_defaults(SIDE)
     config.data.path = folder
-    before, began = _peak(), time.perf_counter()
+    before, began = peak_memory(CPU), time.perf_counter()
     source = get_streams(config)[2].sources["train"]
-    row = {"s": time.perf_counter() - began, "peak MB": _peak() - before}
+    row = {"s": time.perf_counter() - began, "peak MB": (peak_memory(CPU) - before) / MB}
     listing = known_listing(pathlib.Path(folder))
     row["listing MB"] = (listing.states.nbytes + sum(names.nbytes for names in listing[:3])) / MB
     row["worker MB"] = _in_a_worker(source)
@@ -106,11 +106,6 @@ def _private() -> float:
     except OSError:
         return float(np.nan)
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / MB
-
-
-def _peak() -> float:
-    unit = 1 if os.uname().sysname == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
 
 
 if __name__ == "__main__":

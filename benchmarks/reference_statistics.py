@@ -20,9 +20,11 @@ import torch
 
 from benchmarks.measure import seconds, show
 from evaluation import load_statistics
+from score_lib.base.memory import peak_memory
 from score_lib.base.mistakes import brief_mistakes
 from score_lib.disk.arrays import array_sizes
 
+CPU = torch.device("cpu")
 SIDE, WIDTH, SPATIAL = 256, 2048, 2023
 MB = 1e6
 
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             row = pool.submit(read, str(path)).result()
         unpacked = sum(array_sizes(path).values()) / MB
-    show("A reference batch", torch.device("cpu"), [{"unpacked MB": unpacked, **row}])
+    show("A reference batch", CPU, [{"unpacked MB": unpacked, **row}])
 
 
 def make_file(path: pathlib.Path, images: int) -> None:
@@ -62,18 +64,10 @@ def make_file(path: pathlib.Path, images: int) -> None:
 
 def read(path: str) -> dict[str, float]:
     """Seconds and peak memory of reading the statistics, in this process."""
-    before = _peak()
-    taken = seconds(lambda: load_statistics(path), torch.device("cpu"))
-    return {"s": taken, "imports MB": before, "peak MB": _peak(), "grown MB": _peak() - before}
-
-
-def _peak() -> float:
-    """Most memory in MB that this process has taken; not a number except on Linux."""
-    try:
-        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return float(np.nan)
-    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / MB
+    before = peak_memory(CPU) / MB
+    taken = seconds(lambda: load_statistics(path), CPU)
+    peak = peak_memory(CPU) / MB
+    return {"s": taken, "imports MB": before, "peak MB": peak, "grown MB": peak - before}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ samples are drawn beside held-out digits, and noise is given to the same measure
 it resumes.
 """
 
-import argparse
 import logging
 import pathlib
 import time
@@ -19,12 +18,10 @@ import run_lib
 from configs.vp.digits import get_config
 from datasets import get_streams
 from evaluation import Statistics, get_extractor, load_dataset_stats, metrics
-from score_lib.base.memory import keep_freed_memory
+from examples.common import workdir_of
 from score_lib.base.mistakes import brief_mistakes
 from score_lib.base.tensors import SampleNoise
-from score_lib.base.threads import settle_threads
 from score_lib.disk.arrays import load_arrays
-from score_lib.disk.logs import log_to_console
 from score_lib.disk.pictures import save_grid
 from score_lib.disk.reports import markdown_table, mean_and_error
 from score_lib.runs.heldout import DataBytes
@@ -37,12 +34,7 @@ _BITS = "bits/dim"
 
 def main() -> None:
     """Train and evaluate, then print and draw the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", default="runs/demo", help="folder of the run")
-    workdir = pathlib.Path(parser.parse_args().workdir)
-    log_to_console()
-    keep_freed_memory()
-    settle_threads()
+    workdir = workdir_of(__doc__.splitlines()[0], "runs/demo")
     start = time.perf_counter()
     config = get_config()
     config.training.snapshot_sampling = False  # the evaluation draws samples
