@@ -15,6 +15,7 @@ only trains, once with kills and once without, and says whether the same comes o
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -41,6 +42,7 @@ from score_lib.disk.reports import markdown_table, mean_and_error
 from score_lib.metrics.extractors import Extractor
 from score_lib.metrics.jackknife import sampling_errors
 from score_lib.runs.heldout import DataBytes
+from score_lib.runs.setup import setup
 from score_lib.runs.start import META
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -179,9 +181,12 @@ def compare(run: Experiment) -> list[dict]:
     found = json.loads((folder / "report.json").read_text())[-1]
     extractor, real = get_extractor(config), load_dataset_stats(config, run.workdir)
     parts = sorted((folder / f"ckpt_{found['checkpoint']}").glob("statistics_*.npz"))
-    # They may be of the classes in turn.
-    samples = statistics_of(extractor, map(load_arrays, parts)).shuffled()
     source = get_streams(config, evaluation=True)[2].sources["test"]
+    # They may be of the classes in turn.
+    samples = statistics_of(extractor, map(load_arrays, parts))
+    conditions, count = setup(config).conditions, samples.count
+    labels = conditions.classes_of_samples(range(count), source.class_to_idx)
+    samples = dataclasses.replace(samples, labels=labels).shuffled()
     test_set = statistics_of(extractor, map(extractor, DataBytes(config, source)))
     of_test = metrics(real, test_set, extractor.device)
     of_classes = {key: found[key] for key in found if key.startswith("recognised")}

@@ -123,6 +123,22 @@ def test_the_table_has_figures_of_the_report_and_errors_of_the_images(tmp_path):
     assert model == {"images": "model", "bpd": 2.0, "bpd_standard_error": 0.1}
 
 
+def test_errors_of_the_table_know_the_classes_of_samples(tmp_path, monkeypatch):
+    """Other samples would be of the same classes."""
+    run, seen = fashion_mnist.Experiment("vp/digits_conditional", tmp_path, []), []
+    number = torch.arange(25.0)[:, None]
+    part = {"pool_3": number.expand(-1, 64).numpy(), "logits": number.expand(-1, 10).numpy()}
+    save_arrays(tmp_path / "eval" / "ckpt_1" / "statistics_0.npz", **part)
+    names = "checkpoint", "fid", "inception_score", "kid", "kid_standard_error"
+    found = dict.fromkeys((*names, "precision", "recall"), 1)
+    (tmp_path / "eval" / "report.json").write_text(json.dumps([found]))
+    monkeypatch.setattr(fashion_mnist, "sampling_errors", lambda _, of: seen.append(of) or {})
+    monkeypatch.setattr(fashion_mnist, "metrics", lambda *_: found)
+    fashion_mnist.compare(run)
+    samples, _ = seen
+    assert (samples.labels == samples.pool_3[:, 0] % 10).all() and samples.count == 25
+
+
 @pytest.mark.slow
 def test_the_project_s_weights_draw_the_clothing_that_is_asked_for():
     weights = fashion_mnist.ROOT / "assets" / "weights" / "fashion_mnist_conditional.safetensors"
