@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_runs import SMALL, command, logged, run, run_forked, small_config
 from torch.nn import GroupNorm
 
@@ -16,6 +17,7 @@ import run_lib
 from models.conditioning import UNCONDITIONAL
 from models.ema import ExponentialMovingAverage
 from sampling import get_sampling_fn
+from score_lib.data.sources import DataError
 from score_lib.disk.checkpoints import read_checkpoint
 
 
@@ -106,6 +108,29 @@ def test_stop_and_resume_equals_no_stop(stop, undisturbed, tmp_path, monkeypatch
     monkeypatch.undo()
     run_lib.train(small_config(), tmp_path)
     assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_an_image_that_cannot_be_read_costs_no_step(tmp_path, monkeypatch):
+    """Once it is mended, training ends as if nothing had been wrong."""
+    monkeypatch.setattr("score_lib.runs.examples._READ", 2)  # at the start, of many
+    images = tmp_path / "images"
+    images.mkdir()
+    for k, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)):
+        Image.fromarray(pixels).save(images / f"{k:02}.png")
+    data = {"data__dataset": "IMAGES", "data__path": str(images), "data__levels": 256}
+    few = {"n_iters": 6, "snapshot_freq": 3, "batch_size": 4, "snapshot_sampling": False}
+    config = small_config(**{f"training__{key}": value for key, value in few.items()}, **data)
+    config.training.snapshot_freq_for_preemption = 1000
+    run_lib.train(config, tmp_path / "whole")
+    good = (images / "04.png").read_bytes()
+    (images / "04.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"04\.png in .* is not a readable image"):
+        run_lib.train(config, tmp_path / "run")
+    assert read_checkpoint(tmp_path / "run/checkpoints-meta/checkpoint.pth")["step"] == 3
+    (images / "04.png").write_bytes(good)
+    run_lib.train(config, tmp_path / "run")
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from score_lib.base.preemption import Preempted, StopSignals
 from score_lib.base.profiles import profile_name
 from score_lib.base.tensors import derive_seed
 from score_lib.data.loading import check_levels, get_streams
-from score_lib.data.sources import Source
+from score_lib.data.sources import DataError, Source
 from score_lib.data.standardization import fit
 from score_lib.data.stream import ImageStream
 from score_lib.disk import snapshots
@@ -224,6 +224,7 @@ class Training:
         evaluations = self.state["step"] // self.options.eval_freq
         eval_ds.seek(evaluations * self.options.batch_size)
         self.train_batches, self.eval_batches = iter(train_ds), iter(eval_ds)
+        self.begun = self.state["step"]
         self.guard, self.rate = LossGuard(), Rate(self.options.batch_size)
         self.stop_asked = distributed.AnyProcess()
 
@@ -277,11 +278,25 @@ class Training:
         at_once = options.n_jitted_steps - state["step"] % options.n_jitted_steps
         for _ in range(min(at_once, options.n_iters - state["step"])):
             torch.manual_seed(derive_seed(self.run.config.seed, "train", state["step"]))
-            batch = next(self.train_batches)
+            batch = self._next_batch()
             loss = self.train_step(state, *self.run.arguments(batch))
             state["position"] += options.batch_size
             self.guard.watch(loss + self.train_step.grad_norm, state["step"])
         return loss
+
+    def _next_batch(self) -> dict[str, Tensor]:
+        """A batch for training; where the data cannot be read, the steps made so far are saved.
+
+        Raises:
+            DataError: an example cannot be read.
+        """
+        try:
+            return next(self.train_batches)
+        except DataError:
+            if self.state["step"] > self.begun:
+                self._save_meta()
+                self.writer.wait()
+            raise
 
     def _after_step(self, loss: Tensor, last: bool) -> None:
         state, options = self.state, self.options
