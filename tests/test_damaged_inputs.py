@@ -257,16 +257,32 @@ def test_steps_go_on_as_this_program_and_machine_compute_them(tmp_path):
     contents = bad_checkpoints.contents()
     group = contents["optimizer"]["param_groups"][0]
     group |= {"lr": torch.tensor(0.5), "capturable": True, "fused": None, "foreach": True}
+    group |= {"maximize": True, "decoupled_weight_decay": True}  # as of AdamW
     torch.save(contents, tmp_path / "c.pth")
     state = bad_checkpoints.state(1)
     parameters = list(state["model"].parameters())
     state["optimizer"] = torch.optim.Adam(parameters, lr=0.1, fused=True)
     (group,) = restore_checkpoint(tmp_path / "c.pth", state, "cpu")["optimizer"].param_groups
     assert (group["fused"], group["foreach"], group["capturable"]) == (True, None, False)
+    assert not (group["maximize"] or group["decoupled_weight_decay"])
     assert group["lr"] == 0.5 and type(group["lr"]) is float
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     state["optimizer"].step()
+
+
+@pytest.mark.parametrize("kind", ("SGD", "Adamax", "RMSprop"))
+def test_the_state_of_another_optimiser_is_refused(tmp_path, kind):
+    """Its settings or what it keeps of a parameter would be missing at the next step."""
+    contents = bad_checkpoints.contents()
+    parameters = list(bad_checkpoints.state()["model"].parameters())
+    other = getattr(torch.optim, kind)(parameters, lr=0.1)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    other.step()
+    torch.save({**contents, "optimizer": other.state_dict()}, tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match=r"another optimiser than Adam, .* by model\.weights"):
+        restore_checkpoint(tmp_path / "c.pth", bad_checkpoints.state(1), "cpu")
 
 
 def test_a_checkpoint_before_the_first_step_loads(tmp_path):

@@ -50,8 +50,9 @@ _UNREADABLE = (
 
 # Values in the metadata of our safetensors files: as they are, and as JSON.
 _TEXTS, _AS_JSON = ("config", "average"), ("step", "class_to_idx", "standardization")
-# Settings of an optimiser that change no more than rounding.
-_HOW_STEPS_ARE_COMPUTED = ("foreach", "fused", "capturable", "differentiable")
+# Switches of an optimiser that are the program's own; of the last two there is one value here.
+_OF_THE_PROGRAM = ("foreach", "fused", "capturable", "differentiable")
+_OF_THE_PROGRAM += ("maximize", "decoupled_weight_decay")
 # Values of a state that a file replaces.
 _PLAIN = (int, float, str, bytes, list, tuple, dict, type(None), np.generic, torch.Tensor)
 
@@ -411,11 +412,11 @@ def _one_thread() -> Iterator[None]:
 def _owned_optimizer(stored: dict, live: torch.optim.Optimizer) -> dict:
     """An optimiser's state dict to take over: settings as Python numbers, tensors in memory.
 
-    How steps are computed stays as it is: the machine or the program may be another one.
+    The program's own switches stay: the file may be of another machine or another program.
     """
     groups = [
         {key: _as_number(value) for key, value in group.items()}
-        | {key: own[key] for key in _HOW_STEPS_ARE_COMPUTED if key in own}
+        | {key: own[key] for key in _OF_THE_PROGRAM if key in own}
         for group, own in zip(stored["param_groups"], live.param_groups, strict=True)
     ]
     state = {

@@ -10,6 +10,9 @@ from torch import nn
 from score_lib.base.distributed import unwrapped
 from score_lib.disk.files import printable
 
+# The state that Adam keeps of a parameter.
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+
 
 class CheckpointError(ValueError):
     """A file is not a checkpoint, or not one of this network; the message is one sentence."""
@@ -201,11 +204,26 @@ def _check_optimizer(path, stored: object, optimizer: torch.optim.Optimizer) -> 
                 raise CheckpointError(
                     f"{path} holds an optimiser with {name} = {printable(repr(group[name]), 60)}"
                 )
+    _check_kind(path, groups, stored.get("state"), optimizer)
     numbers = [number for group in groups for number in group["params"]]
     if set(map(type, numbers)) - {int} or len(set(numbers)) != len(numbers):
         raise CheckpointError(f"{path} holds an optimiser that does not number its parameters")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     _check_moments(path, stored.get("state"), dict(zip(numbers, parameters, strict=True)))
+
+
+def _check_kind(path, groups: list[dict], state: object, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse what is of another kind of optimiser: it would fail at its next step."""
+    defaults = optimizer.defaults.items()
+    needed = {name for name, value in defaults if isinstance(value, float | tuple)}
+    kept = state.values() if isinstance(state, dict) else ()
+    moments = _MOMENTS if isinstance(optimizer, torch.optim.Adam) else set()
+    other_state = any(isinstance(k, dict) and k and moments - k.keys() for k in kept)
+    if other_state or any(needed - group.keys() for group in groups):
+        raise CheckpointError(
+            f"{path} holds the state of another optimiser than {type(optimizer).__name__}, so that "
+            "training cannot resume from it: start from its weights, by model.weights"
+        )
 
 
 def _check_moments(path, state: object, parameters: dict[int, torch.Tensor]) -> None:
