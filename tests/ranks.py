@@ -75,13 +75,13 @@ DEFAULTS = {
     "n_steps_each": 1,
     "probability_flow": False,
     "noise_removal": True,
-    "adaptive_rtol": 0.5,
 }
 
 
 def configured(sde, shape, settings, **options):
     """The sampler of options of the section `sampling`, in the network's range."""
-    config = {"sampling": DEFAULTS | settings, "training": {"continuous": True}}
+    quick = {"adaptive_rtol": 0.5} if settings.get("method") == "adaptive" else {}
+    config = {"sampling": DEFAULTS | quick | settings, "training": {"continuous": True}}
     options = {"eps": sde.sampling_eps, **options}
     return get_sampling_fn(complete(ConfigDict(config)), sde, shape, lambda x: x, **options)
 
