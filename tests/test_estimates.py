@@ -152,9 +152,9 @@ def test_steps_of_a_part_of_the_batch_take_longer_in_proportion(monkeypatch):
 def test_times_of_a_trial_are_for_a_datum(monkeypatch):
     """Of calls that take 6 s: of two data, of a sampler's five evaluations, of three readers."""
     monkeypatch.setattr(trial, "_median", lambda work, budget: (work(), (6.0, 3))[1])
-    monkeypatch.setattr(trial, "get_short_sampling_fn", lambda *_: lambda model, noise: (None, 5))
     monkeypatch.setattr(trial, "cores", lambda: 3)
     run = run_lib.setup(small_config(eval__enable_bpd=True))
+    monkeypatch.setattr(run, "sampler", lambda count, short: lambda model, noise: (None, 5))
     stream = ImageStream(MemorySource(torch.zeros(8, 1, 8, 8)), 2, num_workers=4)
     assert trial._forward(run, 2) == 6 / 2
     assert trial._sampling(run, 2) == 6 / 5 / 2

@@ -184,7 +184,7 @@ class Shown(torch.nn.Module):
         self.sde, self.takes = sde, Takes(image=channels)
 
     def forward(self, x, labels, *, image):
-        self.takes.check({"image": image}, x)
+        self.takes.checked({"image": image}, x)
         return GaussianDataOracle(self.sde, image.flatten(1), FEW_COVARIANCE)(x, labels)
 
 
