@@ -38,13 +38,12 @@ def get_model_fn(model: Callable, train: bool = False) -> Callable[[Tensor, Tens
         if isinstance(model, nn.Module) and not _is_in_mode(model, train):
             model.train(train)
         dtype = dtype_of(model)
-        if dtype in (None, x.dtype) or x.dtype not in _DTYPES:
-            output = model(x, labels)
-        else:
-            labels = labels.to(dtype) if labels.is_floating_point() else labels
-            output = model(x.to(dtype), labels).to(x.dtype)
+        known = dtype is not None and x.dtype in _DTYPES
+        if known and labels.is_floating_point():
+            labels = labels.to(dtype)
+        output = model(x.to(dtype) if known else x, labels)
         check_real("the network's output", output)
-        return output
+        return output.to(x.dtype) if known else output
 
     return model_fn
 

@@ -246,10 +246,10 @@ def test_a_default_dtype_of_half_precision_changes_no_value(name):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("data", (torch.float32, torch.float64))
-@pytest.mark.parametrize("weights", (torch.float32, torch.float64))
+@pytest.mark.parametrize("data", (torch.float64, torch.float32))
+@pytest.mark.parametrize("weights", (torch.float64, torch.float32))
 def test_networks_are_called_in_their_own_dtype(weights, data):
-    """A layer that, like most, refuses other dtypes than its own."""
+    """A layer that, like most, refuses other dtypes than its own; labels pass through it, too."""
     layer = torch.nn.Linear(3, 3).to(weights)
     x = torch.randn(5, 3, dtype=data)
     bpd, _, _ = likelihood.get_likelihood_fn(VPSDE(), lambda x: x)(lambda_net(layer), x)
@@ -265,7 +265,7 @@ def lambda_net(layer):
             self.layer = layer
 
         def forward(self, x, labels):
-            return self.layer(x) * (labels[:, None] / 999)
+            return self.layer(x) * self.layer(labels[:, None].expand_as(x) / 999)
 
     return Net()
 
