@@ -87,8 +87,6 @@ class Dequantizer(nn.Module):
         num_bins: of each spline.
     """
 
-    has_idle_parameters = False  # see `models.network.Network`
-
     def __init__(
         self, shape: tuple[int, ...], *, nf: int = 32, num_layers: int = 4, num_bins: int = 8
     ):

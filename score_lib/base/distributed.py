@@ -244,15 +244,36 @@ def replicated(model: nn.Module) -> nn.Module:
     # Buffers are tables, alike everywhere.  PyTorch 2.13 has renamed the option.
     names = inspect.signature(parallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    # Looking for parameters without a gradient costs a walk through each step's graph.  A network
-    # that tells nothing may have some.
-    idle = getattr(unwrapped(model), "has_idle_parameters", True)
+    # Looking for parameters without a gradient costs a walk through each step's graph.
+    idle = _tells_idle_parameters(model)
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else None
     # Where a side is 1, as the channels of grey images, several strides mean the same.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     options = {"gradient_as_bucket_view": True, "find_unused_parameters": idle, sync: False}
     return parallel(model, device_ids=devices, **options)
+
+
+def _tells_idle_parameters(model: nn.Module) -> bool:
+    return any(getattr(module, "has_idle_parameters", False) for module in model.modules())
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Refuse a network, after its first backward pass, of which some parameters have no gradient
+    and no attribute tells it: several processes would wait for those.
+
+    Raises:
+        ValueError: names them.
+    """
+    if world() == 1 or is_shared(model) or _tells_idle_parameters(model):
+        return
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    if idle := [name for name, p in trained if p.grad is None]:
+        raise ValueError(
+            f"the loss does not depend on {len(idle)} parameters of the network, the first is "
+            f"{idle[0]!r}, and several processes would wait for their gradients: set "
+            "has_idle_parameters = True in the network's class, or remove them"
+        )
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from models.conditioning import UNCONDITIONAL, Condition, for_batch
 from models.ema import averaged
-from score_lib.base.distributed import average, draw_apart, is_shared, replicated, world
+from score_lib.base.distributed import (
+    average,
+    check_gradients,
+    draw_apart,
+    is_shared,
+    replicated,
+    world,
+)
 from score_lib.losses.objectives import Draws, get_loss_fn
 from score_lib.sdes.process import SDE
 
@@ -83,7 +90,7 @@ def get_step_fn(
         the gradient's norm in `step_fn.grad_norm`.
     Raises:
         ValueError: as in `get_loss_fn`, or there is no `optimize_fn` to train with; in a step: as
-            in `check_parts`.
+            in `check_parts` and `check_gradients`.
     """
     loss_fn = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting, **options)
     if train and optimize_fn is None:
@@ -117,11 +124,13 @@ class _TrainStep:
         condition: Condition | None = None,
     ) -> Tensor:
         model, optimizer = state["model"], state["optimizer"]
-        if self._model is not model:
+        if first := self._model is not model:
             check_parts(model, self.accumulation)
             self._model, self._network = model, self.prepare(model)
         optimizer.zero_grad()
         loss = self._backward(batch, labels, for_batch(condition or UNCONDITIONAL, batch))
+        if first:
+            check_gradients(model)
         self.grad_norm = self.optimize_fn(optimizer, model.parameters(), step=state["step"])
         state["step"] += 1
         state["ema"].update(model.parameters())
