@@ -40,9 +40,9 @@ def check_parts(model: nn.Module, accumulation: int) -> None:
         if layer.training and _sees_others(layer, accumulation):
             raise ValueError(
                 f"the network's {type(layer).__name__} {name!r} keeps statistics of a batch, which "
-                f"is computed in parts, by training.grad_accumulation = {accumulation} and "
-                f"{world()} processes: take a layer such as GroupNorm, or train in one process "
-                "with training.grad_accumulation = 1 (SyncBatchNorm takes several GPUs)"
+                f"is computed in parts (processes: {world()}, training.grad_accumulation = "
+                f"{accumulation}): take a layer such as GroupNorm, or train in one process with "
+                "training.grad_accumulation = 1; SyncBatchNorm takes several GPUs"
             )
 
 
