@@ -225,6 +225,23 @@ def test_own_predictor_and_evaluations_really_made():
     assert torch.equal(x, torch.full((2, 4), 0.125)) and evaluations == 3
 
 
+@pytest.mark.parametrize("predictor", ("euler_maruyama", "reverse_diffusion"))
+@pytest.mark.parametrize("steps", (0, 40))
+def test_a_sampler_follows_the_number_of_steps_of_its_process(predictor, steps):
+    """Published code sets `sde.N` also after it has made the sampler: the times were the old ones,
+    and the steps as long as the new ones."""
+    settings = (4, 2), sampling.get_predictor(predictor), None, lambda x: x, 0.1
+    sde, expected = (VPSDE(beta_max=5, N=N) for N in (40, 20))
+    results = []
+    for process, given in ((sde, steps), (expected, 0)):
+        sample = sampling.get_pc_sampler(process, *settings, continuous=True, steps=given)
+        process.N = 20
+        torch.manual_seed(0)
+        results.append(sample(GaussianOracle(expected)))
+    (x, evaluations), (same, _) = results
+    assert torch.equal(x, same) and evaluations == 20
+
+
 def test_shared_update_functions():
     sde, x, t = VPSDE(beta_max=5, N=10), torch.randn(4, 2), torch.full((4,), 0.5)
     oracle = GaussianOracle(sde)

@@ -124,7 +124,7 @@ def sampler_of(
     shape: tuple[int, ...],
     inverse_scaler: Callable,
     follow: Callable,
-    first_time: float | Tensor,
+    first_time: float | Tensor | Callable[[], Tensor],
     continuous: bool,
     device: torch.device | str | None,
     constraints: Sequence[Constraint],
@@ -138,7 +138,7 @@ def sampler_of(
     Args:
         follow: `follow(x, score_fn, noise, progress=..., callback=...)` gives x at the end; the
             score is guided by the constraints.
-        first_time: time of the start.
+        first_time: time of the start, or a function that gives it when sampling starts.
         shape, inverse_scaler: (B, *D); from the network's range to [0, 1].
         continuous, parametrization: how the network is read, see `get_score_fn`.
         device: where to sample; None is the network's own.
@@ -176,7 +176,8 @@ def sampler_of(
             score_fn = constraint.guide(sde, score_fn)
         draw = normal_noise(noise)
         x = _start(z, sde, shape, where, noise, dtype_of(model))
-        t = torch.as_tensor(first_time, dtype=x.dtype, device=where).expand(len(x))
+        first = first_time() if callable(first_time) else first_time
+        t = torch.as_tensor(first, dtype=x.dtype, device=where).expand(len(x))
         for constraint in constraints:
             x = constraint.start(sde, x, t, draw)
         x = follow(x, score_fn, draw, progress=progress, callback=callback, **own)

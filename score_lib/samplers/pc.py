@@ -70,13 +70,14 @@ def get_pc_sampler(
     sde.check_times(eps, start_time, shape)
     _check_settings(snr, n_steps, steps, predictor=predictor, corrector=corrector)
     chain = steps in (0, sde.N) and grid in ("", "uniform")
+    steps = 0 if chain else steps or sde.N  # the chain's are as many as N says when it is sampled
     if not chain:
         sde = _other_steps(sde, predictor, continuous, steps, grid)
 
         def visited(number: int) -> Tensor:
             return visited_times(sde, eps, steps=number, grid=grid)
 
-        check_steps(sde, predictor, visited, steps or sde.N, probability_flow, len(shape) - 1)
+        check_steps(sde, predictor, visited, steps, probability_flow, len(shape) - 1)
         chain = not _takes_any_step(predictor)
     elif continuous:
         check_chain(sde, predictor, len(shape) - 1)
@@ -85,9 +86,10 @@ def get_pc_sampler(
         _check_known_levels(sde)
     if predictor is EulerMaruyamaPredictor:
         check_levels(sde, continuous)
-    times = visited_times(sde, eps, start_time, stop_time, steps=steps, grid=grid)
-    shown = sde if chain else along(sde, times)
-    to_data = bool(times[-1] == 0)  # else another part of the run goes on from x, with its noise
+    run = {"start_time": start_time, "stop_time": stop_time, "steps": steps, "grid": grid}
+    times_now = functools.partial(visited_times, sde, eps, **run)
+    shown = sde if chain else along(sde, times_now())
+    to_data = bool(times_now()[-1] == 0)  # else another part goes on from x, with its noise
 
     def follow(x, score_fn, noise, **watch):
         made = [
@@ -96,11 +98,11 @@ def get_pc_sampler(
         ]
         for constraint in constraints:
             made = [constraint.wrap(shown, step, noise) for step in made]
-        x, x_mean = run_steps(x, times.to(x), made, **watch)
+        x, x_mean = run_steps(x, times_now().to(x), made, **watch)
         return x_mean if denoise and to_data else x
 
     shared = continuous, device, constraints, differentiable, parametrization
-    return sampler_of(shown, shape, inverse_scaler, follow, times[0], *shared)
+    return sampler_of(shown, shape, inverse_scaler, follow, lambda: times_now()[0], *shared)
 
 
 def _check_settings(snr: float, n_steps: int, steps: int, **classes) -> None:
