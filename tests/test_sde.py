@@ -789,6 +789,15 @@ def test_a_cached_property_follows_the_number_of_steps():
     assert sde.alphas.shape == (30,) and sde.with_steps(10).discrete_betas.shape == (10,)
 
 
+def test_a_table_that_is_set_anew_counts_on_every_device():
+    sde = VESDE(N=20)
+    other = copy.copy(sde)
+    for process, N in ((sde, 20), (other, 7), (sde, 20), (other, 5)):
+        if N < 20:
+            process.discrete_sigmas = torch.ones(N)
+        assert process.table_on("discrete_sigmas", torch.device("meta")).shape == (N,)
+
+
 def test_copies_with_other_steps_make_their_own_tables():
     sde = VPSDE(N=20)
     shared = copy.copy(sde)

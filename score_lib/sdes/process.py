@@ -269,9 +269,11 @@ class SDE(abc.ABC):
         if values.device == device:
             return values
         moved = self.__dict__.setdefault("_moved", {})
-        if (table, device) not in moved:
-            moved[table, device] = values.to(device)
-        return moved[table, device]
+        source, copied = moved.get((table, device), (None, None))
+        if source is not values:  # the first time, or set anew
+            copied = values.to(device)
+            moved[table, device] = values, copied
+        return copied
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(N={self.N})"
