@@ -162,9 +162,43 @@ def test_a_predictor_finds_its_own_process():
     before = copy.copy(vars(sde))
     settings = SHAPE, Mine, None, identity, 0.1
     get_pc_sampler(sde, *settings)(lambda x, labels: x)
-    assert vars(sde) == before and type(sde) is foreign_sde.VPSDE
+    assert {**vars(sde), **before} == vars(sde) and type(sde) is foreign_sde.VPSDE
+    assert all(name.startswith("_") for name in vars(sde).keys() - before.keys())
     with pytest.raises(ValueError, match=r"VPSDE has tables for N = 20 .*N = 5"):
         get_pc_sampler(sde, *settings, continuous=True, steps=5)
+
+
+class Reverting(foreign_sde.SDE):
+    """Towards a mean that its owner sets for each batch."""
+
+    mu = 0.0
+
+    def sde(self, x, t):
+        return self.mu - x, torch.full_like(t, 0.01)
+
+    def marginal_prob(self, x, t):
+        scale = torch.exp(-t)[:, None, None, None]
+        return scale * x + (1 - scale) * self.mu, 0.01 * torch.sqrt(-torch.expm1(-2 * t) / 2)
+
+
+def test_attributes_that_change_later_count():
+    """Of an own process, in a sampler and a loss that were made before."""
+    sde = Reverting(1000)
+    settings = SHAPE, get_predictor("euler_maruyama"), None, identity, 0.1
+    sample = get_pc_sampler(sde, *settings, continuous=True)
+    loss_fn = get_sde_loss_fn(sde, False)
+    seen = []
+    sde.mu, sde.N = 5.0, 100
+
+    def model(x, labels):
+        seen.append(x)
+        return 0 * x
+
+    x, evaluations = sample(model, z=torch.full(SHAPE, 5.0))
+    torch.testing.assert_close(x, torch.full(SHAPE, 5.0), rtol=0, atol=0.1)
+    assert evaluations == 100
+    loss_fn(model, torch.full(SHAPE, 5.0))
+    torch.testing.assert_close(seen[-1], torch.full(SHAPE, 5.0), rtol=0, atol=0.1)
 
 
 def test_edited_methods_are_used():

@@ -15,9 +15,9 @@ from score_lib.sdes.published import VESDE, VPSDE, linear_betas
 
 
 def as_process(sde: object) -> SDE:
-    """A process with all hooks: the given one or, if it has only the published methods, a copy.
+    """A process with all hooks: the given one or, if it has only the published methods, a view.
 
-    The copy is of a subclass of its class, with its attributes as they are now.
+    The view is of a subclass of its class, and has its attributes, also those that change later.
 
     Raises:
         ValueError: it has not even the published methods.
@@ -30,7 +30,7 @@ def as_process(sde: object) -> SDE:
             "the methods that `sde_lib.SDE` asks for"
         )
     process = object.__new__(_completed(type(sde), _kind(sde)))
-    process.__dict__.update(vars(sde))
+    process.__dict__ = vars(sde)
     return process
 
 
@@ -121,9 +121,9 @@ class _SubVP(_Linear):
 
     def langevin_alpha(self, t: Tensor) -> Tensor:
         """1 - beta_i, also where the published class has no table of it."""
-        if not hasattr(self, "alphas"):
-            self.alphas = 1 - linear_betas(self)
-        return VPSDE.langevin_alpha(self, t)
+        if hasattr(self, "alphas"):
+            return VPSDE.langevin_alpha(self, t)
+        return (1 - linear_betas(self)).to(t.device)[self.step_index(t)]
 
 
 class _VP(_SubVP):
