@@ -47,10 +47,10 @@ class ExponentialMovingAverage:
         if self.num_updates is not None:
             self.num_updates += 1
             decay = self._decay_of(self.num_updates)
+        # An average may have another precision than the parameters.
         pairs = zip(self._match(parameters), self.shadow_params, strict=True)
-        # An average may be more precise than the parameters, or elsewhere.
-        latest = [p.to(average) for p, average in pairs]
-        torch._foreach_lerp_(self.shadow_params, latest, 1.0 - decay)
+        current = [p if p.dtype == average.dtype else p.to(average) for p, average in pairs]
+        torch._foreach_lerp_(self.shadow_params, current, 1.0 - decay)
 
     def _decay_of(self, update: int) -> float:
         if self.schedule is not None:
