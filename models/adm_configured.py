@@ -43,7 +43,7 @@ class _Configured:
         return x if self.centered or self.dims != 2 else 2 * x - 1
 
 
-@register_model(name="adm")
+@register_model(name="adm", yields=True)
 class ADM(_Configured, UNetModel):
     """The U-Net of ADM as a config describes it.
 
@@ -126,7 +126,7 @@ class WithVariances(Wrapper):
         return self.module(x, labels, variances=True, **condition)
 
 
-@register_model(name="adm_classifier")
+@register_model(name="adm_classifier", yields=True)
 class ADMClassifier(_Configured, EncoderUNetModel):
     """The classifier of ADM as a config describes it.
 

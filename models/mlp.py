@@ -12,7 +12,7 @@ from .adaptive import TokenNetwork, feed_forward
 from .utils import register_model
 
 
-@register_model(name="mlp")
+@register_model(name="mlp", yields=True)
 class MLP(TokenNetwork):
     """Residual MLP for vectors (B, D), and for other small data (B, *D), which it flattens.
 

@@ -61,7 +61,7 @@ class InducedAttention(nn.Module):
         return self.spread(h, normalised(found + self.mix(found)))
 
 
-@register_model(name="set_transformer")
+@register_model(name="set_transformer", yields=True)
 class SetTransformer(TokenNetwork):
     """Transformer for sets of points (B, N, C), of any number: it is equivariant.
 

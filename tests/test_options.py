@@ -18,6 +18,7 @@ from small_runs import ROOT
 
 import run_lib
 from configs import defaults
+from models.utils import get_model, register_model
 from score_lib.base.registry import Registry
 from score_lib.metrics.configured import extractor_name
 from score_lib.option_table import NEEDED, SECTIONS, TABLE, NoDefault
@@ -160,6 +161,27 @@ def test_files_may_lie_in_the_home_folder(monkeypatch):
     config = complete(digits(eval__stats="~/a.npz", model__weights="~/b.pth", eval__ema="none"))
     assert (config.eval.stats, config.model.weights) == ("/home/me/a.npz", "/home/me/b.pth")
     assert (config.eval.ema, config.export.folder) == ("none", "")
+
+
+@pytest.mark.parametrize("name", ("mlp", "MLP"))
+def test_a_name_that_published_code_does_not_have_is_free_for_others(name, caplog):
+    """Several projects register a network `mlp`; published names stay taken."""
+    known = Registry("model")
+    known.register(int, name="mlp", yields=True)
+    known.register(int, name="mlp", yields=True)  # a module that is loaded twice
+    assert known.get("mlp") is int and not caplog.records
+    known.register(float, name=name)
+    assert known.get("mlp") is float and "is now <class 'float'>, not <class 'int'>" in caplog.text
+    with pytest.raises(ValueError, match=r"already registered|differs only in case"):
+        known.register(str, name="mlp")
+
+
+@pytest.mark.parametrize("name", ("ncsnpp", "ddpm", "ncsn", "ncsnv2_64"))
+def test_published_names_of_networks_stay_taken(name):
+    own = get_model(name)
+    with pytest.raises(ValueError, match="already registered"):
+        register_model(int, name=name)
+    assert get_model(name) is own
 
 
 def test_names_that_differ_only_in_case_are_refused():

@@ -10,6 +10,7 @@ An entry is a builder and the options that feed its keywords:
 
 import difflib
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ class Entry(NamedTuple):
     value: Any
     build: Callable
     options: Mapping[str, str]
+    yields: bool
 
 
 class Registry:
@@ -46,6 +48,7 @@ class Registry:
         name: str | None = None,
         options: Mapping[str, str] | None = None,
         build: Callable | None = None,
+        yields: bool = False,
     ) -> Any:
         """Decorator, with or without arguments.
 
@@ -53,13 +56,16 @@ class Registry:
             cls: a class or a function.
             name: default: its own name.
             options: see `Registry`.
-            build: called to build from a config; default: the class or function itself.
-        Raises:
+                    build: called to build from a config; default: the class or function itself.
+            yields: whether the entry makes way for another of its name, which published code does
+                not have, so that projects may use it for their own.
+                Raises:
             ValueError: the name is taken by something else, perhaps in another case.
         """
 
         def add(value):
             key = name or value.__name__
+            self._make_way(key, value)
             known = self._entries.get(key)
             if known is not None and _identity(known.value) != _identity(value):
                 raise ValueError(f"{self.kind} {key!r} is already registered as {known.value!r}")
@@ -69,11 +75,19 @@ class Registry:
                     "taken in any case: choose another one"
                 )
             feeds = self.options if options is None else options
-            self._entries[key] = Entry(value, build or value, feeds)
+            self._entries[key] = Entry(value, build or value, feeds, yields)
             self.fed_by.update(feeds.values())
             return value
 
         return add if cls is None else add(cls)
+
+    def _make_way(self, name: str, value: Any) -> None:
+        """Remove an entry of the name that yields to others than itself."""
+        for key, known in list(self._entries.items()):
+            same_name = known.yields and key.lower() == name.lower()
+            if same_name and _identity(known.value) != _identity(value):
+                logging.warning("%s %r is now %r, not %r", self.kind, key, value, known.value)
+                del self._entries[key]
 
     def get(self, name: str) -> Any:
         """The class or function of a name, as written or, failing that, in any case.
