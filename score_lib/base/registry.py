@@ -56,10 +56,10 @@ class Registry:
             cls: a class or a function.
             name: default: its own name.
             options: see `Registry`.
-                    build: called to build from a config; default: the class or function itself.
+            build: called to build from a config; default: the class or function itself.
             yields: whether the entry makes way for another of its name, which published code does
                 not have, so that projects may use it for their own.
-                Raises:
+        Raises:
             ValueError: the name is taken by something else, perhaps in another case.
         """
 
