@@ -93,6 +93,15 @@ def test_levels_that_count_down_are_ordered_by_their_noise(tmp_path):
     assert measured["accuracy"] == pytest.approx(found) == pytest.approx(shares[0])
 
 
+def test_accuracy_is_measured_without_dropout(runs, tmp_path):
+    network = TwoOrFive().train()
+    run, _ = accuracy_of(runs, tmp_path, network, training__metrics_freq=1)
+    assert not network.training
+    network.train()
+    get_quality(run, tmp_path).of_part(0)
+    assert not network.training
+
+
 def test_accuracy_does_not_depend_on_batches(runs, tmp_path):
     """At the highest noise level a guess from pixels is no better than chance, and each example
     has noise of its own."""

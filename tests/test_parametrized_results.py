@@ -10,9 +10,10 @@ from test_parametrization import NAMES
 import run_lib
 import sampling
 from controllable_generation import get_encoder, get_pc_inpainter
-from likelihood import get_log_likelihood_fn
+from likelihood import get_elbo_fn, get_log_likelihood_fn, get_vlb_fn
 from models.utils import get_parametrization
 from score_lib.base.tensors import SampleNoise, batch_mul
+from score_lib.dequantization import UniformDequantization, get_dequantization_loss_fn
 from sde_lib import VPSDE
 
 
@@ -114,6 +115,41 @@ def test_likelihoods_and_codes_are_the_same_whatever_the_output_means(name):
 
     for ours, published in zip(found(name), found(""), strict=True):
         torch.testing.assert_close(ours, published, rtol=1e-5, atol=1e-5)
+
+
+class Linear(torch.nn.Module):
+    """Notes whether dropout is on."""
+
+    def __init__(self):
+        super().__init__()
+        self.modes = []
+
+    def forward(self, x, labels):
+        self.modes.append(self.training)
+        return 0.5 * x
+
+
+OTHERS = {
+    "likelihood": lambda sde: get_log_likelihood_fn(sde),
+    "lower bound": lambda sde: get_elbo_fn(sde, num_times=2),
+    "variational bound": lambda sde: get_vlb_fn(sde, lambda x: x, levels=2),
+    "codes": lambda sde: get_encoder(sde, lambda x: x),
+    "dequantization": lambda sde: get_dequantization_loss_fn(
+        sde, UniformDequantization(4), lambda x: x, lambda x: x
+    ),
+}
+
+
+@pytest.mark.parametrize("method", [*EVERYWHERE, *OTHERS])
+@pytest.mark.quick_cases(10)
+def test_a_network_is_read_without_dropout(method):
+    network, x = Linear().train(), torch.rand(4, 2).round()
+    if method in OTHERS:
+        OTHERS[method](VPSDE(N=30))(network, x)
+    else:
+        sampler = EVERYWHERE[method](VPSDE(N=30), (4, 2), inverse_scaler=lambda x: x)
+        sampler(network, x)
+    assert set(network.modes) == {False}
 
 
 @pytest.mark.parametrize("name", NAMES)

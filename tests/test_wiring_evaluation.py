@@ -20,6 +20,7 @@ from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.disk.reports import mean_and_error, write_report
 from score_lib.runs import measures
 from score_lib.runs.heldout import HeldOut
+from score_lib.runs.rounds import Job
 
 
 def likelihood_terms(**changes):
@@ -54,6 +55,14 @@ def test_options_of_the_likelihood_arrive():
     # A multiple of x has the same divergence along every Rademacher probe, but not Gaussian ones.
     np.testing.assert_allclose(one["divergence"], exact["divergence"], rtol=1e-5)
     assert not np.allclose(gaussian["divergence"], exact["divergence"], rtol=1e-3)
+
+
+def test_losses_are_evaluated_without_dropout(tmp_path):
+    run = run_lib.setup(recording())
+    Recorder.calls.clear()
+    run.state["model"].train()
+    measures.evaluate_loss(Job(run, tmp_path, "1", ""))
+    assert {call.training for call in Recorder.calls} == {False}
 
 
 def bounds(folder, option, seed_of, dequantize, bound, **changes):
