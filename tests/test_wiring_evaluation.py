@@ -57,12 +57,13 @@ def test_options_of_the_likelihood_arrive():
     assert not np.allclose(gaussian["divergence"], exact["divergence"], rtol=1e-3)
 
 
-def test_losses_are_evaluated_without_dropout(tmp_path):
-    run = run_lib.setup(recording())
+def test_losses_are_evaluated_without_dropout_and_with_noise_for_each_repetition(tmp_path):
+    run = run_lib.setup(recording(eval__batch_size=200, eval__loss_num_repeats=3))
     Recorder.calls.clear()
     run.state["model"].train()
     measures.evaluate_loss(Job(run, tmp_path, "1", ""))
     assert {call.training for call in Recorder.calls} == {False}
+    assert len({float(call.x.sum()) for call in Recorder.calls}) == len(Recorder.calls) == 3 * 2
 
 
 def bounds(folder, option, seed_of, dequantize, bound, **changes):
