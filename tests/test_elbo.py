@@ -8,6 +8,7 @@ from oracles import GaussianOracle
 
 from likelihood import get_elbo_fn, get_log_likelihood_fn
 from score_lib.base.tensors import SampleNoise, stratified_mean
+from score_lib.elbo import log_prior
 from score_lib.parametrization import Coefficients, Parametrization
 from score_lib.sdes.times import TimeDensity
 from sde_lib import SDE, VESDE, VPSDE, subVPSDE
@@ -161,3 +162,12 @@ def test_a_process_without_a_linear_drift_is_refused():
 
     with pytest.raises(ValueError, match="LinearSDE"):
         get_elbo_fn(Mine())
+
+
+def test_the_prior_is_expected_over_the_noise_of_the_end():
+    """A square has the same mean over signs as over N(0, 1)."""
+    sde, x = VESDE(sigma_max=2.0), torch.tensor([[1.0, -3.0]])
+    r, G = torch.tensor([0.5]), torch.tensor([1.5])
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 2)
+    expected = sde.prior_logp(r * x + G * signs).mean().double()
+    torch.testing.assert_close(log_prior(sde, x, r, G)[0], expected, rtol=1e-5, atol=0)
