@@ -88,9 +88,10 @@ def test_tensorboard_shows_losses_and_samples(undisturbed):
 
 
 @pytest.mark.quick_cases(1)
-@pytest.mark.parametrize("stop", (1, 3, 5, 6, 7, 11))
+@pytest.mark.parametrize("stop", (1, 3, 6, 11))
 def test_stop_and_resume_equals_no_stop(stop, undisturbed, tmp_path, monkeypatch):
-    """The process dies after any step; steps after the last checkpoint are repeated."""
+    """Before the first checkpoint, right after one of each kind, and steps after one: those are
+    repeated."""
 
     class Killed(BaseException):
         pass
