@@ -33,6 +33,7 @@ SMALL = {
     "sampling.method": "pc",
     "sampling.num_samples": 4,
     "sampling.num_steps": 0,
+    "eval.bpd_steps": 6,
 }
 
 

@@ -92,6 +92,17 @@ def test_training_changes_the_flow_and_leaves_the_score_network(trained, scored)
         assert (trained / name).read_bytes() == (scored / name).read_bytes()
 
 
+def test_every_step_draws_new_times_and_reads_the_network_as_it_was_trained(tmp_path):
+    """Of a network that is told log(sigma) / 4, at most log(152) / 4, and not 999 t."""
+    changes = {"model__parametrization": "edm", "training__n_iters": 1}
+    run_lib.train(settings(**changes), tmp_path)
+    config = settings(**changes)
+    run_lib.train_dequantizer(config, tmp_path)
+    labels = [call.labels for call in Recorder.calls if len(call.x) == 16]
+    assert len({float(told.sum()) for told in labels}) == len(labels) == 6
+    assert torch.cat(labels).max() < 2
+
+
 def test_a_training_that_stops_and_resumes_equals_one_that_does_not(folder, trained):
     run_lib.train_dequantizer(settings(dequantizer__n_iters=3), folder)
     run_lib.train_dequantizer(settings(), folder)

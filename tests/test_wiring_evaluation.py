@@ -39,6 +39,36 @@ def test_parametrization_arrives_in_the_likelihood():
     assert not np.allclose(other["total"], ours["total"], rtol=1e-3)
 
 
+def test_parametrization_arrives_in_the_bounds():
+    images = torch.arange(128).reshape(2, 1, 8, 8) % 17 / 8 - 1
+
+    def values(terms, **changes):
+        run = run_lib.setup(recording(**changes))
+        Recorder.calls.clear()
+        return terms(run, images, 17, SampleNoise(0, range(2)))["bpd"]
+
+    values(measures.elbo_terms, **edm())
+    assert max(float(call.labels.max()) for call in Recorder.calls) < 2  # log(152) / 4, not 999
+    chain = {"training__continuous": False, "model__num_scales": 30}
+    published, ours = (
+        values(measures.vlb_terms, **chain, model__parametrization=name) for name in ("", "v")
+    )
+    assert not np.allclose(published, ours, rtol=1e-3)
+
+
+def test_error_control_per_sample_arrives():
+    """The value of an image does not depend on another one in its batch, which is far away."""
+    images = torch.tensor([0.1, 30.0])[:, None, None, None].expand(2, 1, 8, 8)
+    found = []
+    for per_sample in (False, True):
+        run = run_lib.setup(recording(eval__bpd_steps=0, eval__per_sample_error=per_sample))
+        found += [
+            measures.likelihood_terms(run, part, 17, SampleNoise(0, range(len(part))))["total"][0]
+            for part in (images, images[:1])
+        ]
+    assert found[0] != found[1] and found[2] == pytest.approx(found[3], rel=1e-12)
+
+
 def test_options_of_the_likelihood_arrive():
     one, several = likelihood_terms(), likelihood_terms(eval__num_probes=3)
     assert np.isnan(one["standard_error"]).all()
