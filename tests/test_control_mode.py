@@ -12,6 +12,7 @@ from PIL import Image
 from small_runs import small_config
 
 import run_lib
+from sampling import SampleNoise
 from score_lib.base.weights import weights_digest
 from score_lib.runs import image_tasks, tasks
 from score_lib.runs.tasks import closeness, psnr
@@ -60,6 +61,15 @@ def test_measurement_noise_is_in_units_of_images(runs):
     clean, _, _ = runs.control("restore", noise_std=0.0, **options)
     assert (arrays["y"] - clean["y"]).std() == pytest.approx(0.2, rel=0.1)
     assert (arrays["measurement"] - clean["measurement"]).std() == pytest.approx(0.1, rel=0.1)
+
+
+def test_the_noise_of_measurements_is_not_that_of_samples(runs):
+    noisy, clean = (
+        runs.control("restore", operator="blur", noise_std=std, num_results=1)[0]["y"]
+        for std in (0.1, 0.0)
+    )
+    drawn = SampleNoise(runs.config("gaussian").seed, range(4))(torch.empty(4, 1, 8, 8)).numpy()
+    assert abs(np.corrcoef((noisy - clean).ravel(), drawn.ravel())[0, 1]) < 0.3
 
 
 def test_figures_of_a_restoration(runs):
