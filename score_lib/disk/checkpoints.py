@@ -128,12 +128,14 @@ def restore_latest(
     *,
     must_exist: bool = False,
     check: Callable[[pathlib.Path, dict], None] = lambda path, contents: None,
-) -> dict:
+) -> pathlib.Path:
     """`restore_checkpoint` from the latest undamaged file: the path itself or a kept predecessor.
 
     Damaged files are skipped with a warning.  Of several processes, rank 0 chooses the file, and
     calls `check` with it and its contents before any state changes.
 
+    Returns:
+        the file, or the path if there is none.
     Raises:
         FileNotFoundError: there is no file and `must_exist` is set.
         CheckpointError: all files are damaged, or the latest is of another network.
@@ -150,11 +152,11 @@ def restore_latest(
 
     chosen = on_main(choose)
     if contents is None:
-        state = restore_checkpoint(chosen, state, device, must_exist=must_exist)
+        restore_checkpoint(chosen, state, device, must_exist=must_exist)
     else:
-        state = restore_contents(chosen, contents, state)
+        restore_contents(chosen, contents, state)
     agreed(state.get("step"), f"steps of the state at {chosen}")  # or they would be averaged
-    return state
+    return chosen
 
 
 def set_damaged_aside(path: str | os.PathLike, restored: pathlib.Path) -> None:

@@ -167,13 +167,7 @@ def _resume(path: pathlib.Path, state: dict, run: Run) -> None:
         CheckpointError: it is of another dequantizer, or of other data.
     """
     known = {key: state[key] for key in ("levels", "score_step")}
-    restored = None
-
-    def chosen(candidate: pathlib.Path, contents: dict) -> None:
-        nonlocal restored
-        restored = candidate
-
-    checkpoints.restore_latest(path, state, run.device, check=chosen)
+    restored = checkpoints.restore_latest(path, state, run.device)
     if state["levels"] != known["levels"]:
         raise checkpoints.CheckpointError(
             f"{path} was trained on {state['levels']} grey levels, but the data have "
@@ -184,7 +178,7 @@ def _resume(path: pathlib.Path, state: dict, run: Run) -> None:
             "%s was trained for the score network of step %s; training goes on for that of step %s",
             path, state["score_step"], known["score_step"],
         )  # fmt: skip
-    if restored is not None:
+    if distributed.is_main():
         checkpoints.set_damaged_aside(path, restored)
     state |= known
     for key, (before, after) in set_optimizer(run.config, state["optimizer"]).items():
