@@ -12,7 +12,7 @@ import pathlib
 import runpy
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -23,18 +23,19 @@ from score_lib.base.threads import choose_waiting, settle_threads
 from score_lib.options import add_missing, from_json
 
 FLAGS = flags.FLAGS
-MODES = (
-    "train",
-    "eval",
-    "reproduce",
-    "sample",
-    "control",
-    "fid_stats",
-    "check",
-    "ema",
-    "export",
-    "train_dequantizer",
-)
+# Calls of `run_lib`, which is imported late.
+MODES: dict[str, Callable] = {
+    "train": lambda lib: lib.train(FLAGS.config, FLAGS.workdir),
+    "eval": lambda lib: lib.evaluate(FLAGS.config, FLAGS.workdir, FLAGS.eval_folder),
+    "reproduce": lambda lib: _reproduce(lib),
+    "sample": lambda lib: lib.sample(FLAGS.config, FLAGS.workdir),
+    "control": lambda lib: lib.control(FLAGS.config, FLAGS.workdir),
+    "fid_stats": lambda lib: lib.fid_stats(FLAGS.config, FLAGS.workdir),
+    "check": lambda lib: _check(lib),
+    "ema": lambda lib: lib.write_averages(FLAGS.config, FLAGS.workdir),
+    "export": lambda lib: lib.export(FLAGS.config, FLAGS.workdir),
+    "train_dequantizer": lambda lib: lib.train_dequantizer(FLAGS.config, FLAGS.workdir),
+}
 # Options that take less memory, by mode.
 _LESS_MEMORY = {
     "train": "a smaller training.batch_size, a larger training.grad_accumulation, with which "
@@ -118,7 +119,7 @@ config_flags.DEFINE_config_file("config", None, "The experiment's config.")
 FLAGS["config"].parser = ConfigFile()
 config_flags.register_flag_parser_for_type(ConfigDict, Section())
 flags.DEFINE(Folder(), "workdir", None, "Folder of the run.", serializer=flags.ArgumentSerializer())
-flags.DEFINE_enum("mode", None, MODES, "What to do.")
+flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
 flags.DEFINE_string("eval_folder", "eval", "Folder for evaluation results, inside workdir.")
 flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
 
@@ -174,24 +175,12 @@ def run_mode() -> None:
     from score_lib.base.memory import keep_freed_memory
     from score_lib.options import complete
 
-    actions = {
-        "train": lambda: run_lib.train(FLAGS.config, FLAGS.workdir),
-        "eval": lambda: run_lib.evaluate(FLAGS.config, FLAGS.workdir, FLAGS.eval_folder),
-        "reproduce": lambda: _reproduce(run_lib),
-        "sample": lambda: run_lib.sample(FLAGS.config, FLAGS.workdir),
-        "control": lambda: run_lib.control(FLAGS.config, FLAGS.workdir),
-        "fid_stats": lambda: run_lib.fid_stats(FLAGS.config, FLAGS.workdir),
-        "check": lambda: _check(run_lib),
-        "ema": lambda: run_lib.write_averages(FLAGS.config, FLAGS.workdir),
-        "export": lambda: run_lib.export(FLAGS.config, FLAGS.workdir),
-        "train_dequantizer": lambda: run_lib.train_dequantizer(FLAGS.config, FLAGS.workdir),
-    }
     device = resolve_device(complete(FLAGS.config).device)
     if device.type == "cpu":
         keep_freed_memory()
         settle_threads()
     with distributed.joined(device):
-        actions[FLAGS.mode]()
+        MODES[FLAGS.mode](run_lib)
 
 
 def _check(run_lib) -> None:
