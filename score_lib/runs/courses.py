@@ -135,11 +135,6 @@ def kept_best(workdir: pathlib.Path, step: int, best: dict) -> dict:
     return {}
 
 
-def is_in_best(workdir: pathlib.Path, best: dict) -> bool:
-    """Whether `BEST` is the checkpoint of a measurement."""
-    return glance(workdir / BEST).get("best") == best
-
-
 def _step_of(contents: dict) -> int | None:
     step = contents.get("step")
     return step if isinstance(step, int) else None

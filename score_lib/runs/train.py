@@ -40,7 +40,6 @@ from score_lib.losses.optimization import LossGuard, apply_settings
 from score_lib.losses.steps import check_parts
 from score_lib.runs.courses import (
     LAST,
-    is_in_best,
     kept_best,
     same_examples,
     set_abandoned_aside,
@@ -264,7 +263,7 @@ class Training:
         if self.quality is None or not self.state["best"]:
             return
         name, best = self.quality.name, self.quality.text(self.state["best"])
-        if is_in_best(self.workdir, self.state["best"]):
+        if is_best_file(self.workdir / BEST, self.state["best"]):
             logging.info("best %s: %s, in %s", name, best, BEST)
         else:
             logging.warning("best %s: %s; %s is not its checkpoint", name, best, BEST)
