@@ -375,3 +375,14 @@ def test_a_process_that_knows_only_images_can_be_controlled(method):
         y = operator.apply(torch.ones(3, 1, 2, 4))
         results.append(sample(GaussianOracle(VPSDE()), operator, y, 0.1, method=method))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_a_noisy_measurement_guides_by_its_score():
+    """d/dx log N(y; x / m, sigma_y^2 + (s / m)^2) of the measured entry, where x has less noise."""
+    sde, t, noise_std = VPSDE(), torch.tensor([0.2, 0.1]), 1.0
+    m, s = (c[:, None] for c in sde.marginal_coeffs(t))
+    x, y = torch.tensor([[0.5, -1.0], [0.2, 0.7]]), torch.tensor([[2.0, 0.0], [-1.0, 0.0]])
+    mask = Mask((2,), torch.tensor([1.0, 0.0]))
+    guided = DataConsistency(mask, y, noise_std).guide(sde, lambda x, t: torch.zeros_like(x))
+    expected = (y - x / m) / (m * (noise_std**2 + (s / m) ** 2)) * torch.tensor([1.0, 0.0])
+    torch.testing.assert_close(guided(x, t), expected)
