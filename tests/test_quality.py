@@ -88,6 +88,9 @@ def test_the_best_checkpoint_is_that_of_the_least_distance(undisturbed):
     best = read_checkpoint(undisturbed / BEST)
     assert best["step"] == best["best"]["step"] == 4 and best["best"]["value"] == found[4]
     assert best["best"]["sampler"] == "dpmpp_2m (num_steps = 20)"
+    # A figure of the log is worth nothing without the steps and samples that it is of.
+    assert set(figures(undisturbed, "sampler").values()) == {best["best"]["sampler"]}
+    assert list(figures(undisturbed, "num_samples")) == list(found)
     same_step = read_checkpoint(undisturbed / "checkpoints/checkpoint_1.pth")
     assert best.keys() == same_step.keys() and best["config"] == same_step["config"]
     for key in ("model", "ema", "optimizer"):
