@@ -1,10 +1,11 @@
 """The base class of all networks."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from score_lib.base.weights import without_wrapper
@@ -49,12 +50,17 @@ class Network(nn.Module):
     def _run(self, block: nn.Module, temb: Tensor | None, *features: Tensor) -> Tensor:
         """block(h, temb) for features h (B, C_i, *S), concatenated along the channels."""
 
-        def run(temb, *features):
+        def run(block, temb, *features):
             return block(features[0] if len(features) == 1 else torch.cat(features, dim=1), temb)
 
-        if self._recomputes():
-            return checkpoint(run, temb, *features, use_reentrant=False)
-        return run(temb, *features)
+        if not self._recomputes():
+            return run(block, temb, *features)
+        weights = dict(block.named_parameters())
+
+        def run_as_then(temb, *features):
+            return run(_as_then(block, weights), temb, *features)
+
+        return checkpoint(run_as_then, temb, *features, use_reentrant=False)
 
     def _recomputes(self) -> bool:
         """Whether gradients will be taken, with activations computed a second time."""
@@ -63,3 +69,13 @@ class Network(nn.Module):
             return False
         # Transforms of `torch.func` cannot recompute.
         return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
+
+
+def _as_then(block: nn.Module, weights: Mapping[str, Tensor]) -> Callable:
+    """The block with its earlier weights: `torch.func.functional_call` puts them into a network for
+    its forward pass alone, and a recomputation comes later.  Shards of others are their own."""
+    for name, now in block.named_parameters():
+        then = weights.get(name, now)
+        if then is not now and type(then) in (Tensor, nn.Parameter):
+            return lambda *inputs: functional_call(block, weights, inputs)
+    return block

@@ -267,6 +267,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
 
+SMALLEST = {"nf": 4, "ch_mult": (1,), "num_res_blocks": 0, "attn_resolutions": (), "dropout": 0.0}
 DEEP = {"nf": 16, "num_res_blocks": 4, "dropout": 0.1, "image_size": 16, "attn_resolutions": (8,)}
 
 
@@ -330,6 +331,24 @@ def test_only_training_recomputes_activations(name):
     torch.testing.assert_close(slope_of(x), in_evaluation, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", (nn.Parameter, lambda w: w.clone()), ids=("weights", "tensors"))
+def test_activations_are_recomputed_with_the_weights_of_their_time(kind):
+    """`functional_call` takes its weights away before the backward pass: gradients were those of
+    the network's own weights."""
+    options = {**SMALLEST, "num_res_blocks": 1}
+    model, other = (build("ddpm", **options, checkpoint_activations=c) for c in (True, False))
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.1)
+    own, (x, labels) = dict(other.named_parameters()), inputs("ddpm")
+    given = {name: kind(p.detach()).requires_grad_() for name, p in own.items()}
+    of_given = torch.func.functional_call(model.train(), given, (x, labels)).square().sum()
+    expected = torch.autograd.grad(other.train()(x, labels).square().sum(), own.values())
+    actual = torch.autograd.grad(of_given, given.values())
+    for value, wanted in zip(actual, expected, strict=True):
+        assert torch.equal(value, wanted)
+
+
 # Compilation.
 
 
@@ -358,7 +377,6 @@ def test_a_compiled_network_recomputes_activations_in_bfloat16():
         assert relative_error(value, wanted) < 0.02
 
 
-SMALLEST = {"nf": 4, "ch_mult": (1,), "num_res_blocks": 0, "attn_resolutions": (), "dropout": 0.0}
 COMPILE = """
 import sys
 sys.path[:0] = [".", "tests"]
