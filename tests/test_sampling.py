@@ -13,7 +13,9 @@ import sampling
 from models.utils import get_score_fn
 from score_lib.base.tensors import SampleNoise
 from score_lib.options import complete
+from score_lib.samplers import pc
 from score_lib.samplers.configured import follows_flow, get_sampling_fn, register_sampler
+from score_lib.samplers.grids import visited_times
 from sde_lib import VESDE, VPSDE, subVPSDE
 
 SDES = {
@@ -240,6 +242,19 @@ def test_a_sampler_follows_the_number_of_steps_of_its_process(predictor, steps):
         results.append(sample(GaussianOracle(expected)))
     (x, evaluations), (same, _) = results
     assert torch.equal(x, same) and evaluations == 20
+
+
+def test_a_sampler_makes_its_times_once(monkeypatch):
+    """A grid of noise levels is found by bisection, which took longer than small networks."""
+    made = []
+    monkeypatch.setattr(
+        pc, "visited_times", lambda *a, **k: made.append(a) or visited_times(*a, **k)
+    )
+    sample = pc_sampler(VPSDE(), (4, 2), "reverse_diffusion", steps=5, grid="edm")
+    before = len(made)
+    for _ in range(2):
+        assert sample(GaussianOracle(VPSDE()))[1] == 5
+    assert len(made) == before > 0
 
 
 def test_shared_update_functions():

@@ -86,8 +86,14 @@ def get_pc_sampler(
         _check_known_levels(sde)
     if predictor is EulerMaruyamaPredictor:
         check_levels(sde, continuous)
-    run = {"start_time": start_time, "stop_time": stop_time, "steps": steps, "grid": grid}
-    times_now = functools.partial(visited_times, sde, eps, **run)
+
+    @functools.cache
+    def times_of(number: int) -> Tensor:
+        return visited_times(sde, eps, start_time, stop_time, steps=number, grid=grid)
+
+    def times_now() -> Tensor:
+        return times_of(steps or sde.N)
+
     shown = sde if chain else along(sde, times_now())
     to_data = bool(times_now()[-1] == 0)  # else another part goes on from x, with its noise
 
