@@ -227,6 +227,18 @@ def test_a_condition_may_be_joined_to_the_data(sde):
                 step(x, t, sde, network, *settings)
 
 
+@pytest.mark.parametrize("channels", (1, 2))
+def test_a_step_takes_scores_of_its_data_alone(channels):
+    """Of one channel, it was added to all; also in a user's own loop."""
+    score_fn = get_score_fn(SDE_, lambda x, labels: x[:, :channels], continuous=True)
+    predictors = map(sampling.get_predictor, ("euler_maruyama", "reverse_diffusion"))
+    made = [kind(SDE_, score_fn) for kind in (*predictors, sampling.AncestralSamplingPredictor)]
+    made += [sampling.get_corrector(name)(SDE_, score_fn, 0.1, 1) for name in ("langevin", "ald")]
+    for step in (*(one.update_fn for one in made), SDE_.reverse(score_fn, True).sde):
+        with pytest.raises(ValueError, match=rf"score has the shape \(2, {channels}\) .* \(2, 3\)"):
+            step(real((2, 3)), torch.tensor([0.3, 0.6]))
+
+
 @pytest.mark.parametrize("shape", ((2, 4), (3, 2), (2, 2, 1), (2,)), ids=str)
 def test_an_output_has_no_more_than_the_channels_of_the_data(shape):
     score_fn = get_score_fn(SDE_, lambda x, labels: real(shape), continuous=True)

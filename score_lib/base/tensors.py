@@ -155,6 +155,22 @@ def wide_floats(name: str, x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def score_of_data(score_fn: Callable, x: Tensor, t: Tensor) -> Tensor:
+    """score_fn(x, t) itself, (B, *D).
+
+    Raises:
+        ValueError: it has another shape than x, to which it would be broadcast.
+    """
+    score = score_fn(x, t)
+    if score.shape != x.shape:
+        raise ValueError(
+            f"the score has the shape {tuple(score.shape)} for x of {tuple(x.shape)}, which should "
+            "be the same: where a network takes a condition beside the data, give a function of "
+            "the data alone, which joins the condition to them"
+        )
+    return score
+
+
 def check_batch(x: Tensor) -> None:
     """Refuse anything but one or more samples of real floating-point numbers.
 

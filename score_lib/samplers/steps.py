@@ -5,6 +5,7 @@ any two other times they make the step that leads from the one to the other.
 """
 
 import abc
+import functools
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from score_lib.base.inheritance import place
 from score_lib.base.registry import Registry
-from score_lib.base.tensors import batch_mul, norms, per_sample
+from score_lib.base.tensors import batch_mul, norms, per_sample, score_of_data
 from score_lib.sdes.foreign import as_process
 from score_lib.sdes.process import SDE
 
@@ -38,9 +39,9 @@ class Predictor:
     noise: Callable[[Tensor], Tensor] = staticmethod(torch.randn_like)
 
     def __init__(self, sde: SDE, score_fn: Callable, probability_flow: bool = False):
-        self.sde, self.score_fn = as_process(sde), score_fn
+        self.sde, self.score_fn = as_process(sde), functools.partial(score_of_data, score_fn)
         self.probability_flow = probability_flow
-        self.rsde = self.sde.reverse(score_fn, probability_flow)
+        self.rsde = self.sde.reverse(self.score_fn, probability_flow)
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The step at time t (B,) of the process's own chain of N.
@@ -164,7 +165,7 @@ class Corrector(abc.ABC):
     noise: Callable[[Tensor], Tensor] = staticmethod(torch.randn_like)
 
     def __init__(self, sde: SDE, score_fn: Callable, snr: float, n_steps: int):
-        self.sde, self.score_fn = as_process(sde), score_fn
+        self.sde, self.score_fn = as_process(sde), functools.partial(score_of_data, score_fn)
         self.snr, self.n_steps = snr, n_steps
 
     @abc.abstractmethod

@@ -32,6 +32,7 @@ from score_lib.base.tensors import (
     derive_seed,
     per_sample,
     rows,
+    score_of_data,
     seeded,
     wide_dtype,
 )
@@ -306,7 +307,7 @@ class ReverseSDE:
 
     def _reverse(self, drift, diffusion, x, t):
         share, diffusion = 0.5 if self.probability_flow else 1.0, per_sample(diffusion, t)
-        drift = drift - batch_mul(share * diffusion**2, self.score_fn(x, t))
+        drift = drift - batch_mul(share * diffusion**2, score_of_data(self.score_fn, x, t))
         return drift, torch.zeros_like(diffusion) if self.probability_flow else diffusion
 
 
