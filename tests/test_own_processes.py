@@ -421,3 +421,30 @@ def test_a_method_that_is_set_afterwards_is_not_half_of_a_process(owner, name):
     setattr(*((sde, name, doubled) if owner == "object" else (kind, name, staticmethod(doubled))))
     with pytest.raises(ValueError, match=rf"{name}\(x, t\) of Kind.* in a subclass"):
         get_score_fn(sde, lambda x, labels: x, continuous=True)(X, torch.full((4,), 0.3))
+
+
+def test_a_bound_of_the_deviation_that_is_set_afterwards_is_refused():
+    """It acts at the smallest times alone, where losses followed it and scores did not."""
+    sde, published = VPSDE(), VPSDE().marginal_prob
+
+    def bounded(x, t):
+        mean, std = published(x, t)
+        return mean, std.clamp(min=0.01)
+
+    sde.marginal_prob = bounded
+    with pytest.raises(ValueError, match=r"marginal_prob\(x, t\) of VPSDE.* in a subclass"):
+        get_score_fn(sde, lambda x, labels: x, continuous=True)(X, torch.full((4,), 0.3))
+
+
+def test_names_of_coefficients_are_free_in_a_process_that_is_not_linear():
+    """There they may mean something else, such as the speed at which x reverts to a mean."""
+
+    class Reverting(Ornstein):
+        def drift_rate(self, t):
+            return torch.full_like(t, 0.5)
+
+        def diffusion(self, t):
+            return torch.ones_like(t)
+
+    score = get_score_fn(Reverting(), lambda x, labels: x, continuous=True)
+    assert score(X, torch.full((4,), 0.3)).shape == X.shape

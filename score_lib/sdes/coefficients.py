@@ -171,6 +171,8 @@ def check_shape(sde, x: Tensor) -> None:
 # So far off may be logarithms of the mean's scale, and of the variance, for approximate methods.
 _LARGEST_MISMATCH = 0.03
 _CELLS = 128
+# Of T: also where a bound of the deviation would act.
+_SHARES = 1e-5, 1e-3, 0.03, 0.3, 0.6, 0.95
 # So far apart may be the angles atan(s / m) of the levels of a long chain, and of their times.
 _LEVEL_MISMATCH, _LONG_CHAIN = 0.02, 100
 
@@ -190,7 +192,8 @@ def _check_marginals(sde, like: Tensor) -> None:
     Raises:
         ValueError: it is one.
     """
-    if not hasattr(sde, "drift_rate") or vars(sde).get("_may_contradict"):
+    linear = all(hasattr(sde, name) for name in ("drift_rate", "diffusion", "marginal_coeffs"))
+    if not linear or vars(sde).get("_may_contradict"):
         return
     off = _tried(lambda: _mismatch(sde, like.new_tensor([0.1, 0.5, 0.9], dtype=torch.float64)))
     if off is not None and off > _LARGEST_MISMATCH:
@@ -201,12 +204,16 @@ def _check_marginals(sde, like: Tensor) -> None:
             "change with it, see checks.process"
         )
     forms = {
-        "marginal_prob": lambda: sde.marginal_coeffs(like),
-        "sde": lambda: (sde.drift_rate(like), sde.diffusion(like)),
+        "marginal_prob": sde.marginal_coeffs,
+        "sde": lambda t: (sde.drift_rate(t), sde.diffusion(t)),
     }
     for name, of_time in forms.items():
-        pairs = _tried(lambda name=name, ask=of_time: (_of_any_rank(sde, name, like, 1.0), ask()))
-        if pairs is not None and not all(map(_is_near, *pairs)):
+
+        def both(name: str = name, of_time: Callable = of_time) -> tuple:
+            t = like.new_tensor(_SHARES, dtype=torch.float64) * sde.T
+            return _of_any_rank(sde, name, t, 1.0), of_time(t)
+
+        if (pairs := _tried(both)) is not None and not all(map(_is_near, *pairs)):
             raise ValueError(
                 f"{name}(x, t) of {sde!r} was set to another function than that which its "
                 "coefficients of time follow: override it in a subclass, where they are derived"
