@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import pathlib
+import re
 import signal
 import time
 import warnings
@@ -254,6 +255,22 @@ def test_a_network_that_its_caller_has_wrapped_is_not_wrapped_again(wrapper):
     for weight, loss in together(2, steps_of_a_wrapped_network, wrapper):
         torch.testing.assert_close(torch.tensor(weight), torch.tensor(expected))
         assert loss is None or loss > 0
+
+
+def step_of_a_network_wrapped_in_a_part():
+    wrapped = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 3))
+    model = _Scores(torch.nn.Sequential(wrapped, torch.nn.Linear(3, 3)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    state = {"model": model, "optimizer": optimizer, "step": 1, "ema": _NoAverage()}
+    step = get_step_fn(VPSDE(), True, lambda optimizer, params, step: optimizer.step())
+    step(state, torch.zeros(2, 3))
+
+
+def test_a_network_that_is_wrapped_in_a_part_is_refused():
+    """The rest was trained apart in each process."""
+    for error in together(2, step_of_a_network_wrapped_in_a_part):
+        assert isinstance(error, ValueError)
+        assert re.search(r"without 2 trained .* 'layer\.1\.weight': wrap all", str(error))
 
 
 def dropout_masks():

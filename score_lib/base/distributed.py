@@ -229,16 +229,27 @@ def draw_apart() -> None:
 
 def is_shared(model: nn.Module) -> bool:
     """Whether a caller has wrapped the network, to share its work with other processes itself."""
+    return any(True for _ in _shared_parts(model))
+
+
+def _shared_parts(model: nn.Module) -> Iterator[nn.Module]:
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel  # a second to import
 
     wrappers = nn.parallel.DistributedDataParallel, FullyShardedDataParallel, FSDPModule
-    return any(isinstance(module, wrappers) for module in model.modules())
+    return (module for module in model.modules() if isinstance(module, wrappers))
 
 
 def replicated(model: nn.Module) -> nn.Module:
     """The network with gradients averaged over processes; itself in a single process, or where a
-    caller sees to that."""
-    if world() == 1 or is_shared(model):
+    caller sees to that.
+
+    Raises:
+        ValueError: the caller has wrapped a part of what is trained.
+    """
+    if world() == 1:
+        return model
+    if is_shared(model):
+        _check_whole(model)
         return model
     parallel = nn.parallel.DistributedDataParallel
     # Buffers are tables, alike everywhere.  PyTorch 2.13 has renamed the option.
@@ -252,6 +263,18 @@ def replicated(model: nn.Module) -> nn.Module:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     options = {"gradient_as_bucket_view": True, "find_unused_parameters": idle, sync: False}
     return parallel(model, device_ids=devices, **options)
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Refuse a network of which a part is wrapped: gradients of the rest would differ."""
+    shared = {id(p) for part in _shared_parts(model) for p in part.parameters()}
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    if apart := [name for name, p in trained if id(p) not in shared]:
+        raise ValueError(
+            f"the network is wrapped for several processes in a part without {len(apart)} trained "
+            f"parameters, the first is {apart[0]!r}: wrap all of it, or nothing, which the step "
+            "then does itself"
+        )
 
 
 def _tells_idle_parameters(model: nn.Module) -> bool:
