@@ -127,13 +127,18 @@ class _Spare(torch.nn.Module):
         return self.layer(x)
 
 
-def steps_of_spare(told, parts):
+def with_a_search(model):
+    """A user's own way to share gradients, which finds idle parameters itself."""
+    return torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+
+
+def steps_of_spare(told, parts, prepare=distributed.replicated):
     """Weights after two steps, and how many parameters the optimiser has moved."""
     torch.manual_seed(0)
     model = _Spare(told)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     manager = optimization_manager(small_config(optim__lr=0.1, optim__warmup=0))
-    step = get_step_fn(VPSDE(), True, manager, accumulation=parts)
+    step = get_step_fn(VPSDE(), True, manager, accumulation=parts, prepare=prepare)
     state = {"model": model, "optimizer": optimizer, "step": 0, "ema": _NoAverage()}
     for seed in range(2):
         torch.manual_seed(seed)
@@ -144,18 +149,20 @@ def steps_of_spare(told, parts):
 def test_a_network_of_ones_own_tells_of_idle_parameters():
     weight, moved = steps_of_spare(False, 1)
     assert moved == 2
-    for found, others_moved in together(2, steps_of_spare, True, 2):
+    results = together(2, steps_of_spare, True, 2)
+    for found, others_moved in results + together(2, steps_of_spare, False, 1, with_a_search):
         assert others_moved == 2 and found == [pytest.approx(row, abs=1e-5) for row in weight]
     for error in together(2, steps_of_spare, False, 2):
         with pytest.raises(ValueError, match=r"2 parameters .* 'spare\.weight', .* = True in the"):
             raise error
 
 
-def step_of(layer, parts):
+def step_of(layer, parts, prepare=distributed.replicated):
     """A training step of a network with a layer, on this process's share of a batch."""
     model = _Scores(torch.nn.Sequential(torch.nn.Linear(3, 3), layer))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    step = get_step_fn(VPSDE(), True, optimization_manager(small_config()), accumulation=parts)
+    manager = optimization_manager(small_config())
+    step = get_step_fn(VPSDE(), True, manager, accumulation=parts, prepare=prepare)
     state = {"model": model, "optimizer": optimizer, "step": 0, "ema": _NoAverage()}
     step(state, distributed.share(torch.ones(8, 3)))
 
@@ -167,9 +174,15 @@ class _Frozen(torch.nn.BatchNorm1d):
         return super().train(False)
 
 
+def without_statistics(model):
+    model.layer[1] = torch.nn.Identity()
+    return model
+
+
 def test_statistics_of_a_part_of_a_batch_are_refused():
     seen = torch.nn.BatchNorm1d(3)
     step_of(seen, 1)
+    step_of(seen, 2, without_statistics)
     for error in together(2, step_of, seen, 1):
         with pytest.raises(ValueError, match=r"BatchNorm1d 'layer\.1' .*processes: 2, .*: take"):
             raise error

@@ -14,6 +14,7 @@ from score_lib.base.distributed import (
     draw_apart,
     is_shared,
     replicated,
+    unwrapped,
     world,
 )
 from score_lib.losses.objectives import Draws, get_loss_fn
@@ -125,11 +126,12 @@ class _TrainStep:
     ) -> Tensor:
         model, optimizer = state["model"], state["optimizer"]
         if first := self._model is not model:
-            check_parts(model, self.accumulation)
-            self._model, self._network = model, self.prepare(model)
+            network = self.prepare(model)  # which may replace layers
+            check_parts(unwrapped(network), self.accumulation)
+            self._model, self._network = model, network
         optimizer.zero_grad()
         loss = self._backward(batch, labels, for_batch(condition or UNCONDITIONAL, batch))
-        if first:
+        if first and self.prepare is replicated:
             check_gradients(model)
         self.grad_norm = self.optimize_fn(optimizer, model.parameters(), step=state["step"])
         state["step"] += 1
