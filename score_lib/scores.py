@@ -39,7 +39,7 @@ def get_model_fn(model: Callable, train: bool = False) -> Callable[[Tensor, Tens
             model.train(train)
         dtype = dtype_of(model)
         known = dtype is not None and x.dtype in _DTYPES
-        if known and labels.is_floating_point():
+        if known and isinstance(labels, Tensor) and labels.is_floating_point():
             labels = labels.to(dtype)
         output = model(x.to(dtype) if known else x, labels)
         check_real("the network's output", output)

@@ -10,6 +10,7 @@ import controllable_generation
 import likelihood
 import losses
 import sampling
+from models.utils import get_model_fn
 from score_lib.disk.pictures import to_uint8
 from score_lib.samplers.accuracy import MOST_ERROR, _warn_once, final_std
 from sde_lib import SDE, VESDE, VPSDE, subVPSDE
@@ -256,6 +257,16 @@ def test_networks_are_called_in_their_own_dtype(weights, data):
     assert bpd.isfinite().all()
     loss = losses.get_sde_loss_fn(VPSDE(), train=False)(lambda_net(layer), x)
     assert loss.dtype == data
+
+
+@pytest.mark.parametrize("labels", (None, 3, (torch.zeros(5), torch.ones(5))), ids=str)
+def test_labels_of_a_network_of_ones_own_may_be_any_objects(labels):
+    network = lambda_net(torch.nn.Linear(3, 3))
+    network.given = []
+    network.forward = lambda x, labels: network.given.append(labels) or network.layer(x)
+    for dtype in (torch.float32, torch.float64):
+        assert get_model_fn(network)(torch.randn(5, 3, dtype=dtype), labels).dtype == dtype
+    assert all(given is labels for given in network.given)
 
 
 def lambda_net(layer):
