@@ -239,6 +239,18 @@ def test_a_step_takes_scores_of_its_data_alone(channels):
             step(real((2, 3)), torch.tensor([0.3, 0.6]))
 
 
+def test_a_predictor_of_ones_own_may_join_a_condition_to_the_data():
+    class Joined(sampling.Predictor):
+        def update_fn(self, x, t):
+            x = x + 0.1 * self.score_fn(torch.cat([x, torch.ones_like(x)], dim=1), t)
+            return x, x
+
+    score_fn = get_score_fn(SDE_, lambda x, labels: x[:, :1] + x[:, 1:], continuous=True)
+    x, t = real((2, 1)), torch.tensor([0.3, 0.6])
+    expected = x + 0.1 * SDE_.to_score(x + 1, t, True)
+    torch.testing.assert_close(Joined(SDE_, score_fn).update_fn(x, t)[0], expected)
+
+
 @pytest.mark.parametrize("shape", ((2, 4), (3, 2), (2, 2, 1), (2,)), ids=str)
 def test_an_output_has_no_more_than_the_channels_of_the_data(shape):
     score_fn = get_score_fn(SDE_, lambda x, labels: real(shape), continuous=True)

@@ -5,7 +5,6 @@ any two other times they make the step that leads from the one to the other.
 """
 
 import abc
-import functools
 from collections.abc import Callable
 
 import torch
@@ -39,9 +38,9 @@ class Predictor:
     noise: Callable[[Tensor], Tensor] = staticmethod(torch.randn_like)
 
     def __init__(self, sde: SDE, score_fn: Callable, probability_flow: bool = False):
-        self.sde, self.score_fn = as_process(sde), functools.partial(score_of_data, score_fn)
+        self.sde, self.score_fn = as_process(sde), score_fn
         self.probability_flow = probability_flow
-        self.rsde = self.sde.reverse(self.score_fn, probability_flow)
+        self.rsde = self.sde.reverse(score_fn, probability_flow)
 
     def update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The step at time t (B,) of the process's own chain of N.
@@ -128,12 +127,12 @@ class AncestralSamplingPredictor(Predictor):
 
     def vesde_update_fn(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The step of the process's own chain, whichever process it is."""
-        return self.noised(x, *self.sde.ancestral_step(x, t, self.score_fn(x, t)))
+        return self.noised(x, *self.sde.ancestral_step(x, t, score_of_data(self.score_fn, x, t)))
 
     vpsde_update_fn = vesde_update_fn
 
     def step(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        return self.noised(x, *self.sde.posterior(x, t, s, self.score_fn(x, t)))
+        return self.noised(x, *self.sde.posterior(x, t, s, score_of_data(self.score_fn, x, t)))
 
 
 @register_predictor(name="none")
@@ -165,7 +164,7 @@ class Corrector(abc.ABC):
     noise: Callable[[Tensor], Tensor] = staticmethod(torch.randn_like)
 
     def __init__(self, sde: SDE, score_fn: Callable, snr: float, n_steps: int):
-        self.sde, self.score_fn = as_process(sde), functools.partial(score_of_data, score_fn)
+        self.sde, self.score_fn = as_process(sde), score_fn
         self.snr, self.n_steps = snr, n_steps
 
     @abc.abstractmethod
@@ -180,7 +179,7 @@ class _Langevin(Corrector):
         alpha = self.sde.langevin_alpha(t)
         x_mean = x
         for _ in range(self.n_steps):
-            score, z = self.score_fn(x, t), self.noise(x)
+            score, z = score_of_data(self.score_fn, x, t), self.noise(x)
             step = 2 * alpha * self.relative_step(score, z, t) ** 2
             x_mean = x + batch_mul(step, score)
             x = x_mean + batch_mul(torch.sqrt(2 * step), z)
