@@ -227,6 +227,13 @@ def test_a_condition_may_be_joined_to_the_data(sde):
                 step(x, t, sde, network, *settings)
 
 
+def test_a_score_is_computed_on_the_meta_device():
+    """Where there are shapes alone, so that values cannot be compared."""
+    with torch.device("meta"):
+        x, t = torch.zeros(3, 2), torch.zeros(3)
+        assert get_score_fn(VPSDE(), lambda x, labels: x, continuous=True)(x, t).is_meta
+
+
 @pytest.mark.parametrize("channels", (1, 2))
 def test_a_step_takes_scores_of_its_data_alone(channels):
     """Of one channel, it was added to all; also in a user's own loop."""

@@ -209,11 +209,11 @@ def _check_marginals(sde, like: Tensor) -> None:
     }
     for name, of_time in forms.items():
 
-        def both(name: str = name, of_time: Callable = of_time) -> tuple:
+        def agree(name: str = name, of_time: Callable = of_time) -> bool:
             t = like.new_tensor(_SHARES, dtype=torch.float64) * sde.T
-            return _of_any_rank(sde, name, t, 1.0), of_time(t)
+            return all(map(_is_near, _of_any_rank(sde, name, t, 1.0), of_time(t)))
 
-        if (pairs := _tried(both)) is not None and not all(map(_is_near, *pairs)):
+        if _tried(agree) is False:
             raise ValueError(
                 f"{name}(x, t) of {sde!r} was set to another function than that which its "
                 "coefficients of time follow: override it in a subclass, where they are derived"
