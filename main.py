@@ -65,7 +65,7 @@ class ConfigFile(flags.ArgumentParser):
         config = None
         try:
             if file.endswith(".json"):
-                config = from_json(pathlib.Path(file).read_text(encoding="utf-8"))
+                config = _stored(file, *argument)
             elif get_config := _run(file).get("get_config"):
                 config = get_config(*argument)
         except Exception as error:  # a config is a program: it may raise anything
@@ -74,6 +74,15 @@ class ConfigFile(flags.ArgumentParser):
             raise ValueError("it needs a function get_config() that returns a ConfigDict")
         add_missing(config)
         return config.lock()
+
+
+def _stored(file: str, argument: str = "") -> ConfigDict:
+    """The config in a run's `config.json`, without options that never counted."""
+    from score_lib.samplers.configured import as_it_counted
+
+    if argument:
+        raise ValueError(f"a config.json takes no argument: leave out ':{argument}'")
+    return as_it_counted(from_json(pathlib.Path(file).read_text(encoding="utf-8")))
 
 
 def _run(file: str) -> dict[str, object]:

@@ -123,8 +123,6 @@ def _of_chain(flat: Options) -> Iterator[str]:
                 f"{key} = {value!r} should be {unset!r} with sampling.method = 'chain': set "
                 "sampling.respacing, such as '50'"
             )
-    if (eta := flat["sampling.eta"]) and flat["sampling.variance"] != "ddim":
-        yield f"sampling.eta = {eta} needs sampling.variance = 'ddim', of whose noise it is a share"
     if flat["sampling.variance"] == "learned" and not flat["model.learn_sigma"]:
         yield "sampling.variance = 'learned' needs a network with model.learn_sigma = True"
 

@@ -539,7 +539,10 @@ def test_guidance_leaves_learned_variances_as_they_are():
         ({"sampling__respacing": "26"}, "26 levels of 25"),
         ({"sampling__respacing": "1"}, "two or more steps"),
         ({"sampling__eta": 1.5}, "sampling.eta = 1.5 should be"),
-        ({"sampling__eta": 0.5}, "eta = 0.5 needs sampling.variance = 'ddim'"),
+        (
+            {"sampling__eta": 0.5},
+            r"eta = 0.5 should be 0.0 .* but with sampling\.variance = 'ddim'",
+        ),
         ({"sampling__variance": "medium"}, "'small', 'large', 'learned' or 'ddim'"),
         ({"model__learn_sigma": False}, "'learned' needs a network with model.learn_sigma"),
     ),

@@ -256,11 +256,15 @@ def test_the_config_that_a_run_writes_is_read_as_it_was(name, tmp_path):
 
 
 def test_the_config_that_a_run_writes_repeats_it(tmp_path):
-    """With other options on top of it."""
-    open_folder(tmp_path, complete(small_config("ve/digits", model__sigma_max=3.0)))
+    """With other options on top of it, of which those of another method are refused."""
+    changes = {"model__sigma_max": 3.0, "sampling__method": "ode"}
+    open_folder(tmp_path, complete(small_config("ve/digits", sampling__churn=40.0, **changes)))
     command = ["--config=config.json", "--mode=train", "--workdir=run"]
     code, output = run_forked([*command, "--config.model.sigma_min=4.0"], cwd=tmp_path)
     assert code == 1 and "sigma_min = 4" in output and "sigma_max = 3" in output, output
+    code, output = run_forked([*command, "--config.sampling.eta=0.3"], cwd=tmp_path)
+    assert code == 1 and "stored sampling.churn = 40.0 is left out" in output, output
+    assert "E sampling.eta = 0.3 should be 0.0" in output and "E sampling.churn" not in output
 
 
 def test_options_that_a_config_lacks_are_set_on_the_command_line(tmp_path):

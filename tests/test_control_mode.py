@@ -342,6 +342,19 @@ def test_reports_say_which_weights_they_are_of(runs):
     assert (folder / "report.md").read_text().startswith("| checkpoint | step |")
 
 
+@pytest.mark.parametrize("method, kept", (("dpmpp_sde", 0.0), ("heun", 40.0)))
+def test_options_of_another_method_that_a_checkpoint_holds_are_told(
+    method, kept, runs, tmp_path, caplog
+):
+    """They never counted; where a command sets them, they are refused."""
+    run = run_lib.setup(runs.config("gaussian", sampling__method=method))
+    run.config.sampling.update(churn=40.0, eta=0.5)
+    other = run_lib.from_checkpoint(save(run, tmp_path / "stored.pth"), "cpu")
+    assert (other.config.sampling.churn, other.config.sampling.eta) == (kept, 0.0)
+    assert "the stored sampling.eta = 0.5 is left out" in caplog.text
+    assert ("sampling.churn" in caplog.text) is not bool(kept)
+
+
 @pytest.mark.parametrize("name", ("..", "../../gaussian"))
 def test_results_do_not_replace_files_of_the_run(runs, name):
     runs.checkpoint("gaussian")

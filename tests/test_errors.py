@@ -223,6 +223,12 @@ def test_config_files_in_json(text, tmp_path):
     assert os.listdir(tmp_path) == ["mine.json"]
 
 
+def test_a_config_in_json_takes_no_argument(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    said = message(["--config=config.json:8", "--mode=train", "--workdir=new"], cwd=tmp_path)
+    assert "config.json:8" in said and "':8'" in said, said
+
+
 @pytest.mark.parametrize("path", ("missing.py", "configs/vp/digits.py", "."))
 def test_no_config_file(path, tmp_path):
     """A path is taken from the current folder, which the message names."""

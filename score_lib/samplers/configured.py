@@ -1,10 +1,11 @@
 """From a config to a sampler."""
 
+import logging
 from collections.abc import Callable
 
 from score_lib.base.registry import Registry
 from score_lib.option_table import TABLE
-from score_lib.options import complete, flatten
+from score_lib.options import Config, complete, flatten
 from score_lib.parametrization import parametrization_of
 from score_lib.samplers import solvers
 from score_lib.samplers.adaptive import get_adaptive_sampler, get_ode_sampler
@@ -97,8 +98,31 @@ def unread(config, names: tuple[str, ...]) -> dict[str, object]:
         config: complete.
     """
     flat = flatten(config)
-    read = _SAMPLERS.feeds(flat["sampling.method"]).values()
+    read = {*_SAMPLERS.feeds(flat["sampling.method"]).values()}
+    if flat["sampling.method"] == "chain" and flat["sampling.variance"] != "ddim":
+        read.discard("sampling.eta")  # a share of DDIM's noise
     return {n: flat[n] for n in names if n not in read and flat[n] != TABLE[n].default}
+
+
+def as_it_counted(config: Config) -> Config:
+    """A stored config without options of other methods, which never counted; the log tells them.
+
+    They are refused in a config at hand, where they are a mistake that can be mended.
+
+    Args:
+        config: complete; a method that is not known here leaves it as it is.
+    """
+    if config.sampling.method not in _SAMPLERS:
+        return config
+    for name, value in unread(config, OF_ONE_METHOD).items():
+        section, option = name.split(".")
+        with config.unlocked():
+            config[section][option] = TABLE[name].default
+        logging.warning(
+            "the stored %s = %r is left out: sampling.method = %r does not read it",
+            name, value, config.sampling.method,
+        )  # fmt: skip
+    return config
 
 
 def get_sampling_fn(
@@ -123,6 +147,8 @@ def get_sampling_fn(
         raise ValueError(
             f"{name} = {value!r} should be {TABLE[name].default!r} with sampling.method = "
             f"{method!r}, which does not read it"
+            + " but with sampling.variance = 'ddim'"
+            * (name in _SAMPLERS.feeds(method).values())
         )
     shared = {"denoise": config.sampling.noise_removal, "continuous": config.training.continuous}
     # Only where there is one, so that samplers registered without the keyword stay as they are.
