@@ -112,8 +112,9 @@ def test_stop_and_resume_equals_no_stop(stop, undisturbed, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_an_image_that_cannot_be_read_costs_no_step(tmp_path, monkeypatch):
-    """Once it is mended, training ends as if nothing had been wrong."""
+@pytest.mark.parametrize("name", ("04.png", "19.png"))
+def test_an_image_that_cannot_be_read_costs_no_step(name, tmp_path, monkeypatch):
+    """To train on, or held out.  Once it is mended, training ends as if nothing had been wrong."""
     monkeypatch.setattr("score_lib.runs.examples._READ", 2)  # at the start, of many
     images = tmp_path / "images"
     images.mkdir()
@@ -124,14 +125,15 @@ def test_an_image_that_cannot_be_read_costs_no_step(tmp_path, monkeypatch):
     config = small_config(**{f"training__{key}": value for key, value in few.items()}, **data)
     config.training.snapshot_freq_for_preemption = 1000
     run_lib.train(config, tmp_path / "whole")
-    good = (images / "04.png").read_bytes()
-    (images / "04.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"04\.png in .* is not a readable image"):
+    good = (images / name).read_bytes()
+    (images / name).write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{name} in .* is not a readable image"):
         run_lib.train(config, tmp_path / "run")
     assert read_checkpoint(tmp_path / "run/checkpoints-meta/checkpoint.pth")["step"] == 3
-    (images / "04.png").write_bytes(good)
+    (images / name).write_bytes(good)
     run_lib.train(config, tmp_path / "run")
     assert_same_weights(tmp_path / "run", tmp_path / "whole")
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
 
 
 @pytest.mark.slow

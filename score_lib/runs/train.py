@@ -284,17 +284,20 @@ class Training:
         return loss
 
     def _next_batch(self) -> dict[str, Tensor]:
-        """A batch for training; where the data cannot be read, the steps made so far are saved.
+        """A batch for a step, and `eval_batch` for an evaluation that is due after it; where the
+        data cannot be read, the steps made so far are saved.
 
         Raises:
             DataError: an example cannot be read.
         """
         try:
-            return next(self.train_batches)
+            batch = next(self.train_batches)
+            if every(self.state["step"] + 1, self.options.eval_freq):
+                self.eval_batch = next(self.eval_batches)
+            return batch
         except DataError:
             if self.state["step"] > self.begun:
                 self._save_meta()
-                self.writer.wait()
             raise
 
     def _after_step(self, loss: Tensor, last: bool) -> None:
@@ -341,9 +344,8 @@ class Training:
     def _evaluate(self) -> None:
         step = self.state["step"]
         torch.manual_seed(derive_seed(self.run.config.seed, "eval", step))
-        batch = next(self.eval_batches)
         with matmul_precision("float32"):
-            loss = self.eval_step(self.state, *self.run.arguments(batch))
+            loss = self.eval_step(self.state, *self.run.arguments(self.eval_batch))
         loss = loss.item()
         self.log.write(step, eval_loss=loss)
         logging.info("step %d: evaluation loss %.4e", step, loss)
