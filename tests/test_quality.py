@@ -17,6 +17,7 @@ from test_classifier_runs import Brightest
 import run_lib
 from score_lib.base import distributed
 from score_lib.base.preemption import Preempted
+from score_lib.data.sources import DataError
 from score_lib.disk import checkpoints
 from score_lib.disk.checkpoints import read_checkpoint
 from score_lib.disk.logs import MetricsLog, SilentLog
@@ -126,7 +127,9 @@ def broken(monkeypatch, fault):
     measure, write = Quality.measure, checkpoints.atomic_write
 
     def measured(self):
-        if fault == "signalled" and next(count) == 2:
+        if fault in ("signalled", "unreadable") and next(count) == 2:
+            if fault == "unreadable":
+                raise DataError("of the held-out part")
             os.kill(os.getpid(), signal.SIGTERM)
         return measure(self)
 
@@ -139,13 +142,17 @@ def broken(monkeypatch, fault):
     monkeypatch.setattr(checkpoints, "atomic_write", written)
 
 
-@pytest.mark.parametrize("fault", ["written", "signalled"])
-def test_stopped_and_resumed(fault, undisturbed, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "fault, error", [("written", Killed), ("signalled", Preempted), ("unreadable", DataError)]
+)
+def test_stopped_and_resumed(fault, error, undisturbed, tmp_path, monkeypatch):
     broken(monkeypatch, fault)
-    with pytest.raises(Preempted if fault == "signalled" else Killed):
+    with pytest.raises(error):
         run_lib.train(config_for(), tmp_path)
+    state = read_checkpoint(tmp_path / META)
     if fault == "written":  # the state that it belongs to is there
-        assert read_checkpoint(tmp_path / META)["best"]["step"] == 4
+        assert state["best"]["step"] == 4
+    assert state["step"] == 4 and state["metrics_due"] is (fault != "written")
     monkeypatch.undo()
     run_lib.train(config_for(), tmp_path)
     assert_same_file(tmp_path / BEST, undisturbed / BEST)

@@ -358,7 +358,7 @@ class Training:
                     self._draw_samples()
                 if self.state["metrics_due"] and self.quality is not None:
                     self._measure(self.quality)
-        except Preempted:
+        except (Preempted, DataError):
             self._save_meta()
             raise
 
