@@ -82,6 +82,7 @@ def _stored(file: str, argument: str = "") -> ConfigDict:
 
     if argument:
         raise ValueError(f"a config.json takes no argument: leave out ':{argument}'")
+    _show_messages()
     return as_it_counted(from_json(pathlib.Path(file).read_text(encoding="utf-8")))
 
 
@@ -142,10 +143,7 @@ def _has_folder(values: dict) -> bool:
 
 def main(_: list[str]) -> None:
     """Run the chosen mode; a mistake in the input ends it with one message and exit code 1."""
-    from score_lib.disk.logs import log_to_console
-
-    _open_streams()
-    log_to_console(int(os.environ.get("RANK", 0)))
+    _show_messages()
     try:
         run_mode()
     except Preempted:
@@ -168,12 +166,18 @@ def main(_: list[str]) -> None:
         sys.exit(1)
 
 
-def _open_streams() -> None:
-    """Standard streams that the program was started without lead nowhere: they are written to, and
-    files of the run would take their numbers."""
+def _show_messages() -> None:
+    """Log to the console.
+
+    Standard streams that the program was started without lead nowhere: they are written to, and
+    files of the run would take their numbers.
+    """
+    from score_lib.disk.logs import log_to_console
+
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (kept)
+    log_to_console(int(os.environ.get("RANK", 0)))
 
 
 def run_mode() -> None:
