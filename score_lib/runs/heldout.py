@@ -106,7 +106,10 @@ class HeldOut:
         source = self.stream.source
         if self.count == len(source) or source.num_classes == 1:
             return
-        labels = torch.cat([source.read(part)[1] for part in spaced_numbers(source, _FOR_ORDER)])
+        parts = [source.read(part)[1] for part in spaced_numbers(source, _FOR_ORDER)]
+        if any(part is None for part in parts):  # of a source whose other part has labels
+            return
+        labels = torch.cat([torch.as_tensor(part) for part in parts])
         if bool((labels.diff() >= 0).all() and labels[0] < labels[-1]) and distributed.is_main():
             logging.warning(
                 "the first %d of %d examples are not like the others, since %s is stored class by "

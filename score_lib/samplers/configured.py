@@ -112,7 +112,7 @@ def as_it_counted(config: Config) -> Config:
     Args:
         config: complete; a method that is not known here leaves it as it is.
     """
-    if config.sampling.method not in _SAMPLERS:
+    if str(config.sampling.method) not in _SAMPLERS:
         return config
     for name, value in unread(config, OF_ONE_METHOD).items():
         section, option = name.split(".")
