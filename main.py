@@ -78,12 +78,12 @@ class ConfigFile(flags.ArgumentParser):
 
 def _stored(file: str, argument: str = "") -> ConfigDict:
     """The config in a run's `config.json`, without options that never counted."""
-    from score_lib.samplers.configured import as_it_counted
+    from score_lib.samplers.configured import without_unread
 
     if argument:
         raise ValueError(f"a config.json takes no argument: leave out ':{argument}'")
     _show_messages()
-    return as_it_counted(from_json(pathlib.Path(file).read_text(encoding="utf-8")))
+    return without_unread(from_json(pathlib.Path(file).read_text(encoding="utf-8")))
 
 
 def _run(file: str) -> dict[str, object]:

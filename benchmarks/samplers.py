@@ -98,7 +98,8 @@ def cases(
             if not chain or steps > beta_max:
                 steps_of = {"num_steps": steps, "time_grid": "" if chain else grid}
                 found.append((name, options | steps_of))
-    return found + [(name, {"method": method, "num_steps": 0}) for name, method in ADAPTIVE.items()]
+    unread = {"num_steps": 0, "time_grid": ""}
+    return found + [(name, {"method": method, **unread}) for name, method in ADAPTIVE.items()]
 
 
 def draw(run: Run, count: int) -> tuple[Tensor, int]:

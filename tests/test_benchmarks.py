@@ -437,7 +437,7 @@ def test_samplers_draw_the_classes_of_a_conditional_network():
     images, _ = samplers.draw(run, 3)
     torch.testing.assert_close(images, run.draw(range(3)), rtol=0, atol=0)
     grids = {o["method"]: o.get("time_grid") for _, o in samplers.cases(20, (80,), (), "edm")}
-    assert grids["pc"] == "" and grids["dpmpp_3m"] == "edm"
+    assert grids["pc"] == grids["ode"] == "" and grids["dpmpp_3m"] == "edm"
 
 
 def test_share_of_a_variance_has_the_error_of_a_paired_ratio():

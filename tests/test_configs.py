@@ -263,7 +263,7 @@ def test_the_config_that_a_run_writes_repeats_it(tmp_path):
     code, output = run_forked([*command, "--config.model.sigma_min=4.0"], cwd=tmp_path)
     assert code == 1 and "sigma_min = 4" in output and "sigma_max = 3" in output, output
     code, output = run_forked([*command, "--config.sampling.eta=0.3"], cwd=tmp_path)
-    assert code == 1 and "W the stored sampling.churn = 40.0 is left" in output, output
+    assert code == 1 and "W sampling.churn = 40.0 is left out" in output, output
     assert "E sampling.eta = 0.3 should be 0.0" in output and "E sampling.churn" not in output
 
 

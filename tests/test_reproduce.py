@@ -333,6 +333,7 @@ def asked(monkeypatch):
 
 def test_evaluations_of_a_row(asked, tmp_path):
     config = load("vp/cifar10_ddpmpp_continuous")
+    config.sampling.update(method="heun", churn=40.0)
     for option in ("checkpoint", "stats"):
         path = tmp_path / f"{option}_8.npz"
         path.touch()
@@ -340,13 +341,16 @@ def test_evaluations_of_a_row(asked, tmp_path):
     records = run_lib.reproduce(config, tmp_path)
     assert [record["figure"] for record in records] == ["fid", "inception_score", "fid_ode", "bpd"]
     found = {
-        folder: (c.eval.enable_sampling, c.eval.enable_bpd, c.eval.enable_loss, c.sampling.method)
+        folder: (
+            *(c.eval.enable_sampling, c.eval.enable_bpd, c.eval.enable_loss),
+            *(c.sampling.method, c.sampling.churn),  # the solver of the flow refuses any churn
+        )
         for folder, c in asked
     }
     assert found == {
-        "reproduce/samples": (True, False, False, "pc"),
-        "reproduce/ode": (True, False, False, "ode"),
-        "reproduce/bpd": (False, True, False, "pc"),
+        "reproduce/samples": (True, False, False, "heun", 40.0),
+        "reproduce/ode": (True, False, False, "ode", 0.0),
+        "reproduce/bpd": (False, True, False, "heun", 40.0),
     }
     assert all(c.eval.num_samples == 50000 and c.eval.bpd_dataset == "test" for _, c in asked)
     assert "features of inception, published with inception_tfgan" in records[0]["verdict"]

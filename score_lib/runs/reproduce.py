@@ -18,6 +18,7 @@ from score_lib.runs.measures import MEASURES, evaluate_bpd, evaluate_samples
 from score_lib.runs.nearest import Nearest, nearest_experiment
 from score_lib.runs.published import KINDS, ROWS, Figure, Kind, Row
 from score_lib.runs.setup import Run, setup
+from score_lib.samplers.configured import without_unread
 
 FOLDER = "reproduce"
 # The share of faithful reproductions whose figure lies in the band.
@@ -128,6 +129,7 @@ def _evaluated(config: Config, workdir: pathlib.Path, kind: Kind) -> dict[str, o
         own.eval.update({kind.option: True, "bpd_dataset": "test", "dataset": "", "figures": ""})
         if kind.ode:
             own.sampling.method = "ode"
+            without_unread(own)
     (record,) = evaluate(own, workdir, f"{FOLDER}/{kind.folder}", _MEASURES)
     return record
 

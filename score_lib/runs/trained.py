@@ -22,7 +22,7 @@ from score_lib.runs.start import (
     name_of,
     weights_serve,
 )
-from score_lib.samplers.configured import as_it_counted
+from score_lib.samplers.configured import without_unread
 
 
 def restored(config, workdir: str | os.PathLike) -> Run:
@@ -134,7 +134,7 @@ def from_checkpoint(
             f"{path} holds no config, so that its network is unknown: use a checkpoint that was "
             "trained here, or set control.classifier_config for a classifier"
         )
-    own = as_it_counted(complete(own))
+    own = without_unread(complete(own))
     own.device = str(device)
     run = setup(own)
     run.checkpoint = name_of(pathlib.Path(path))

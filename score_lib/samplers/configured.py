@@ -104,13 +104,14 @@ def unread(config, names: tuple[str, ...]) -> dict[str, object]:
     return {n: flat[n] for n in names if n not in read and flat[n] != TABLE[n].default}
 
 
-def as_it_counted(config: Config) -> Config:
-    """A stored config without options of other methods, which never counted; the log tells them.
+def without_unread(config: Config) -> Config:
+    """The config, in which options of other methods now have their defaults; the log tells them.
 
-    They are refused in a config at hand, where they are a mistake that can be mended.
+    For one that was stored, where they never counted, or that has been given another method.  In
+    a config at hand they are a mistake, which `get_sampling_fn` refuses.
 
     Args:
-        config: complete; a method that is not known here leaves it as it is.
+        config: complete, changed in place; a method that is not known here leaves it as it is.
     """
     if str(config.sampling.method) not in _SAMPLERS:
         return config
@@ -119,7 +120,7 @@ def as_it_counted(config: Config) -> Config:
         with config.unlocked():
             config[section][option] = TABLE[name].default
         logging.warning(
-            "the stored %s = %r is left out: sampling.method = %r does not read it",
+            "%s = %r is left out: sampling.method = %r does not read it",
             name, value, config.sampling.method,
         )  # fmt: skip
     return config
