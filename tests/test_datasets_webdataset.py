@@ -175,6 +175,25 @@ def test_a_file_that_is_cut_off_later_is_refused(tmp_path):
         source.images([3])
 
 
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_labels_that_are_links_are_refused(tmp_path, kind):
+    """They would be lost, and all samples be of class 0."""
+    path = write_tar(tmp_path / "a.tar", [*samples([0], lambda n: {}), ("one", b"1")])
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("0000.cls")
+        link.type, link.linkname = kind, "one"
+        archive.addfile(link)
+    with pytest.raises(DataError, match=r"0000.cls in .*a.tar \(byte 2048\) is a link"):
+        opened(tmp_path)
+
+
+def test_samples_behind_the_end_of_a_file_are_refused(tmp_path):
+    first, second = (write_tar(tmp_path / f"{k}.tar", samples([k])) for k in range(2))
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(DataError, match=r"0.tar goes on after its end \(byte 2048\), as files jo"):
+        opened(first)
+
+
 def test_damaged_headers_and_packed_files_are_refused(tmp_path):
     path = write_tar(tmp_path / "a.tar", samples(range(4)))
     content = bytearray(path.read_bytes())
@@ -194,6 +213,7 @@ def test_damaged_headers_and_packed_files_are_refused(tmp_path):
         ("", "", "there is no file in .* that ends in .tar"),
         ("x-{0..2}.tar", "", "there is no file or folder '.*x-0.tar'"),
         ("x-{0..999999999}.tar", "", "stands for more than 131072 files"),
+        ("x-{3..0}.tar", "", r"x-\{3..0\}.tar' stands for no file: ranges go up"),
         ("notes.txt", "", "must end in .tar"),
         ("val", "", "a part called val, as if to hold out, .*TRAIN:val, or data.split=tenths"),
         ("val", "a:b", "data.split='a:b' names parts .* are called val"),

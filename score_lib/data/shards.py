@@ -44,6 +44,10 @@ def shard_files(path: str, suffixes: tuple[str, ...]) -> tuple[pathlib.Path, lis
     expanded = list(itertools.islice(expand(str(place)), MOST + 1))
     if len(expanded) > MOST:
         raise DataError(f"data.path={path!r} stands for more than {MOST} files")
+    if not expanded:
+        raise DataError(
+            f"data.path={path!r} stands for no file: ranges go up, as in {{000000..000012}}"
+        )
     for name in expanded:
         if not os.path.isfile(name):
             raise DataError(f"data.path: there is no file or folder {name!r}")

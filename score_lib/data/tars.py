@@ -20,6 +20,7 @@ from score_lib.disk.logs import progress_bar
 log = logging.getLogger(__name__)
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
+LABELS = ("cls", "json")
 # Fewer samples are found within 0.2 s, so that an index would save nothing that is felt.
 SMALL = 1000
 # In place of the size of an image, or of a label.
@@ -28,6 +29,8 @@ _KIND, _VERSION = "shards", 1
 # As the format's authors split names: the key goes up to the first dot of the file's own name.
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+# Bytes that are looked through at once.
+_PART = 1 << 20
 # Limit on a file with a label, in bytes.
 _LONGEST_LABEL = 1 << 20
 _COLUMNS = ("offsets", "sizes", "labels")
@@ -178,6 +181,12 @@ def _members(raw: IO[bytes], file: pathlib.Path) -> Iterator[tarfile.TarInfo]:
     raw.seek(at)
     if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise DataError(f"{file} (byte {at}) is damaged or cut off: its end is not marked there")
+    while part := raw.read(_PART):
+        if part.strip(b"\0"):
+            raise DataError(
+                f"{file} goes on after its end (byte {at}), as files joined by cat do: join them "
+                f"with tar --concatenate, or keep them apart"
+            )
 
 
 def _add(
@@ -185,16 +194,23 @@ def _add(
 ) -> None:
     """Add a file to the sample that it belongs to."""
     parts = _NAME.fullmatch(member.name)
-    if not member.isreg() or parts is None:
+    if parts is None:
         return
     where = f"{printable(member.name)} in {file} (byte {member.offset})"
     key, kind = parts[1], parts[2].lower()
+    if not member.isreg():
+        if kind in LABELS and (member.islnk() or member.issym()):  # its label would be lost
+            raise DataError(
+                f"{where} is a link, and labels are read from files: pack them with tar "
+                f"--dereference --hard-dereference"
+            )
+        return
     sample = samples.setdefault(key, _Sample(key, member.offset))
     if kind in IMAGES:
         if sample.size != NONE:
             raise DataError(f"{where} is a second image of its sample, beside {sample.name}")
         sample.name, sample.offset, sample.size = member.name, member.offset_data, member.size
-    elif kind in ("cls", "json"):
+    elif kind in LABELS:
         if member.size > _LONGEST_LABEL:
             raise DataError(f"{where} has {member.size} bytes: too many for a label")
         raw.seek(member.offset_data)
