@@ -2,9 +2,7 @@
 
 import itertools
 import logging
-import struct
 import zipfile
-import zlib
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from dataset_helpers import (
     random_images,
     save_image,
     smooth_image,
+    write_png,
 )
 from PIL import Image
 
@@ -166,6 +165,13 @@ def test_classes_are_numbered_in_natural_order(tmp_path):
     for source in info.sources.values():
         found, labels = everything(source)
         assert found[:, 0, 0, 0].tolist() == labels.tolist()
+
+
+def test_a_class_in_two_spellings_of_unicode_is_refused(tmp_path):
+    for name in ("train/caf\u00e9", "train/tea", "test/cafe\u0301"):
+        save_image(tmp_path, f"{name}/1.png", random_images(8, 8, 3))
+    with pytest.raises(DataError, match="two folders of classes are called caf\u00e9, in composed"):
+        open_images(tmp_path)
 
 
 def test_folders_are_labels_only_if_every_image_is_in_one(tmp_path):
@@ -352,12 +358,7 @@ def test_deep_images_are_scaled_by_the_range_and_refused_without(tmp_path, kind,
 
 def test_colour_of_16_bits_is_refused(tmp_path):
     """Pillow reads only the upper half of each value."""
-    rows = b"".join(b"\0" + bytes([15, 255] * 24) for _ in range(8))
-    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    chunks = (struct.pack(">I", len(data)) + kind + data for kind, data in parts)
-    checked = (chunk + struct.pack(">I", zlib.crc32(chunk[4:])) for chunk in chunks)
-    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(checked))
+    write_png(tmp_path / "deep.png", [[15, 255] * 24] * 8, 8, 16, 2)
     with pytest.raises(DataError, match=r"deep.png in .* more than 8 bits .* data.range"):
         open_images(tmp_path)
 
@@ -430,6 +431,12 @@ def test_mistakes_with_images(tmp_path, folder):
         image.write_bytes(b"x")
     with pytest.raises(DataError, match="none of the 12 images"):
         open_images(folder[0], on_error="skip")
+
+
+def test_backslashes_between_folders_of_a_zip_are_refused(folder):
+    path = zipped(folder[0], **{"test\\cat.png": b"any"})
+    with pytest.raises(DataError, match=r"'test\\\\cat.png', whose folders are separated by back"):
+        open_images(path)
 
 
 def test_a_damaged_zip_names_the_image(folder):

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from dataset_helpers import make_config, save_image
+from dataset_helpers import make_config, save_image, write_png
 from PIL import Image
 
 import datasets
@@ -14,7 +14,7 @@ from datasets import DataError
 from score_lib.data import preprocess
 from score_lib.data.sources import log_once
 
-BITS, PHOTOMETRIC, PER_PIXEL, PLANAR, FORMAT = 258, 262, 277, 284, 339
+BITS, PHOTOMETRIC, PER_PIXEL, PLANAR, EXTRA, FORMAT = 258, 262, 277, 284, 338, 339
 
 
 def write_tiff(path, values, tags):
@@ -75,6 +75,51 @@ def test_where_0_is_white_the_range_says_so_too(tmp_path):
     with pytest.raises(DataError, match=r"smallest value is white: set data.range"):
         pixels(path, range=(0, 4095))
     assert (pixels(path, range=(4095, 0)) == round((4095 - 1000) / 4095 * 255)).all()
+
+
+@pytest.mark.parametrize("colours, photometric", [(3, 2), (1, 1)])
+def test_values_that_are_no_opacity_are_not_read_as_one(tmp_path, colours, photometric):
+    values = np.arange(64 * (colours + 1), dtype=np.uint8).reshape(colours + 1, 8, 8)
+    count = [colours + 1]
+    tags = {BITS: [8] * count[0], PHOTOMETRIC: [photometric], PER_PIXEL: count, PLANAR: [1]}
+    rows = values.transpose(1, 2, 0).reshape(1, 8, -1)
+    path = write_tiff(tmp_path / "1.tif", rows, {**tags, EXTRA: [0], 256: [8], 257: [8], 278: [8]})
+    assert np.array_equal(pixels(path, channels=colours), values[:colours])
+    with pytest.raises(DataError, match=rf"1.tif in .* {count[0]} values .*num_channels={colours}"):
+        pixels(path, channels=4)
+
+
+@pytest.mark.parametrize("bits, level", [(2, 3), (4, 15), (1, 1), (8, 255)])
+def test_the_transparent_level_of_a_gray_png_is_of_its_bits(tmp_path, bits, level):
+    """White is transparent, and black is not."""
+    width = 64 // bits
+    chunk = b"tRNS", struct.pack(">H", level)
+    write_png(tmp_path / "1.png", [[0] * 4 + [255] * 4] * width, width, bits, 0, chunk)
+    found = pixels(tmp_path, channels=4, image_size=width)
+    black = np.arange(width) < width // 2
+    assert np.array_equal(found[0, 0], np.where(black, 0, 255))
+    assert np.array_equal(found[3, 0], np.where(black, 255, 0))
+    with pytest.raises(DataError, match=r"1.png in .* has transparent pixels"):
+        pixels(tmp_path, image_size=width)
+
+
+def test_other_entries_of_exif_do_not_matter(tmp_path):
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    entries = (274, 3, 1, 6), (282, 2, 4, 0x636261)  # turned; a resolution that is text
+    exif = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    exif += b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    Image.fromarray(image).save(tmp_path / "1.png", exif=exif)
+    assert np.array_equal(pixels(tmp_path)[0], np.rot90(image, -1))
+
+
+def test_bmp_of_16_bits_a_pixel_is_read(tmp_path):
+    """Five bits of red, six of green, five of blue."""
+    colours = np.full((8, 8), 31 << 11 | 21 << 5, "<u2").tobytes()
+    masks = struct.pack("<III", 31 << 11, 63 << 5, 31)
+    header = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 16, 3, len(colours), 0, 0, 0, 0)
+    start = struct.pack("<IHHI", 66 + len(colours), 0, 0, 66)
+    (tmp_path / "1.bmp").write_bytes(b"BM" + start + header + masks + colours)
+    assert pixels(tmp_path, channels=3)[:, 0, 0].tolist() == [255, 85, 0]
 
 
 def test_pages_that_are_not_read_are_told(tmp_path, caplog):

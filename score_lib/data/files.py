@@ -83,6 +83,11 @@ class Zip:
             names = {name for name in self._zip().namelist() if name[-1:] != "/"}
         except Exception as error:  # damaged files make it raise errors of nearly any type
             raise DataError(f"{path} is not a readable zip file: {error}") from error
+        if wrong := min((name for name in names if "\\" in name), default=""):
+            raise DataError(
+                f"{path} holds {wrong!r}, whose folders are separated by backslashes: unpack it, as "
+                f"with unzip, and set data.path to the folder"
+            )
         self.names = Names.of(sorted(names))
 
     def bad_links(self) -> dict[str, str]:

@@ -12,8 +12,10 @@ from score_lib.data.sources import DataError, log_once
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Tags of TIFF 6.0, and values of them.
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
+# Tag of EXIF.
+_ORIENTATION = 274
 
 
 class Unsuited(DataError):
@@ -124,10 +126,12 @@ def to_bytes(image, where: str, channels: int, pixels: Pixels) -> Tensor:
     Raises:
         Unsuited: its values or its transparency need an option that is not set.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    several_wide = _check_tiff(image, where, pixels) > 8 or "16" in _stored_mode(image)
-    image = ImageOps.exif_transpose(image)
+    stored = _stored_mode(image)
+    several_wide = _check_tiff(image, where, channels, pixels) > 8 or stored.endswith(";16B")
+    _scale_transparent_level(image, stored)
+    image = _upright(image)
     if is_deep(image):
         image = Image.fromarray(_scaled(image, where, pixels))
         pixels = pixels._replace(range=())
@@ -179,7 +183,36 @@ def _stored_mode(image) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _check_tiff(image, where: str, pixels: Pixels) -> int:
+def _scale_transparent_level(image, stored: str) -> None:
+    """Scale the transparent level of a gray PNG as Pillow scales its pixels: from 2 or 4 bits."""
+    most = {"L;2": 3, "L;4": 15}.get(stored)
+    level = image.info.get("transparency")
+    if most and level is not None and level <= most:
+        image.info["transparency"] = level * (255 // most)
+
+
+def _upright(image):
+    """An image as its EXIF says that it is seen.
+
+    `ImageOps.exif_transpose` writes the whole EXIF anew, and fails where an entry is odd.
+    """
+    from PIL.Image import Transpose
+
+    image.load()
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    turn = turns.get(image.getexif().get(_ORIENTATION))
+    return image if turn is None else image.transpose(turn)
+
+
+def _check_tiff(image, where: str, channels: int, pixels: Pixels) -> int:
     """The largest number of bits of a value in a TIFF file; 0 for other files.
 
     Raises:
@@ -192,6 +225,12 @@ def _check_tiff(image, where: str, pixels: Pixels) -> int:
     bits, kinds = (image.tag_v2.get(tag) or (1,) for tag in (_BITS, _SAMPLE_FORMAT))
     if max(bits) == 8 and _SIGNED in kinds:
         raise Unsuited(f"{where} holds signed values of 8 bits: save it with unsigned ones")
+    samples, read = image.tag_v2.get(_SAMPLES, 1), len(image.getbands())
+    if channels == 4 and image.mode in ("L", "RGB") and samples > read:
+        raise Unsuited(
+            f"{where} has {samples} values for each pixel, of which it calls none an opacity and "
+            f"only {read} are read: set data.num_channels={read}, or save all images as an .npy"
+        )
     falls = bool(pixels.range) and pixels.range[0] > pixels.range[1]
     if is_deep(image) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and not falls:
         raise Unsuited(

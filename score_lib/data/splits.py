@@ -4,6 +4,7 @@ import collections
 import itertools
 import pathlib
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -157,9 +158,21 @@ def natural(name: str) -> tuple[list, str]:
 
 
 def classes(folders: Iterable[Parts]) -> dict[str, int]:
-    """Class -> label: first-level folders in natural order; {"": 0} unless all files have one."""
+    """Class -> label: first-level folders in natural order; {"": 0} unless all files have one.
+
+    Raises:
+        DataError: the names of two are the same letters in different bytes.
+    """
     names = {folder[0] if folder else "" for folder in folders}
     titles = {""} if "" in names else names
+    spelt: dict[str, str] = {}
+    for title in titles:
+        letters = unicodedata.normalize("NFC", title)
+        if spelt.setdefault(letters, title) != title:
+            raise DataError(
+                f"two folders of classes are called {letters}, in composed and in decomposed "
+                f"letters of Unicode: give both the same name, as in train/ and test/"
+            )
     return {title: label for label, title in enumerate(sorted(titles, key=natural))}
 
 
