@@ -1,6 +1,7 @@
 """IMAGENET: labels are in the order of WordNet ids, in every layout that it is distributed in."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -128,8 +129,7 @@ def test_the_split(tmp_path):
 
 def test_validation_images_of_classes_without_training_images_are_left_out(tmp_path, caplog):
     make(tmp_path, "csv")
-    for file in (tmp_path / "train" / WNIDS[1]).iterdir():
-        file.unlink()
+    shutil.rmtree(tmp_path / "train" / WNIDS[1])
     test = opened(tmp_path).sources["test"]
     assert everything(test)[1].tolist() == [1, 0, 0, 1]
     assert torch.equal(everything(test)[0], PIXELS[12:][[0, 1, 4, 5]])
@@ -151,6 +151,12 @@ def damaged(root, case):
     """A layout with one fault."""
     if case == "cat":
         save(root, "train/cat/1", 0)
+    elif case == "empty":
+        (root / "train" / "n00000001").mkdir()
+    elif case == "packed":
+        (root / "train" / "n00000001.tar").touch()
+    elif case == "linked":
+        (root / "train" / "n00000001").symlink_to(root / "train" / WNIDS[0])
     elif case == "above":
         return root / "train"
     elif case == "class":
@@ -176,6 +182,9 @@ def damaged(root, case):
 @pytest.mark.parametrize(
     "case, message",
     [
+        ("empty", "train/n00000001 in .* holds no image, .* complete or remove it"),
+        ("packed", "train/n00000001.tar in .* holds no image"),
+        ("linked", "train/n00000001 in .* holds no image"),
         ("cat", "images in train/cat of .* WordNet ids, as in train/n01440764: .*IMAGES"),
         ("above", "no image in train/ of .*train, .* set it to the folder above, that of train/"),
         ("class", "val/n99999999 of .*, which is none of the 3 classes"),

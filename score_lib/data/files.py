@@ -24,7 +24,7 @@ OUTSIDE, IN_ZIP = "a link that leads out of the folder", "a link, which is not f
 
 
 class Folder:
-    """Names of the files below a folder, sorted, and their contents.
+    """Names of the files below a folder, sorted, of the folders there, and the files' contents.
 
     Links to folders are not followed, nor are links to files outside the folder.
     """
@@ -32,7 +32,7 @@ class Folder:
     def __init__(self, path: pathlib.Path):
         self.path = path
         listing = known_listing(path)
-        self.names, self._links = listing.names, listing.links
+        self.names, self.folders, self._links = listing.names, listing.folders, listing.links
 
     def bad_links(self) -> dict[str, str]:
         """The names that are links which cannot be followed, and the kind of each."""

@@ -86,6 +86,7 @@ class Tree:
         self._bad = bad_links(self.files, named_image, on_error)
         images = [named_image(name) and name not in self._bad for name in self.files.names]
         self.names = self.files.names.chosen(np.flatnonzero(images))
+        self._others = self.files.names.chosen(np.flatnonzero(~np.array(images, dtype=bool)))
         self._places = places_of(self.names)
 
     def holds(self, part: Parts) -> bool:
@@ -117,7 +118,7 @@ class Tree:
         """WordNet id -> label, from the folders of the training images.
 
         Raises:
-            DataError: an image is not in such a folder.
+            DataError: an image is not in such a folder, or such a folder has no image.
         """
         folders = [f for f in self._places.folders if f[: len(train)] == train]
         for folder in folders:
@@ -127,7 +128,16 @@ class Tree:
                     f"of IMAGENET are in folders named by WordNet ids, as in train/n01440764: "
                     f"data.dataset=IMAGES takes other names"
                 )
-        return {wnid: label for label, wnid in enumerate(sorted(f[-1] for f in folders))}
+        classes = {wnid: label for label, wnid in enumerate(sorted(f[-1] for f in folders))}
+        for entry in map(pathlib.PurePosixPath, [*self.files.folders, *self._others]):
+            # An empty folder, a link to one, or an archive that has yet to be unpacked.
+            inside = entry.parent.parts == train and wordnet.is_id(entry.stem)
+            if inside and entry.stem not in classes:
+                raise DataError(
+                    f"{entry} in {self.root} holds no image, and the labels of all later classes "
+                    f"depend on it: complete or remove it"
+                )
+        return classes
 
     def labelled(
         self, part: Parts, classes: Mapping[str, int], base: Parts
