@@ -224,6 +224,14 @@ def test_links_out_of_a_folder_are_refused(tmp_path):
             cases.read_images(place)
 
 
+def test_backslashes_between_the_folders_of_a_zip_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for name in ("train\\cat.png", "test\\cat.png"):
+            file.writestr(name, b"any")
+    with pytest.raises(DataError, match=r"'test\\\\cat.png', whose folders are separated by back"):
+        cases.read_images(tmp_path / "a.zip")
+
+
 # --- Checkpoints ----------------------------------------------------------------------------------
 
 

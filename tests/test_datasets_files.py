@@ -148,11 +148,16 @@ def test_images_that_are_all_held_out_are_not_trained_on(tmp_path, place):
         assert open_images(tmp_path / "data/test")[2].num_classes == 2
 
 
-@pytest.mark.parametrize("folders", ("cat/photos cat/val dog/photos dog/val", "a/photos a/b/val"))
+@pytest.mark.parametrize(
+    "folders",
+    ["cat/photos cat/val dog/photos dog/val", "train2017 any2017 val2017", "a/photos a/b/val"],
+)
 def test_held_out_images_below_the_first_folders_are_not_trained_on(tmp_path, folders):
     for folder in folders.split():
         save_image(tmp_path, f"{folder}/1.png", random_images(8, 8, 3))
-    with pytest.raises(DataError, match=r"folder val, as if .* data.split=(photos|TRAIN):val"):
+    with pytest.raises(
+        DataError, match=r"folder val\w*, as if .* data.split=(photos|train2017|TRAIN):val"
+    ):
         open_images(tmp_path)
 
 
@@ -431,12 +436,6 @@ def test_mistakes_with_images(tmp_path, folder):
         image.write_bytes(b"x")
     with pytest.raises(DataError, match="none of the 12 images"):
         open_images(folder[0], on_error="skip")
-
-
-def test_backslashes_between_folders_of_a_zip_are_refused(folder):
-    path = zipped(folder[0], **{"test\\cat.png": b"any"})
-    with pytest.raises(DataError, match=r"'test\\\\cat.png', whose folders are separated by back"):
-        open_images(path)
 
 
 def test_a_damaged_zip_names_the_image(folder):

@@ -20,6 +20,8 @@ HELD_OUT = (
     ("holdout", "heldout", "hold-out", "held-out", "hold_out", "held_out"),
     ("val", "valid", "validation", "dev", "eval"),
 )
+# As in val2017 and valid_64x64.
+_NUMBER = re.compile(r"[-_. ]?[0-9]+(x[0-9]+)?$")
 Parts = tuple[str, ...]  # the folders that a file is in, from the root down
 
 
@@ -137,15 +139,22 @@ def refuse_lonely_held_out(folders: Sequence[Parts], place: str, shared: Parts) 
     else:
         names, found = set(), _held_out(shared)
     if found:
-        other = min(names - set(found), default="TRAIN")
+        # First of all one that is called train2017 or the like.
+        others = ((not name.lower().startswith(TRAINING), name) for name in names - set(found))
+        _, other = min(others, default=(True, "TRAIN"))
         raise DataError(
             f"{place} has a folder {found[0]}, as if to hold out, but none called train: set "
             f"data.split={other}:{found[0]}, or data.split=tenths where it is a class"
         )
 
 
-def _held_out(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if name.lower() in itertools.chain(*HELD_OUT))
+def _held_out(names: Collection[str]) -> list[str]:
+    """Those with a name of held-out data, or one with a number, as val2017 beside train2017."""
+    words = {name: name.lower() for name in names}
+    bare = {name: _NUMBER.sub("", word) for name, word in words.items()}
+    if usual(set(bare.values()), strict=False):
+        words = bare
+    return sorted(name for name in names if words[name] in itertools.chain(*HELD_OUT))
 
 
 def natural(name: str) -> tuple[list, str]:
