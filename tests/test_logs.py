@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import re
 import sys
 
@@ -45,6 +46,12 @@ def test_messages_of_libraries_below_warnings_are_dropped(capsys, tmp_path):
         logging.info("ours")
     for text in (capsys.readouterr().err, (tmp_path / "stdout.txt").read_text()):
         assert "generated" not in text and "no such font" in text and "ours" in text
+
+
+def test_messages_may_hold_names_that_are_not_utf_8(tmp_path):
+    with messages_to(tmp_path / "stdout.txt"):
+        logging.warning("the folder %s", os.fsdecode(b"caf\xe9"))
+    assert "the folder caf\\udce9" in (tmp_path / "stdout.txt").read_text()
 
 
 def test_the_first_rate_is_left_out(tmp_path):

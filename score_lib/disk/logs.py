@@ -45,7 +45,7 @@ def messages_to(
     Raises:
         OSError: at the end, if messages could not be written.
     """
-    handler = _MessageFile(path, encoding="utf-8")
+    handler = _MessageFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter(_FORMAT.format(process="")))
     handler.addFilter(_is_for_users)
     root = logging.getLogger()
