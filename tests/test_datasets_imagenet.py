@@ -120,6 +120,8 @@ def test_the_split(tmp_path):
         opened(tmp_path)
     with pytest.raises(DataError, match=r"data.split: there is no image in test of"):
         opened(tmp_path, split="train:test")
+    with pytest.raises(DataError, match=r"data.split='last' should name the part to train on"):
+        opened(tmp_path, split="last")
     (tmp_path / "val").rename(tmp_path / "other")
     assert opened(tmp_path).num_examples == tenths.num_examples
     (tmp_path / "other").rename(tmp_path / "val")

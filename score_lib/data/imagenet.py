@@ -27,7 +27,7 @@ from score_lib.data.sources import (
     log_once,
     register_dataset,
 )
-from score_lib.data.splits import Parts, places_of
+from score_lib.data.splits import Parts, places_of, two_parts
 from score_lib.disk.files import printable
 
 # Where train/ and val/ may be below the root; the latter two are as Kaggle packs them.
@@ -51,7 +51,7 @@ def imagenet(
             "and val/, with images as in train/n01440764/n01440764_18.JPEG"
         )
     tree = Tree(pathlib.Path(os.path.expanduser(path)), on_error)
-    train, _, held_out = (split if ":" in split else "train:val").partition(":")
+    train, held_out = ("train", "val") if split in ("", "tenths") else two_parts(split)
     base = tree.base(train)
     classes = tree.classes((*base, train))
     titles = wordnet.class_names(tree.root, base, classes)

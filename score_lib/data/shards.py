@@ -14,7 +14,7 @@ from score_lib.data.files import hidden
 from score_lib.data.folders import split_tenths
 from score_lib.data.images import IMAGE
 from score_lib.data.sources import DataError, Source, Subset, log_once
-from score_lib.data.splits import HELD_OUT, usual
+from score_lib.data.splits import HELD_OUT, two_parts, usual
 from score_lib.disk.files import printable
 
 # Limit on the files of a pattern: a misprint may mean billions.
@@ -173,12 +173,7 @@ def require_complete(root: pathlib.Path, names: Sequence[str]) -> None:
 def _chosen_parts(known: set[str], wanted: str, place: pathlib.Path) -> Sequence[str] | None:
     """The words that mark files to train on, and files to hold out; None without such."""
     if wanted:
-        chosen = wanted.split(":")
-        if len(chosen) != 2:
-            raise DataError(
-                f"data.split={wanted!r} should name the part to train on and the part to hold "
-                f"out, as in data.split=train:validation, or be tenths"
-            )
+        chosen = two_parts(wanted)
         if not known.issuperset(chosen):
             shown = ", ".join(map(printable, sorted(known)[:20]))
             raise DataError(

@@ -105,6 +105,21 @@ def find_split(folders: Sequence[Parts], wanted: str | None) -> Split | None:
     return None
 
 
+def two_parts(wanted: str) -> tuple[str, str]:
+    """The names of the part to train on and of the part to hold out, from `data.split`.
+
+    Raises:
+        DataError: these are not two names.
+    """
+    names = wanted.split(":")
+    if len(names) != 2:
+        raise DataError(
+            f"data.split={wanted!r} should name the part to train on and the part to hold out, as "
+            f"in data.split=train:validation, or be tenths"
+        )
+    return names[0], names[1]
+
+
 def usual(names: Collection[str], strict: bool, kind: str = "folder") -> tuple[str, str] | None:
     """Names for the part to train on and the part to hold out, if some are the usual ones.
 
