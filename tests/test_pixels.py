@@ -2,6 +2,7 @@
 
 import logging
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -17,31 +18,32 @@ from score_lib.data.sources import log_once
 BITS, PHOTOMETRIC, PER_PIXEL, PLANAR, EXTRA, FORMAT = 258, 262, 277, 284, 338, 339
 
 
-def write_tiff(path, values, tags):
-    """An uncompressed TIFF of values (C, h, w), a strip for each channel.
+def write_tiff(path, values, tags, *, order="<", packed=False):
+    """A TIFF of values (C, h, w), a strip for each channel.
 
     Args:
         tags: number -> values of 16 bits.
+        order: of bytes: "<" or ">".
+        packed: with zlib.
     """
     channels, height, width = values.shape
-    size = values[0].nbytes
-    strips = {273: [8 + k * size for k in range(channels)], 279: [size] * channels}
-    sides = {256: [width], 257: [height], 259: [1], 278: [height]}
+    parts = [plane.astype(values.dtype.newbyteorder(order)).tobytes() for plane in values]
+    parts = [zlib.compress(part) for part in parts] if packed else parts
+    sizes = [len(part) for part in parts]
+    places = [8 + sum(sizes[:k]) for k in range(channels)]
+    sides = {256: [width], 257: [height], 259: [8 if packed else 1], 278: [height]}
     entries, extra = [], b""
-    behind = 8 + values.nbytes
-    for tag, numbers in sorted({**strips, **sides, **tags}.items()):
-        wide = tag in strips
-        packed = struct.pack(f"<{len(numbers)}{'I' if wide else 'H'}", *numbers)
-        if len(packed) > 4:
-            packed, extra = struct.pack("<I", behind + len(extra)), extra + packed
-        entries.append(
-            struct.pack("<HHI", tag, 4 if wide else 3, len(numbers)) + packed.ljust(4, b"\0")
-        )
-    header = b"II*\0" + struct.pack("<I", behind + len(extra))
-    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
-    path.write_bytes(
-        header + values.astype(values.dtype.newbyteorder("<")).tobytes() + extra + directory
-    )
+    behind = 8 + sum(sizes)
+    for tag, numbers in sorted({273: places, 279: sizes, **sides, **tags}.items()):
+        wide = tag in (273, 279)
+        content = struct.pack(f"{order}{len(numbers)}{'I' if wide else 'H'}", *numbers)
+        if len(content) > 4:
+            content, extra = struct.pack(f"{order}I", behind + len(extra)), extra + content
+        entry = struct.pack(f"{order}HHI", tag, 4 if wide else 3, len(numbers))
+        entries.append(entry + content.ljust(4, b"\0"))
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", behind + len(extra))
+    directory = struct.pack(f"{order}H", len(entries)) + b"".join(entries) + bytes(4)
+    path.write_bytes(start + b"".join(parts) + extra + directory)
     return path
 
 
@@ -87,6 +89,37 @@ def test_values_that_are_no_opacity_are_not_read_as_one(tmp_path, colours, photo
     assert np.array_equal(pixels(path, channels=colours), values[:colours])
     with pytest.raises(DataError, match=rf"1.tif in .* {count[0]} values .*num_channels={colours}"):
         pixels(path, channels=4)
+
+
+@pytest.mark.parametrize("order, packed", [(">", True), ("<", True), (">", False)])
+@pytest.mark.parametrize("kind", ["float32", "int16", "int32", "uint16"])
+def test_deep_values_of_either_order_of_bytes_are_read_or_refused(tmp_path, kind, order, packed):
+    values = np.arange(0, 6400, 100, dtype=kind).reshape(1, 8, 8)
+    number = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    tags = {BITS: [8 * values.itemsize], PHOTOMETRIC: [1], PER_PIXEL: [1], FORMAT: [number]}
+    path = write_tiff(tmp_path / "1.tif", values, tags, order=order, packed=packed)
+    if order == ">" and packed and kind != "uint16":
+        with pytest.raises(
+            DataError, match=r"1.tif in .* compressed in a way that Pillow misreads"
+        ):
+            pixels(path, range=(-40_000, 40_000))
+    else:
+        assert np.array_equal(pixels(path, range=(0, 6300))[0], np.round(values[0] / 6300 * 255))
+
+
+@pytest.mark.parametrize("colours, opacity", [(1, [2]), (3, None), (3, [2])])
+def test_packed_planes_with_an_opacity_are_read_or_refused(tmp_path, colours, opacity):
+    values = np.full((colours + 1, 8, 8), 100, np.uint8)
+    tags = {BITS: [8] * len(values), PHOTOMETRIC: [2 if colours == 3 else 1]}
+    tags |= {PER_PIXEL: [len(values)], PLANAR: [2]} | ({EXTRA: opacity} if opacity else {})
+    path = write_tiff(tmp_path / "1.tif", values, tags, packed=True)
+    if colours == 3 and opacity:
+        assert np.array_equal(pixels(path, channels=4), values)
+    else:
+        with pytest.raises(
+            DataError, match=r"1.tif in .* compressed in a way that Pillow misreads"
+        ):
+            pixels(path, channels=4)
 
 
 @pytest.mark.parametrize("bits, level", [(2, 3), (4, 15), (1, 1), (8, 255)])

@@ -12,8 +12,8 @@ from score_lib.data.sources import DataError, log_once
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Tags of TIFF 6.0, and values of them.
-_BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 339
-_WHITE_IS_ZERO, _SIGNED = 0, 2
+_BITS, _PHOTOMETRIC, _SAMPLES, _PLANES, _EXTRA, _SAMPLE_FORMAT = 258, 262, 277, 284, 338, 339
+_WHITE_IS_ZERO, _SEPARATE, _SIGNED = 0, 2, 2
 # Tag of EXIF.
 _ORIENTATION = 274
 
@@ -225,6 +225,8 @@ def _check_tiff(image, where: str, channels: int, pixels: Pixels) -> int:
     bits, kinds = (image.tag_v2.get(tag) or (1,) for tag in (_BITS, _SAMPLE_FORMAT))
     if max(bits) == 8 and _SIGNED in kinds:
         raise Unsuited(f"{where} holds signed values of 8 bits: save it with unsigned ones")
+    if _is_misread(image):
+        raise Unsuited(f"{where} is compressed in a way that Pillow misreads: save it uncompressed")
     samples, read = image.tag_v2.get(_SAMPLES, 1), len(image.getbands())
     if channels == 4 and image.mode in ("L", "RGB") and samples > read:
         raise Unsuited(
@@ -238,6 +240,20 @@ def _check_tiff(image, where: str, channels: int, pixels: Pixels) -> int:
             f"of black and white, such as data.range=65535,0"
         )
     return max(bits)
+
+
+def _is_misread(image) -> bool:
+    """Whether Pillow gives other values than a compressed TIFF file holds.
+
+    It swaps the bytes of all but unsigned values of 16 bits though libtiff has swapped them, and
+    takes the opacity for 0, or colours for weighted by it, where each channel is a plane.
+    """
+    if not image.tile or image.tile[0][0] != "libtiff":
+        return False
+    swapped = image.tag_v2.prefix == b"MM" and not _stored_mode(image).endswith("16N")
+    planes = image.tag_v2.get(_PLANES) == _SEPARATE
+    no_tag = image.mode == "RGBA" and _EXTRA not in image.tag_v2
+    return (is_deep(image) and swapped) or (planes and (no_tag or image.mode == "LA"))
 
 
 def _opaque(image, where: str, background: str):
