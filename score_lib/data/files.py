@@ -85,8 +85,8 @@ class Zip:
             raise DataError(f"{path} is not a readable zip file: {error}") from error
         if wrong := min((name for name in names if "\\" in name), default=""):
             raise DataError(
-                f"{path} holds {wrong!r}, whose folders are separated by backslashes: unpack it, as "
-                f"with unzip, and set data.path to the folder"
+                f"{path} holds {wrong!r}, whose folders are separated by backslashes: unpack "
+                "it, as with unzip, and set data.path to the folder"
             )
         self.names = Names.of(sorted(names))
 
