@@ -118,6 +118,17 @@ def test_workers_open_files_of_their_own(tmp_path, suffix):
     assert torch.equal(torch.cat([batch["image"] for batch in train]), PIXELS[kept] / 255)
 
 
+def test_files_called_like_results_of_the_package_are_told(tmp_path, caplog):
+    path = write(tmp_path / "tmp_faces.arrow", table(range(20)))
+    check(opened(path)[2].sources["train"], [n for n in range(20) if n % 10 != 9])
+    with pytest.raises(DataError, match=r"has only tmp_faces.arrow, .* set data.path to one"):
+        opened(tmp_path)
+    write(tmp_path / "a.arrow", table(range(5)))
+    with caplog.at_level("INFO"):
+        check(opened(tmp_path)[2].sources["train"], range(5))
+    assert "as results of the package datasets are called so: tmp_faces.arrow" in caplog.text
+
+
 def test_a_changed_parquet_file_is_unpacked_again(tmp_path):
     for numbers in (range(3), range(3, 8)):
         check(opened(write(tmp_path / "a.parquet", table(numbers)))[2].sources["train"], numbers)

@@ -64,12 +64,29 @@ def _files(path: str) -> tuple[pathlib.Path, list[str]]:
     here = os.path.exists(os.path.expanduser(path))
     place = path if here or not is_hub_name(path) else str(downloaded(path))
     root, names = shard_files(place, SUFFIXES)
-    # The package keeps results of its own beside the data.
-    names = [name for name in names if not os.path.basename(name).startswith(("cache-", "tmp"))]
     if os.path.isdir(os.path.expanduser(place)):
-        names = _listed(root, names)
+        names = _listed(root, _without_results(root, names))
         require_complete(root, names)
     return root, names
+
+
+def _without_results(root: pathlib.Path, names: Sequence[str]) -> list[str]:
+    """Without the results that the package keeps beside the data, by their names.
+
+    Raises:
+        DataError: nothing else is there.
+    """
+    results = [name for name in names if os.path.basename(name).startswith(("cache-", "tmp"))]
+    others = sorted(set(names) - set(results))
+    shown = ", ".join(map(printable, results[:20]))
+    if not others:
+        raise DataError(
+            f"{root} has only {shown}, which are called as the package datasets calls results of "
+            f"its own: set data.path to one of these files, or rename them"
+        )
+    if results:
+        log_once(f"not read in {root}, as results of the package datasets are called so: {shown}")
+    return others
 
 
 def _listed(root: pathlib.Path, names: Sequence[str]) -> list[str]:
