@@ -25,7 +25,7 @@ LABELS = ("cls", "json")
 SMALL = 1000
 # In place of the size of an image, or of a label.
 NONE = -1
-_KIND, _VERSION = "shards", 1
+_KIND, _VERSION = "shards", 2  # 1 lost labels that were links
 # As the format's authors split names: the key goes up to the first dot of the file's own name.
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
