@@ -50,10 +50,11 @@ def get_model_fn(model: Callable, train: bool = False) -> Callable[[Tensor, Tens
 
 def _is_in_mode(model: nn.Module, train: bool) -> bool:
     """Whether all layers are in training mode, or in evaluation mode: that of one of them may have
-    been set alone, and a wrapper made after the mode of its network has another one."""
+    been set alone, and a wrapper made after the mode of its network has another one.  Not known of
+    a layer with its own `train`, which may keep some of them frozen."""
     layers = [model]
     for layer in layers:
-        if layer.training != train:
+        if layer.training != train or not layer.train.__module__.startswith("torch."):
             return False
         layers += [inner for inner in layer._modules.values() if inner is not None]
     return True

@@ -77,6 +77,22 @@ def test_dropout_acts_in_training_only_wherever_its_mode_was_set(train):
     assert all(layer.training is train for layer in model.modules())
 
 
+def test_layers_that_a_network_keeps_frozen_are_frozen_from_the_first_step():
+    """By a `train` of its own, which was not called while all layers were in training mode."""
+
+    class Tuned(Joined):
+        def train(self, mode=True):
+            super().train(mode)
+            self.network[0].eval()
+            return self
+
+    model = Tuned(nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.5)))
+    for train in (True, False, True):
+        get_model_fn(model, train)(torch.ones(1000, 2), torch.ones(1000))
+        assert (model.network[0].training, model.network[1].training) == (False, train)
+    assert torch.equal(model.network[0].running_mean, torch.zeros(2))
+
+
 @pytest.mark.parametrize("name", ["ddpm", "ncsnpp"])
 def test_only_conditional_networks_depend_on_the_noise_level(name):
     for conditional in (True, False):
