@@ -201,6 +201,17 @@ def test_attributes_that_change_later_count():
     torch.testing.assert_close(seen[-1], torch.full(SHAPE, 5.0), rtol=0, atol=0.1)
 
 
+def test_a_process_may_refuse_to_set_attributes():
+    class Closed(Reverting):
+        def __init__(self):
+            vars(self).update(N=10)
+
+        def __setattr__(self, name, value):
+            raise TypeError("read-only")
+
+    assert get_sde_loss_fn(Closed(), False)(lambda x, labels: x, torch.zeros(SHAPE)).isfinite()
+
+
 def test_edited_methods_are_used():
     class Edited(foreign_sde.VPSDE):
         def prior_sampling(self, shape):

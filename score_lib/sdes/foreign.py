@@ -30,7 +30,7 @@ def as_process(sde: object) -> SDE:
             "the methods that `sde_lib.SDE` asks for"
         )
     process = object.__new__(_completed(type(sde), _kind(sde)))
-    process.__dict__ = vars(sde)
+    object.__setattr__(process, "__dict__", vars(sde))  # a class may refuse to set attributes
     return process
 
 
