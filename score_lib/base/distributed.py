@@ -244,7 +244,7 @@ def replicated(model: nn.Module) -> nn.Module:
     caller sees to that.
 
     Raises:
-        ValueError: the caller has wrapped a part of what is trained.
+        ValueError: the caller has wrapped some of the trained parameters alone.
     """
     if world() == 1:
         return model
@@ -272,8 +272,8 @@ def _check_whole(model: nn.Module) -> None:
     if apart := [name for name, p in trained if id(p) not in shared]:
         raise ValueError(
             f"the network is wrapped for several processes in a part without {len(apart)} trained "
-            f"parameters, the first is {apart[0]!r}: wrap all of it, or nothing, which the step "
-            "then does itself"
+            f"parameters, the first is {apart[0]!r}: wrap all of it, or leave it to the "
+            "training step"
         )
 
 

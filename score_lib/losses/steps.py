@@ -91,7 +91,7 @@ def get_step_fn(
         the gradient's norm in `step_fn.grad_norm`.
     Raises:
         ValueError: as in `get_loss_fn`, or there is no `optimize_fn` to train with; in a step: as
-            in `check_parts` and `check_gradients`.
+            in `check_parts` and, of the default `prepare`, in `replicated` and `check_gradients`.
     """
     loss_fn = get_loss_fn(sde, train, reduce_mean, continuous, likelihood_weighting, **options)
     if train and optimize_fn is None:
