@@ -6,7 +6,7 @@ from collections.abc import Iterator
 # The errors that mistakes in the input raise.
 MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, NotImplementedError)
 # How PyTorch says, by errors of other kinds too, that memory is not enough.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
 
 
 def is_out_of_memory(error: Exception) -> bool:
