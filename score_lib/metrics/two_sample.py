@@ -78,13 +78,11 @@ def kid_estimate(features_a: Features, features_b: Features) -> Estimate:
     Raises:
         ValueError: as in `kid`.
     """
-    value, spread = kid(features_a, features_b)
     blocks = kid_blocks(features_a, features_b)
     if min(len(x) for pair in blocks for x in pair) < LEAST:
-        return Estimate(value, spread)
+        return Estimate(*kid(features_a, features_b))
     side = tile_size(blocks[0][0].device)
-    parts = [two_sample(*pair, polynomial_kernel, side) for pair in blocks]
-    return Estimate(value, mean_of(parts).standard_error)
+    return mean_of([two_sample(*pair, polynomial_kernel, side) for pair in blocks])
 
 
 class _Effects(NamedTuple):

@@ -145,11 +145,11 @@ def get_sampling_fn(
     config = complete(config)
     method = config.sampling.method
     for name, value in unread(config, OF_ONE_METHOD).items():
+        variance = " but with sampling.variance = 'ddim'" if method == "chain" else ""
+        only = variance if name == "sampling.eta" else ""
         raise ValueError(
             f"{name} = {value!r} should be {TABLE[name].default!r} with sampling.method = "
-            f"{method!r}, which does not read it"
-            + " but with sampling.variance = 'ddim'"
-            * (name in _SAMPLERS.feeds(method).values())
+            f"{method!r}, which does not read it{only}"
         )
     shared = {"denoise": config.sampling.noise_removal, "continuous": config.training.continuous}
     # Only where there is one, so that samplers registered without the keyword stay as they are.

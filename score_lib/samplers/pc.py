@@ -69,27 +69,19 @@ def get_pc_sampler(
     sde = as_process(sde)
     sde.check_times(eps, start_time, shape)
     _check_settings(snr, n_steps, steps, predictor=predictor, corrector=corrector)
-    chain = steps in (0, sde.N) and grid in ("", "uniform")
-    steps = 0 if chain else steps or sde.N  # the chain's are as many as N says when it is sampled
-    if not chain:
-        sde = _other_steps(sde, predictor, continuous, steps, grid)
-
-        def visited(number: int) -> Tensor:
-            return visited_times(sde, eps, steps=number, grid=grid)
-
-        check_steps(sde, predictor, visited, steps, probability_flow, len(shape) - 1)
-        chain = not _takes_any_step(predictor)
-    elif continuous:
-        check_chain(sde, predictor, len(shape) - 1)
-        warn_of_chain(sde, predictor, visited_times(sde, eps), probability_flow, len(shape) - 1)
+    dimensions, chain = len(shape) - 1, steps in (0, sde.N) and grid in ("", "uniform")
+    if chain:
+        steps = 0  # as many as N says when it is sampled
+        _check_chain(sde, predictor, continuous, eps, probability_flow, dimensions)
     else:
-        _check_known_levels(sde)
+        steps = steps or sde.N
+        sde = _other_steps(sde, predictor, continuous, steps, grid)
+        visited = _times_by_steps(sde, eps, grid)
+        check_steps(sde, predictor, visited, steps, probability_flow, dimensions)
+        chain = not _takes_any_step(predictor)
     if predictor is EulerMaruyamaPredictor:
         check_levels(sde, continuous)
-
-    @functools.cache
-    def times_of(number: int) -> Tensor:
-        return visited_times(sde, eps, start_time, stop_time, steps=number, grid=grid)
+    times_of = functools.cache(_times_by_steps(sde, eps, grid, start_time, stop_time))
 
     def times_now() -> Tensor:
         return times_of(steps or sde.N)
@@ -121,9 +113,27 @@ def _check_settings(snr: float, n_steps: int, steps: int, **classes) -> None:
         )
 
 
-def _check_known_levels(sde: SDE) -> None:
-    """Refuse a chain of other levels than a network of these knows, see `checked_levels`."""
-    if isinstance(sde, LinearSDE):
+def _times_by_steps(sde: SDE, eps: float, grid: str, *part: float | None) -> Callable:
+    """The times of a run, or of a part of one, as a function of the steps of the whole."""
+    return lambda steps: visited_times(sde, eps, *part, steps=steps, grid=grid)
+
+
+def _check_chain(
+    sde: SDE,
+    predictor: type[Predictor] | None,
+    continuous: bool,
+    eps: float,
+    probability_flow: bool,
+    dimensions: int,
+) -> None:
+    """Refuse a published chain whose samples would be those of another process.
+
+    A network of discrete levels knows those of one chain alone, see `checked_levels`.
+    """
+    if continuous:
+        check_chain(sde, predictor, dimensions)
+        warn_of_chain(sde, predictor, visited_times(sde, eps), probability_flow, dimensions)
+    elif isinstance(sde, LinearSDE):
         with contextlib.suppress(NotImplementedError):  # sub-VP is read by its marginals
             checked_levels(sde)
 
