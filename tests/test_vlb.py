@@ -251,6 +251,13 @@ def test_bound_of_a_sample_is_a_function_of_its_noise():
     torch.testing.assert_close(whole[3:], part, rtol=1e-6, atol=1e-6)
 
 
+def test_data_in_half_precision_have_the_bound_of_their_values():
+    sde, x = VPSDE(N=30), torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0, 0.5]).reshape(2, 3)
+    oracle, bound = GaussianOracle(sde, continuous=False), get_vlb_fn(sde, inverse_scaler, 5)
+    found, expected = (bound(oracle, d, noise=SampleNoise(0, range(2))) for d in (x.bfloat16(), x))
+    torch.testing.assert_close(found.total, expected.total, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("num_times", (0, 2))
 def test_no_data_have_no_bounds(num_times):
     sde = VPSDE(N=30)
