@@ -197,6 +197,7 @@ DAMAGED = {
     "header": (lambda content: content.replace(b"(20, 3)", b"(20,-3)"), "not a readable array"),
     "huge": (lambda content: content.replace(b"(20, 3), }", b"(2000000, 3), }"), "cut short"),
     "empty": (lambda content: b"", "not a readable array"),
+    "longer": (lambda content: content + content, "has 736 bytes, .* promises 368, .* a single"),
 }
 
 

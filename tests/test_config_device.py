@@ -114,6 +114,17 @@ def test_a_device_that_holds_no_numbers_is_refused():
         create_model(small_config(device="meta"))
 
 
+def test_a_device_without_float64_is_refused(monkeypatch):
+    def zeros(*shape, dtype=torch.float32, device):
+        if dtype == torch.float64:
+            raise TypeError("no float64 on this device")
+        return torch.ones(1)
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(ValueError, match=r"device 'mps' cannot compute here.*no float64"):
+        resolve_device("mps")
+
+
 def test_a_cpu_has_no_number(tmp_path):
     """PyTorch writes it into files, and does not know it when it reads them."""
     state = run_lib.setup(small_config(device="cpu:0")).state

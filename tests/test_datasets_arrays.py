@@ -183,6 +183,14 @@ def test_mistakes_with_arrays(tmp_path, monkeypatch):
         open_images(tmp_path / "b.npz")
 
 
+def test_an_array_behind_another_is_not_left_out(tmp_path):
+    with open(tmp_path / "a.npy", "wb") as file:
+        for seed in range(2):
+            np.save(file, random_images(4, 8, 8, 3, seed=seed))
+    with pytest.raises(DataError, match="as if another array had been saved behind the first"):
+        open_images(tmp_path / "a.npy")
+
+
 def test_truncated_npz_is_refused(tmp_path):
     content = io.BytesIO()
     np.savez_compressed(content, images=random_images(4, 8, 8, 3))

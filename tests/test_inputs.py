@@ -273,11 +273,14 @@ def test_arrays_that_are_not_masks_are_refused(tmp_path):
 def test_files_that_are_not_masks_are_refused(tmp_path):
     (tmp_path / "a.npy").write_bytes(b"nothing")
     (tmp_path / "a.png").write_bytes(b"nothing")
+    np.save(tmp_path / "b.npy", LEFT)
+    (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes() * 2)
     for path, message in [
         (tmp_path / "none.png", "there is no mask file '.*none.png'"),
         (tmp_path, "there is no mask file"),
         (pathlib.Path(), "there is no mask file"),
         (tmp_path / "a.npy", "a.npy is not a readable array"),
+        (tmp_path / "b.npy", "b.npy has .* bytes, but its header promises"),
         (tmp_path / "a.png", "a.png in .* is not a readable image"),
     ]:
         with pytest.raises(DataError, match=message):

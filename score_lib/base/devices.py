@@ -45,14 +45,15 @@ def resolve_device(device: torch.device | str) -> torch.device:
 
 
 def _check_computes(device: torch.device) -> None:
-    """Refuse a kind of device that this machine or this PyTorch does not have.
+    """Refuse a kind of device that this machine or this PyTorch does not have, or that lacks
+    float64, as Apple's: noise levels, ODEs and likelihoods are computed in it.
 
     Raises:
         ValueError: it cannot hold a number.
     """
     try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # as PyTorch says it, by the kind of device
+        torch.zeros(1, dtype=torch.float64, device=device).item()
+    except (RuntimeError, AssertionError, TypeError) as error:  # by the kind of device
         raise ValueError(
             f"device {str(device)!r} cannot compute here: try 'auto', 'cpu' or 'cuda' ({error})"
         ) from error

@@ -19,7 +19,7 @@ from score_lib.data.sources import (
     log_once,
     log_unread,
 )
-from score_lib.data.stored import load_npz
+from score_lib.data.stored import check_end, load_npz
 
 CHANNELS = (1, 3, 4)
 # Values that are checked at once.
@@ -80,6 +80,7 @@ def open_array(path: pathlib.Path, shape: tuple[int, int, int], pixels: Pixels) 
         else:
             load = functools.partial(np.load, path, mmap_mode="r", allow_pickle=False)
             array, labels = PerProcess(load), None
+            check_end(path, array().offset + array().nbytes)
         stored, kind = array().shape, array().dtype
     except DataError:
         raise

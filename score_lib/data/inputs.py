@@ -15,7 +15,7 @@ from score_lib.data.kinds import is_continuous, kind_of
 from score_lib.data.loading import get_streams
 from score_lib.data.pixels import Pixels, is_deep, to_bytes
 from score_lib.data.sources import DATASETS, DataError, Source, Subset
-from score_lib.data.stored import SUFFIXES
+from score_lib.data.stored import SUFFIXES, check_end
 from score_lib.data.stream import ImageStream
 from score_lib.data.values import arrays, open_array_source
 from score_lib.options import complete
@@ -125,6 +125,7 @@ def _mask_array(file: pathlib.Path, rank: int) -> np.ndarray:
         raise DataError(f"{file} is not a readable array: {error}") from error
     if not isinstance(values, np.ndarray):
         raise DataError(f"the mask {file} is an .npz file: save one array as .npy")
+    check_end(file, values.offset + values.nbytes)
     if values.dtype.kind not in "buif":
         raise DataError(f"the mask {file} holds {values.dtype} instead of 0 and 1")
     return values[None] if values.ndim == rank - 1 else values

@@ -72,6 +72,7 @@ class NpyRows(Rows):
                 f"{path} is cut short: it has {size} bytes, but its header promises {needed}; row "
                 f"{whole} (from 0) is the first that is not whole"
             )
+        check_end(path, needed)
         self._fortran = fortran and len(self.shape) > 1  # a row is spread over the file
         open_it = functools.partial(open, path, "rb", buffering=0)
         if self._fortran:
@@ -96,6 +97,21 @@ class NpyRows(Rows):
             if not count:
                 raise DataError(f"{self.path} ends at byte {file.tell()}, in the middle of a row")
             part = part[count:]
+
+
+def check_end(path: pathlib.Path, end: int) -> None:
+    """Refuse an .npy file that goes on behind its array, which would be read alone.
+
+    Args:
+        end: number of bytes of the header and the array.
+    Raises:
+        DataError: the file is longer.
+    """
+    if (size := os.path.getsize(path)) > end:
+        raise DataError(
+            f"{path} has {size} bytes, but its header promises {end}, as if another array had been "
+            "saved behind the first: save a single one, of all rows"
+        )
 
 
 class LoadedRows(Rows):
