@@ -158,14 +158,15 @@ def _downsample(x: Tensor, kernel: Tensor, factor: int = 2) -> Tensor:
 
 
 def _upsample_conv(x: Tensor, w: Tensor, kernel: Tensor, factor: int = 2) -> Tensor:
+    pad = _upsampling_pad(kernel, factor, _side(w))
     # Zero insertion and convolution together are a transposed convolution with the flipped weights.
     flipped = w.flip(2, 3).transpose(0, 1)
     x = F.conv_transpose2d(x, flipped, stride=factor, output_padding=factor - 1)
-    return upfirdn2d(x, kernel, pad=_upsampling_pad(kernel, factor, w.shape[-1]))
+    return upfirdn2d(x, kernel, pad=pad)
 
 
 def _conv_downsample(x: Tensor, w: Tensor, kernel: Tensor, factor: int = 2) -> Tensor:
-    x = upfirdn2d(x, kernel, pad=_downsampling_pad(kernel, factor, w.shape[-1]))
+    x = upfirdn2d(x, kernel, pad=_downsampling_pad(kernel, factor, _side(w)))
     return F.conv2d(x, w, stride=factor)
 
 
@@ -178,6 +179,14 @@ def _register_kernel(layer: nn.Module, k: Taps, up: bool) -> None:
 
 # p zeros in total give the right size.  Of convolutions with n taps, a transposed one adds n - 1
 # pixels and a strided one loses n - 1, which the padding corrects.
+
+
+def _side(w: Tensor) -> int:
+    if w.dim() != 4 or w.shape[2] != w.shape[3]:
+        raise ValueError(
+            f"the weights of a convolution that resamples are (C', C, n, n), not {tuple(w.shape)}"
+        )
+    return w.shape[3]
 
 
 def _upsampling_pad(kernel: Tensor, factor: int, taps: int = 1) -> tuple[int, int]:

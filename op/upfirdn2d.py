@@ -25,10 +25,11 @@ def upfirdn2d(
     Returns:
         (B, C, H', W') with H' = (H up + pad[0] + pad[1] - h) // down + 1, in the dtype of `input`.
     Raises:
-        ValueError: a shape, a factor or the padding is invalid, or no pixel would be left.
+        ValueError: a shape, a factor or the padding is invalid, no pixel would be left, or images
+            of whole numbers.
     """
     _check(input, kernel, up, down, pad)
-    return _resample(input, kernel.to(input.dtype), up, down, [*pad, *pad])
+    return _resample(input, _as_image(kernel, input), up, down, [*pad, *pad])
 
 
 def upfirdn2d_native(
@@ -45,7 +46,7 @@ def upfirdn2d_native(
 ) -> Tensor:
     """`upfirdn2d` with settings for each axis, step by step, by functions of PyTorch."""
     u = _extend(_with_zeros(input, up_y, up_x), [pad_x0, pad_x1, pad_y0, pad_y1])
-    weight = _depthwise(kernel.to(input.dtype).flip(0, 1), input.shape[1])
+    weight = _depthwise(_as_image(kernel, input).flip(0, 1), input.shape[1])
     return F.conv2d(u, weight, groups=input.shape[1])[..., ::down_y, ::down_x]
 
 
@@ -65,6 +66,16 @@ def _check(input: Tensor, kernel: Tensor, up: int, down: int, pad: tuple[int, in
             raise ValueError(
                 f"upfirdn2d: {taps} taps do not fit an axis of {size} * {up} + {sum(pad)} pixels"
             )
+
+
+def _as_image(kernel: Tensor, input: Tensor) -> Tensor:
+    """The filter in the dtype of the images."""
+    if not input.is_floating_point():
+        raise ValueError(
+            f"upfirdn2d takes images of real numbers, not {input.dtype}, to which the taps of the "
+            "filter would be rounded: pass input.float()"
+        )
+    return kernel.to(input.dtype)
 
 
 # Below, the padding is [left, right, top, bottom], as `F.pad` takes it.

@@ -81,6 +81,8 @@ def test_upfirdn2d_can_be_differentiated_twice(up, down, pad):
 def test_upfirdn2d_keeps_the_dtype_of_the_image():
     assert upfirdn2d(double(1, 1, 4, 4), torch.ones(2, 2)).dtype == torch.float64
     assert upfirdn2d(torch.ones(1, 1, 4, 4).bfloat16(), torch.ones(2, 2)).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"torch.uint8, to which the taps .* pass input.float"):
+        resampling.downsample_2d(torch.ones(1, 1, 4, 4, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(
@@ -225,6 +227,12 @@ def test_convolution_layer_takes_an_initializer_and_refuses_invalid_arguments():
         resampling.Conv2d(3, 5, 3, up=True, down=True)
     with pytest.raises(ValueError, match=r"\(2, 3\)"):
         resampling.upsample_2d(torch.ones(1, 1, 4, 4), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("fused", [resampling.upsample_conv_2d, resampling.conv_downsample_2d])
+def test_convolutions_that_resample_are_square(fused):
+    with pytest.raises(ValueError, match=r"are \(C', C, n, n\), not \(1, 1, 3, 5\)"):
+        fused(torch.ones(1, 1, 4, 6), torch.ones(1, 1, 3, 5))
 
 
 def test_filters_follow_their_layer_and_are_not_saved():
