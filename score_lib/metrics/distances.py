@@ -34,7 +34,7 @@ def fid(features_a: Features, features_b: Features) -> float:
 
     Equals TF-GAN's `frechet_classifier_distance_from_activations` and torch-fidelity's FID.
     """
-    a, b = _pair(features_a, features_b)
+    a, b = feature_pair(features_a, features_b)
     if max(len(a), len(b)) <= a.shape[1]:
         return _fid_of_few(a, b)
     return frechet_distance(moments(a), moments(b))
@@ -116,24 +116,10 @@ def kid(
         the distance and its standard error by the spread of the blocks: a rough one for a few of
         them, and nan for a single one.
     Raises:
-        ValueError: as in `kid_blocks`.
-    """
-    blocks = kid_blocks(features_a, features_b, max_block_size=max_block_size)
-    values = torch.tensor([squared_mmd(*pair) for pair in blocks], dtype=torch.float64)
-    error = values.std().item() / math.sqrt(len(blocks)) if len(blocks) > 1 else math.nan
-    return values.mean().item(), error
-
-
-def kid_blocks(
-    features_a: Features, features_b: Features, *, max_block_size: int = 1024
-) -> list[tuple[Tensor, Tensor]]:
-    """The pairs of blocks of rows of `kid`, in float64.
-
-    Raises:
         ValueError: one set is so much smaller that its blocks have fewer than two rows, or
             max_block_size is below two.
     """
-    a, b = _pair(features_a, features_b)
+    a, b = feature_pair(features_a, features_b)
     if not max_block_size >= 2:
         raise ValueError(f"max_block_size should be 2 or more, not {max_block_size}")
     count = max(1, math.ceil(max(len(a), len(b)) / max_block_size))
@@ -144,7 +130,9 @@ def kid_blocks(
         )
     # The larger blocks come last, as in TF-GAN.
     blocks = [x.split([(len(x) + k) // count for k in range(count)]) for x in (a, b)]
-    return list(zip(*blocks, strict=True))
+    values = torch.tensor(list(map(squared_mmd, *blocks)), dtype=torch.float64)
+    error = values.std().item() / math.sqrt(count) if count > 1 else math.nan
+    return values.mean().item(), error
 
 
 def squared_mmd(features_a: Features, features_b: Features, *, block: int = BLOCK) -> float:
@@ -156,7 +144,7 @@ def squared_mmd(features_a: Features, features_b: Features, *, block: int = BLOC
     Args:
         block: values of the kernel matrix in memory at once.
     """
-    a, b = _pair(features_a, features_b)
+    a, b = feature_pair(features_a, features_b)
     within = sum(
         (_kernel_sum(x, x, block) - _kernel(x.square().sum(dim=1), x.shape[1]).sum())
         / (len(x) * (len(x) - 1))
@@ -229,7 +217,7 @@ def precision_recall(
     Raises:
         ValueError: k is no whole number from 1 on, or a set has no more features than that.
     """
-    real, fake = _pair(real, fake)
+    real, fake = feature_pair(real, fake)
     if not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k should be a whole number of neighbours, 1 or more, not {k}")
     if min(len(real), len(fake)) <= k:
@@ -279,10 +267,11 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 def tile_size(device: torch.device) -> int:
     """Values of a square tile of a matrix over all pairs: `BLOCK`, or on a CPU its cache's size."""
-    return 1 << 16 if device.type == "cpu" else BLOCK
+    return 1 << 18 if device.type == "cpu" else BLOCK
 
 
-def _pair(features_a: Features, features_b: Features) -> tuple[Tensor, Tensor]:
+def feature_pair(features_a: Features, features_b: Features) -> tuple[Tensor, Tensor]:
+    """Both sets (N, F) and (M, F) in float64, checked."""
     a, b = _float64(features_a), _float64(features_b)
     _check_widths(a, b)
     return a, b

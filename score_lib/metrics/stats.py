@@ -30,7 +30,6 @@ from score_lib.disk.files import printable
 from score_lib.disk.logs import progress_bar
 from score_lib.disk.reports import mean_and_error
 from score_lib.metrics import distances
-from score_lib.metrics.estimates import Estimate
 from score_lib.metrics.extractors import Extractor, described
 from score_lib.metrics.moments import check_moments, check_rows
 from score_lib.metrics.pixels import hash_sum, pixel_digest
@@ -262,9 +261,9 @@ def _with_labels(batch: Tensor | np.ndarray | tuple) -> tuple[Tensor | np.ndarra
     return images, labels
 
 
-def _random_order(count: int, of: str = "statistics") -> np.ndarray:
-    """The same permutation of so many rows each time, another one for other sets of them."""
-    return np.random.default_rng(derive_seed(f"order of {of}")).permutation(count)
+def _random_order(count: int) -> np.ndarray:
+    """A permutation of so many rows, the same each time."""
+    return np.random.default_rng(derive_seed("order of statistics")).permutation(count)
 
 
 def class_text(class_to_idx: Mapping[str, int]) -> str:
@@ -321,6 +320,9 @@ def metrics(
 ) -> dict[str, float | None]:
     """All distances between two sets of images, as defined for the published results.
 
+    KID is over all pairs of images, see `kid_estimate`: TF-GAN's, `distances.kid`, is over those of
+    blocks, with the same expectation.
+
     Args:
         real, fake: statistics of the data set and of samples; the Inception Score is of samples.
         distance: name of the Fréchet distance, see `Extractor`.
@@ -351,22 +353,12 @@ def metrics(
         return result
     features = [torch.as_tensor(stats.pool_3, device=device) for stats in (real, fake)]
     try:
-        result["precision"], result["recall"] = distances.precision_recall(*features)
-        kid, error = _kernel_distance(*features)
+        kid, error = kid_estimate(*features)
         result["kid"], result["kid_standard_error"] = kid, None if math.isnan(error) else error
+        result["precision"], result["recall"] = distances.precision_recall(*features)
     except ValueError as too_few:
         logging.warning("some distances are left out: %s", too_few)
     return result
-
-
-def _kernel_distance(real: Tensor, fake: Tensor) -> Estimate:
-    """KID with its error, of features in random order, always the same.
-
-    It compares blocks of rows.  Data are often stored, and samples drawn, class by class or with
-    the classes in turn.  In one order for both, rows of the same number would stay together.
-    """
-    orders = _random_order(len(real), "statistics of data"), _random_order(len(fake))
-    return kid_estimate(real[orders[0]], fake[orders[1]])
 
 
 def _spatial_distance(

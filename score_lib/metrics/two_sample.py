@@ -4,7 +4,7 @@ E k(x, x') + E k(y, y') - 2 E k(x, y) over pairs of different examples, which is
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,9 +14,9 @@ from score_lib.base.pairs import LEAST, pair_effects
 from score_lib.metrics.distances import (
     BLOCK,
     Features,
-    kid,
-    kid_blocks,
+    feature_pair,
     polynomial_kernel,
+    squared_mmd,
     tile_size,
 )
 from score_lib.metrics.estimates import Estimate
@@ -25,21 +25,11 @@ from score_lib.metrics.estimates import Estimate
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
-class Parts(NamedTuple):
-    """The distance of two sets, and what its variance is the sum of: scalars, float64.
-
-    Attributes:
-        value: the distance.
-        first, second: unbiased estimates of the two terms of the variance, perhaps below 0.
-    """
-
-    value: Tensor
-    first: Tensor
-    second: Tensor
-
-
-def two_sample(x: Tensor, y: Tensor, kernel: Kernel, block: int) -> Parts:
+def two_sample(x: Tensor, y: Tensor, kernel: Kernel, block: int) -> Estimate:
     """The distance of x (N, F) and y (M, F), of `LEAST` or more rows each.
+
+    Where both distributions are equal, the first term of the variance is 0, and its estimate counts
+    if it happens to be above: the error is then up to half too large.
 
     Args:
         block: kernel values in memory at once.
@@ -53,36 +43,25 @@ def two_sample(x: Tensor, y: Tensor, kernel: Kernel, block: int) -> Parts:
     first = 4 * (of_x / n + of_y / m)
     second = 2 * xx.residual / (n * (n - 1)) + 2 * yy.residual / (m * (m - 1))
     second = second + 4 * xy.residual / (n * m)
-    return Parts(xx.mean + yy.mean - 2 * xy.mean, first, second)
-
-
-def mean_of(parts: Sequence[Parts]) -> Estimate:
-    """The mean of distances of independent pairs of sets; of one pair, its distance.
-
-    Where both distributions are equal, the first term is 0, and its estimate counts if it happens
-    to be above: the error is then up to half too large.
-    """
-    value, first, second = (torch.stack(terms).mean() for terms in zip(*parts, strict=True))
-    variance = (first.clamp(min=0) + second.clamp(min=0)) / len(parts)
+    value, variance = xx.mean + yy.mean - 2 * xy.mean, first.clamp(min=0) + second.clamp(min=0)
     return Estimate(value.item(), variance.sqrt().item())
 
 
 def kid_estimate(features_a: Features, features_b: Features) -> Estimate:
-    """`kid`, with the error of the decomposition of its blocks.
+    """The kernel distance whose mean over blocks `kid` is, over all pairs of rows at once.
 
-    The spread of few blocks says next to nothing about the error, and that of one nothing at all.
-    It is taken where a block has fewer than `LEAST` rows: then there are many, or the error is nan.
+    The order of the rows is irrelevant, and the error smaller: each row meets every other, not only
+    those of its block.  It is nan for sets of fewer than `LEAST` rows.
 
     Args:
-        features_a, features_b: (N, F) and (M, F), in random order.
+        features_a, features_b: (N, F) and (M, F).
     Raises:
-        ValueError: as in `kid`.
+        ValueError: as in `squared_mmd`.
     """
-    blocks = kid_blocks(features_a, features_b)
-    if min(len(x) for pair in blocks for x in pair) < LEAST:
-        return Estimate(*kid(features_a, features_b))
-    side = tile_size(blocks[0][0].device)
-    return mean_of([two_sample(*pair, polynomial_kernel, side) for pair in blocks])
+    a, b = feature_pair(features_a, features_b)
+    if min(len(a), len(b)) < LEAST:
+        return Estimate(squared_mmd(a, b), math.nan)
+    return two_sample(a, b, polynomial_kernel, tile_size(a.device))
 
 
 class _Effects(NamedTuple):
