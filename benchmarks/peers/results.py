@@ -11,17 +11,17 @@ from ml_collections import ConfigDict
 from benchmarks.measure import seconds as timed
 from benchmarks.peers import plain_loop, shared
 from benchmarks.train import training
-from evaluation import Statistics, frechet_distance, get_extractor, kid
+from evaluation import Statistics, frechet_distance, get_extractor
 from models.ema import ExponentialMovingAverage
 from run_lib import Run, fid_stats, restored, setup
 from score_lib.data.loading import get_streams
 from score_lib.disk.pictures import to_uint8
 from score_lib.disk.reports import mean_and_error
+from score_lib.metrics.two_sample import kid_estimate
 from score_lib.runs.setup import in_batches
 from score_lib.runs.statistics import data_statistics
 
 TRIED = 8  # steps that tell how long one takes
-FOR_KID = 10_000  # training images: few samples can be compared, in blocks of two or more
 
 
 def steps_in(seconds: float, config: ConfigDict, precision: str) -> int:
@@ -100,8 +100,7 @@ class Distances:
         """The distances of samples, uint8 (N, H, W, C), with their number and time."""
         found = self.extractor(samples)
         fake = Statistics.of(self.extractor, found["pool_3"], found["logits"])
-        value, error = kid(torch.from_numpy(self.real.pool_3[:FOR_KID]), found["pool_3"])
-        distances = {"fid": frechet_distance(self.real.moments(), fake.moments()), "kid": value}
-        distances |= {} if math.isnan(error) else {"kid_standard_error": error}
+        distances = {"fid": frechet_distance(self.real.moments(), fake.moments())}
+        distances |= kid_estimate(torch.from_numpy(self.real.pool_3), found["pool_3"]).named("kid")
         time_each = {"ms/sample": 1e3 * seconds / len(samples)} if seconds else {}
         return {"samples": len(samples)} | distances | time_each
