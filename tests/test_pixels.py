@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from dataset_helpers import make_config, save_image, write_png
@@ -79,7 +80,15 @@ def test_where_0_is_white_the_range_says_so_too(tmp_path):
     assert (pixels(path, range=(4095, 0)) == round((4095 - 1000) / 4095 * 255)).all()
 
 
-@pytest.mark.parametrize("colours, photometric", [(3, 2), (1, 1)])
+OLD_PILLOW = int(PIL.__version__.partition(".")[0]) < 13
+GREY_BESIDE_OTHER = pytest.param(
+    1,
+    1,
+    marks=pytest.mark.skipif(OLD_PILLOW, reason="Pillow 12, of Python 3.10, opens no such file"),
+)
+
+
+@pytest.mark.parametrize("colours, photometric", [(3, 2), GREY_BESIDE_OTHER])
 def test_values_that_are_no_opacity_are_not_read_as_one(tmp_path, colours, photometric):
     values = np.arange(64 * (colours + 1), dtype=np.uint8).reshape(colours + 1, 8, 8)
     count = [colours + 1]
