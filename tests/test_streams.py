@@ -1,6 +1,7 @@
 """Streams: order, resuming, sharing, flips and dequantization."""
 
 import os
+import pickle
 import signal
 
 import numpy as np
@@ -252,6 +253,21 @@ class Killed(Failing):
 def test_a_worker_that_is_killed_is_told():
     with pytest.raises(DataError, match=r"smaller data.num_workers, or 0 .*\(DataLoader worker"):
         next(iter(ImageStream(Killed(), 4, num_workers=1)))
+
+
+def test_parts_of_a_source_can_be_sent_to_workers_that_are_not_forked():
+    """Of a source without names of classes, pickle refused the parts."""
+    part = Remembered(Subset(numbered_source(8), np.array([6, 1, 3])))
+    copy = pickle.loads(pickle.dumps(part))
+    assert copy.read(np.arange(3))[1].tolist() == [6, 1, 3] and copy.class_to_idx == {}
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error")  # PyTorch's own advice
+def test_data_that_cannot_be_sent_to_workers_are_refused():
+    source = Failing()
+    source.start_method, source.draw = "spawn", lambda: 0
+    with pytest.raises(DataError, match=r"started by 'spawn': .* data.num_workers=0.*lambda"):
+        next(iter(ImageStream(source, 4, num_workers=1)))
 
 
 def test_source_with_wrong_images_is_refused():

@@ -188,7 +188,8 @@ class View(Source):
     def __init__(self, source: Source):
         self._source = source
         self.shape, self.dtype, self.levels = source.shape, source.dtype, source.levels
-        self.num_classes, self.class_to_idx = source.num_classes, source.class_to_idx
+        # A copy: the default is of a type that cannot be sent to a worker that is not forked.
+        self.num_classes, self.class_to_idx = source.num_classes, dict(source.class_to_idx)
         self.start_method = source.start_method
 
     def __len__(self) -> int:

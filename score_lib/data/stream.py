@@ -6,6 +6,7 @@ import functools
 import math
 import multiprocessing.util
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator
 
@@ -251,10 +252,20 @@ def _of_workers(loader: DataLoader) -> Iterator:
     """The batches of a loader; its workers end with the program, also in the midst of a pass.
 
     Raises:
-        DataError: a worker has ended, as the system ends it for want of memory.
+        DataError: a worker has ended, as the system ends it for want of memory; or the source
+            cannot be sent to one.
     """
     with ON_CPU, _known_at_exit(loader) if loader.num_workers else contextlib.nullcontext():
-        examples = iter(loader)  # it draws a number with the CPU's generator
+        try:
+            examples = iter(loader)  # it draws a number with the CPU's generator
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            method = (loader.multiprocessing_context or multiprocessing).get_start_method()
+            if not loader.num_workers or method == "fork":
+                raise
+            raise DataError(
+                f"the data cannot be sent to processes that are started by {method!r}: read them "
+                f"without such processes by data.num_workers=0, or let Python fork them ({error})"
+            ) from error
     try:
         yield from examples
     except RuntimeError as error:
