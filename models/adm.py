@@ -196,10 +196,15 @@ class UNetModel(_Trunk):
         return in_full_precision(self.out, h.to(self.out[0].weight.dtype)).to(x.dtype)
 
     def get_feature_vectors(
-        self, x: Tensor, timesteps: Tensor, y: Tensor | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        y: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
     ) -> dict[str, list[Tensor] | Tensor]:
         """Features of every block in the dtype of x, by "down", "middle" and "up"."""
-        temb, skips = self._encode(x, timesteps, y)
+        temb, skips = self._encode(x, timesteps, y, features)
         down = [h.to(x.dtype) for h in skips]
         h = middle = self._run(self.middle_block, temb, skips[-1])
         up = []

@@ -102,16 +102,32 @@ class ADM(_Configured, UNetModel):
         Raises:
             ValueError: other shapes or conditions, or the network has no learned variances.
         """
-        images = self._prepared(x, labels)
-        self.takes.checked({"classes": classes, "image": image, "features": features}, x)
-        if image is not None:
-            images = joined(images, self._centred(image))
+        images = self._given(x, labels, classes=classes, image=image, features=features)
         if variances and self.out_channels == self.image_channels:
             raise ValueError(
                 "the network has no learned variances: build it with model.learn_sigma = True"
             )
         output = super().forward(images, self._steps(labels), classes, features=features)
         return output if variances else output[:, : self.image_channels]
+
+    def get_feature_vectors(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        classes: Tensor | None = None,
+        *,
+        image: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> dict[str, list[Tensor] | Tensor]:
+        """See `UNetModel.get_feature_vectors`; its arguments are those of `forward`."""
+        images = self._given(x, labels, classes=classes, image=image, features=features)
+        return super().get_feature_vectors(images, self._steps(labels), classes, features=features)
+
+    def _given(self, x: Tensor, labels: Tensor, **condition: Tensor | None) -> Tensor:
+        """The input of the published network, given arguments that are checked here."""
+        images, image = self._prepared(x, labels), condition["image"]
+        self.takes.checked(condition, x)
+        return images if image is None else joined(images, self._centred(image))
 
 
 class WithVariances(Wrapper):

@@ -294,11 +294,25 @@ def divided_by_sigma(h: Tensor, labels: Tensor, sigmas: Tensor | None) -> Tensor
     """A network's output (B, *D) divided by the noise level.
 
     Args:
-        labels: (B,), noise levels, or steps that index `sigmas` if those are given.
+        labels: (B,), noise levels, or steps, whose whole parts index `sigmas` if those are given.
         sigmas: (num_scales,).
+    Raises:
+        ValueError: a step that `sigmas` does not have; on a GPU PyTorch's own error.
     """
-    sigma = labels if sigmas is None else sigmas[labels.long()]
-    return batch_mul((1 / sigma).to(h.dtype), h)
+    return batch_mul((1 / _levels(labels, sigmas)).to(h.dtype), h)
+
+
+def _levels(labels: Tensor, sigmas: Tensor | None) -> Tensor:
+    if sigmas is None:
+        return labels
+    try:  # unlike brackets, `index_select` does not count steps below 0 from the end
+        return sigmas.index_select(0, labels.long())
+    except IndexError as error:
+        raise ValueError(
+            f"the network's output is divided by one of {len(sigmas)} noise levels, which labels "
+            f"from 0 to {len(sigmas) - 1} name, but the labels given go from {labels.min():g} to "
+            f"{labels.max():g}"
+        ) from error
 
 
 def check_classes(count: int) -> int:

@@ -19,7 +19,7 @@ import likelihood
 import losses
 import sampling
 from models.adm import SuperResModel
-from models.conditioning import Dropping, Given, Guided, Takes, takes_of
+from models.conditioning import ConditionLayers, Dropping, Given, Guided, Takes, takes_of
 from models.precision import Compiled, InBfloat16
 from models.utils import create_model, get_score_fn
 from score_lib.options import complete
@@ -370,6 +370,7 @@ def test_zero_features_and_the_null_image_have_a_meaning():
     assert takes_of(InBfloat16(model)).null == {"classes": 5, "image": 0.5, "features": 0.0}
     x, labels, given = torch.rand(2, 3, 8, 8), torch.tensor([3.0, 7.0]), condition()
     nothing = {**given, "features": torch.zeros(2, 9)}
+    assert model.condition_layers.features.bias is None
     with torch.no_grad():
         model.condition_layers.features.weight.mul_(10)
     assert not torch.allclose(model(x, labels, **given), model(x, labels, **nothing))
@@ -416,6 +417,19 @@ def test_bfloat16_passes_the_condition_on():
     assert (moved - found).abs().max() > 0.05
 
 
+def test_features_and_images_are_embedded_in_full_precision():
+    layers = ConditionLayers(Takes(features=9, image=3), temb_dim=8, nf=4)
+    temb, h, given = torch.randn(2, 8), torch.randn(2, 4, 4, 4), condition()
+
+    def embedded():
+        told = {"features": given["features"]}
+        return layers.embed(temb, told), layers.join(h, given["image"])
+
+    expected = embedded()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, embedded(), expected))
+
+
 @pytest.mark.slow
 def test_compiled_networks_take_a_condition():
     sde, x = process("vpsde"), torch.randn(4, 1).double()
@@ -458,7 +472,21 @@ def test_adm_by_config_is_the_published_network():
         Guided(published, {"classes": y, "image": low}, {"classes": 5, "image": 0.0}, 2.0)
     plain = conditional("adm", "")
     assert [*plain.state_dict()] == [k for k in model.state_dict() if k != "label_emb.weight"]
-    assert conditional("adm", "features").feature_emb.weight.shape == (128, 9)
+    embedding = conditional("adm", "features").feature_emb
+    assert embedding.weight.shape == (128, 9) and embedding.bias is None
+
+
+def test_features_of_adm_by_config_are_those_of_its_output():
+    """They are of arguments as a config describes them, in [0, 1] and with steps of its own."""
+    config = complete(NETWORKS["adm"])
+    config.data.num_classes, config.model.rescale_timesteps = 5, True
+    config.training.condition = "classes,image,features"
+    model = fill_weights(create_model(config)).eval()
+    x, t, given = torch.rand(2, 3, 8, 8), torch.tensor([3.0, 7.0]), condition()
+    features = model.get_feature_vectors(x, t, **given)
+    assert torch.equal(model.out(features["up"][-1]), model(x, t, **given))
+    with pytest.raises(ValueError, match="takes the condition classes and image and features"):
+        model.get_feature_vectors(x, t, given["classes"])
 
 
 def test_a_network_without_the_keyword_is_refused():

@@ -199,11 +199,21 @@ def test_convolutions_of_repeated_pixels_refuse_arguments_they_would_ignore(opti
 
 
 @pytest.mark.parametrize(
-    "channels, groups", [(1, 1), (6, 1), (16, 4), (20, 5), (48, 12), (130, 26)]
+    "channels, groups", [(27, 3), (6, 1), (1, 1), (16, 4), (20, 5), (48, 12), (130, 26)]
 )
 def test_groups_of_group_norm(channels, groups):
     assert normalization.group_norm(channels).num_groups == groups
     assert normalization.group_norm(128 * channels).num_groups == 32
+
+
+def test_outputs_are_divided_by_the_noise_level_at_the_whole_part_of_a_step():
+    h, sigmas = torch.ones(3, 1), torch.tensor([8.0, 4.0, 2.0])
+    for labels in (torch.tensor([0, 1.9, 2]), torch.tensor([0, 1, 2])):
+        found = layers.divided_by_sigma(h, labels, sigmas)
+        assert found[:, 0].tolist() == [1 / 8, 1 / 4, 1 / 2]
+    for label, given in ((-1, "-1 to 0"), (3, "0 to 3")):
+        with pytest.raises(ValueError, match=f"from 0 to 2 name, but the labels .* from {given}$"):
+            layers.divided_by_sigma(h, torch.tensor([label, 0, 0]), sigmas)
 
 
 def test_normalization_by_name():
@@ -220,6 +230,25 @@ def test_normalization_by_name():
             assert conditional.embed.num_embeddings == config.model.num_scales
     with pytest.raises(ValueError, match=r"'LayerNorm'.*'GroupNorm', 'InstanceNorm'"):
         normalization.get_normalization(tiny_config("ncsn", normalization="LayerNorm"))
+
+
+def test_statistics_of_nearly_flat_images_are_kept_from_zero_by_their_epsilon():
+    """Of variance v, deviations are divided by sqrt(v + 1e-5)."""
+    size, root = 1e-3, (1e-6 + 1e-5) ** 0.5
+    wave = size * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).double()  # of mean 0
+    x = torch.stack([wave, 3 + wave])[None]
+    torch.testing.assert_close(normalization.InstanceNorm2d(2)(x)[0, 0], wave / root)
+    norm = normalization.VarianceNorm2d(2).double()
+    norm.alpha.data.fill_(1)
+    unbiased = (4 / 3 * 1e-6 + 1e-5) ** 0.5
+    torch.testing.assert_close(norm(x)[0], x[0] / unbiased)
+    norm = normalization.InstanceNorm2dPlus(2).double()
+    for parameter, number in zip((norm.alpha, norm.gamma, norm.beta), (1, 2, 5), strict=True):
+        parameter.data.fill_(number)
+    means = size * torch.tensor([-1.0, 1.0]).double()  # of the channels, of variance 2e-6
+    flat = (1 + means)[None, :, None, None].expand(1, 2, 2, 2)
+    expected = 5 + 2 * means / (2e-6 + 1e-5) ** 0.5
+    torch.testing.assert_close(norm(flat)[0, :, 0, 0], expected)
 
 
 def test_conditional_norms_pick_the_coefficients_of_the_noise_level():
