@@ -4,9 +4,11 @@ import pytest
 import torch
 from adm_helpers import POOLS, small
 from networks import build, layout
+from torch import nn
 
 from configs.defaults import load
-from models.adm_layers import AttentionBlock
+from models.adm import EncoderUNetModel, UNetModel
+from models.adm_layers import AttentionBlock, AttentionPool
 from score_lib.options import complete
 
 # Side, channels in, model_channels, num_res_blocks, channel_mult, sides with attention, classes,
@@ -154,8 +156,19 @@ def test_layout_of_the_published_classifiers(side, pool):
         + affine("out.3", 1000, 2048),
     }[pool]
     assert layout(model) == expected
+    if pool.startswith("spatial"):
+        assert isinstance(model.out[-2], nn.ReLU if pool == "spatial" else nn.SiLU)
     if pool == "attention":
         assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_widths_and_pools_that_are_not_asked_for():
+    for kind in (UNetModel, EncoderUNetModel):
+        with torch.device("meta"):
+            model = kind(8, 3, 32, 3, 1, ())
+        assert model.skip_channels == [32, 32, 32, 64, 64, 128, 128, 256]
+    assert model.pool == "adaptive"
+    assert AttentionPool(3, 32, 1, 5).positional_embedding.shape == (32, 3 * 3 + 1)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

@@ -396,6 +396,8 @@ def test_other_conditions_are_refused(given, message):
     model = conditional("ddpm", "classes")
     with pytest.raises(ValueError, match=message):
         model(torch.rand(2, 3, 8, 8), torch.tensor([3.0, 7.0]), **given)
+    with pytest.raises(ValueError, match=r"image should be \(2, 3, h, w\), .* \(2, 1, 4, 4\)"):
+        Takes(image=3).checked({"image": torch.rand(2, 1, 4, 4)}, torch.rand(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize(("dropout", "null"), ((0.0, ""), (0.1, ", or 5 for the null")))
@@ -417,17 +419,16 @@ def test_bfloat16_passes_the_condition_on():
     assert (moved - found).abs().max() > 0.05
 
 
-def test_features_and_images_are_embedded_in_full_precision():
-    layers = ConditionLayers(Takes(features=9, image=3), temb_dim=8, nf=4)
+def test_conditions_are_added_in_full_precision():
+    layers = ConditionLayers(Takes(classes=5, image=3, features=9), temb_dim=8, nf=4)
     temb, h, given = torch.randn(2, 8), torch.randn(2, 4, 4, 4), condition()
-
-    def embedded():
-        told = {"features": given["features"]}
-        return layers.embed(temb, told), layers.join(h, given["image"])
-
-    expected = embedded()
+    image = given.pop("image")
+    of_class = layers.classes.weight[given["classes"]]
+    expected = temb + of_class + given["features"] @ layers.features.weight.T
+    joint = h + layers.image(image)
     with torch.autocast("cpu", torch.bfloat16):
-        assert all(map(torch.equal, embedded(), expected))
+        torch.testing.assert_close(layers.embed(temb, given), expected)
+        torch.testing.assert_close(layers.join(h, image), joint)
 
 
 @pytest.mark.slow

@@ -80,11 +80,11 @@ def test_activations():
 
 def test_timestep_embedding():
     t = torch.tensor([0, 2])
-    embedding = layers.get_timestep_embedding(t, 5)
-    frequencies = [1.0, 1e-4]
+    embedding = layers.get_timestep_embedding(t, 7)
+    frequencies = [1.0, 1e-2, 1e-4]
     expected = [math.sin(2 * f) for f in frequencies] + [math.cos(2 * f) for f in frequencies] + [0]
     torch.testing.assert_close(embedding[1], torch.tensor(expected))
-    torch.testing.assert_close(embedding[0], torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0]))
+    torch.testing.assert_close(embedding[0], torch.tensor([0.0] * 3 + [1.0] * 3 + [0.0]))
     assert layers.get_timestep_embedding(t, 2).isfinite().all()
     half_a_step = layers.get_timestep_embedding(torch.tensor([0.5], dtype=torch.float64), 4)
     assert half_a_step[0, 0].item() == pytest.approx(math.sin(0.5), abs=1e-12)
@@ -97,6 +97,8 @@ def test_fourier_features():
     layer.W.data = torch.tensor([0.25, 1.0])
     torch.testing.assert_close(layer(torch.tensor([1.0])), torch.tensor([[1.0, 0.0, 0.0, 1.0]]))
     assert not layer.W.requires_grad
+    W = layerspp.GaussianFourierProjection().W
+    assert W.shape == (256,) and W.std().item() == pytest.approx(1, rel=0.1)
 
 
 def test_fourier_features_are_of_the_logarithm_or_of_the_label_itself():
@@ -142,6 +144,9 @@ def test_attention_has_higher_derivatives_with_the_plain_kernel():
 def test_blocks_as_users_call_them():
     act, x, temb = nn.SiLU(), torch.randn(2, 8, 8, 8), torch.randn(2, 16)
     ddpm, biggan = layerspp.ResnetBlockDDPMpp, layerspp.ResnetBlockBigGANpp
+    assert biggan(act, 8).skip_rescale and not ddpm(act, 8).skip_rescale
+    taps = biggan(act, 8, up=True, fir=True).resample.kernel[0]
+    torch.testing.assert_close(taps, torch.tensor([1.0, 3, 3, 1]) / 16)
     assert ddpm(act, 8)(x).shape == x.shape
     wider = ddpm(act, 8, 12, 16, True, dropout=0.0)
     assert wider(x, temb).shape == (2, 12, 8, 8) and wider.Conv_2.kernel_size == (3, 3)

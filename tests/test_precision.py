@@ -123,6 +123,15 @@ def test_the_last_layer_is_exact_in_bfloat16():
     torch.testing.assert_close(outputs[0], expected)
 
 
+def test_the_last_layer_of_refinenets_is_exact_in_bfloat16():
+    model, (x, labels) = build("ncsnv2_64"), inputs("ncsnv2_64")
+    with recorded(model.refine4, model.end_conv) as outputs, torch.no_grad():
+        InBfloat16(model)(x, labels)
+        features, found = outputs
+        expected = model.end_conv(model.act(model.normalizer(features.float())))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("name", ["InstanceNorm++", "VarianceNorm"])
 def test_statistics_of_bfloat16_features_are_exact(name):
     """A mean of 1000 values, whose sum is more than bfloat16 can resolve."""

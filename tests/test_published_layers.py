@@ -142,6 +142,23 @@ def test_variance_scaling(mode):
         variance_scaling(1.0, "fan", "normal")
 
 
+def test_the_noise_schedule_of_ddpm_by_name():
+    config = tiny_config(num_scales=3, beta_min=0.3, beta_max=1.5)
+    found = utils.get_ddpm_params(config)
+    alphas = [0.9, 0.7, 0.5]  # 1 - beta, with beta from 0.3 / 3 to 1.5 / 3
+    products = [0.9, 0.63, 0.315]
+    expected = {
+        "betas": [1 - alpha for alpha in alphas],
+        "alphas": alphas,
+        "alphas_cumprod": products,
+        "sqrt_alphas_cumprod": [math.sqrt(p) for p in products],
+        "sqrt_1m_alphas_cumprod": [math.sqrt(1 - p) for p in products],
+    }
+    for name, values in expected.items():
+        assert found.pop(name).tolist() == pytest.approx(values, rel=1e-12), name
+    assert found == {"beta_min": 0.3, "beta_max": 1.5, "num_diffusion_timesteps": 3}
+
+
 def test_other_names():
     for name in ("shared_predictor_update_fn", "shared_corrector_update_fn"):
         assert getattr(controllable_generation, name) is getattr(sampling, name)
