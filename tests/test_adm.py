@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 import models.adm
 from models.adm import EncoderUNetModel, SuperResModel, UNetModel
-from models.adm_layers import GroupNorm32, timestep_embedding
+from models.adm_layers import AttentionBlock, GroupNorm32, ResBlock, timestep_embedding
 
 CASES = load_json("golden_adm.json")
 
@@ -241,6 +241,15 @@ def test_autocast_and_float64():
     assert rounded.dtype == torch.float32 and 0 < error(rounded, exact) < 5e-2
     precise = model.double()(x.double(), t)
     assert precise.dtype == torch.float64 and error(precise.float(), exact) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_new_blocks_leave_their_input_as_it_is(dtype):
+    """Also where autocast gives the branch, which starts at 0, another dtype."""
+    block = ResBlock(32, 32, 8, dropout=0.0, dims=2, scale_shift=True)
+    attend, x, temb = AttentionBlock(32, 1, True), torch.randn(2, 32, 4, 4), torch.randn(2, 8)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        assert torch.equal(block(x, temb), x) and torch.equal(attend(x), x)
 
 
 # --- Mistakes ------------------------------------------------------------------------------------

@@ -488,6 +488,11 @@ def test_features_of_adm_by_config_are_those_of_its_output():
     assert torch.equal(model.out(features["up"][-1]), model(x, t, **given))
     with pytest.raises(ValueError, match="takes the condition classes and image and features"):
         model.get_feature_vectors(x, t, given["classes"])
+    layer, embedded = model.feature_emb, []
+    layer.register_forward_hook(lambda _, given, found: embedded.append(found))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x, t, **given)
+    torch.testing.assert_close(embedded[0], given["features"] @ layer.weight.T)
 
 
 def test_a_network_without_the_keyword_is_refused():

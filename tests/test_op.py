@@ -105,6 +105,7 @@ def test_fused_leaky_relu():
     expected = torch.tensor([[[2.0, -0.4], [1.0, -0.4]]]) * math.sqrt(2)
     torch.testing.assert_close(fused_leaky_relu(x, bias), expected)
     torch.testing.assert_close(fused_leaky_relu(x, bias, 0.5, 2.0)[0, 0], torch.tensor([4.0, -2.0]))
+    torch.testing.assert_close(fused_leaky_relu(x[..., 0], bias), expected[..., 0])
     layer = FusedLeakyReLU(2)
     assert torch.equal(layer.bias, torch.zeros(2))
     layer.bias.data = bias

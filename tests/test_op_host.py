@@ -143,6 +143,17 @@ def test_epsilon_arrives(launched):
 
 
 @needs_compiler
+def test_vectors_with_gaps_in_memory_are_read_without_them(launched):
+    x, *dense = arguments()
+    gaps = [v.detach().repeat_interleave(2, -1)[..., ::2].requires_grad_() for v in dense]
+    found = []
+    for weight, bias, shift in (dense, gaps):
+        y = group_norm_silu(x, 3, weight, bias, EPS, shift)
+        found.append([y, *torch.autograd.grad(y.square().sum(), (x, weight, bias, shift))])
+    assert len(launched) == 4 and all(map(torch.equal, *found))
+
+
+@needs_compiler
 def test_silu_is_exact_far_from_0_and_tells_what_is_no_number(launched):
     """The weights are 0, so that the bias is the argument."""
     kinds = [-1e30, -200.0, -88.5, -87.0, -20.0, -1e-3, 0.0, 1e-3, 5.0, 87.0, 200.0, 1e30]

@@ -132,6 +132,15 @@ def test_the_last_layer_of_refinenets_is_exact_in_bfloat16():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize(("case", "stem"), [("ncsnv2_64", "begin_conv"), ("wideresnet", "stem")])
+def test_the_first_layer_of_other_networks_is_exact_in_bfloat16(case, stem):
+    model, (x, labels) = build(case), inputs(case)
+    layer = getattr(model, stem)
+    with recorded(layer) as outputs:
+        InBfloat16(model)(x, labels)
+    torch.testing.assert_close(outputs[0], layer(x if case == "wideresnet" else 2 * x - 1))
+
+
 @pytest.mark.parametrize("name", ["InstanceNorm++", "VarianceNorm"])
 def test_statistics_of_bfloat16_features_are_exact(name):
     """A mean of 1000 values, whose sum is more than bfloat16 can resolve."""
