@@ -225,6 +225,18 @@ def test_damaged_prepared_data_are_named(tmp_path):
         datasets.get_streams(config)
 
 
+def test_prepared_files_with_too_few_records_are_named(tmp_path):
+    prepare_cifar10(tmp_path, "tfrecord")
+    (path,) = tmp_path.rglob("*train*")
+    whole = path.read_bytes()
+    first = int.from_bytes(whole[:8], "little") + 16
+    config = make_config("CIFAR10", image_size=32, data_dir=str(tmp_path))
+    for size, count in ((0, 0), (first, 1)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DataError, match=rf"-train.* has {count} records.* says 5"):
+            datasets.get_streams(config)
+
+
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
 def test_missing_split_is_named(tmp_path, file_format):
     prepare_cifar10(tmp_path, file_format)

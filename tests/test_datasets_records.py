@@ -45,7 +45,9 @@ def records(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["FFHQ", "CelebAHQ"])
-@pytest.mark.parametrize("pattern", ["{0}/a.tfrecords,{0}/b.tfrecords", "{0}/*.tfrecords"])
+@pytest.mark.parametrize(
+    "pattern", ["{0}/a.tfrecords,{0}/b.tfrecords", "{0}/a.tfrecords,{0}/*.tfrecords"]
+)
 def test_images_of_tfrecords(records, name, pattern):
     folder, images = records
     config = make_config(name, image_size=6, tfrecords_path=pattern.format(folder))
@@ -112,7 +114,7 @@ def test_mistakes_with_tfrecords(records, tmp_path):
     for path, size, message in [
         ("a.tfrecords", 8, r"holds an image of \(3, 6, 6\), but the config asks for \(3, 8, 8\)"),
         ("none.tfrecords", 6, "there is no file"),
-        ("empty.tfrecords", 6, "no record"),
+        ("[ae]*.tfrecords", 6, "no record in .*empty.tfrecords"),
         ("text.tfrecords", 6, "not a TFRecord file"),
     ]:
         config = make_config("FFHQ", image_size=size, tfrecords_path=str(folder / path))

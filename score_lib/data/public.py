@@ -229,8 +229,15 @@ class _PreparedRecords(RecordFiles):
     """Random access to a data set prepared as TFRecord files, the default format."""
 
     def __init__(self, builder, split: str):
-        super().__init__(builder.info.splits[split].filepaths)
+        told = builder.info.splits[split]
+        super().__init__(told.filepaths)
         self._features = builder.info.features
+        for path, count, wanted in zip(self.paths, self.counts, told.shard_lengths, strict=True):
+            if count != wanted:
+                raise DataError(
+                    f"{path} has {count} records, and dataset_info.json beside it says {wanted}: "
+                    "copy the file again, or prepare the data set again"
+                )
 
     def __getitem__(self, number: int) -> dict:
         return self._features.deserialize_example_np(super().__getitem__(number))

@@ -28,7 +28,8 @@ def tfrecord_images(shape: tuple[int, int, int], paths: str) -> tuple[Source, So
     """The images of TFRecord files; both splits are the whole set, as in the published code.
 
     Args:
-        paths: a path, a glob pattern, or several of these separated by commas.
+        paths: a path, a glob pattern, or several of these separated by commas; a file that several
+            of them mean is read once.
     """
     files = []
     for part in filter(None, map(str.strip, paths.split(","))):
@@ -36,7 +37,7 @@ def tfrecord_images(shape: tuple[int, int, int], paths: str) -> tuple[Source, So
         found = sorted(filter(os.path.isfile, [part] if os.path.exists(part) else glob.glob(part)))
         if not found:
             raise MissingDataError(f"data.tfrecords_path: there is no file {part!r}")
-        files += found
+        files += [file for file in found if file not in files]
     if not files:
         raise DataError("data.tfrecords_path is empty: set it to the TFRecord file or files")
     source = TFRecordSource(RecordFiles(files), shape)
@@ -48,9 +49,9 @@ class TFRecordSource(Source):
 
     def __init__(self, records: "RecordFiles", shape: tuple[int, int, int]):
         self._records, self.shape = records, shape
-        if not len(records):
-            files = ", ".join(records.paths)
-            raise DataError(f"data.tfrecords_path: there is no record in {files}")
+        for path, count in zip(records.paths, records.counts, strict=True):
+            if not count:  # as a copy may be that was stopped
+                raise DataError(f"data.tfrecords_path: there is no record in {path}")
         self._image(0)  # a wrong image size is an error here, before training starts
 
     def __len__(self) -> int:
@@ -86,6 +87,9 @@ class RecordFiles(Sequence):
 
     Lengths are verified when the files are opened, payloads when they are first read.
 
+    Attributes:
+        paths: of the files.
+        counts: the number of records in each.
     Raises:
         DataError: a record is damaged; names the file, the record's number and its byte offset.
     """
@@ -98,7 +102,8 @@ class RecordFiles(Sequence):
                 tables.append(_scan(path, file_state(path)))
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        self._starts = np.cumsum([0] + [len(table) for table in tables])
+        self.counts = [len(table) for table in tables]
+        self._starts = np.cumsum([0, *self.counts])
         self._table = np.concatenate(tables) if tables else np.zeros((0, 2), np.int64)
         self._verified = np.zeros(len(self._table), dtype=bool)
 
