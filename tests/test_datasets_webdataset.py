@@ -138,6 +138,7 @@ def test_images_are_cropped_resized_and_converted_as_in_a_folder(tmp_path):
             r"0000.png \(byte 512 of a.tar\).* has no label, and 2 of 4 samples have one",
         ),
         ([*samples(range(2)), ("0001.jpg", b"")], r"0001.jpg in .*second image .*0001.png"),
+        ([*samples(range(2)), ("0001.CLS", b"2")], r"0001.CLS in .* is a second label"),
         ([("README", b"")], "there is no sample in the 1 .tar files"),
         ([("0.png", b"no image")], r"0.png \(byte 512 of a.tar\) in .* is not a readable image"),
     ],
@@ -175,15 +176,54 @@ def test_a_file_that_is_cut_off_later_is_refused(tmp_path):
         source.images([3])
 
 
-@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
-def test_labels_that_are_links_are_refused(tmp_path, kind):
-    """They would be lost, and all samples be of class 0."""
+# Files whose contents are not, or not all, where they are in a .tar file.
+ELSEWHERE = [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.GNUTYPE_SPARSE]
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("0000.cls", r"0000.cls in .*a.tar \(byte 2048\) is a link or a sparse file"),
+        ("0001.png", r"0001 \(byte 2048 of a.tar\) in .* has no image \(a file, no link"),
+    ],
+)
+def test_links_and_sparse_files_are_refused(tmp_path, kind, name, message):
+    """Labels would be lost, and all samples be of class 0; images would be lost or damaged."""
     path = write_tar(tmp_path / "a.tar", [*samples([0], lambda n: {}), ("one", b"1")])
     with tarfile.open(path, "a") as archive:
-        link = tarfile.TarInfo("0000.cls")
+        link = tarfile.TarInfo(name)
         link.type, link.linkname = kind, "one"
         archive.addfile(link)
-    with pytest.raises(DataError, match=r"0000.cls in .*a.tar \(byte 2048\) is a link"):
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["a link", "of three"])
+def test_shards_that_are_not_there_are_missed(tmp_path, kind):
+    if kind == "a link":
+        write_tar(tmp_path / "0.tar", samples(range(2)))
+        (tmp_path / "1.tar").symlink_to("nowhere.tar")
+        message = "1.tar is a broken link"
+    else:
+        write_tar(tmp_path / "a-00000-of-00003.tar", samples(range(2)))
+        message = r"has 1 of the files a-...-of-00003: get the others, or name .* by a pattern"
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_tar(tmp_path / name / "0.tar", samples(range(2)))
+    scan = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"the folder .*/b cannot be listed: Permission denied"):
         opened(tmp_path)
 
 

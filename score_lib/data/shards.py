@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from score_lib.data.files import hidden
+from score_lib.data.files import BROKEN, hidden
 from score_lib.data.folders import split_tenths
 from score_lib.data.images import IMAGE
 from score_lib.data.sources import DataError, Source, Subset, log_once
@@ -33,7 +33,7 @@ def shard_files(path: str, suffixes: tuple[str, ...]) -> tuple[pathlib.Path, lis
             such as "shard-{000000..000012}.tar" or "{train,val}.tar".
         suffixes: how the files' names end, in lower case.
     Raises:
-        DataError: there is no such file.
+        DataError: there is no such file, one is a broken link, or a folder cannot be listed.
     """
     place = pathlib.Path(os.path.expanduser(path))
     if place.is_dir():
@@ -58,12 +58,20 @@ def shard_files(path: str, suffixes: tuple[str, ...]) -> tuple[pathlib.Path, lis
 
 
 def _below(place: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[str]:
-    for folder, _, files in os.walk(place):
+    for folder, _, files in os.walk(place, onerror=_refuse):
         for file in files:
             path = os.path.join(folder, file)
             name = pathlib.PurePath(os.path.relpath(path, place)).as_posix()
-            if not hidden(name) and name.lower().endswith(suffixes) and os.path.isfile(path):
+            if hidden(name) or not name.lower().endswith(suffixes):
+                continue
+            if not os.path.exists(path):  # a part of the data would be lost
+                raise DataError(f"{path} is {BROKEN}: mend or remove it")
+            if os.path.isfile(path):
                 yield name
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"the folder {error.filename} cannot be listed: {error.strerror}") from error
 
 
 def _or(suffixes: tuple[str, ...]) -> str:
@@ -166,7 +174,8 @@ def require_complete(root: pathlib.Path, names: Sequence[str]) -> None:
             )
         if count != int(total):
             raise DataError(
-                f"{root} has {count} of the files {printable(start)}-...-of-{total}: get the others"
+                f"{root} has {count} of the files {printable(start)}-...-of-{total}: get the "
+                "others, or name those to use by a pattern in data.path"
             )
 
 

@@ -25,7 +25,7 @@ LABELS = ("cls", "json")
 SMALL = 1000
 # In place of the size of an image, or of a label.
 NONE = -1
-_KIND, _VERSION = "shards", 2  # 1 lost labels that were links
+_KIND, _VERSION = "shards", 3  # 1 lost labels that were links, 2 images
 # As the format's authors split names: the key goes up to the first dot of the file's own name.
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
@@ -198,14 +198,19 @@ def _add(
         return
     where = f"{printable(member.name)} in {file} (byte {member.offset})"
     key, kind = parts[1], parts[2].lower()
-    if not member.isreg():
-        if kind in LABELS and (member.islnk() or member.issym()):  # its label would be lost
-            raise DataError(
-                f"{where} is a link, and labels are read from files: pack them with tar "
-                f"--dereference --hard-dereference"
-            )
+    elsewhere = member.islnk() or member.issym() or member.issparse()  # a part of its contents
+    if not (member.isreg() or elsewhere) or (elsewhere and kind not in IMAGES + LABELS):
         return
+    if elsewhere and kind in LABELS:  # its label would be lost
+        raise DataError(
+            f"{where} is a link or a sparse file, and labels are read by their place: pack them "
+            f"with tar --dereference --hard-dereference, without --sparse"
+        )
     sample = samples.setdefault(key, _Sample(key, member.offset))
+    if elsewhere:  # a sample without an image
+        return
+    if kind in sample.labels:
+        raise DataError(f"{where} is a second label of its sample")
     if kind in IMAGES:
         if sample.size != NONE:
             raise DataError(f"{where} is a second image of its sample, beside {sample.name}")

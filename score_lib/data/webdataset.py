@@ -1,12 +1,14 @@
 """WEBDATASET: images in .tar files, shards, where files with the same key are a sample."""
 
+import os
+
 import numpy as np
 import torch
 
 from score_lib.data.files import check_size, report
 from score_lib.data.images import FILE_OPTIONS, EncodedImages, check_options
 from score_lib.data.pixels import Pixels
-from score_lib.data.shards import Shards, shard_files, split_shards
+from score_lib.data.shards import Shards, require_complete, shard_files, split_shards
 from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
 from score_lib.data.tars import IMAGES, NONE, Samples, known_samples
 from score_lib.disk.files import printable
@@ -27,7 +29,10 @@ def webdataset(
             "data.path is empty: data.dataset='WEBDATASET' reads a folder of .tar files there, one "
             "of them, or a pattern such as shard-{000000..000012}.tar"
         )
-    shards = split_shards(*shard_files(path, (".tar",)), split)
+    root, names = shard_files(path, (".tar",))
+    if os.path.isdir(os.path.expanduser(path)):
+        require_complete(root, names)
+    shards = split_shards(root, names, split)
     source = TarImages(shards, known_samples(shards.root, shards.names), shape, meaning)
     numbers = source.usable(on_error)
     source.images(numbers[:1])  # a missing option is an error here, before training starts
@@ -68,8 +73,8 @@ class TarImages(EncodedImages):
             return np.arange(len(self))
         if on_error == "raise":
             raise DataError(
-                f"{self.name(np.flatnonzero(empty)[0])} in {self.path} has no image (.jpg, .jpeg, "
-                f".png or .webp): leave such samples out with data.on_error=skip"
+                f"{self.name(np.flatnonzero(empty)[0])} in {self.path} has no image (a file, no "
+                f"link: .jpg, .jpeg, .png or .webp): leave such samples out with data.on_error=skip"
             )
         report(self, [self.name(n) for n in np.flatnonzero(empty)], "have no image")
         return self.readable(np.flatnonzero(~empty))
