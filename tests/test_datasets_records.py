@@ -111,10 +111,12 @@ def test_mistakes_with_tfrecords(records, tmp_path):
     folder, _ = records
     (tmp_path / "empty.tfrecords").touch()
     (tmp_path / "text.tfrecords").write_text("This is no TFRecord file, but it is long enough.")
+    (tmp_path / "again.link").symlink_to("nowhere.tfrecords")
     for path, size, message in [
         ("a.tfrecords", 8, r"holds an image of \(3, 6, 6\), but the config asks for \(3, 8, 8\)"),
         ("none.tfrecords", 6, "there is no file"),
         ("[ae]*.tfrecords", 6, "no record in .*empty.tfrecords"),
+        ("a*", 6, "again.link is a broken link"),
         ("text.tfrecords", 6, "not a TFRecord file"),
     ]:
         config = make_config("FFHQ", image_size=size, tfrecords_path=str(folder / path))

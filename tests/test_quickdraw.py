@@ -241,12 +241,16 @@ def test_endless_lines_are_refused(tmp_path):
         (open_images, {"path": ""}, "data.path is empty"),
         (open_images, {"path": "nowhere"}, "there is no file CATEGORY.ndjson in"),
         (open_images, {"path": "empty.ndjson"}, "there is no drawing in empty.ndjson"),
+        (open_images, {"path": "links"}, "links/ant.ndjson is a broken link"),
         (open_strokes, {"length": 1}, r"data.shape=\(3, 128\)"),
     ],
 )
 def test_wrong_options_are_named(folder, monkeypatch, opener, options, said):
     monkeypatch.chdir(folder)
     (folder / "empty.ndjson").write_text("\n\n")
+    (folder / "links").mkdir()
+    (folder / "links" / "ant.ndjson").symlink_to("nowhere")
+    (folder / "links" / "bee.ndjson").symlink_to(folder / "bus.ndjson")
     if opener is open_images and "num_channels" in options:
         config = make_config("QUICKDRAW", path="bus.ndjson", **options)
         with pytest.raises(DataError, match=said):

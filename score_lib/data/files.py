@@ -106,6 +106,12 @@ class Zip:
             return file.read(member.file_size)
 
 
+def refuse_broken(path: str | os.PathLike) -> None:
+    """Refuse a link to nothing: a part of the data would be lost; raises `DataError`."""
+    if not os.path.exists(path):
+        raise DataError(f"{path} is {BROKEN}: mend or remove it")
+
+
 def check_size(size: int) -> None:
     """Refuse an encoded image that is too large; raises OSError."""
     if size > MAX_BYTES:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_lib.data.files import refuse_broken
 from score_lib.data.folders import split_tenths
 from score_lib.data.sources import DataError, MissingDataError, Source, register_dataset
 from score_lib.data.splits import natural
@@ -170,6 +171,8 @@ def _files(path: str, name: str) -> dict[str, Drawings]:
         )
     place = pathlib.Path(os.path.expanduser(path))
     found = [place] if place.is_file() else sorted(place.glob(f"[!.]*{SUFFIX}"))
+    for file in found:
+        refuse_broken(file)
     files = {file.name.removesuffix(SUFFIX): file for file in found if file.is_file()}
     if not files:
         raise DataError(f"data.path: there is no file CATEGORY{SUFFIX} in {str(place)!r}")

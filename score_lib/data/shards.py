@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from score_lib.data.files import BROKEN, hidden
+from score_lib.data.files import hidden, refuse_broken
 from score_lib.data.folders import split_tenths
 from score_lib.data.images import IMAGE
 from score_lib.data.sources import DataError, Source, Subset, log_once
@@ -64,8 +64,7 @@ def _below(place: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[str]:
             name = pathlib.PurePath(os.path.relpath(path, place)).as_posix()
             if hidden(name) or not name.lower().endswith(suffixes):
                 continue
-            if not os.path.exists(path):  # a part of the data would be lost
-                raise DataError(f"{path} is {BROKEN}: mend or remove it")
+            refuse_broken(path)
             if os.path.isfile(path):
                 yield name
 

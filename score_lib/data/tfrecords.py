@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_lib.data.files import refuse_broken
 from score_lib.data.sources import DataError, MissingDataError, Source, needed, register_dataset
 from score_lib.disk.files import file_state
 
@@ -34,7 +35,10 @@ def tfrecord_images(shape: tuple[int, int, int], paths: str) -> tuple[Source, So
     files = []
     for part in filter(None, map(str.strip, paths.split(","))):
         part = os.path.expanduser(part)
-        found = sorted(filter(os.path.isfile, [part] if os.path.exists(part) else glob.glob(part)))
+        found = [part] if os.path.exists(part) else sorted(glob.glob(part))
+        for file in found:
+            refuse_broken(file)
+        found = list(filter(os.path.isfile, found))
         if not found:
             raise MissingDataError(f"data.tfrecords_path: there is no file {part!r}")
         files += [file for file in found if file not in files]
