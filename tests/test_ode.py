@@ -7,7 +7,9 @@ import torch
 from scipy.integrate import solve_ivp
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sampling import get_adaptive_sampler
 from score_lib.base.ode import integrate
+from sde_lib import VPSDE
 
 
 def oscillator(t, y):
@@ -102,6 +104,24 @@ def test_failure_is_said():
         integrate(lambda t, y: y**2, y, 0.0, 2.0)  # infinite at t = 1
     with pytest.raises(ValueError, match="RK45"):
         integrate(lambda t, y: y, y, 0.0, 1.0, method="LSODA", per_sample=True)
+
+
+@pytest.mark.parametrize(
+    ("rtol", "atol"), ((-1e-5, 1e-5), (0.0, 0.0), (1e-5, -1e-5), (math.nan, 1e-5), (1e-5, math.inf))
+)
+def test_tolerances_that_mean_nothing_are_refused(rtol, atol):
+    y = torch.ones(1, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match="tolerances are numbers of 0 or more, not both 0"):
+        integrate(lambda t, y: -y, y, 0.0, 1.0, rtol=rtol, atol=atol)
+    with pytest.raises(ValueError, match="tolerances are numbers of 0 or more, not both 0"):
+        get_adaptive_sampler(VPSDE(), (1, 1), lambda x: x, rtol=rtol, atol=atol)
+
+
+def test_one_tolerance_may_be_0():
+    y = torch.ones(1, 1, dtype=torch.float64)
+    for tolerances in ({"rtol": 0.0, "atol": 1e-9}, {"rtol": 1e-9, "atol": 0.0}):
+        found = integrate(lambda t, y: -y, y, 0.0, 1.0, **tolerances)[0]
+        assert float(found) == pytest.approx(math.exp(-1), rel=1e-8)
 
 
 def logistic(t, y0, rate):

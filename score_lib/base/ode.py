@@ -9,6 +9,7 @@ are counts as given.
 `integrate_nodes` takes a given number of equal steps with one evaluation each.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -75,11 +76,12 @@ def integrate(
     Returns:
         y at t1, (B, *D), and the number of evaluations of fn.
     Raises:
-        ValueError: an unknown method, per_sample or a gradient with one other than RK45, or y is
-            not of real floating-point numbers.
+        ValueError: an unknown method, per_sample or a gradient with one other than RK45, y is not
+            of real floating-point numbers, or as in `check_tolerances`.
         FloatingPointError: the step became smaller than rounding (fn is stiff or not finite).
     """
     check_floats("the state of an ODE", y)
+    check_tolerances(rtol, atol)
     if not y.numel():  # nothing moves, and no error of a step can be measured
         return y, 0
     if method == "RK45":
@@ -87,6 +89,18 @@ def integrate(
     if per_sample:
         raise ValueError(f"per-sample error control needs method 'RK45', not {method!r}")
     return _integrate_on_host(fn, y, t0, t1, rtol, atol, method)
+
+
+def check_tolerances(rtol: float, atol: float) -> None:
+    """Refuse tolerances that no step can keep, and those whose sign would be lost.
+
+    Raises:
+        ValueError: one of them is negative or not finite, or both are 0.
+    """
+    if not (min(rtol, atol) >= 0 and 0 < rtol + atol < math.inf):
+        raise ValueError(
+            f"tolerances are numbers of 0 or more, not both 0: not rtol = {rtol} and atol = {atol}"
+        )
 
 
 def integrate_nodes(
@@ -168,7 +182,8 @@ class _RK45:
             if some_stuck:
                 raise FloatingPointError(
                     f"the ODE cannot be integrated beyond t = {t.min():.3g} to {t.max():.3g}: the "
-                    "step has become smaller than rounding; is the score finite there?"
+                    "step has become smaller than rounding; is the score finite there, and the "
+                    "tolerance above rounding?"
                 )
             y_new, slope_new, error = self._step(t, y, slope, sign * h)
             accepted = (error < 1) & (left > 0)

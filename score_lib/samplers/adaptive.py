@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from score_lib.base.ode import integrate
+from score_lib.base.ode import check_tolerances, integrate
 from score_lib.base.tensors import batch_mul, over_sides, rows
 from score_lib.parametrization import Parametrization
 from score_lib.samplers.loop import Callback, Constraint, sampler_of, without_wraps
@@ -121,10 +121,11 @@ def get_adaptive_sampler(
         denoise: end with the denoised x, for one evaluation more.
         others: see `get_ode_sampler`, and `sampler_of`, which documents the returned `sample`.
     Raises:
-        ValueError: a constraint changes steps.
+        ValueError: a constraint changes steps, or as in `check_tolerances`.
         FloatingPointError: while sampling, if the score is not finite.
     """
     without_wraps(constraints)
+    check_tolerances(rtol, atol)
     sde = as_process(sde)
     start_time = sde.T if start_time is None else start_time
     sde.check_times(eps, start_time, shape)
