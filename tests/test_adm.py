@@ -243,6 +243,17 @@ def test_autocast_and_float64():
     assert precise.dtype == torch.float64 and error(precise.float(), exact) < 1e-5
 
 
+@pytest.mark.parametrize("kind", [UNetModel, EncoderUNetModel])
+def test_the_last_layers_are_exact_under_autocast(kind):
+    model, x, t, seen = small(kind), torch.randn(2, 3, 8, 8), torch.tensor([3, 500]), []
+    hook = model.out.register_forward_hook(lambda _, given, found: seen.extend([*given, found]))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x, t)
+    hook.remove()
+    features, found = seen
+    torch.testing.assert_close(found, model.out(features.float()))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_new_blocks_leave_their_input_as_it_is(dtype):
     """Also where autocast gives the branch, which starts at 0, another dtype."""

@@ -168,7 +168,9 @@ def test_widths_and_pools_that_are_not_asked_for():
             model = kind(8, 3, 32, 3, 1, ())
         assert model.skip_channels == [32, 32, 32, 64, 64, 128, 128, 256]
     assert model.pool == "adaptive"
-    assert AttentionPool(3, 32, 1, 5).positional_embedding.shape == (32, 3 * 3 + 1)
+    positions = AttentionPool(3, 400, 1, 5).positional_embedding
+    assert positions.shape == (400, 3 * 3 + 1)
+    assert positions.std().item() == pytest.approx(1 / 20, rel=0.1)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

@@ -132,6 +132,15 @@ def test_the_last_layer_of_refinenets_is_exact_in_bfloat16():
     torch.testing.assert_close(found, expected)
 
 
+def test_the_output_has_the_dtype_of_the_images_whatever_the_network_returns():
+    class Layer(nn.Linear):
+        def forward(self, x, labels):
+            return super().forward(x)
+
+    found = InBfloat16(Layer(2, 2))(torch.rand(3, 2), torch.ones(3))
+    assert found.dtype == torch.float32 and torch.equal(found, found.bfloat16().float())
+
+
 @pytest.mark.parametrize(("case", "stem"), [("ncsnv2_64", "begin_conv"), ("wideresnet", "stem")])
 def test_the_first_layer_of_other_networks_is_exact_in_bfloat16(case, stem):
     model, (x, labels) = build(case), inputs(case)

@@ -14,7 +14,7 @@ import run_lib
 from configs import data, parts
 from likelihood import get_log_likelihood_fn
 from losses import get_sde_loss_fn
-from models.adaptive import Adaptive, Stem
+from models.adaptive import Adaptive, Head, Stem
 from models.adm import UNetModel
 from models.precision import Compiled, InBfloat16
 from models.set_transformer import Attention, InducedAttention
@@ -139,6 +139,20 @@ def test_the_noise_level_scales_shifts_and_gates_a_branch():
     centred = h - h.mean(2, keepdim=True)
     normal = centred / (centred.square().mean(2, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(block(h, temb), h + gate * torch.tanh(normal * (1 + scale) + shift))
+
+
+def test_the_noise_level_scales_and_shifts_the_input_of_the_last_layer():
+    head, h, temb = fill_weights(Head(4, 3, 6)), torch.randn(2, 5, 4), torch.randn(2, 6)
+    shift, scale = head.of_level(nn.functional.silu(temb))[:, None].split(4, dim=-1)
+    torch.testing.assert_close(head(h, temb), head.affine(h * (1 + scale) + shift))
+
+
+def test_learnt_points_attend_and_are_attended_to():
+    layer, h = fill_weights(InducedAttention(8, 2, count=3, dropout=0.0)), torch.randn(2, 5, 8)
+    points, normalise = layer.points.expand(2, -1, -1), nn.LayerNorm(8)
+    found = normalise(points + layer.gather(points, h))
+    found = normalise(found + layer.mix(found))
+    torch.testing.assert_close(layer(h), layer.spread(h, found))
 
 
 def test_fourier_features_of_the_input():
