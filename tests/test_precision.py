@@ -132,6 +132,18 @@ def test_the_last_layer_of_refinenets_is_exact_in_bfloat16():
     torch.testing.assert_close(found, expected)
 
 
+def test_sums_of_images_are_enlarged_exactly_in_bfloat16():
+    """By a filter, a convolution that autocast would round."""
+    model, seen = build("ncsnpp, skips", fir=True), []
+    layer = model.enlarge
+    hook = layer.register_forward_hook(lambda _, given, found: seen.append((given[0], found)))
+    InBfloat16(model)(*inputs("ncsnpp, skips"))
+    hook.remove()
+    assert seen
+    for image, found in seen:
+        torch.testing.assert_close(found, layer(image))
+
+
 def test_the_output_has_the_dtype_of_the_images_whatever_the_network_returns():
     class Layer(nn.Linear):
         def forward(self, x, labels):
