@@ -243,6 +243,7 @@ def test_average_follows_the_formula():
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * parameter.detach()
     torch.testing.assert_close(ema.shadow_params, [expected])
+    assert not any(average.requires_grad for average in ema.shadow_params)
     with ema.applied([parameter, frozen]):
         torch.testing.assert_close(parameter.detach(), expected)
     assert torch.equal(parameter.detach(), torch.full((2,), 29.0))

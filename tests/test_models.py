@@ -362,6 +362,23 @@ def test_inputs_of_the_wrong_shape_are_refused(name):
             model(x[..., :15], labels)
 
 
+@pytest.mark.quick_cases(4)
+@pytest.mark.parametrize(
+    ("options", "continuous", "expected"),
+    [
+        ({"scale_by_sigma": True}, True, True),
+        ({"scale_by_sigma": True, "embedding_type": "fourier"}, True, False),
+        ({}, True, False),
+        ({}, False, True),
+    ],
+)
+def test_whether_labels_are_numbers_of_noise_levels(options, continuous, expected):
+    """Weights that were trained with another table are refused if so."""
+    config = tiny_config(**options)
+    config.training = ConfigDict({"sde": "vesde", "continuous": continuous})
+    assert build(config).uses_sigmas is expected
+
+
 @pytest.mark.parametrize("size", (24, 48, (24, 32)))
 def test_attention_at_resolutions_that_do_not_exist_is_told(size, caplog):
     build(tiny_config(image_size=size, ch_mult=(1, 1, 1), attn_resolutions=(16, 12)))

@@ -134,6 +134,7 @@ def test_filters_of_any_length_give_the_right_size(k, factor):
         ([1, math.inf], r"finite"),
         ([], r"not of shape \(0, 0\)"),
         ([[1, 2]], r"not of shape \(1, 2\)"),
+        ([[[1]]], r"not of shape \(1, 1, 1\)"),
     ],
 )
 def test_a_filter_that_cannot_be_normalised_is_refused(k, message):

@@ -142,7 +142,9 @@ def test_the_noise_level_scales_shifts_and_gates_a_branch():
 
 
 def test_the_noise_level_scales_and_shifts_the_input_of_the_last_layer():
-    head, h, temb = fill_weights(Head(4, 3, 6)), torch.randn(2, 5, 4), torch.randn(2, 6)
+    head, h, temb = Head(4, 3, 6), torch.randn(2, 5, 4), torch.randn(2, 6)
+    assert not any(parameter.any() for parameter in head.parameters())
+    fill_weights(head)
     shift, scale = head.of_level(nn.functional.silu(temb))[:, None].split(4, dim=-1)
     torch.testing.assert_close(head(h, temb), head.affine(h * (1 + scale) + shift))
 
