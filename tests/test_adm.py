@@ -244,14 +244,15 @@ def test_autocast_and_float64():
 
 
 @pytest.mark.parametrize("kind", [UNetModel, EncoderUNetModel])
-def test_the_last_layers_are_exact_under_autocast(kind):
+def test_the_first_and_the_last_layers_are_exact_under_autocast(kind):
     model, x, t, seen = small(kind), torch.randn(2, 3, 8, 8), torch.tensor([3, 500]), []
-    hook = model.out.register_forward_hook(lambda _, given, found: seen.extend([*given, found]))
+    layers = model.time_embed, model.input_blocks[0][0], model.out
+    for layer in layers:
+        layer.register_forward_hook(lambda _, given, found: seen.append((given[0], found)))
     with torch.autocast("cpu", torch.bfloat16):
         model(x, t)
-    hook.remove()
-    features, found = seen
-    torch.testing.assert_close(found, model.out(features.float()))
+    for layer, (given, found) in zip(layers, tuple(seen), strict=True):
+        torch.testing.assert_close(found, layer(given.float()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

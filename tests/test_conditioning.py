@@ -492,7 +492,13 @@ def test_features_of_adm_by_config_are_those_of_its_output():
     layer.register_forward_hook(lambda _, given, found: embedded.append(found))
     with torch.autocast("cpu", torch.bfloat16):
         model(x, t, **given)
-    torch.testing.assert_close(embedded[0], given["features"] @ layer.weight.T)
+    of_features = given["features"] @ layer.weight.T
+    torch.testing.assert_close(embedded[0], of_features)
+    expected = model(x, t, **given)[:1]
+    with torch.no_grad():
+        model.time_embed[-1].bias += of_features[0]
+    nothing = {**given, "features": torch.zeros(2, 9)}
+    torch.testing.assert_close(model(x, t, **nothing)[:1], expected)
 
 
 def test_a_network_without_the_keyword_is_refused():

@@ -113,6 +113,7 @@ def test_new_flow_is_uniform(shape):
 def test_data_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="is for data of"):
         Dequantizer((2, 2))(torch.zeros(1, 3), torch.zeros(1, 3))
+    assert Dequantizer((1, 4)).odd.tolist() == [[False, True] * 2]  # in no checkpoint
 
 
 # --- A known probability --------------------------------------------------------------------------
