@@ -113,7 +113,11 @@ def test_new_flow_is_uniform(shape):
 def test_data_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="is for data of"):
         Dequantizer((2, 2))(torch.zeros(1, 3), torch.zeros(1, 3))
-    assert Dequantizer((1, 4)).odd.tolist() == [[False, True] * 2]  # in no checkpoint
+
+
+def test_numbers_that_change_in_turn_are_those_of_a_chequerboard():
+    """Checkpoints hold weights for it, but not the board itself."""
+    assert Dequantizer((1, 4)).odd.tolist() == [[False, True] * 2]
 
 
 # --- A known probability --------------------------------------------------------------------------
