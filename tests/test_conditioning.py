@@ -406,6 +406,8 @@ def test_unknown_classes_are_refused_before_they_are_looked_up(dropout, null):
     assert model.condition_layers.classes.num_embeddings == 5 + (dropout > 0)
     with pytest.raises(ValueError, match=f"classes go from 0 to 4{null}, .* from 6 to 6"):
         Given(model, classes=6)
+    with pytest.raises(ValueError, match="were given from -1 to 2"):
+        Given(model, classes=torch.tensor([-1, 2]))
     with pytest.raises(ValueError, match=r"takes the condition classes, but was given .*image"):
         Given(InBfloat16(model), image=torch.zeros(1, 3, 4, 4))
 
