@@ -183,6 +183,10 @@ UNUSABLE = {
         np.full((20, 3), 17), SEVENTEEN,
         r"row 0 \(from 0\) .* holds 17, but data.levels=17 allows 0 to 16",
     ),
+    "bytes": (
+        np.full((20, 3), 17, np.uint8), SEVENTEEN,
+        r"row 0 \(from 0\) .* holds 17, but data.levels=17 allows 0 to 16",
+    ),
     "shape": (DATA[:, :2], {}, r"rows of shape \(2,\).*set data.shape=2"),
     "scalars": (DATA[:, 0], {}, r"rows of shape \(\).*saving each number as a row"),
     "nan": (
@@ -239,6 +243,7 @@ def test_a_missing_channel_axis_is_told(tmp_path, rows, message):
     ("missing", "data.key = 'three' is not in .*which holds one, two"),
     ("labels", "labels must be one integer .* not int64 of shape"),
     ("names", "labels must be one integer .* not <U3 of shape .* np.unique"),
+    ("column", r"labels must be .* not int64 of shape \(20, 1\): save labels.ravel\(\)"),
     ("damaged", "damaged or not an .npz"),
     ("text", "not a readable HDF5 file"),
     ("suffix", "should be an array: .npy, .npz, .h5"),
@@ -252,6 +257,8 @@ def test_files_that_do_not_say_what_they_hold(tmp_path, what, message):
         changes = {"data__key": "three"} if what == "missing" else {}
     elif what in ("labels", "names"):
         np.savez(path, data=numbers(20, (3,)), labels=np.full(20, {"labels": -1}.get(what, "cat")))
+    elif what == "column":
+        np.savez(path, data=numbers(20, (3,)), labels=np.zeros((20, 1), dtype=int))
     elif what == "damaged":
         path.write_bytes(b"PK\3\4 and nothing more")
     elif what in ("text", "suffix"):
@@ -371,6 +378,15 @@ def test_constant_entries_are_refused():
     data = torch.from_numpy(numbers(20, (3,)))
     data[:, 1] = 5.1
     with pytest.raises(DataError, match=r"constant \(5.1\) at \(1,\) of the entry means"):
+        fit(MemorySource(data), "entry", "vectors")
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200, 1e-160])
+def test_values_whose_squares_are_out_of_range_are_refused(scale):
+    """The last would give a deviation that is wrong by 3e-5."""
+    data = torch.from_numpy(numbers(20, (3,))).double()
+    data[:, 1] *= scale
+    with pytest.raises(DataError, match=r"squares .* out of float64's range, at \(1,\) .* units"):
         fit(MemorySource(data), "entry", "vectors")
 
 

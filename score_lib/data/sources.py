@@ -147,10 +147,12 @@ def checked_labels(
         return None
     one_integer_each = labels.shape == (count,) and labels.dtype.kind in "iu"
     if not one_integer_each or labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        advice = "np.unique(labels, return_inverse=True)[1] numbers names and other values"
+        if labels.shape != (count,) and labels.size == count:
+            advice = "save labels.ravel()"
         raise DataError(
             f"{path}: labels must be one integer from 0 to {MAX_CLASSES - 1} for each {noun}, not "
-            f"{labels.dtype} of shape {labels.shape}: np.unique(labels, return_inverse=True)[1] "
-            "numbers names and other values"
+            f"{labels.dtype} of shape {labels.shape}: {advice}"
         )
     return torch.from_numpy(labels.astype(np.int64))
 

@@ -11,6 +11,8 @@ from score_lib.data.sources import DataError, Source, check_finite
 
 # Numbers that are read at once.
 _CHUNK = 1 << 22
+# Squares of smaller deviations lose digits in float64.
+_SMALLEST = 1e-150
 
 
 class Standardization:
@@ -86,7 +88,8 @@ def fit(source: Source, how: str, kind: str) -> dict[str, Tensor | str]:
             ("entry"), "all", or "none" for a mean of 0 and a deviation of 1.
         kind: see `kinds.kind_of`; it says which axis counts channels.
     Raises:
-        DataError: a channel or entry is constant, or a value is not finite; names it.
+        DataError: a channel or entry is constant or out of range, or a value is not finite; names
+            it.
     """
     rank = len(source.shape)
     kept = {"entry": range(rank), "channel": [channel_axis(kind) % rank]}.get(how, ())
@@ -116,6 +119,14 @@ def fit(source: Source, how: str, kind: str) -> dict[str, Tensor | str]:
 
 
 def _check_varying(mean: Tensor, std: Tensor, how: str) -> None:
+    scale = std.maximum(mean.abs())
+    lost = ~scale.isfinite() | ((scale > 0) & (scale < _SMALLEST))
+    if lost.any():
+        raise DataError(
+            f"the squares of these data are out of float64's range, at "
+            f"{tuple(lost.nonzero()[0].tolist())} of the {how} means: save the data in other "
+            "units, or set data.standardize to 'none'"
+        )
     # Rounding errors of a constant are not a deviation.
     constant = std <= 1e-14 * mean.abs()
     if constant.any():

@@ -43,7 +43,7 @@ class ArraySource(Source):
 
     def read(self, numbers: np.ndarray) -> tuple[Tensor, Tensor | None]:
         rows = self._rows.read(numbers)
-        if self.dtype == torch.uint8 and rows.dtype != np.uint8:
+        if self.dtype == torch.uint8:
             rows = self._as_bytes(rows, numbers)
         native = rows.astype(rows.dtype.newbyteorder("="), copy=False)
         examples = torch.from_numpy(native).to(self.dtype)
@@ -59,7 +59,7 @@ class ArraySource(Source):
                 f"row {row} (from 0) of {self._rows.path} holds {rows[outside][0]}, but "
                 f"data.levels={self.levels} allows 0 to {self.levels - 1}"
             )
-        return rows.astype(np.uint8)
+        return rows.astype(np.uint8, copy=False)
 
 
 @register_dataset(
