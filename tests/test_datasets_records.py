@@ -68,8 +68,8 @@ def test_tfrecords_with_workers(records):
 
 
 def test_parsing_examples():
-    message = example(shape=[3, 2, 300], data=b"xyz", score=[0.5])
-    assert tfrecords.parse_example(message) == {"shape": [3, 2, 300], "data": [b"xyz"]}
+    message = example(shape=[3, 128, 300], data=b"xyz", score=[0.5])
+    assert tfrecords.parse_example(message) == {"shape": [3, 128, 300], "data": [b"xyz"]}
     unpacked = b"\x0a\x0d\x0a\x0b\x0a\x01n\x12\x06\x1a\x04\x08\x05\x08\x07"
     assert tfrecords.parse_example(unpacked) == {"n": [5, 7]}
     for length in range(1, len(message) - 1):
@@ -105,6 +105,15 @@ def test_any_truncation_is_found(tmp_path):
         record = length // size
         with pytest.raises(DataError, match=rf"within record {record} \(byte {record * size}\)"):
             tfrecords.RecordFiles([path])
+
+
+def test_a_record_may_not_claim_any_length(tmp_path):
+    length = (tfrecords.MAX_RECORD + 1).to_bytes(8, "little")
+    with open(tmp_path / "r", "wb") as file:
+        file.write(length + tfrecords.masked_crc32c(length).to_bytes(4, "little"))
+        file.truncate(12 + tfrecords.MAX_RECORD + 1 + 4)
+    with pytest.raises(DataError, match=r"record 0 of .*\(byte 0\) claims 67108865 bytes"):
+        tfrecords.RecordFiles([tmp_path / "r"])
 
 
 def test_mistakes_with_tfrecords(records, tmp_path):

@@ -134,8 +134,8 @@ def test_images_are_cropped_resized_and_converted_as_in_a_folder(tmp_path):
         (samples(range(2), lambda n: {"json": b"{"}), r"0000.json in .*\(byte 1024\) is no JSON"),
         (samples(range(2), lambda n: {"cls": b"99999999"}), "must be below 16777216"),
         (
-            samples(range(4), lambda n: {"cls": b"1"} if n % 2 else {}),
-            r"0000.png \(byte 512 of a.tar\).* has no label, and 2 of 4 samples have one",
+            samples(range(4), lambda n: {"cls": b"1"} if n else {}),
+            r"0000.png \(byte 512 of a.tar\).* has no label, and 3 of 4 samples have one",
         ),
         ([*samples(range(2)), ("0001.jpg", b"")], r"0001.jpg in .*second image .*0001.png"),
         ([*samples(range(2)), ("0001.CLS", b"2")], r"0001.CLS in .* is a second label"),
@@ -199,6 +199,16 @@ def test_links_and_sparse_files_are_refused(tmp_path, kind, name, message):
         opened(tmp_path)
 
 
+def test_folders_and_links_of_other_kinds_are_no_samples(tmp_path):
+    path = write_tar(tmp_path / "a.tar", samples(range(2)))
+    with tarfile.open(path, "a") as archive:
+        for name, kind in (("photos.png", tarfile.DIRTYPE), ("notes.txt", tarfile.SYMTYPE)):
+            other = tarfile.TarInfo(name)
+            other.type, other.linkname = kind, "x"
+            archive.addfile(other)
+    assert torch.equal(everything(opened(tmp_path)[2].sources["train"])[0], PIXELS[:2])
+
+
 @pytest.mark.parametrize("kind", ["a link", "of three"])
 def test_shards_that_are_not_there_are_missed(tmp_path, kind):
     if kind == "a link":
@@ -232,6 +242,18 @@ def test_samples_behind_the_end_of_a_file_are_refused(tmp_path):
     first.write_bytes(first.read_bytes() + second.read_bytes())
     with pytest.raises(DataError, match=r"0.tar goes on after its end \(byte 2048\), as files jo"):
         opened(first)
+
+
+def test_a_size_below_0_is_no_way_back(tmp_path):
+    """It would lead to the first file again, without end."""
+    path = write_tar(tmp_path / "a.tar", [("0.png", b""), ("1.png", b"")])
+    content = bytearray(path.read_bytes())
+    content[512 + 124 : 512 + 136] = (-1024).to_bytes(12, "big", signed=True)
+    content[512 + 148 : 512 + 156] = b" " * 8
+    content[512 + 148 : 512 + 155] = b"%06o\0" % sum(content[512:1024])
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a.tar \(byte 512\) is damaged .* a size is wrong"):
+        opened(tmp_path)
 
 
 def test_damaged_headers_and_packed_files_are_refused(tmp_path):

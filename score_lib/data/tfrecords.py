@@ -210,12 +210,9 @@ def _fields(data: memoryview, wanted: int, numbers: bool = False) -> Iterator[in
         if wire == 0:
             value, position = _varint(data, position)
         else:
-            if wire == 2:
-                length, position = _varint(data, position)
-            elif wire in (1, 5):
-                length = 8 if wire == 1 else 4
-            else:
+            if wire != 2:
                 raise ValueError(f"unknown wire type {wire}")
+            length, position = _varint(data, position)
             value, position = data[position : position + length], position + length
             if position > len(data):
                 raise ValueError("it ends within a field")
