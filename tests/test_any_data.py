@@ -179,6 +179,7 @@ UNUSABLE = {
     "complex": (DATA + 1j, {}, "complex numbers.*np.stack"),
     "integers": (DATA.astype(int), {}, "whole numbers have no density.*data.levels"),
     "floats": (DATA, SEVENTEEN, "data.levels=0 for continuous"),
+    "text": (np.full((20, 3), "x"), {}, "holds <U1: save floats of 16, 32 or 64 bits"),
     "levels": (
         np.full((20, 3), 17), SEVENTEEN,
         r"row 0 \(from 0\) .* holds 17, but data.levels=17 allows 0 to 16",
