@@ -413,6 +413,8 @@ def test_known_part_and_start_of_constraints():
     m = sde.sqrt_alphas_cumprod[0]
     torch.testing.assert_close(x * mask, m * value * mask, rtol=0, atol=1e-6)
     assert (x - value)[:, 0, 0, 1].abs().min() > 1e-3
+    with pytest.raises(ValueError, match=r"0\.816 of the data .* as by '5'"):  # at level 19 of 100
+        exact(sde, shape, constraints=[keep], respacing="trailing5")
     # From the last of five levels at or below the time, number 25 of 0, 25, 50, 74, 99.
     labels = []
     sample = get_chain_sampler(

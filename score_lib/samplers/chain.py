@@ -20,7 +20,7 @@ from score_lib.base.affine import Clamp
 from score_lib.base.devices import device_of
 from score_lib.base.tensors import batch_mul, over_sides
 from score_lib.parametrization import Parametrization, get_parametrization
-from score_lib.samplers.loop import Constraint, Noise, run_steps, sampler_of
+from score_lib.samplers.loop import Constraint, Noise, changes_steps, run_steps, sampler_of
 from score_lib.samplers.respacing import kept_levels
 from score_lib.scores import LevelDenoiser
 from score_lib.sdes.chain import Chain, Levels
@@ -196,7 +196,8 @@ def get_chain_sampler(
         settings: `variance`, `eta`, `clip_noise` and `shift_mean`, see `StepSettings`.
         others: see `sampler_of`, which also documents the returned `sample`.
     Raises:
-        ValueError: an unknown setting, levels that cannot be kept, a network of all times.
+        ValueError: an unknown setting, levels that cannot be kept, a network of all times, or a
+            constraint on steps whose last one is from a level far from the data.
         NotImplementedError: the process has no discrete noise levels.
     """
     chosen = StepSettings(**settings)
@@ -210,6 +211,7 @@ def get_chain_sampler(
     clamp = Clamp(inverse_scaler) if clip else None
     levels, read = _reader(sde, respacing, chosen, clamp, parametrization)
     _check_prior(levels, respacing)
+    _check_wraps(levels, respacing, constraints)
     times = _visited(levels, start_time, most_steps)
 
     def follow(x, score_fn, noise, *, network, **watch):
@@ -312,4 +314,17 @@ def _check_prior(levels: Levels, respacing: str | int) -> None:
         raise ValueError(
             f"sampling.respacing = {respacing!r} leaves out the last level of {levels.process!r}, "
             f"at which sampling starts: keep it by a number alone, such as '{levels.N}'"
+        )
+
+
+def _check_wraps(levels: Levels, respacing: str | int, constraints: Sequence[Constraint]) -> None:
+    """Refuse constraints that leave known parts of x as they are at the lowest level, m x_0, where
+    m is not nearly 1."""
+    scale = float(levels.m[0])
+    if scale < 0.99 and any(map(changes_steps, constraints)):
+        raise ValueError(
+            f"sampling.respacing = {respacing!r} ends at a level where {scale:.3g} of the data is "
+            f"left in x, and so much would be of the known part of samples: visit lower levels of "
+            f"{levels.process!r}, as by '{levels.N}', build it with more steps, or choose a "
+            "constraint that guides the score"
         )

@@ -205,10 +205,15 @@ def _start(
     return sde.prior_from_normal(normal_noise(noise)(like))
 
 
+def changes_steps(constraint: Constraint) -> bool:
+    """Whether a constraint changes the result of steps."""
+    return type(constraint).wrap is not Constraint.wrap
+
+
 def without_wraps(constraints: Sequence[Constraint]) -> None:
     """ValueError for a constraint that needs a predictor-corrector sampler."""
     for constraint in constraints:
-        if type(constraint).wrap is not Constraint.wrap:
+        if changes_steps(constraint):
             raise ValueError(
                 f"{type(constraint).__name__} changes the steps of a predictor-corrector sampler, "
                 "and this sampler has none: use sampling.method = 'pc', or a constraint that "
