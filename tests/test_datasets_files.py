@@ -179,6 +179,18 @@ def test_a_class_in_two_spellings_of_unicode_is_refused(tmp_path):
         open_images(tmp_path)
 
 
+def test_names_that_another_machine_reads_otherwise_are_refused(folder, monkeypatch):
+    """The points that were chosen from a cloud, by its name, depended on the locale."""
+    path, _ = folder
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "iso8859-1")
+    assert open_images(path)[2].num_examples["test"] == 1
+    save_image(path, "Ã©/1.png", random_images(8, 8, 3))  # é, as Latin-1 reads it
+    with pytest.raises(
+        DataError, match=r"data holds names .* Ã©/1.png, .* iso8859-1.*PYTHONUTF8=1"
+    ):
+        open_images(path)
+
+
 def test_folders_are_labels_only_if_every_image_is_in_one(tmp_path):
     for name in ("b/x/1.png", "a/2.png", "c/3.png"):
         save_image(tmp_path, name, random_images(8, 8, 3))

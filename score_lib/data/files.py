@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import stat
+import sys
 import zipfile
 from collections.abc import Collection
 
@@ -27,12 +28,16 @@ class Folder:
     """Names of the files below a folder, sorted, of the folders there, and the files' contents.
 
     Links to folders are not followed, nor are links to files outside the folder.
+
+    Raises:
+        DataError: it cannot be listed, or names in it are not read as they are elsewhere.
     """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
         listing = known_listing(path)
         self.names, self.folders, self._links = listing.names, listing.folders, listing.links
+        _require_same_everywhere(path, self.names)
 
     def bad_links(self) -> dict[str, str]:
         """The names that are links which cannot be followed, and the kind of each."""
@@ -61,6 +66,18 @@ class Folder:
             raise OSError("it is not a regular file")
         check_size(file.stat().st_size)
         return file.read_bytes()
+
+
+def _require_same_everywhere(path: pathlib.Path, names: Names) -> None:
+    """Refuse names that a locale without UTF-8 lets Python read as others: the order of examples,
+    the names of classes and the choice of points follow from them."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and (names.text > 127).any():
+        first = next(name for name in names if not name.isascii())
+        raise DataError(
+            f"{path} holds names such as {printable(first)}, which this machine reads as "
+            f"{encoding}, and others as UTF-8: set the environment variable PYTHONUTF8=1"
+        )
 
 
 class OneFile(Folder):
