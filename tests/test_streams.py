@@ -270,6 +270,19 @@ def test_data_that_cannot_be_sent_to_workers_are_refused():
         next(iter(ImageStream(source, 4, num_workers=1)))
 
 
+def test_a_worker_without_shared_memory_is_told(monkeypatch):
+    """The batch was lost in a thread of the worker, and training waited for it without end."""
+
+    def full(storage):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    source = numbered_source(8)
+    source.start_method = "fork"
+    with pytest.raises(DataError, match=r"/dev/shm.*data.num_workers.*No space left"):
+        next(iter(ImageStream(source, 4, num_workers=1)))
+
+
 def test_source_with_wrong_images_is_refused():
     class Wrong(Failing):
         def read(self, numbers):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from score_lib.base.distributed import local_world
 from score_lib.base.preemption import born_deaf, held, leave_signals_to_parent
@@ -314,6 +314,27 @@ def _ended_at_exit(owner: int) -> list[multiprocessing.Process]:
     return workers
 
 
+def _handed_over(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In a worker, tensors in memory that the process which waits for them can see.
+
+    Otherwise a thread of the worker puts them there: where that fails, the batch is lost, and
+    training would wait for it without end.
+
+    Raises:
+        DataError: there is no room.
+    """
+    if get_worker_info() is None:
+        return tensors
+    try:
+        return tuple(tensor.share_memory_() for tensor in tensors)
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            "a process that reads the data cannot hand them over, for want of shared memory: "
+            "enlarge /dev/shm, as by --shm-size of docker run, or set a smaller data.num_workers, "
+            f"or 0 to read without such processes ({error})"
+        ) from error
+
+
 class _Reader(Dataset):
     """Reads and checks a batch at once, in a worker."""
 
@@ -329,9 +350,9 @@ class _Reader(Dataset):
                 images, labels = self.source.read(numbers)
                 self._check(images, numbers)
                 labels = self._checked(labels, len(numbers))
+                return _handed_over(images.contiguous(), labels)
         except DataError as error:
             return error  # raised in a worker, it would be wrapped in a long traceback
-        return images.contiguous(), labels
 
     def _checked(self, labels: Tensor | None, count: int) -> Tensor:
         """Labels (count,); zeros where the source has none."""
