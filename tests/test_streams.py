@@ -1,5 +1,6 @@
 """Streams: order, resuming, sharing, flips and dequantization."""
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -241,6 +242,15 @@ class Failing(Source):
 def test_error_in_a_worker_keeps_its_message(workers):
     with pytest.raises(DataError, match=r"^image 3 is broken$"):
         next(iter(ImageStream(Failing(), 4, num_workers=workers)))
+
+
+def test_there_are_no_more_workers_than_cores_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    others = set(multiprocessing.active_children())
+    batches = iter(ImageStream(numbered_source(8), 4, num_workers=2))
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - others) == 1
 
 
 class Killed(Failing):

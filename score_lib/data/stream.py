@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from score_lib.base.distributed import local_world
 from score_lib.base.preemption import born_deaf, held, leave_signals_to_parent
 from score_lib.base.tensors import LARGEST_SHARE, derive_seed
+from score_lib.base.threads import cores
 from score_lib.data.augment import augment
 from score_lib.data.sources import DataError, Source, check_finite
 
@@ -50,8 +51,8 @@ class ImageStream:
             features tell which images are mirrored.
         dequantize: uniform dequantization, (u + (levels - 1) x) / levels with u ~ U[0, 1).
         as_uint8: unscaled uint8 images in 0 ... 255, for feature statistics.
-        num_workers: processes that decode, at most one per core (ranks on one machine divide its
-            cores); 0 decodes in this process.
+        num_workers: processes that decode, at most one per core that this one may use (ranks on one
+            machine divide them); 0 decodes in this process.
         worker_init: called in each of them; by default they ignore signals to stop, since they
             end with this process, which may need them for its last step.
         device: of the batches; None is the CPU.
@@ -132,7 +133,7 @@ class ImageStream:
             sampler=self._numbers(start),
             batch_size=None,  # the sampler gives the numbers of a whole batch
             worker_init_fn=self.worker_init,
-            num_workers=min(self.num_workers, max(1, (os.cpu_count() or 1) // local_world())),
+            num_workers=min(self.num_workers, max(1, cores() // local_world())),
             multiprocessing_context=self.source.start_method if self.num_workers else None,
             pin_memory=self.device is not None and self.device.type == "cuda",
             # By default a loader draws from the global generator, which would change its state.
