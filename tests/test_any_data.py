@@ -387,7 +387,7 @@ def test_values_whose_squares_are_out_of_range_are_refused(scale):
     """The last would give a deviation that is wrong by 3e-5."""
     data = torch.from_numpy(numbers(20, (3,))).double()
     data[:, 1] *= scale
-    with pytest.raises(DataError, match=r"squares .* out of float64's range, at \(1,\) .* units"):
+    with pytest.raises(DataError, match=r"squares .* out of float64's range, at \(1,\) .* units$"):
         fit(MemorySource(data), "entry", "vectors")
 
 

@@ -223,16 +223,19 @@ def test_shards_that_are_not_there_are_missed(tmp_path, kind):
 
 
 def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
-    for name in ("a", "b"):
+    """But for those that systems make beside the data."""
+    for name in ("a", "b", "lost+found", ".Trashes"):
         write_tar(tmp_path / name / "0.tar", samples(range(2)))
-    scan = os.scandir
+    scan, closed = os.scandir, ["lost+found", ".Trashes"]
 
     def refusing(path):
-        if str(path).endswith("/b"):
+        if os.path.basename(path) in closed:
             raise PermissionError(13, "Permission denied", path)
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
+    assert opened(tmp_path)[2].num_examples["train"] == 4
+    closed.append("b")
     with pytest.raises(DataError, match=r"the folder .*/b cannot be listed: Permission denied"):
         opened(tmp_path)
 

@@ -137,7 +137,8 @@ def check_size(size: int) -> None:
 
 def hidden(name: str) -> bool:
     """Whether a name, or a folder that it is in, is not meant to be seen."""
-    return any(part == "__MACOSX" or (part[:1] == "." and part != ".") for part in name.split("/"))
+    of_systems = ("__MACOSX", "lost+found")
+    return any(part in of_systems or (part[:1] == "." and part != ".") for part in name.split("/"))
 
 
 def report(files: Folder | Zip, names: Collection[str], why: str) -> None:

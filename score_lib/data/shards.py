@@ -58,15 +58,16 @@ def shard_files(path: str, suffixes: tuple[str, ...]) -> tuple[pathlib.Path, lis
 
 
 def _below(place: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[str]:
-    for folder, _, files in os.walk(place, onerror=_refuse):
-        for file in files:
+    for folder, folders, files in os.walk(place, onerror=_refuse):
+        folders[:] = itertools.filterfalse(hidden, folders)  # some, of systems, cannot be listed
+        for file in itertools.filterfalse(hidden, files):
             path = os.path.join(folder, file)
-            name = pathlib.PurePath(os.path.relpath(path, place)).as_posix()
-            if hidden(name) or not name.lower().endswith(suffixes):
+            if not file.lower().endswith(suffixes):
                 continue
-            refuse_broken(path)
             if os.path.isfile(path):
-                yield name
+                yield pathlib.PurePath(os.path.relpath(path, place)).as_posix()
+            else:
+                refuse_broken(path)
 
 
 def _refuse(error: OSError) -> None:

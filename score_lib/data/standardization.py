@@ -124,8 +124,7 @@ def _check_varying(mean: Tensor, std: Tensor, how: str) -> None:
     if lost.any():
         raise DataError(
             f"the squares of these data are out of float64's range, at "
-            f"{tuple(lost.nonzero()[0].tolist())} of the {how} means: save the data in other "
-            "units, or set data.standardize to 'none'"
+            f"{tuple(lost.nonzero()[0].tolist())} of the {how} means: save them in other units"
         )
     # Rounding errors of a constant are not a deviation.
     constant = std <= 1e-14 * mean.abs()

@@ -219,9 +219,9 @@ def compute_statistics(
 ) -> Statistics:
     """Features and class scores of images.
 
-    Rows are shuffled with a fixed seed: the kernel distance compares blocks of rows, and data sets
-    are often sorted by class.  With several ranks, each passes its own batches, and all get the
-    statistics of all batches, in the order of ranks.
+    Rows are shuffled with a fixed seed: `distances.kid` and TF-GAN compare blocks of them, and data
+    sets are often sorted by class.  With several ranks, each passes its own batches, and all get
+    the statistics of all batches, in the order of ranks.
 
     Args:
         batches: images (B, H, W, C) uint8, or tuples of them and their labels (B,).
