@@ -73,8 +73,9 @@ class TarImages(EncodedImages):
             return np.arange(len(self))
         if on_error == "raise":
             raise DataError(
-                f"{self.name(np.flatnonzero(empty)[0])} in {self.path} has no image (a file, no "
-                f"link: .jpg, .jpeg, .png or .webp): leave such samples out with data.on_error=skip"
+                f"{self.name(np.flatnonzero(empty)[0])} in {self.path} has no image (.jpg, .jpeg, "
+                f".png or .webp, neither a link nor a sparse file): leave such samples out with "
+                f"data.on_error=skip"
             )
         report(self, [self.name(n) for n in np.flatnonzero(empty)], "have no image")
         return self.readable(np.flatnonzero(~empty))
