@@ -111,8 +111,8 @@ def evaluate_bpd(job: Job, *, errors: bool = False) -> dict[str, float]:
 
     `eval.bpd_num_repeats` passes over `eval.bpd_dataset`, each with noise of its own.  The error
     is that of the mean over examples, as others might have been drawn.  With `eval.bpd_steps` there
-    is "bpd_step_error", how far half as many steps move the mean of a part of the examples: many
-    times the error of all steps, of a solver of fifth order.
+    is "bpd_step_error", how far half as many steps move the mean of a part of the examples: no
+    bound of the error of all steps, since changes of opposite sign cancel.
 
     Args:
         errors: add "bpd_noise_error", that of the mean over passes for these very examples: by
