@@ -1,14 +1,18 @@
 """Streams: order, resuming, sharing, flips and dequantization."""
 
+import contextlib
 import multiprocessing
 import os
 import pickle
 import signal
+import time
+import traceback
 
 import numpy as np
 import pytest
 import torch
 from dataset_helpers import assert_same, numbered_source, take, together
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from datasets import DataError, ImageStream, MemorySource, Source, Subset
 from score_lib.data.sources import Remembered
@@ -260,9 +264,64 @@ class Killed(Failing):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_is_killed_is_told():
+@pytest.fixture
+def soon(monkeypatch):
+    """Whoever waits for a batch looks often whether its worker lives."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+
+
+def test_a_worker_that_is_killed_is_told(soon):
     with pytest.raises(DataError, match=r"smaller data.num_workers, or 0 .*\(DataLoader worker"):
         next(iter(ImageStream(Killed(), 4, num_workers=1)))
+
+
+def test_the_death_of_a_worker_disturbs_nothing_but_the_wait_for_its_batch(soon):
+    """An error was raised wherever the program was, such as in a step that was lost thereby."""
+    before, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
+    batches = iter(ImageStream(numbered_source(8), 4, num_workers=1))
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    worker.kill()
+    worker.join()
+    time.sleep(0.01)
+    with pytest.raises(DataError, match=r"a process that reads the data has ended"):
+        for _ in range(4):  # it has read ahead
+            next(batches)
+    assert signal.getsignal(signal.SIGCHLD) is before
+
+
+@contextlib.contextmanager
+def within(seconds):
+    """Context that ends with an error if it lasts longer."""
+
+    def expired(number, frame):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("base", [ValueError, DataError])
+def test_an_error_that_cannot_be_sent_is_told(base):
+    """Of a class that no module holds, as a config's: the batch was waited for without end."""
+
+    class Own(base):
+        def __init__(self, number):
+            super().__init__(f"image {number} is broken")
+
+    class Broken(Failing):
+        def read(self, numbers):
+            raise Own(3)
+
+    expected = DataError if base is DataError else RuntimeError
+    with within(20), pytest.raises(expected, match=r"image 3 is broken") as told:
+        next(iter(ImageStream(Broken(), 4, num_workers=1)))
+    traceback.clear_frames(told.tb)  # or the loader ends late, in a cycle
 
 
 def test_parts_of_a_source_can_be_sent_to_workers_that_are_not_forked():

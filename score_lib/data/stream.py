@@ -289,11 +289,31 @@ def _known_at_exit(loader: DataLoader) -> Iterator[None]:
     leaves = loader.worker_init_fn is leave_signals_to_parent
     known, others = _ended_at_exit(os.getpid()), set(multiprocessing.active_children())
     try:
-        with held(), born_deaf() if leaves else contextlib.nullcontext():
+        with (
+            held(),
+            _same_handler(),
+            born_deaf() if leaves else contextlib.nullcontext(),
+        ):
             yield
     finally:
         started = (child for child in multiprocessing.active_children() if child not in others)
         known[:] = [*filter(multiprocessing.Process.is_alive, known), *started]
+
+
+@contextlib.contextmanager
+def _same_handler() -> Iterator[None]:
+    """Context that leaves the handler of SIGCHLD as it was.
+
+    That of PyTorch raises an error wherever the program is when a worker ends, as in the midst of a
+    step.  Whoever waits for its batch learns of it within seconds.
+    """
+    number = getattr(signal, "SIGCHLD", None)  # only POSIX systems have it
+    before = number and signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if before is not None and signal.getsignal(number) is not before:
+            signal.signal(number, before)
 
 
 @functools.cache
@@ -307,7 +327,6 @@ def _ended_at_exit(owner: int) -> list[multiprocessing.Process]:
     def end() -> None:
         if os.getpid() != owner:  # forked from it
             return
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would call it a failure
         for worker in workers:
             worker.kill()
 
@@ -336,6 +355,19 @@ def _handed_over(*tensors: Tensor) -> tuple[Tensor, ...]:
         ) from error
 
 
+def _is_known_elsewhere(kind: type) -> bool:
+    """Whether other processes find a class by its name, as they do not find one of a config.
+
+    A thread of the worker would fail to send it: the batch is lost then, and waited for without
+    end.
+    """
+    try:
+        pickle.dumps(kind)
+    except (pickle.PicklingError, AttributeError):
+        return False
+    return True
+
+
 class _Reader(Dataset):
     """Reads and checks a batch at once, in a worker."""
 
@@ -352,8 +384,12 @@ class _Reader(Dataset):
                 self._check(images, numbers)
                 labels = self._checked(labels, len(numbers))
                 return _handed_over(images.contiguous(), labels)
-        except DataError as error:
-            return error  # raised in a worker, it would be wrapped in a long traceback
+        except DataError as error:  # raised in a worker, it would be wrapped in a long traceback
+            return error if get_worker_info() is None else DataError(str(error))
+        except Exception as error:
+            if get_worker_info() is None or _is_known_elsewhere(type(error)):
+                raise
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
     def _checked(self, labels: Tensor | None, count: int) -> Tensor:
         """Labels (count,); zeros where the source has none."""
