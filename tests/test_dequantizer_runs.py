@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import time
 
 import numpy as np
@@ -16,7 +18,9 @@ from test_wiring import recording
 import run_lib
 from likelihood import bits_per_dim, get_elbo_fn
 from sampling import SampleNoise
+from score_lib.base.preemption import Preempted
 from score_lib.base.tensors import derive_seed
+from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.runs.dequantizer import DEQUANTIZER, get_dequantization
 from score_lib.runs.heldout import HeldOut
@@ -105,6 +109,25 @@ def test_every_step_draws_new_times_and_reads_the_network_as_it_was_trained(tmp_
 
 def test_a_training_that_stops_and_resumes_equals_one_that_does_not(folder, trained):
     run_lib.train_dequantizer(settings(dequantizer__n_iters=3), folder)
+    run_lib.train_dequantizer(settings(), folder)
+    assert_same_training(folder, trained)
+
+
+def test_a_signal_ends_the_wait_for_data(folder, trained, monkeypatch):
+    batches = ImageStream._batches
+
+    def stuck(self, start):
+        for count, batch in enumerate(batches(self, start)):
+            if count == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(2)
+            yield batch
+
+    monkeypatch.setattr(ImageStream, "_batches", stuck)
+    with pytest.raises(Preempted):
+        run_lib.train_dequantizer(settings(), folder)
+    assert read_checkpoint(folder / DEQUANTIZER)["step"] == 3
+    monkeypatch.undo()
     run_lib.train_dequantizer(settings(), folder)
     assert_same_training(folder, trained)
 

@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ import run_lib
 from models.conditioning import UNCONDITIONAL
 from models.ema import ExponentialMovingAverage
 from sampling import get_sampling_fn
+from score_lib.base.preemption import Preempted
 from score_lib.data.sources import DataError
+from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import read_checkpoint
 
 
@@ -134,6 +138,26 @@ def test_an_image_that_cannot_be_read_costs_no_step(name, tmp_path, monkeypatch)
     run_lib.train(config, tmp_path / "run")
     assert_same_weights(tmp_path / "run", tmp_path / "whole")
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+
+
+def test_a_signal_ends_the_wait_for_data(undisturbed, tmp_path, monkeypatch):
+    """Data that never came kept a run from ending."""
+    batches = ImageStream._batches
+
+    def stuck(self, start):
+        for count, batch in enumerate(batches(self, start)):
+            if count == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(2)
+            yield batch
+
+    monkeypatch.setattr(ImageStream, "_batches", stuck)
+    with pytest.raises(Preempted):
+        run_lib.train(small_config(), tmp_path)
+    assert read_checkpoint(tmp_path / "checkpoints-meta/checkpoint.pth")["step"] == 3
+    monkeypatch.undo()
+    run_lib.train(small_config(), tmp_path)
+    assert_same_weights(tmp_path, undisturbed)
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ from score_lib.losses.optimization import (
 )
 from score_lib.runs.history import trained_config
 from score_lib.runs.setup import Run
-from score_lib.runs.train import every, training_streams
+from score_lib.runs.train import every, training_streams, waiting_for_data
 from score_lib.runs.trained import restored
 
 # The checkpoint of a run's dequantizer, in the folder of the run.
@@ -209,7 +209,7 @@ class Training:
         stop: StopSignals,
     ):
         self.run, self.state, self.path = run, state, path
-        self.log, self.writer, self.stop = log, writer, stop
+        self.log, self.writer, self.stop, self.begun = log, writer, stop, state["step"]
         flow = distributed.replicated(state["model"])
         dequantize = LearnedDequantization(state["levels"], flow)
         scalers = run.scaler, run.inverse_scaler
@@ -252,7 +252,7 @@ class Training:
         """One update; the batch's estimate of bits/dim before it, and the gradient's norm."""
         state, config = self.state, self.run.config
         torch.manual_seed(derive_seed(config.seed, "train_dequantizer", state["step"]))
-        batch = next(self.batches)
+        batch = self._next_batch()
         _, _, condition = self.run.arguments(batch, dequantized=False)
         state["optimizer"].zero_grad()
         model = self.run.network(condition)
@@ -267,6 +267,15 @@ class Training:
         state["position"] += config.training.batch_size
         self.guard.watch(loss.detach() + norm, state["step"])
         return loss.detach(), norm
+
+    def _next_batch(self) -> dict[str, Tensor]:
+        try:
+            with waiting_for_data(self.stop):
+                return next(self.batches)
+        except Preempted:
+            if self.state["step"] > self.begun:
+                self._save(self.run.config.training.keep_meta_checkpoints)
+            raise
 
     def _log(self, bpd: Tensor, norm: Tensor) -> None:
         self.guard.check()

@@ -284,18 +284,19 @@ class Training:
         return loss
 
     def _next_batch(self) -> dict[str, Tensor]:
-        """A batch for a step, and `eval_batch` for an evaluation that is due after it; where the
-        data cannot be read, the steps made so far are saved.
+        """A batch for a step, and `eval_batch` for an evaluation that is due after it; where none
+        can be read, or a signal asks to stop meanwhile, the steps made so far are saved.
 
         Raises:
-            DataError: an example cannot be read.
+            DataError, Preempted: no batch can be read, or a signal asked to stop.
         """
         try:
-            batch = next(self.train_batches)
-            if every(self.state["step"] + 1, self.options.eval_freq):
-                self.eval_batch = next(self.eval_batches)
+            with waiting_for_data(self.stop):
+                batch = next(self.train_batches)
+                if every(self.state["step"] + 1, self.options.eval_freq):
+                    self.eval_batch = next(self.eval_batches)
             return batch
-        except DataError:
+        except (Preempted, DataError):
             if self.state["step"] > self.begun:
                 self._save_meta()
             raise
@@ -425,6 +426,14 @@ class Training:
 
     def _check_finite(self) -> None:
         self.guard.check_weights(self.state["model"].parameters(), self.state["step"])
+
+
+def waiting_for_data(stop: StopSignals) -> contextlib.AbstractContextManager:
+    """Context for a step's batch, which may never come: a request to stop is followed at once.
+
+    Of several processes, each makes one more step, by which it tells the others of the request.
+    """
+    return stop.at_once() if distributed.world() == 1 else contextlib.nullcontext()
 
 
 def snapshot_name(step: int, frequency: int) -> str:
