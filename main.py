@@ -36,6 +36,8 @@ MODES: dict[str, Callable] = {
     "export": lambda lib: lib.export(FLAGS.config, FLAGS.workdir),
     "train_dequantizer": lambda lib: lib.train_dequantizer(FLAGS.config, FLAGS.workdir),
 }
+# Options that may differ between machines: the data are compared themselves.
+_PLACES = "data.path", "data.data_dir"
 # Options that take less memory, by mode.
 _LESS_MEMORY = {
     "train": "a smaller training.batch_size, a larger training.grad_accumulation, with which "
@@ -186,13 +188,18 @@ def run_mode() -> None:
     from score_lib.base import distributed
     from score_lib.base.devices import resolve_device
     from score_lib.base.memory import keep_freed_memory
-    from score_lib.options import complete
+    from score_lib.options import complete, flatten
 
-    device = resolve_device(complete(FLAGS.config).device)
+    config = complete(FLAGS.config)
+    device = resolve_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
         settle_threads()
+    options = {"--mode": FLAGS.mode, "--eval_folder": FLAGS.eval_folder, **flatten(config)}
+    for place in _PLACES:
+        options.pop(place)
     with distributed.joined(device):
+        distributed.check_same(options)
         MODES[FLAGS.mode](run_lib)
 
 

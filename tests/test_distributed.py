@@ -7,6 +7,7 @@ import pathlib
 import re
 import signal
 import time
+import types
 import warnings
 import weakref
 
@@ -18,6 +19,7 @@ from small_runs import few_digits, logged, small_config
 from torch.distributed.fsdp import fully_shard
 
 import losses
+import main
 import run_lib
 from evaluation import load_statistics
 from losses import get_sde_loss_fn, get_step_fn, optimization_manager
@@ -336,6 +338,19 @@ def fails_in_main():
 def test_a_mistake_found_by_the_main_process_ends_all():
     main, *others = together(3, fails_in_main)
     assert str(main) == "mistake" and others == [1, 1]
+
+
+def started_apart(*changes):
+    config = small_config(**changes[distributed.rank()])
+    main.FLAGS = types.SimpleNamespace(config=config, mode="check", eval_folder="eval")
+    main.run_mode()
+
+
+def test_processes_with_different_options_are_refused():
+    """They trained on other batches, or waited for steps that the others did not make."""
+    changes = {"seed": 1, "data__path": "/a"}, {"seed": 2, "data__path": "/b"}
+    for refused in together(2, started_apart, *changes):
+        assert str(refused).endswith("(seed is 1 or 2): start all of them by the same command")
 
 
 @pytest.fixture(scope="module")

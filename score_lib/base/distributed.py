@@ -12,7 +12,7 @@ import gc
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -154,6 +154,28 @@ def agreed(value: T, name: str) -> T:
             "machines should see the same --workdir and the same data"
         )
     return value
+
+
+def check_same(options: Mapping[str, object]) -> None:
+    """Refuse processes that were started with different options.
+
+    They would train on different batches of a common network, or wait for each other without end.
+
+    Raises:
+        ValueError: names those that differ, in every process.
+    """
+    given = gather({name: str(value) for name, value in options.items()})
+    differing = {}
+    for name in dict.fromkeys(name for one in given for name in one):
+        values = dict.fromkeys(one.get(name, "missing") for one in given)
+        if len(values) > 1:
+            differing[name] = " or ".join(values)
+    if differing:
+        shown = ", ".join(f"{name} is {values}" for name, values in [*differing.items()][:5])
+        raise ValueError(
+            f"the processes of this run have different options ({shown}): start all of them by "
+            "the same command"
+        )
 
 
 def on_main(compute: Callable[[], T]) -> T:
