@@ -10,6 +10,8 @@ import threading
 
 import torch
 
+from .libraries import kept
+
 SOURCE = pathlib.Path(__file__).with_name("kernels.cu")
 
 # PyTorch switches off the conversions of half-precision types, which the kernels use.
@@ -47,8 +49,13 @@ def _kernels(index: int, source: str | os.PathLike) -> ctypes.CDLL | None:
     return library
 
 
+def _capabilities() -> list[tuple[int, int]]:
+    """The kinds of GPUs here, for which PyTorch compiles."""
+    return sorted({torch.cuda.get_device_capability(k) for k in range(torch.cuda.device_count())})
+
+
 def compiled(source: str | os.PathLike) -> ctypes.CDLL:
-    """Compile `kernels.cu`, unless the library is up to date, and load it.
+    """Compile `kernels.cu`, unless the library is there already, and load it.
 
     Args:
         source: a name that ends in `.cu` is compiled for the GPUs here, in `.cpp` for the host.
@@ -57,13 +64,22 @@ def compiled(source: str | os.PathLike) -> ctypes.CDLL:
     """
     from torch.utils import cpp_extension
 
-    path = cpp_extension.load(
-        f"score_lib_{pathlib.Path(source).stem}",
-        [os.fspath(source)],
-        extra_cuda_cflags=list(CUDA_FLAGS),
-        is_python_module=False,
-    )
-    library = ctypes.CDLL(path)
+    name = f"score_lib_{pathlib.Path(source).stem}"
+
+    def make(folder: pathlib.Path) -> pathlib.Path:
+        path = cpp_extension.load(
+            name,
+            [os.fspath(source)],
+            extra_cuda_cflags=list(CUDA_FLAGS),
+            build_directory=os.fspath(folder),
+            is_python_module=False,
+        )
+        return pathlib.Path(path)
+
+    made_for = os.environ.get("TORCH_CUDA_ARCH_LIST") or str(_capabilities())
+    about = torch.__version__, str(torch.version.cuda), made_for, *CUDA_FLAGS
+    text = pathlib.Path(source).read_text()
+    library = ctypes.CDLL(kept(name, "\n".join([*about, text]), make))
     for name, arguments in _FUNCTIONS.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, ctypes.c_char_p

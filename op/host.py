@@ -2,18 +2,17 @@
 
 import ctypes
 import functools
-import hashlib
 import logging
 import os
 import pathlib
 import subprocess
-import tempfile
 import threading
 
 import torch
 from torch import Tensor
 
 from . import dispatch
+from .libraries import kept
 
 SOURCE = pathlib.Path(__file__).with_name("host_kernels.cpp")
 DTYPES = torch.float32, torch.bfloat16  # in the order of the codes in host_kernels.cpp
@@ -102,15 +101,11 @@ def compiled(source: pathlib.Path) -> str:
     """
     processor = _PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), ())
     command = [os.environ.get("CXX") or "c++", *_FLAGS, *processor]
-    about = "\n".join([*command, source.read_text()])
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or "~/.cache/torch_extensions"
-    folder = pathlib.Path(root).expanduser() / "score_lib_host"
-    path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            new = pathlib.Path(scratch, path.name)
-            output = {"check": True, "capture_output": True, "text": True}
-            subprocess.run([*command, os.fspath(source), "-o", os.fspath(new)], **output)
-            new.replace(path)
-    return os.fspath(path)
+
+    def make(folder: pathlib.Path) -> pathlib.Path:
+        new = folder / "library.so"
+        output = {"check": True, "capture_output": True, "text": True}
+        subprocess.run([*command, os.fspath(source), "-o", os.fspath(new)], **output)
+        return new
+
+    return kept("score_lib_host", "\n".join([*command, source.read_text()]), make)

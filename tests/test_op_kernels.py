@@ -12,6 +12,8 @@ import itertools
 import os
 import shutil
 import subprocess
+import time
+import types
 
 import pytest
 import torch
@@ -371,6 +373,27 @@ def test_failed_launches_are_errors(launched, monkeypatch):
     monkeypatch.setattr(dispatch, "DTYPES", (None,) * 7 + (torch.float32,))
     with pytest.raises(RuntimeError, match="upfirdn2d could not be launched"):
         dispatch.launch("upfirdn2d", torch.ones(1), *[None] * 3, *[1] * 12)
+
+
+@needs_compiler
+def test_a_compilation_that_was_killed_is_not_waited_for(tmp_path, monkeypatch):
+    """PyTorch waited without end for the lock that such a process had left."""
+    from torch.utils import cpp_extension, file_baton
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    folder = tmp_path / "score_lib_short"
+    folder.mkdir()
+    (folder / "lock").touch()
+    waiting = types.SimpleNamespace(time=time.time, sleep=lambda _: pytest.fail("it waits"))
+    monkeypatch.setattr(file_baton, "time", waiting)
+    source = tmp_path / "short.cpp"
+    names = "upfirdn2d", "leaky_relu", "probe"
+    functions = (f'extern "C" const char* {name}() {{ return "told"; }}\n' for name in names)
+    source.write_text("".join(functions))
+    assert build.compiled(source).probe(0) == b"told"
+    monkeypatch.setattr(cpp_extension, "load", lambda *_, **__: pytest.fail("compiled again"))
+    assert build.compiled(source).probe(0) == b"told"
+    assert sorted(path.suffix for path in folder.iterdir()) == ["", ".so"]
 
 
 def test_without_kernels_pytorch_computes_and_one_line_is_logged(
