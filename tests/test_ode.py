@@ -8,7 +8,7 @@ from scipy.integrate import solve_ivp
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sampling import get_adaptive_sampler
-from score_lib.base.ode import integrate
+from score_lib.base.ode import integrate, integrate_nodes
 from sde_lib import VPSDE
 
 
@@ -53,6 +53,36 @@ def test_same_steps_as_scipy(t0, t1, tolerance):
     torch.testing.assert_close(
         result.reshape(-1), torch.from_numpy(expected.y[:, -1]), rtol=1e-10, atol=1e-10
     )
+
+
+def test_the_first_step_is_no_hundred_times_the_first_guess():
+    """Where y decays by itself within a thousandth of the time that its slope is small for."""
+    options = {"rtol": 1e-5, "atol": 1e-5}
+    expected = solve_ivp(lambda t, y: -1000 * y, (0.0, 0.01), [1.0], **options)
+    y = torch.ones(1, 1, dtype=torch.float64)
+    result, evaluations = integrate(lambda t, y: -1000 * y, y, 0.0, 0.01, **options)
+    assert evaluations == expected.nfev
+    assert result.item() == pytest.approx(expected.y[0, -1], rel=1e-9)
+
+
+def test_nodes_are_exact_for_parabolas():
+    """All formulas are, also those for the values at which slopes are asked for."""
+    width, calls = 0.5, []
+
+    def slope(node, y):
+        calls.append((node, y.item()))
+        return torch.full_like(y, 1 + node * width - 2 * (node * width) ** 2)
+
+    def exact(node):
+        u = node * width
+        return 3 + u + u**2 / 2 - 2 / 3 * u**3
+
+    y, evaluations = integrate_nodes(slope, torch.full((1, 1), 3.0).double(), width, 6)
+    assert y.item() == pytest.approx(exact(6)) and evaluations == len(calls)
+    # The first slopes at nodes 1 and 2 are those at the ends of straight lines, of slope 1.
+    lines = [(0, 3), (1, 3 + width), (2, 3 + 2 * width)]
+    expected = lines + [(node, exact(node)) for node in (1, 2, 3, 4, 5, 6)]
+    assert calls == [(node, pytest.approx(value)) for node, value in expected]
 
 
 def test_exponential():

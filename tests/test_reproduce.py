@@ -74,6 +74,23 @@ def test_moments_without_a_group():
             torch.testing.assert_close(value, expected)
 
 
+def test_errors_are_of_all_samples_and_of_those_without_each_group():
+    """In float64, though features far from 0 come in float32."""
+    rng = np.random.default_rng(0)
+    known = torch.zeros(2).double() + 1000, torch.eye(2).double()
+    pool_3 = (1000 + 2 * rng.normal(size=(6, 2))).astype(np.float32)
+    logits = rng.normal(size=(6, 3)).astype(np.float32)
+    real = Statistics(mu=known[0].numpy(), sigma=known[1].numpy())
+    found = sampling_errors(real, Statistics(pool_3=pool_3, logits=logits), groups=3)
+    left = [np.arange(6) % 3 != k for k in range(3)]
+    for name, values in {
+        "fid": [distances.frechet_distance(known, distances.moments(pool_3[k])) for k in left],
+        "inception_score": [distances.inception_score(logits[k])[0] for k in left],
+    }.items():
+        # sqrt((G - 1) / G sum (value - mean)^2) of G = 3 equal groups.
+        assert found[f"{name}_standard_error"] == pytest.approx(2**0.5 * np.std(values), rel=1e-6)
+
+
 def test_errors_are_those_of_other_samples():
     """Beside the spread of the same distances of 200 other sets of samples."""
     rng = np.random.default_rng(0)

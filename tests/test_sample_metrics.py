@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import evaluation
+from score_lib.base.pairs import mean_over_pairs
 from score_lib.metrics.sliced import _Transport
+from score_lib.metrics.two_sample import two_sample
 
 
 def sliced(order):
@@ -133,6 +135,44 @@ def test_pairs_are_averaged_by_definition(block):
     assert found[0] == pytest.approx(expected, rel=1e-12) and found.bandwidth == 1.3
     whole = evaluation.squared_gaussian_mmd(x, y, bandwidth=1.3)
     assert found == pytest.approx(whole, rel=1e-10)
+
+
+# Values without effects: rows have the sum 0.  Of 4 examples in a ring, 4 pairs are +-1 and their
+# variance is 4 / (4 * 1 / 2) = 2; of 6, 12 pairs, with 12 / (6 * 3 / 2) = 4 / 3.
+RING_OF_4 = torch.tensor([[0, 1, 0, -1], [1, 0, -1, 0], [0, -1, 0, 1], [-1, 0, 1, 0]]).double()
+RING_OF_6 = torch.tensor([[(0, 1, -1, 0, -1, 1)[j - i] for j in range(6)] for i in range(6)])
+
+
+def test_errors_of_pairs_are_of_effects_and_rest():
+    effects = torch.tensor([0.0, 1.0, 2.0, 5.0]).double()  # of variance 14 / 3
+    rows = 2 * effects[:, None].expand(4, 4) + RING_OF_4
+    mean, error = mean_over_pairs(rows + torch.diag(effects * math.nan))
+    # 4 (14 / 3 - 2 / 2) / 4 of the effects, and 2 * 2 / (4 * 3) of the rest.
+    assert (mean.item(), error.item()) == pytest.approx((4.0, 2.0))
+    assert mean_over_pairs(RING_OF_4)[1].item() == pytest.approx(math.sqrt(1 / 3))
+
+
+@pytest.mark.parametrize("block", [4, 1 << 10])
+def test_the_error_of_a_distance_is_of_effects_and_rest(block):
+    """A kernel that is a table: constants, effects of 4 and 6 examples, and a rest."""
+    e, f = torch.tensor([-2.0, -1, 0, 3]), torch.tensor([1.0, 1, -3, 1])
+    g, h = torch.tensor([0.0, 4, -4, 1, 1, -2]), torch.tensor([2.0, -2, 1, -1, 3, -3])
+    table = 7 * torch.eye(10)  # an example with itself does not count
+    table[:4, :4] += 3 + e[:, None] + e + RING_OF_4
+    table[4:, 4:] += 5 + h[:, None] + h + RING_OF_6
+    signs = torch.tensor([1.0, -1, 1, -1])[:, None] * torch.tensor([1.0, 1, 1, -1, -1, -1])
+    table[:4, 4:] = 1 + f[:, None] + g + signs  # 24 / (3 * 5) of the rest
+    table[4:, :4] = table[:4, 4:].T
+
+    def kernel(a, b):
+        return table.double()[a.long(), b.long().T]
+
+    found = two_sample(*torch.arange(10.0)[:, None].split((4, 6)), kernel, block)
+    of_x = (e - f).var() - 2 / 2 - 8 / 5 / 6
+    of_y = (h - g).var() - 4 / 3 / 4 - 8 / 5 / 4
+    rest = 2 * 2 / (4 * 3) + 2 * (4 / 3) / (6 * 5) + 4 * (8 / 5) / (4 * 6)
+    variance = 4 * (of_x / 4 + of_y / 6) + rest
+    assert found == pytest.approx((3 + 5 - 2 * 1, math.sqrt(variance)), rel=1e-6)
 
 
 def mean_distance(mu, variance):

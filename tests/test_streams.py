@@ -384,6 +384,20 @@ def test_source_with_wrong_labels_is_refused(labels, said):
         next(iter(ImageStream(Wrong(), 4)))
 
 
+def test_labels_come_as_int64():
+    """As bytes they would be taken for a mask where they choose rows."""
+
+    class Bytes(Failing):
+        num_classes = 3
+
+        def read(self, numbers):
+            images = torch.zeros(len(numbers), 1, 2, 2, dtype=torch.uint8)
+            return images, torch.tensor([2, 1, 2, 0], dtype=torch.uint8)
+
+    labels = next(iter(ImageStream(Bytes(), 4)))["label"]
+    assert labels.dtype == torch.int64 and labels.tolist() == [2, 1, 2, 0]
+
+
 def test_options_out_of_range():
     source = numbered_source(8)
     for options, message in [
