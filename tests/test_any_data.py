@@ -287,6 +287,14 @@ def test_arrays_that_are_not_read_are_told(tmp_path, dataset, caplog):
     assert "the data are the array 'arr_0'; not read: arr_1, arr_2" in caplog.text
 
 
+def test_two_grey_levels_are_enough(tmp_path):
+    rows = np.arange(24).reshape(12, 2) % 3 % 2
+    np.save(tmp_path / "a.npy", rows)
+    config = config_of("vectors", tmp_path / "a.npy", data__levels=2, data__shape=(2,))
+    test = get_streams(config, evaluation=True)[1]
+    assert next(iter(test))["image"].tolist() == rows[9:10].tolist()
+
+
 def test_kinds_follow_shapes_and_names(tmp_path):
     for kind, shape in SHAPES.items():
         config = config_of(kind, tmp_path)

@@ -153,6 +153,16 @@ def test_draws_follow_the_published_distributions():
     assert abs((zoom * right).mean()) < 0.03 and abs((left * top).mean() - 0.25) < 0.02
 
 
+def test_changes_of_several_parameters_are_made_whole_and_others_apart():
+    _, labels = augment(torch.rand(4000, 1, 2, 2), 0.5, generator())
+    turned, stretched, shifted = (labels[:, k : k + 2] != 0 for k in (3, 5, 7))
+    for made in (turned, stretched, shifted):
+        assert torch.equal(made[:, 0], made[:, 1])
+    changes = [labels[:, :1] != 0, labels[:, 1:2] != 0, labels[:, 2:3] != 0]
+    made = torch.cat([*changes, turned[:, :1], stretched[:, :1], shifted[:, :1]], 1).double()
+    assert made.T.corrcoef().fill_diagonal_(0).abs().max() < 0.06
+
+
 def test_mirroring_alone():
     """Without probability of the others, half of the images are mirrored, and the network told."""
     images = torch.rand(1000, 1, 3, 4)

@@ -126,6 +126,8 @@ def test_arrays_are_resized_and_levels_kept(tmp_path):
     found = open_images(tmp_path / "a.npy")[2].sources["train"].images(range(3))
     expected = preprocess.fit(torch.from_numpy(images).permute(0, 3, 1, 2), 8, 8)
     assert torch.equal(found, expected)
+    np.save(tmp_path / "white.npy", np.full((3, 20, 30, 3), 255, np.uint8))
+    assert (open_images(tmp_path / "white.npy")[2].sources["train"].images(range(3)) == 255).all()
     np.save(tmp_path / "b.npy", images[:, :8, :8] // 16)
     assert open_images(tmp_path / "b.npy", levels=16)[2].levels == 16
     with pytest.raises(DataError, match=r"data.levels=15 allows 0 to 14"):

@@ -289,6 +289,12 @@ def test_sums_are_in_double_precision(dtype):
     assert evaluation.sample_metrics(x, y) == evaluation.sample_metrics(x.double(), y.double())
 
 
+def test_distances_far_from_0_are_exact_to_the_rounding_of_the_values():
+    x, y = normal(300, 4, seed=1), normal(200, 4, seed=2)
+    far, near = (evaluation.energy_distance(x + at, y + at) for at in (1e5, 0))
+    assert far == pytest.approx(near, rel=1e-8)
+
+
 @pytest.mark.parametrize("name", DISTANCES)
 def test_wrong_samples_are_refused(name):
     x = normal(9, 4, seed=1)
