@@ -295,6 +295,15 @@ def test_two_grey_levels_are_enough(tmp_path):
     assert next(iter(test))["image"].tolist() == rows[9:10].tolist()
 
 
+@pytest.mark.parametrize("kind", ["series", "points"])
+def test_only_images_are_mirrored(kind, tmp_path):
+    """Whatever the option says, whose default is to mirror: a series would run backwards."""
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(20, *SHAPES[kind])))
+    options = {"data__dataset": "ARRAYS", "data__random_flip": True}
+    config = config_of(kind, tmp_path / "a.npy", **options)
+    assert not get_streams(config)[0].random_flip
+
+
 def test_kinds_follow_shapes_and_names(tmp_path):
     for kind, shape in SHAPES.items():
         config = config_of(kind, tmp_path)
