@@ -36,8 +36,6 @@ MODES: dict[str, Callable] = {
     "export": lambda lib: lib.export(FLAGS.config, FLAGS.workdir),
     "train_dequantizer": lambda lib: lib.train_dequantizer(FLAGS.config, FLAGS.workdir),
 }
-# Options that may differ between machines: the data are compared themselves.
-_PLACES = "data.path", "data.data_dir"
 # Options that take less memory, by mode.
 _LESS_MEMORY = {
     "train": "a smaller training.batch_size, a larger training.grad_accumulation, with which "
@@ -189,6 +187,7 @@ def run_mode() -> None:
     from score_lib.base.devices import resolve_device
     from score_lib.base.memory import keep_freed_memory
     from score_lib.options import complete, flatten
+    from score_lib.runs.history import OF_A_MACHINE
 
     config = complete(FLAGS.config)
     device = resolve_device(config.device)
@@ -196,10 +195,9 @@ def run_mode() -> None:
         keep_freed_memory()
         settle_threads()
     options = {"--mode": FLAGS.mode, "--eval_folder": FLAGS.eval_folder, **flatten(config)}
-    for place in _PLACES:
-        options.pop(place)
+    shared = {name: value for name, value in options.items() if name not in OF_A_MACHINE}
     with distributed.joined(device):
-        distributed.check_same(options)
+        distributed.check_same(shared)
         MODES[FLAGS.mode](run_lib)
 
 

@@ -348,7 +348,8 @@ def started_apart(*changes):
 
 def test_processes_with_different_options_are_refused():
     """They trained on other batches, or waited for steps that the others did not make."""
-    changes = {"seed": 1, "data__path": "/a"}, {"seed": 2, "data__path": "/b"}
+    of_machines = {"data__path": "/a", "data__num_workers": 1}, {"data__path": "/b"}
+    changes = [{"seed": seed, **own} for seed, own in zip((1, 2), of_machines, strict=True)]
     for refused in together(2, started_apart, *changes):
         assert str(refused).endswith("(seed is 1 or 2): start all of them by the same command")
 

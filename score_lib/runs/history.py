@@ -58,6 +58,8 @@ _OF_THE_STATE = _OF_THE_OUTPUT | {"data.category", "data.dataset", "data.key", "
 # other values.
 _OF_THE_DATA = ("dataset", "category", "key")
 PLACES_OF_DATA = ("path", "data_dir", "tfrecords_path")
+# Options that each machine of a run may have for itself.
+OF_A_MACHINE = {"device", "data.num_workers", *(f"data.{name}" for name in PLACES_OF_DATA)}
 _OF_THE_EXAMPLES = {"data.background", "data.levels", "data.range", "data.split"}
 _OF_THE_SHAPE = {"data.image_size", "data.image_width", "data.shape"}
 _FREE = {
