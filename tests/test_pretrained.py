@@ -2,8 +2,11 @@
 
 import importlib
 import logging
+import socket
 import sys
+import types
 import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from networks import fill_weights
 
 import evaluation
 from evaluation import Extractor
-from score_lib.metrics import fidelity
+from score_lib.metrics import fidelity, inception
 from score_lib.metrics.fidelity import import_torchvision
 from score_lib.metrics.inception import FidelityInception
 from score_lib.metrics.pretrained import CLIP, DINOv2
@@ -112,6 +115,26 @@ def test_downloaded_weights_are_downloaded_once(tmp_path, monkeypatch):
     paths = [fidelity.weights_file("", "https://example.org/w.pth", "X") for _ in range(2)]
     assert paths == [tmp_path / "checkpoints" / "w.pth"] * 2
     assert calls == ["https://example.org/w.pth"]
+
+
+@pytest.mark.parametrize("by", ["PyTorch", "TensorFlow Hub"])
+def test_a_server_that_says_nothing_is_told(by, tmp_path, monkeypatch):
+    """It was waited for without end."""
+    monkeypatch.setattr(fidelity, "SILENCE", 0.1)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/w.pth"
+        if by == "PyTorch":
+            load, said = lambda: fidelity.weights_file("", url, "X"), "cannot be downloaded"
+        else:  # downloads as PyTorch does
+            hub = types.SimpleNamespace(load=urllib.request.urlopen)
+            tensorflow = types.SimpleNamespace(errors=types.SimpleNamespace(OpError=OSError))
+            monkeypatch.setattr(inception, "_hub", lambda: hub)
+            monkeypatch.setattr(inception, "_tensorflow", lambda: tensorflow)
+            load, said = lambda: inception._hub_model(url), "cannot be loaded"
+        with pytest.raises(OSError, match=rf"{said} from http.*timed out"):
+            load()
+    assert socket.getdefaulttimeout() is None
 
 
 OWN = """

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import logging
 import pathlib
+import socket
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from score_lib.disk.files import printable
 
+SILENCE = 30.0  # seconds to wait for a server
 # Operators are forgotten together with the library object that declared them.
 _LIBRARIES: list[torch.library.Library] = []
 
@@ -59,6 +61,18 @@ def optional(module: str, extractor: str, package: str, install: str):
         ) from error
 
 
+@contextlib.contextmanager
+def answered() -> Iterator[None]:
+    """Context in which a server that says nothing for `SILENCE` is an error, an OSError: libraries
+    that download by themselves wait for it without end."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def downloaded(url: str, name: str) -> pathlib.Path:
     """The file of weights from a URL, in PyTorch's hub folder; it is downloaded if it is missing.
 
@@ -74,7 +88,8 @@ def downloaded(url: str, name: str) -> pathlib.Path:
     logging.info("downloading the %s weights to %s", name, path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), progress=False)
+        with answered():
+            torch.hub.download_url_to_file(url, str(path), progress=False)
     except OSError as error:
         raise OSError(
             f"the {name} weights cannot be downloaded from {url} to {path} ({error}): copy "

@@ -18,7 +18,14 @@ from torch import Tensor
 from score_lib.disk.files import file_digest, printable
 from score_lib.disk.records import load_verified
 from score_lib.metrics.extractors import Extractor, as_rgb, register_extractor
-from score_lib.metrics.fidelity import exact, fidelity, optional, weights_file, weights_of
+from score_lib.metrics.fidelity import (
+    answered,
+    exact,
+    fidelity,
+    optional,
+    weights_file,
+    weights_of,
+)
 
 TFGAN_URL = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 INCEPTION_V3_URL = "https://tfhub.dev/google/imagenet/inception_v3/feature_vector/4"
@@ -173,7 +180,8 @@ def _hub_outputs(model: Callable, inceptionv3: bool, images: Tensor) -> dict[str
 
 def _hub_model(handle: str):
     try:
-        return _hub().load(handle)
+        with answered():
+            return _hub().load(handle)
     except (OSError, ValueError, RuntimeError, _tensorflow().errors.OpError) as error:
         reason = printable(" ".join(str(error).split()), 200)
         raise OSError(
