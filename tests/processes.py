@@ -18,7 +18,7 @@ def together(world, function, *arguments):
     An exception is returned in place of a value; a process that ends itself gives its exit code.
     """
     context = multiprocessing.get_context("fork")
-    port = _free_port()
+    port = free_port()
     ends = []
     for rank in range(world):
         ours, theirs = context.Pipe(duplex=False)
@@ -31,7 +31,8 @@ def together(world, function, *arguments):
     return [_outcome(*end) for end in ends]
 
 
-def _free_port():
+def free_port():
+    """A port of this machine that nobody listens to."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]

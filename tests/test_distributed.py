@@ -1,7 +1,9 @@
 """Several processes give the results of one."""
 
 import atexit
+import datetime
 import json
+import multiprocessing
 import os
 import pathlib
 import re
@@ -14,7 +16,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from processes import together
+from processes import free_port, together
 from small_runs import few_digits, logged, small_config
 from torch.distributed.fsdp import fully_shard
 
@@ -479,6 +481,42 @@ def test_who_loses_another_process_says_so_in_a_sentence():
     assert isinstance(error, OSError) and code == 3
     assert str(error).startswith("another process of this run is gone")
     assert "\n" not in str(error)
+
+
+@pytest.fixture
+def alone_of_two(monkeypatch):
+    """Others of the run never come."""
+    port = str(free_port())
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+
+
+def meet():
+    on_cpu = distributed.joined(torch.device("cpu"))
+    with preemption.StopSignals() as stop, stop.at_once(), on_cpu:
+        pass
+
+
+def test_processes_that_never_come_are_told(alone_of_two, monkeypatch):
+    monkeypatch.setattr(distributed, "ARRIVAL", datetime.timedelta(seconds=0.2))
+    with pytest.raises(OSError, match=r"127.0.0.1:\d+; if it has no others, unset RANK \(") as told:
+        meet()
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_wait_for_processes(number, alone_of_two):
+    """Python had no chance to handle it."""
+    process = multiprocessing.get_context("fork").Process(target=meet)
+    process.start()
+    try:
+        time.sleep(0.3)
+        os.kill(process.pid, number)
+        process.join(5)
+        assert process.exitcode == -number
+    finally:
+        process.kill()
 
 
 def test_statistics_are_those_of_one_process(evaluated, options, tmp_path):

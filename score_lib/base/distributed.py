@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import gc
 import inspect
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from score_lib.base.preemption import deadly
 from score_lib.base.tensors import derive_seed
 
 T = TypeVar("T")
@@ -27,6 +29,8 @@ R = TypeVar("R")
 # Timeout of collectives.  Other processes may be a whole round of an evaluation behind; a process
 # that died is noticed at once, by its connection and by torchrun.
 PATIENCE = datetime.timedelta(hours=12)
+# Until all processes of a run have started.
+ARRIVAL = datetime.timedelta(minutes=30)
 
 # References to every group joined.  Otherwise a DistributedDataParallel may hold the last one, and
 # freeing both at once can deadlock on the GIL.
@@ -73,17 +77,23 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 def _meet(backend: str) -> None:
+    where = ":".join(os.environ.get(key, "?") for key in ("MASTER_ADDR", "MASTER_PORT"))
+    logging.info("meeting the other processes of this run at %s", where)
     try:
-        store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
-        # When torchrun starts all processes again it keeps the store, with dead ones' addresses.
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
-        # Or the first, which keeps the store, could refuse its work and leave while others arrive.
-        barrier()
+        with deadly():
+            store, rank, world = next(dist.rendezvous("env://", timeout=ARRIVAL))
+            # When torchrun starts all processes again it keeps the store, with addresses of dead
+            # ones.
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            options = {"store": store, "rank": rank, "world_size": world, "timeout": PATIENCE}
+            dist.init_process_group(backend, **options)
+            # Or the first, which keeps the store, could refuse its work and leave while others
+            # arrive.
+            barrier()
     except RuntimeError as error:
-        where = ":".join(os.environ.get(key, "?") for key in ("MASTER_ADDR", "MASTER_PORT"))
         raise OSError(
-            f"the other processes of this run cannot be reached at {where}: {error}"
+            f"the other processes of this run cannot be reached at {where}; if it has no others, "
+            f"unset RANK ({str(error).splitlines()[0]})"
         ) from error
 
 

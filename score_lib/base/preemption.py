@@ -106,6 +106,23 @@ def held() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def deadly() -> Iterator[None]:
+    """Context in which signals to stop, and Ctrl-C, end this process by their default action: for a
+    long wait in a library that lets Python handle none of them, and leaves nothing half done."""
+    handlers = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
+    if None in handlers.values() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    for number in handlers:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def born_deaf() -> Iterator[None]:
     """Context in whose new processes signals to stop are blocked, also while they import."""
     if not hasattr(signal, "pthread_sigmask"):
