@@ -160,6 +160,18 @@ def test_a_signal_ends_the_wait_for_data(undisturbed, tmp_path, monkeypatch):
     assert_same_weights(tmp_path, undisturbed)
 
 
+def test_a_signal_ends_the_look_at_the_data(tmp_path, monkeypatch):
+    def stuck(run, source):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        pytest.fail("it goes on")
+
+    monkeypatch.setattr("score_lib.runs.train.standardize", stuck)
+    with pytest.raises(Preempted):
+        run_lib.train(small_config(), tmp_path)
+    assert not (tmp_path / "checkpoints-meta").exists()
+
+
 @pytest.mark.slow
 def test_what_is_logged_changes_nothing(undisturbed, tmp_path):
     """Evaluating and sampling at other steps leaves the weights as they are."""

@@ -87,7 +87,8 @@ def train(config, workdir: str | os.PathLike) -> None:
         # Last, so that a mistake in any of the above changes no file.
         distributed.on_main(lambda: stack.enter_context(locked(workdir)))
         resumed = resume(run, workdir)
-        standardize(run, streams[0].source)
+        with stop.at_once():
+            standardize(run, streams[0].source)
         applied = apply_settings(run.config, run.state)
         log = SilentLog()
         if distributed.is_main():
@@ -429,10 +430,8 @@ class Training:
 
 
 def waiting_for_data(stop: StopSignals) -> contextlib.AbstractContextManager:
-    """Context for a step's batch, which may never come: a request to stop is followed at once.
-
-    Of several processes, each makes one more step, by which it tells the others of the request.
-    """
+    """Context for a step's batch, which may never come: a request to stop is followed at once; not
+    of several processes, where each makes one more step, by which it tells the others of it."""
     return stop.at_once() if distributed.world() == 1 else contextlib.nullcontext()
 
 
