@@ -162,7 +162,7 @@ def test_held_out_images_below_the_first_folders_are_not_trained_on(tmp_path, fo
 
 
 def test_classes_are_numbered_in_natural_order(tmp_path):
-    names = [*map(str, range(12)), "a9", "a10", "b"]
+    names = [*map(str, range(12)), "a9", "a10", "a10-9", "a10-10", "b"]
     for name in names:
         save_image(tmp_path, f"{name}/x.png", np.full((8, 8, 3), names.index(name), np.uint8))
     _, _, info = open_images(tmp_path)

@@ -74,16 +74,16 @@ def test_nodes_are_exact_for_parabolas():
 
     def slope(node, y):
         calls.append((node, y.item()))
-        return torch.full_like(y, 2 + node * width - 3 * (node * width) ** 2)
+        return torch.full_like(y, 2 + 3 * node * width - (node * width) ** 2)
 
     def exact(node):
         u = node * width
-        return 3 + 2 * u + u**2 / 2 - u**3
+        return 3 + 2 * u + 3 / 2 * u**2 - u**3 / 3
 
     y, evaluations = integrate_nodes(slope, torch.full((1, 1), 3.0).double(), width, 6)
     assert y.item() == pytest.approx(exact(6)) and evaluations == len(calls)
     # The first slopes at nodes 1 and 2 are those at the ends of straight lines.
-    lines = [(0, 3), (1, 3 + width * 2), (2, 3 + 2 * width * 1.75)]
+    lines = [(0, 3), (1, 3 + width * 2), (2, 3 + 2 * width * 3.25)]
     expected = lines + [(node, exact(node)) for node in (1, 2, 3, 4, 5, 6)]
     assert calls == [(node, pytest.approx(value)) for node, value in expected]
 
