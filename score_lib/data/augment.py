@@ -103,8 +103,8 @@ def _sources(changes: Tensor, height: int, width: int) -> Tensor:
     back = _turn(-angle) @ along @ _turn(-direction) / 2 ** (_SCALE * zoom[:, None, None])
     # From pixels about the centre to coordinates of which a side has 2.
     # Filled in on the device: a list that is copied there would wait for it at each batch.
-    half = torch.stack([changes.new_full((), side / 2) for side in (width, height)])
-    back = back * half / half[:, None]
+    sides = torch.stack([changes.new_full((), side) for side in (width, height)])
+    back = back * sides / sides[:, None]
     shift = 2 * _SHIFT * torch.stack([right, down], 1)
     return torch.cat([back, -back @ shift[:, :, None]], 2)
 

@@ -142,8 +142,6 @@ def to_bytes(image, where: str, channels: int, pixels: Pixels) -> Tensor:
         )
     if channels != 4:
         image = _opaque(image, where, pixels.background)
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # without a loss or a warning
     array = np.array(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
     if channels == 4 and pixels.fewer_levels:
         raise Unsuited(
