@@ -1,6 +1,7 @@
 """Statistics of images, their files, and noise levels that suit a data set."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -308,6 +309,21 @@ def test_rows_by_class_keep_their_order_within_it():
     rows = np.arange(18, dtype=np.float32).reshape(6, 3)
     stats = some_statistics(pool_3=rows, logits=None, labels=np.array([1, 0, 2, 0, 1, 2]))
     assert np.array_equal(stats.by_class().pool_3, rows[[1, 3, 0, 4, 2, 5]])
+
+
+def test_statistics_keep_the_record_of_their_features():
+    """Names of classes, above all: without them other classes of the same number are compared."""
+    extractor = types.SimpleNamespace(name="digits", resize="none", digest="9f31")
+    labels, spatial = torch.tensor([2, 0, 1, 0]), torch.randn(4, 3)
+    names = class_text({"cat": 0, "dog": 1})
+    found = evaluation.Statistics.of(
+        extractor, torch.randn(4, 2), None, "pets", labels, spatial, "aa", names
+    )
+    assert found.made_by() == "'digits' (weights 9f31, resize: none)"
+    assert (found.dataset, found.pixels, found.classes) == ("pets", "aa", names)
+    assert found.labels.tolist() == [2, 0, 1, 0]
+    assert found.mu_s == pytest.approx(spatial.mean(0).numpy(), abs=1e-6)
+    assert found.sigma_s == pytest.approx(spatial.T.cov().numpy(), abs=1e-6)
 
 
 def test_other_classes_of_the_same_number_are_not_compared(tmp_path, caplog):

@@ -405,6 +405,7 @@ def test_options_out_of_range():
         ({"batch_size": 0}, "a batch of 0 cannot"),
         ({"batch_size": 2, "world": 3}, "a batch of 2 cannot be shared by 3"),
         ({"as_uint8": True, "random_flip": True}, "as_uint8"),
+        ({"as_uint8": True, "dequantize": True}, "as_uint8"),
     ]:
         with pytest.raises(ValueError, match=message):
             ImageStream(source, **{"batch_size": 4, **options})
