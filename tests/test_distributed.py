@@ -506,14 +506,22 @@ def test_processes_that_never_come_are_told(alone_of_two, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_wait_for_processes(number, alone_of_two):
+def test_a_signal_ends_the_wait_for_processes(number, alone_of_two, monkeypatch):
     """Python had no chance to handle it."""
-    process = multiprocessing.get_context("fork").Process(target=meet)
+    forked, rendezvous = multiprocessing.get_context("fork"), distributed.dist.rendezvous
+    begun = forked.Event()
+
+    def begin(*arguments, **options):
+        begun.set()
+        return rendezvous(*arguments, **options)
+
+    monkeypatch.setattr(distributed.dist, "rendezvous", begin)
+    process = forked.Process(target=meet)
     process.start()
     try:
-        time.sleep(0.3)
+        assert begun.wait(30)
         os.kill(process.pid, number)
-        process.join(5)
+        process.join(30)
         assert process.exitcode == -number
     finally:
         process.kill()
