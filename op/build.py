@@ -80,7 +80,7 @@ def compiled(source: str | os.PathLike) -> ctypes.CDLL:
     about = torch.__version__, str(torch.version.cuda), made_for, *CUDA_FLAGS
     text = pathlib.Path(source).read_text()
     library = ctypes.CDLL(kept(name, "\n".join([*about, text]), make))
-    for name, arguments in _FUNCTIONS.items():
-        function = getattr(library, name)
+    for symbol, arguments in _FUNCTIONS.items():
+        function = getattr(library, symbol)
         function.argtypes, function.restype = arguments, ctypes.c_char_p
     return library

@@ -8,15 +8,18 @@ import multiprocessing
 import os
 import pathlib
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 from absl import flags
 
 from configs.defaults import load
 from datasets import get_streams
+from score_lib.data.stream import ImageStream
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -153,3 +156,17 @@ def run_program(argv):
         delattr(flags.FLAGS, flag.name)
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")
+
+
+def stop_in_the_wait_for_data(monkeypatch, after):
+    """A batch that does not come after so many, and a signal meanwhile."""
+    batches = ImageStream._batches
+
+    def stuck(self, start):
+        for count, batch in enumerate(batches(self, start)):
+            if count == after:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(2)
+            yield batch
+
+    monkeypatch.setattr(ImageStream, "_batches", stuck)

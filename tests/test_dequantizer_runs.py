@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import shutil
-import signal
 import time
 
 import numpy as np
@@ -12,7 +11,15 @@ import pytest
 import torch
 from processes import together
 from recorder import Recorder
-from small_runs import ROOT, SMALL, dotted, run_forked, small_config, start_forked
+from small_runs import (
+    ROOT,
+    SMALL,
+    dotted,
+    run_forked,
+    small_config,
+    start_forked,
+    stop_in_the_wait_for_data,
+)
 from test_wiring import recording
 
 import run_lib
@@ -20,6 +27,7 @@ from likelihood import bits_per_dim, get_elbo_fn
 from sampling import SampleNoise
 from score_lib.base.preemption import Preempted
 from score_lib.base.tensors import derive_seed
+from score_lib.data.sources import DataError
 from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import read_checkpoint, save_checkpoint
 from score_lib.runs.dequantizer import DEQUANTIZER, get_dequantization
@@ -114,22 +122,26 @@ def test_a_training_that_stops_and_resumes_equals_one_that_does_not(folder, trai
 
 
 def test_a_signal_ends_the_wait_for_data(folder, trained, monkeypatch):
-    batches = ImageStream._batches
-
-    def stuck(self, start):
-        for count, batch in enumerate(batches(self, start)):
-            if count == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(2)
-            yield batch
-
-    monkeypatch.setattr(ImageStream, "_batches", stuck)
+    stop_in_the_wait_for_data(monkeypatch, after=3)
     with pytest.raises(Preempted):
         run_lib.train_dequantizer(settings(), folder)
     assert read_checkpoint(folder / DEQUANTIZER)["step"] == 3
     monkeypatch.undo()
     run_lib.train_dequantizer(settings(), folder)
     assert_same_training(folder, trained)
+
+
+def test_what_was_trained_before_data_that_cannot_be_read_is_saved(folder, monkeypatch):
+    batches = ImageStream._batches
+
+    def broken(self, start):
+        yield from itertools.islice(batches(self, start), 3)
+        raise DataError("image 7 is broken")
+
+    monkeypatch.setattr(ImageStream, "_batches", broken)
+    with pytest.raises(DataError, match="image 7 is broken"):
+        run_lib.train_dequantizer(settings(), folder)
+    assert read_checkpoint(folder / DEQUANTIZER)["step"] == 3
 
 
 def test_a_damaged_checkpoint_displaces_no_predecessor(trained, tmp_path):

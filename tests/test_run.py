@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_runs import SMALL, command, logged, run, run_forked, small_config
+from small_runs import (
+    SMALL,
+    command,
+    logged,
+    run,
+    run_forked,
+    small_config,
+    stop_in_the_wait_for_data,
+)
 from torch.nn import GroupNorm
 
 import run_lib
@@ -21,7 +29,6 @@ from models.ema import ExponentialMovingAverage
 from sampling import get_sampling_fn
 from score_lib.base.preemption import Preempted
 from score_lib.data.sources import DataError
-from score_lib.data.stream import ImageStream
 from score_lib.disk.checkpoints import read_checkpoint
 
 
@@ -142,16 +149,7 @@ def test_an_image_that_cannot_be_read_costs_no_step(name, tmp_path, monkeypatch)
 
 def test_a_signal_ends_the_wait_for_data(undisturbed, tmp_path, monkeypatch):
     """Data that never came kept a run from ending."""
-    batches = ImageStream._batches
-
-    def stuck(self, start):
-        for count, batch in enumerate(batches(self, start)):
-            if count == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(2)
-            yield batch
-
-    monkeypatch.setattr(ImageStream, "_batches", stuck)
+    stop_in_the_wait_for_data(monkeypatch, after=3)
     with pytest.raises(Preempted):
         run_lib.train(small_config(), tmp_path)
     assert read_checkpoint(tmp_path / "checkpoints-meta/checkpoint.pth")["step"] == 3

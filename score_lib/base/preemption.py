@@ -5,7 +5,7 @@ import ctypes
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -88,38 +88,36 @@ def held() -> Iterator[None]:
     lost.
     Processes that are forked here ignore these signals until they handle them themselves.
     """
-    numbers = (*SIGNALS, signal.SIGINT)
     arrived = []
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    if None in handlers.values() or threading.current_thread() is not threading.main_thread():
-        yield  # they are not Python's, or not this thread's, to listen to
-        return
-    for number in numbers:
-        signal.signal(number, lambda number, frame: arrived.append(number))
     try:
-        yield
+        with _handled(lambda number, frame: arrived.append(number)):
+            yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         for number in dict.fromkeys(arrived):
             signal.raise_signal(number)
 
 
-@contextlib.contextmanager
-def deadly() -> Iterator[None]:
+def deadly() -> contextlib.AbstractContextManager:
     """Context in which signals to stop, and Ctrl-C, end this process by their default action: for a
     long wait in a library that lets Python handle none of them, and leaves nothing half done."""
-    handlers = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
-    if None in handlers.values() or threading.current_thread() is not threading.main_thread():
+    return _handled(signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable | signal.Handlers) -> Iterator[None]:
+    """Context with this handler of signals to stop and Ctrl-C, if they are Python's, and this
+    thread's, to listen to."""
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
+    if None in before.values() or threading.current_thread() is not threading.main_thread():
         yield
         return
-    for number in handlers:
-        signal.signal(number, signal.SIG_DFL)
+    for number in before:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from models.precision import matmul_precision
 from score_lib.base import distributed
 from score_lib.base.preemption import Preempted, StopSignals
 from score_lib.base.tensors import derive_seed, seeded
+from score_lib.data.sources import DataError
 from score_lib.data.stream import ImageStream
 from score_lib.dequantization import (
     Dequantization,
@@ -225,7 +226,8 @@ class Training:
         Raises:
             OSError: a file cannot be written.
             FloatingPointError: the loss or a weight is not finite.
-            Preempted: a signal asked to stop, and a checkpoint of the last step was written.
+            Preempted, DataError: a signal asked to stop, or no batch can be read; a checkpoint of
+                the last step was written.
         """
         state, options = self.state, self.run.config.training
         last = self.run.config.dequantizer.n_iters
@@ -272,7 +274,7 @@ class Training:
         try:
             with waiting_for_data(self.stop):
                 return next(self.batches)
-        except Preempted:
+        except (Preempted, DataError):
             if self.state["step"] > self.begun:
                 self._save(self.run.config.training.keep_meta_checkpoints)
             raise
